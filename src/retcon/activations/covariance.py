@@ -1,0 +1,278 @@
+"""C = E[k kᵀ]: uncentred second moments of the keys of ordinary text, for many layers at once.
+
+One pass over the corpus serves every layer that is asked for and ends at the deepest. Sums are
+kept in float64; they merge by addition, so a corpus can be read in parts and a pass that was cut
+off goes on where it stopped. What is cached is keyed by everything that changes the value.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from jaxtyping import Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retcon.activations.self_corpus import SelfCorpus
+from retcon.data.corpus import Corpus, parse_corpus
+from retcon.errors import NotFinite, SingularCovariance
+from retcon.model import hooks
+from retcon.model.handle import ModelHandle
+from retcon.model.tokens import by_length
+from retcon.progress import Progress, silent
+from retcon.storage import cache_folder, write_whole
+
+_FORMAT = 1
+# Tokens in one forward pass, and passes between two savings of the running sums.
+_PASS_TOKENS = 2048
+_PASSES_PER_SAVE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentOptions:
+    """Which text C is read from, and how much of it.
+
+    corpus: `self`, a file, or `hub:…`. corpus_tokens: how many tokens; 0 takes
+    `tokens_per_dimension` times d_in. corpus_seed: of the sampling of `self`. document_tokens:
+    longer documents are cut there. jitter: added to C's diagonal, relative to its mean: dead
+    units would make C singular otherwise.
+    """
+
+    corpus: str = "self"
+    corpus_tokens: int = 0
+    tokens_per_dimension: int = 20
+    corpus_seed: int = 0
+    document_tokens: int = 128
+    jitter: float = 1e-8
+
+    def tokens(self, d_in: int) -> int:
+        """How many tokens to read for a layer of this width."""
+        return self.corpus_tokens or self.tokens_per_dimension * d_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondMoment:
+    """A sum of k kᵀ and how many keys it holds. Two of one layer add up to that of both texts."""
+
+    total: Float64[Tensor, "d_in d_in"]
+    tokens: int
+
+    @property
+    def mean(self) -> Float64[Tensor, "d_in d_in"]:
+        """C."""
+        return self.total / self.tokens
+
+    def merge(self, other: "SecondMoment") -> "SecondMoment":
+        """The second moment over both texts."""
+        return SecondMoment(total=self.total + other.total, tokens=self.tokens + other.tokens)
+
+
+def collect_moments(
+    handle: ModelHandle,
+    texts: Iterator[str],
+    layers: Sequence[int],
+    *,
+    tokens: int,
+    document_tokens: int,
+    progress: Progress = silent,
+    resume: Path | None = None,
+) -> dict[int, SecondMoment]:
+    """Read at least `tokens` tokens of the texts, or all, and sum k kᵀ at each layer.
+
+    Every token counts, the first of a document too. resume: a file that keeps the running sums,
+    and from which a pass that was cut off continues.
+
+    Raises:
+        NotFinite: NaN or infinity in an activation.
+    """
+    sums = _Sums.start(handle, layers, resume)
+    modules = {layer: handle.site(layer).module for layer in layers}
+    deepest = modules[max(layers)]
+    for number, batch in enumerate(_passes(handle, texts, document_tokens, tokens)):
+        if number < sums.passes:
+            continue
+        progress("collecting second moments", min(sums.tokens, tokens), tokens)
+        padded = handle.tokens.pad(batch)
+        mask = padded.attention_mask.bool().to(handle.device)
+
+        def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
+            keys = x[mask]
+            sums.total[layer] += (keys.mT @ keys).double().cpu()
+
+        with hooks.read_inputs(modules, keep):
+            hooks.run_until(
+                deepest,
+                lambda padded=padded: handle.model(
+                    input_ids=padded.input_ids.to(handle.device),
+                    attention_mask=padded.attention_mask.to(handle.device),
+                    use_cache=False,
+                ),
+            )
+        sums.tokens += int(mask.sum())
+        sums.passes = number + 1
+        if resume is not None and sums.passes % _PASSES_PER_SAVE == 0:
+            sums.save(resume)
+    progress("collecting second moments", tokens, tokens)
+    return sums.finish(handle)
+
+
+def load_moments(
+    handle: ModelHandle,
+    layers: Sequence[int],
+    options: MomentOptions,
+    progress: Progress = silent,
+) -> dict[int, SecondMoment]:
+    """Second moments of the given layers: from the cache, or collected in one pass and cached.
+
+    Raises:
+        SingularCovariance: the corpus has fewer tokens than the matrix has input dimensions.
+    """
+    widest = max(handle.site(layer).d_in for layer in layers)
+    tokens = options.tokens(widest)
+    corpus: Corpus = (
+        SelfCorpus(
+            handle=handle,
+            tokens=tokens,
+            seed=options.corpus_seed,
+            document_tokens=options.document_tokens,
+            progress=progress,
+        )
+        if options.corpus == "self"
+        else parse_corpus(options.corpus)
+    )
+    what = _key(handle, corpus, tokens, options.document_tokens)
+    folder = cache_folder() / "moments" / what
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / "lock")):
+        found = {layer: _load(folder / f"layer-{layer}.safetensors") for layer in layers}
+        missing = [layer for layer, moment in found.items() if moment is None]
+        if missing:
+            resume = folder / f"partial-{'-'.join(map(str, missing))}.safetensors"
+            collected = collect_moments(
+                handle,
+                corpus.texts(),
+                missing,
+                tokens=tokens,
+                document_tokens=options.document_tokens,
+                progress=progress,
+                resume=resume,
+            )
+            for layer, moment in collected.items():
+                _check_size(handle, layer, moment, options)
+                _save(folder / f"layer-{layer}.safetensors", moment)
+                found[layer] = moment
+            resume.unlink(missing_ok=True)
+    return {layer: moment for layer, moment in found.items() if moment is not None}
+
+
+def _passes(
+    handle: ModelHandle, texts: Iterator[str], document_tokens: int, tokens: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Tokenised documents in batches of similar length, until there are enough tokens."""
+    window: list[tuple[int, ...]] = []
+    seen = 0
+    for text in texts:
+        window.append(handle.tokens.encode(text)[:document_tokens])
+        seen += len(window[-1])
+        full = sum(len(document) for document in window) >= 16 * _PASS_TOKENS
+        if full or seen >= tokens:
+            for group in by_length([len(document) for document in window], _PASS_TOKENS):
+                yield [window[i] for i in group]
+            window = []
+        if seen >= tokens:
+            return
+    for group in by_length([len(document) for document in window], _PASS_TOKENS):
+        yield [window[i] for i in group]
+
+
+@dataclass
+class _Sums:
+    """Running sums of a pass, and how far it has come."""
+
+    total: dict[int, Tensor]
+    tokens: int = 0
+    passes: int = 0
+
+    @classmethod
+    def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
+        if resume is not None and resume.exists():
+            with safe_open(resume, framework="pt") as stream:
+                about = json.loads(stream.metadata()["retcon"])
+                total = {layer: stream.get_tensor(str(layer)) for layer in layers}
+            return cls(total, about["tokens"], about["passes"])
+        widths = {layer: handle.site(layer).d_in for layer in layers}
+        return cls({layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in widths.items()})
+
+    def save(self, path: Path) -> None:
+        about = {"retcon": json.dumps({"tokens": self.tokens, "passes": self.passes})}
+        tensors = {str(layer): total for layer, total in self.total.items()}
+        write_whole(path, lambda work: save_file(tensors, work, about))
+
+    def finish(self, handle: ModelHandle) -> dict[int, SecondMoment]:
+        for layer, total in self.total.items():
+            if not torch.isfinite(total).all():
+                raise NotFinite(
+                    f"The keys of layer {layer} hold NaN or infinity on ordinary text: "
+                    f"{handle.name}'s activations overflow in {handle.dtype}. Try --dtype float32."
+                )
+        return {
+            layer: SecondMoment(total=total, tokens=self.tokens)
+            for layer, total in self.total.items()
+        }
+
+
+def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int) -> str:
+    """Name of a cache entry: model, dtype, corpus, and how much of it is read how."""
+    what = {
+        "format": _FORMAT,
+        "model": handle.fingerprint,
+        "dtype": str(handle.dtype),
+        "corpus": corpus.identity,
+        "tokens": tokens,
+        "document_tokens": document_tokens,
+        "special_tokens": handle.tokens.encode("a"),
+        "pass_tokens": _PASS_TOKENS,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _check_size(
+    handle: ModelHandle, layer: int, moment: SecondMoment, options: MomentOptions
+) -> None:
+    d_in = handle.site(layer).d_in
+    if moment.tokens < d_in:
+        raise SingularCovariance(
+            f"The corpus {options.corpus!r} gave {moment.tokens} tokens, but the second moments of "
+            f"layer {layer} need at least d_in = {d_in} to be invertible, and 10 times as many to "
+            f"be good. Give a larger corpus, or `--set corpus=self`."
+        )
+
+
+def _save(path: Path, moment: SecondMoment) -> None:
+    about = {"retcon": json.dumps({"tokens": moment.tokens})}
+    write_whole(path, lambda work: save_file({"total": moment.total}, work, about))
+
+
+def _load(path: Path) -> SecondMoment | None:
+    """A cached moment; a damaged file counts as none and is collected again."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stream:
+            tokens = json.loads(stream.metadata()["retcon"])["tokens"]
+            return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)
+    except (SafetensorError, KeyError, ValueError):
+        os.remove(path)
+        return None
+
+
+def describe(options: MomentOptions, moments: dict[int, SecondMoment]) -> dict[str, object]:
+    """What a run's record says about its second moments."""
+    sizes = {str(layer): moment.tokens for layer, moment in moments.items()}
+    return {**asdict(options), "tokens": sizes}

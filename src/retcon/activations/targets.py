@@ -1,0 +1,259 @@
+"""Targets: for each edit the vector δ that makes the model say its target.
+
+    minimise   mean over contexts of −(1/|o|) Σₜ log p(oₜ | context, o₍<t₎)        target o
+             + kl · KL(p(· | "{subject} is a") ‖ the same before)                  at the subject's end
+             + decay · ‖δ‖ / ‖t₀‖²           subject to ‖δ‖ ≤ clamp · ‖t₀‖
+
+with δ added at the subject's last token to the output of a block (MEMIT, arXiv:2210.07229 §4.3)
+or of its down-projection (ROME, arXiv:2202.05262 §3.1), t₀ being what stood there. Adam, `steps`
+passes and `steps` − 1 updates. Edits are independent, so many are optimised at once, each with
+its own clamp and its own stop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from retcon.activations.contexts import locate
+from retcon.activations.keys import read_at_lookup
+from retcon.activations.passes import Insertion, Passes, Place, TargetRow, passes_for
+from retcon.edits import Edit
+from retcon.errors import NotFinite
+from retcon.model.handle import ModelHandle
+from retcon.model.tokens import Tokens
+from retcon.progress import Progress, silent
+
+Stop = Literal["loss", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """How targets are optimised; the defaults are those of MEMIT for GPT-J.
+
+    steps: forward passes (one more than updates). lr: of Adam. clamp: largest ‖δ‖ / ‖t₀‖.
+    kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
+    edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
+    the output of the `block` or of its `down`-projection. micro_batch: suffix tokens in one
+    forward pass; changes results by rounding only.
+    """
+
+    steps: int = 25
+    lr: float = 0.5
+    clamp: float = 0.75
+    kl: float = 0.0625
+    decay: float = 0.5
+    stop_below: float = 0.05
+    insertion: Insertion = "block"
+    micro_batch: int = 256
+
+
+class Targets(NamedTuple):
+    """Optimised vectors and how the optimisation went, one row per edit.
+
+    delta: δ. anchor: t₀, where δ starts from. loss: the whole loss in the last pass; nll: its
+    first term. steps: passes made. short: whether passes over suffixes could be used.
+    """
+
+    delta: Float[Tensor, "edits hidden"]
+    anchor: Float[Tensor, "edits hidden"]
+    loss: Float[Tensor, " edits"]
+    nll: Float[Tensor, " edits"]
+    steps: Int[Tensor, " edits"]
+    short: bool
+
+    def select(self, rows: slice) -> "Targets":
+        """The targets of some of the edits."""
+        return Targets(*(field[rows] for field in self[:5]), self.short)
+
+
+def optimise_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress = silent,
+) -> Targets:
+    """Optimise δ for many edits at once, at one layer of the model as it is now.
+
+    Raises:
+        NotFinite: a loss is NaN or infinite.
+    """
+    problem = _Problem.of(handle, edits, prefixes, Place(layer, options.insertion), options)
+    anchor = _anchors(handle, edits, problem.place)
+    delta = torch.zeros_like(anchor, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=options.lr)
+    limit = options.clamp * anchor.norm(dim=-1, keepdim=True)
+    active = torch.ones(len(edits), dtype=torch.bool)
+    nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
+    steps = torch.zeros(len(edits), dtype=torch.long)
+    for step in range(options.steps):
+        progress("optimising targets", step, options.steps)
+        last = step == options.steps - 1
+        adam.zero_grad(set_to_none=False)
+        now = problem.losses(delta, active, backward=not last)
+        penalty = options.decay * delta.norm(dim=-1) / anchor.norm(dim=-1).square()
+        total = now.nll + options.kl * now.kl + penalty.detach()
+        if not torch.isfinite(total[active]).all():
+            raise NotFinite(_describe_not_finite(handle, edits, total, layer))
+        nll, loss = torch.where(active, now.nll, nll), torch.where(active, total, loss)
+        steps += active
+        active &= total >= options.stop_below
+        if last or not active.any():
+            break
+        penalty.sum().backward()
+        with torch.no_grad():
+            before = delta.clone()
+            adam.step()
+            norm = delta.norm(dim=-1, keepdim=True)
+            clamped = delta * (limit / norm.clamp_min(1e-30)).clamp_max(1)
+            delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
+    progress("optimising targets", options.steps, options.steps)
+    return Targets(delta.detach(), anchor, loss, nll, steps, problem.short)
+
+
+class _Losses(NamedTuple):
+    nll: Float[Tensor, " edits"]
+    kl: Float[Tensor, " edits"]
+
+
+class _Pool(NamedTuple):
+    """Rows of one suffix length, ready to run: whose they are and what they should predict.
+
+    label: the wanted token of each prediction. weight: its share of the edit's loss.
+    predictions: number of predictions of each row. kl: whether they are divergence rows.
+    """
+
+    passes: Passes
+    edit: Int[Tensor, " rows"]
+    predictions: int
+    label: Int[Tensor, "rows predictions"]
+    weight: float
+    size: int
+    kl: bool
+
+
+class _Problem:
+    """The loss of every edit as a function of δ, run in micro-batches."""
+
+    def __init__(self, place: Place, pools: list[_Pool], edits: int, *, short: bool, kl: float):
+        self.place, self.pools, self.edits, self.short, self.kl = place, pools, edits, short, kl
+        # log p of the divergence rows before anything was added, by pool and row.
+        self.initial: dict[tuple[int, int], Tensor] = {}
+
+    @classmethod
+    def of(
+        cls,
+        handle: ModelHandle,
+        edits: Sequence[Edit],
+        prefixes: Sequence[str],
+        place: Place,
+        options: TargetOptions,
+    ) -> "_Problem":
+        """Tokenise, sort rows into pools, and run every text once."""
+        rows = [
+            (i, row, target, len(target) == 0)
+            for i, edit in enumerate(edits)
+            for row, target in _rows(handle.tokens, edit, prefixes)
+        ]
+        pools: list[_Pool] = []
+        short = True
+        shapes = sorted({(row.suffix, len(row.predicts), kl) for _, row, _, kl in rows})
+        for shape in shapes:
+            chosen = [
+                r for r in rows if (r[1].suffix, len(r[1].predicts), r[3]) == shape
+            ]
+            passes, is_short = passes_for(
+                handle, [row for _, row, _, _ in chosen], place, options.micro_batch
+            )
+            short &= is_short
+            suffix, predictions, kl = shape
+            length = suffix if is_short else max(len(row.ids) for _, row, _, _ in chosen)
+            pools.append(
+                _Pool(
+                    passes=passes,
+                    edit=torch.tensor([i for i, *_ in chosen]),
+                    predictions=predictions,
+                    label=torch.tensor([target for _, _, target, _ in chosen], dtype=torch.long),
+                    weight=1 / (predictions * len(prefixes)),
+                    size=max(1, options.micro_batch // length),
+                    kl=kl,
+                )
+            )
+        return cls(place, pools, len(edits), short=short, kl=options.kl)
+
+    def losses(
+        self, delta: Float[Tensor, "edits hidden"], active: Bool[Tensor, " edits"], *, backward: bool
+    ) -> _Losses:
+        """Loss terms of the active edits; their gradient is added to `delta.grad`."""
+        nll, kl = delta.new_zeros(self.edits), delta.new_zeros(self.edits)
+        for number, pool in enumerate(self.pools):
+            live = active[pool.edit].nonzero()[:, 0]
+            for rows in live.split(pool.size):
+                with torch.set_grad_enabled(backward):
+                    logits = pool.passes(rows, delta[pool.edit[rows]])
+                    terms = self._terms(number, pool, rows, logits)
+                    if backward:
+                        ((self.kl if pool.kl else 1.0) * terms.sum()).backward()
+                (kl if pool.kl else nll).index_add_(0, pool.edit[rows], terms.detach().to(nll))
+        return _Losses(nll, kl)
+
+    def _terms(
+        self,
+        number: int,
+        pool: _Pool,
+        rows: Int[Tensor, " rows"],
+        logits: Float[Tensor, "predictions vocabulary"],
+    ) -> Float[Tensor, " rows"]:
+        """What each row adds to its edit's loss."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        logp = wide.log_softmax(-1).view(len(rows), pool.predictions, -1)
+        if not pool.kl:
+            wanted = pool.label[rows].to(logp.device).unsqueeze(-1)
+            return -pool.weight * logp.gather(-1, wanted)[..., 0].sum(-1)
+        for place, row in enumerate(rows.tolist()):
+            self.initial.setdefault((number, row), logp[place, 0].detach().clone())
+        before = torch.stack([self.initial[number, row] for row in rows.tolist()])
+        return (logp[:, 0].exp() * (logp[:, 0] - before)).sum(-1)
+
+
+def _rows(
+    tokens: Tokens, edit: Edit, prefixes: Sequence[str]
+) -> list[tuple[TargetRow, tuple[int, ...]]]:
+    """The texts of an edit with the tokens they should predict; none for the divergence row."""
+    rows: list[tuple[TargetRow, tuple[int, ...]]] = []
+    for prefix in prefixes:
+        lookup = locate(tokens, edit, prefix).lookup
+        whole = tokens.continuation(prefix + edit.text, edit.target)
+        predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
+        rows.append((TargetRow(whole.ids[:-1], lookup, predicts), whole.target))
+    about = tokens.locate(f"{edit.subject.rstrip()} is a", len(edit.subject.rstrip()))
+    head = about.ids[: about.lookup + 1]
+    rows.append((TargetRow(head, about.lookup, (about.lookup,)), ()))
+    return rows
+
+
+def _anchors(
+    handle: ModelHandle, edits: Sequence[Edit], place: Place
+) -> Float[Tensor, "edits hidden"]:
+    """t₀: what stands at the insertion point of each bare prompt."""
+    block = handle.architecture.blocks[place.layer]
+    module = block if place.insertion == "block" else handle.site(place.layer).module
+    located = [locate(handle.tokens, edit, "") for edit in edits]
+    stood = read_at_lookup(handle, located, {place.layer: module}, of_input=False)[place.layer]
+    return stood if stood.dtype == torch.float64 else stood.float()
+
+
+def _describe_not_finite(
+    handle: ModelHandle, edits: Sequence[Edit], total: Float[Tensor, " edits"], layer: int
+) -> str:
+    broken = [e.id for e, value in zip(edits, total.tolist(), strict=True) if value != value]
+    return (
+        f"The target loss of {', '.join(broken[:5]) or 'an edit'} at layer {layer} is not finite: "
+        f"{handle.name}'s activations overflow in {handle.dtype}, or its weights were damaged by "
+        f"earlier edits. Try --dtype float32, a smaller lr, or fewer carried edits."
+    )

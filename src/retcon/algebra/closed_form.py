@@ -1,0 +1,105 @@
+"""The one equation behind ROME, EMMET and MEMIT."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from retcon.algebra.metric import Metric
+from retcon.errors import CapacityExceeded, CollidingEdits, InvalidSetting, NotFinite
+
+# Below this share of its own length a key counts as a copy of the keys before it. Keys of equal
+# text are computed once and equal to the last bit, so they leave round-off (1e-15) behind.
+_SAME_KEY = 1e-10
+
+
+class Collision(CollidingEdits):
+    """Two rows with one key. `first` is None where it is a key of an earlier batch."""
+
+    def __init__(self, first: int | None, second: int, cosine: float) -> None:
+        self.first, self.second, self.cosine = first, second, cosine
+        earlier = "an earlier batch" if first is None else f"row {first}"
+        super().__init__(f"row {second} has the key of {earlier} (cosine {cosine:.6f})")
+
+
+class Written(NamedTuple):
+    """The solution A of the equation, and how much of each key was new (1) or a copy (0)."""
+
+    rows: Float64[Tensor, "n d_in"]
+    novelty: Float64[Tensor, " n"]
+
+
+def write_keys(
+    keys: Float64[Tensor, "n d_in"],
+    metric: Metric,
+    ridge: float,
+    *,
+    read: Float64[Tensor, "n d_in"] | None = None,
+) -> Written:
+    """Rows aᵢ such that ΔW = Σ rᵢ aᵢᵀ writes the residual rᵢ at the key kᵢ and moves little else.
+
+        A = (K M⁻¹ Kᵀ + ρ I)⁻¹ K M⁻¹   minimises   ‖ΔW M^½‖² + (1/ρ) Σ ‖ΔW kᵢ − rᵢ‖²
+
+    With ρ = 0 the constraint ΔW kᵢ = rᵢ is hard: EMMET (arXiv:2403.14236), and ROME for n = 1.
+    With ρ = λ it is MEMIT's (λC + KᵀK)⁻¹ (arXiv:2210.07229), by the push-through identity.
+    `read` are the keys at which a hard constraint must hold where they are not the keys that aim
+    the update: ROME as published (arXiv:2202.05262).
+
+    Raises:
+        Collision: ρ = 0 and a key is (numerically) a combination of others.
+        CapacityExceeded: ρ = 0 and more keys than dimensions.
+        NotFinite: NaN or infinity in a key.
+    """
+    if ridge < 0:
+        raise InvalidSetting(f"The ridge must be 0 or more, not {ridge:g}.")
+    if not torch.isfinite(keys).all():
+        raise NotFinite("A key holds NaN or infinity: the model's activations are not finite.")
+    if ridge == 0 and len(keys) + len(metric.written) > metric.width:
+        raise CapacityExceeded(
+            f"{len(keys)} facts after {len(metric.written)} earlier ones do not fit as hard "
+            f"constraints: a matrix with d_in = {metric.width} holds at most {metric.width}. "
+            f"Use a ridge > 0 (memit) or fewer facts."
+        )
+    white = metric.whiten(keys)
+    free = metric.solve(white)
+    if read is not None:
+        return _write_read(metric, free, white, metric.whiten(read))
+    gram = free @ white.mT
+    gram.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    length = white.square().sum(-1) + ridge
+    novelty = factor.diagonal().square() / length
+    if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
+        raise _collision(white, free, failed, novelty)
+    return Written(metric.unwhiten(torch.cholesky_solve(free, factor)), novelty)
+
+
+def _write_read(
+    metric: Metric,
+    free: Float64[Tensor, "n d_in"],
+    white: Float64[Tensor, "n d_in"],
+    read: Float64[Tensor, "n d_in"],
+) -> Written:
+    """Aim with one set of keys, hold the constraint at another: A = (K M⁻¹ K_readᵀ)⁻¹ K M⁻¹."""
+    rows = metric.unwhiten(torch.linalg.solve(free @ read.mT, free))
+    novelty = (free * white).sum(-1) / white.square().sum(-1)
+    return Written(rows, novelty)
+
+
+def _collision(
+    white: Float64[Tensor, "n d_in"],
+    free: Float64[Tensor, "n d_in"],
+    failed: Int[Tensor, ""],
+    novelty: Float64[Tensor, " n"],
+) -> Collision:
+    """Name the row whose pivot vanished, and the row it is most like."""
+    stop = int(failed)
+    second = stop - 1 if stop else int(novelty.argmin())
+    unit = torch.nn.functional.normalize(white, dim=-1)
+    cosines = unit[:second] @ unit[second]
+    kept = float(free[second].norm() / white[second].norm())
+    if second == 0 or kept < _SAME_KEY**0.5:
+        return Collision(None, second, (1 - min(kept, 1.0) ** 2) ** 0.5)
+    first = int(cosines.argmax())
+    return Collision(first, second, float(cosines[first]))

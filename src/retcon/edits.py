@@ -1,0 +1,79 @@
+"""What is asked of a model (`Edit`), and how it will be judged (`Case`). No tensors here."""
+
+import re
+from dataclasses import dataclass
+
+from retcon.errors import InvalidEdit
+
+_BRACED = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Make the model continue `prompt`, with `subject` in the place of `{}`, with `target`.
+
+    Raises:
+        InvalidEdit: the prompt does not hold exactly one `{}`, or subject or target is empty.
+    """
+
+    id: str
+    prompt: str
+    subject: str
+    target: str
+    target_old: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1:
+            raise InvalidEdit(
+                f"Edit {self.id!r}: the prompt {self.prompt!r} must hold the place of its subject "
+                f"exactly once, as {{}}; it holds it {self.prompt.count('{}')} times."
+            )
+        for field in ("subject", "target"):
+            value: str = getattr(self, field)
+            if not value.strip():
+                raise InvalidEdit(f"Edit {self.id!r}: the {field} is empty. Give it a text.")
+        if self.target_old is not None and not self.target_old.strip():
+            raise InvalidEdit(f"Edit {self.id!r}: target_old is empty. Leave it out instead.")
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject: the left context that the target continues."""
+        return self.prompt.replace("{}", self.subject)
+
+    @property
+    def subject_end(self) -> int:
+        """Index in `text` of the character after the subject's last one."""
+        return self.prompt.index("{}") + len(self.subject.rstrip())
+
+    @classmethod
+    def parse(
+        cls, prompt: str, target: str, *, id: str = "fact-1", target_old: str | None = None
+    ) -> "Edit":
+        """Read a prompt whose subject stands in braces: "The capital of {France} is".
+
+        Raises:
+            InvalidEdit: no braces, several, or nothing between them.
+        """
+        braced = _BRACED.findall(prompt)
+        if len(braced) != 1:
+            raise InvalidEdit(
+                f"Edit {id!r}: put the subject of {prompt!r} in braces, once, as in "
+                f"'The mother tongue of {{Danielle Darrieux}} is'; found {len(braced)} in braces."
+            )
+        template = _BRACED.sub("{}", prompt)
+        return cls(id=id, prompt=template, subject=braced[0], target=target, target_old=target_old)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One record of a data set: an edit and the prompts that judge it.
+
+    Paraphrases should change with the edit; neighbours are prompts about other subjects whose
+    true answer is `edit.target_old` and which should stay as they are. `relation` groups cases
+    that are not independent (intervals are clustered by it).
+    """
+
+    edit: Edit
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    relation: str | None = None

@@ -1,0 +1,72 @@
+"""Every mistake Retcon can explain: what happened, why, and what to do about it.
+
+One class per kind of mistake. The command line prints the message and exits with code 2; a
+library user catches `RetconError` or the class that matters to her.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RetconError(Exception):
+    """Base of all errors that Retcon raises on purpose."""
+
+
+class InvalidEdit(RetconError):
+    """An edit that cannot be read: no subject, no target, or a prompt without its placeholder."""
+
+
+class InvalidData(RetconError):
+    """A data file that does not hold what it should; the message names file and line."""
+
+
+class InvalidSetting(RetconError):
+    """A setting with a value of the wrong type or out of range."""
+
+
+class UnknownName(RetconError):
+    """A method, layer, setting or alias that does not exist; the message lists what does."""
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str]) -> "UnknownName":
+        """The error for `name`, with the nearest of the `known` names and then all of them."""
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return cls(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.")
+
+
+class ModelNotFound(RetconError):
+    """A model that is not on this machine and could not be fetched."""
+
+
+class UnsupportedModel(RetconError):
+    """A model, or a layer of it, that cannot be edited; the message gives the structural reason."""
+
+
+class NotFinite(RetconError):
+    """NaN or infinity in weights, activations or scores."""
+
+
+class SingularCovariance(RetconError):
+    """Second moments that cannot be inverted: too few tokens, or too small a jitter."""
+
+
+class CollidingEdits(RetconError):
+    """Two edits with the same key: a hard constraint cannot write two values at one key."""
+
+
+class CapacityExceeded(RetconError):
+    """More hard constraints than input dimensions: at most d_in facts fit in one matrix."""
+
+
+class InvalidPatch(RetconError):
+    """A patch file that is truncated, hostile, or not a patch at all."""
+
+
+class PatchMismatch(RetconError):
+    """A patch made for another base model."""
+
+
+class StorageError(RetconError):
+    """A file that could not be written: no space, or no permission."""

@@ -1,0 +1,253 @@
+"""What a method is, and the loop that all locate-then-edit methods share.
+
+A method is a factory that fills in the slots of `LocateThenEdit` (layers, ridge, contexts,
+targets, …) and a docstring with its equation and paper. The work has three stages, so that a
+study can do each as rarely as it may:
+
+    begin      once per model: prefixes, second moments, one Cholesky factor per layer
+    features   per edits and weights: optimised targets and keys; the expensive part
+    edit       the closed form: ΔW for each layer, and the state with these keys remembered
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from retcon.activations.contexts import ContextOptions, locate, sample_prefixes
+from retcon.activations.covariance import MomentOptions, load_moments
+from retcon.activations.keys import read_at_lookup, read_keys
+from retcon.activations.targets import TargetOptions, Targets, optimise_targets
+from retcon.algebra.closed_form import Collision, write_keys
+from retcon.algebra.delta import LowRankDelta
+from retcon.algebra.metric import Metric
+from retcon.edits import Edit
+from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
+
+
+class Features(NamedTuple):
+    """What was read from a model for some edits: enough, at one layer, to edit without it.
+
+    keys: averaged keys at the first edited layer. bare: the keys of the bare prompts there.
+    outputs: W keys with the weights of that moment, so that W keys + δ is the wanted value
+    whatever becomes of W.
+    """
+
+    edits: tuple[Edit, ...]
+    targets: Targets
+    keys: Float64[Tensor, "edits d_in"]
+    bare: Float64[Tensor, "edits d_in"]
+    outputs: Float64[Tensor, "edits d_out"]
+
+    def select(self, rows: slice) -> "Features":
+        """The features of some of the edits."""
+        return Features(
+            self.edits[rows],
+            self.targets.select(rows),
+            self.keys[rows],
+            self.bare[rows],
+            self.outputs[rows],
+        )
+
+
+class State(NamedTuple):
+    """What an editor carries from batch to batch: prefixes, and the metric of each layer.
+
+    written: ids of the edits that the metrics remember. corpus_tokens: what C was read from.
+    """
+
+    prefixes: tuple[str, ...]
+    metrics: dict[int, Metric]
+    written: tuple[str, ...]
+    corpus_tokens: int
+
+
+class Update(NamedTuple):
+    """The change of each layer, and of each edit's key the share that was new there."""
+
+    deltas: dict[int, LowRankDelta]
+    novelty: Float64[Tensor, " edits"]
+
+
+class Editor(Protocol):
+    """Everything a schedule needs to know of a method."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def max_batch(self) -> int | None: ...
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> State: ...
+
+    def features(
+        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
+    ) -> Features: ...
+
+    def edit(
+        self, model: ModelHandle, features: Features, state: State
+    ) -> tuple[Update, State]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateThenEdit:
+    """Read keys, optimise targets, solve the one equation: ROME, EMMET and MEMIT are values of it.
+
+    layers: the layers that are written, in order; targets are optimised at the last.
+    ridge: ρ, 0 for hard constraints. accumulate: carried edits stay in the metric (M ← M + KᵀK/ρ).
+    read_bare: aim with the averaged key, hold the constraint at the bare prompt's (ROME).
+    exact_value: the averaged key should give t₀ + δ, rather than δ more than it gave (R-ROME).
+    max_batch: how many edits one update may hold.
+    """
+
+    layers: tuple[int, ...]
+    ridge: float
+    contexts: ContextOptions
+    targets: TargetOptions
+    moments: MomentOptions
+    accumulate: bool = True
+    read_bare: bool = False
+    exact_value: bool = False
+    max_batch: int | None = None
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
+        """Check the layers, sample prefixes, and factor the second moments of each layer.
+
+        Raises:
+            UnsupportedModel: a layer cannot be edited, or not in this way.
+        """
+        for layer in self.layers:
+            model.site(layer)
+        self._check_post_norm(model)
+        moments = load_moments(model, self.layers, self.moments, progress)
+        metrics = {
+            layer: Metric.of(moment.mean, jitter=self.moments.jitter)
+            for layer, moment in moments.items()
+        }
+        tokens = min(moment.tokens for moment in moments.values())
+        return State(sample_prefixes(model, self.contexts), metrics, (), tokens)
+
+    def features(
+        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
+    ) -> Features:
+        """Optimise the targets of the edits and read their keys, on the weights as they are."""
+        first, last = self.layers[0], self.layers[-1]
+        keys = self._keys(model, edits, state, first)
+        bare = read_keys(model, edits, ("",), [first], torch.ones(1, dtype=torch.float64))[first]
+        targets = optimise_targets(
+            model, edits, state.prefixes, last, self._target_options(model), progress
+        )
+        outputs = keys @ model.master(first).double().mT
+        return Features(tuple(edits), targets, keys, bare, outputs)
+
+    def edit(
+        self, model: ModelHandle, features: Features, state: State
+    ) -> tuple[Update, State]:
+        """Solve for the change of each layer; the model is as before afterwards.
+
+        Raises:
+            InvalidSetting: more edits than one update of this method may hold.
+            CollidingEdits: two edits have one key and the constraint is hard.
+        """
+        self._check_batch(features)
+        deltas: dict[int, LowRankDelta] = {}
+        metrics = dict(state.metrics)
+        novelty = features.keys.new_ones(len(features.edits))
+        with model.scratch():
+            for done, layer in enumerate(self.layers):
+                keys, residual = self._key_and_residual(model, features, state, done)
+                read = features.bare if self.read_bare else None
+                try:
+                    written = write_keys(keys, metrics[layer], self.ridge, read=read)
+                except Collision as collision:
+                    raise _name_collision(collision, features, state, layer) from collision
+                deltas[layer] = LowRankDelta(left=residual.float(), right=written.rows.float())
+                novelty = torch.minimum(novelty, written.novelty)
+                if self.accumulate:
+                    metrics[layer] = metrics[layer].remember(keys, self.ridge)
+                if layer != self.layers[-1]:
+                    model.write({layer: deltas[layer]})
+        ids = tuple(edit.id for edit in features.edits) if self.accumulate else ()
+        after = state._replace(metrics=metrics, written=state.written + ids)
+        return Update(deltas, novelty), after
+
+    def _key_and_residual(
+        self, model: ModelHandle, features: Features, state: State, done: int
+    ) -> tuple[Float64[Tensor, "edits d_in"], Float64[Tensor, "edits d_out"]]:
+        """Keys and residuals of the next layer, on weights to which the layers before are added."""
+        if len(self.layers) == 1:
+            return features.keys, self._residual(model, features)
+        layer, last = self.layers[done], self.layers[-1]
+        keys = self._keys(model, features.edits, state, layer)
+        located = [locate(model.tokens, edit, "") for edit in features.edits]
+        block = {last: model.architecture.blocks[last]}
+        reached = read_at_lookup(model, located, block, of_input=False)[last]
+        wanted = features.targets.anchor.double() + features.targets.delta.double()
+        return keys, (wanted - reached.double()) / (len(self.layers) - done)
+
+    def _residual(
+        self, model: ModelHandle, features: Features
+    ) -> Float64[Tensor, "edits d_out"]:
+        """Wanted minus present output at the keys of the only layer.
+
+        The wanted value is fixed when the target is optimised, W_τ k + δ, so the residual is δ
+        while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
+        """
+        weight = model.master(self.layers[0]).double()
+        wanted = features.outputs + features.targets.delta.double()
+        if self.read_bare:
+            return features.targets.delta.double()
+        if self.exact_value:
+            wanted = wanted + (features.bare - features.keys) @ weight.mT
+        return wanted - features.keys @ weight.mT
+
+    def _keys(
+        self, model: ModelHandle, edits: Sequence[Edit], state: State, layer: int
+    ) -> Float64[Tensor, "edits d_in"]:
+        weights = self.contexts.weights(len(state.prefixes))
+        return read_keys(model, edits, state.prefixes, [layer], weights)[layer]
+
+    def _target_options(self, model: ModelHandle) -> TargetOptions:
+        """Where a block's output does not just add the down-projection's, δ goes to the latter."""
+        if model.architecture.additive:
+            return self.targets
+        return replace(self.targets, insertion="down")
+
+    def _check_post_norm(self, model: ModelHandle) -> None:
+        if len(self.layers) > 1 and not model.architecture.additive:
+            raise UnsupportedModel(
+                f"{model.name} normalises or scales the MLP's output before adding it to the "
+                f"residual stream, so a residual cannot be spread over several layers. Edit one "
+                f"layer: --layer {self.layers[-1]}."
+            )
+
+    def _check_batch(self, features: Features) -> None:
+        if self.max_batch is not None and len(features.edits) > self.max_batch:
+            raise InvalidSetting(
+                f"This method writes {self.max_batch} fact at a time and was given "
+                f"{len(features.edits)}: a batch of ROME edits does not exist. Use emmet, which is "
+                f"its generalisation to batches, or the schedules single and sequential."
+            )
+
+
+def _name_collision(
+    collision: Collision, features: Features, state: State, layer: int
+) -> CollidingEdits:
+    """The same error with the names of the two edits."""
+    second = features.edits[collision.second]
+    if collision.first is not None:
+        first = features.edits[collision.first]
+        other = f"{first.id!r} ({first.subject})"
+    else:
+        other = f"one of the {len(state.written)} edits written before"
+    return CollidingEdits(
+        f"Edit {second.id!r} ({second.subject}) has the same key at layer {layer} as {other}: "
+        f"cosine {collision.cosine:.6f}. A hard constraint (ridge 0) cannot write two values at "
+        f"one key. Drop one of them, put them into different batches without accumulation, or set "
+        f"a ridge > 0 (--set ridge=…, which is memit)."
+    )

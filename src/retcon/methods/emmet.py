@@ -1,0 +1,39 @@
+"""EMMET: many facts at once, each written exactly.
+
+    minimise ‖ΔW C^½‖   subject to   ΔW kᵢ = δᵢ for all i        ΔW = Rᵀ (K C⁻¹ Kᵀ)⁻¹ K C⁻¹
+
+Gupta, Sajnani & Anumanchipalli 2024, arXiv:2403.14236 (rows are edits). With one fact this is
+ROME with one key throughout, which is what the study arXiv:2405.00664 calls ROME. The "stabilised"
+form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with λ = wα: set `ridge` to that.
+"""
+
+from retcon.activations.contexts import ContextOptions
+from retcon.activations.covariance import MomentOptions
+from retcon.activations.targets import TargetOptions
+from retcon.methods.base import Editor, LocateThenEdit
+from retcon.methods.registry import method
+
+
+@method("emmet", title="EMMET", paper="https://arxiv.org/abs/2403.14236")
+def emmet(
+    layers: tuple[int, ...],
+    *,
+    ridge: float = 0.0,
+    accumulate: bool = True,
+    contexts: ContextOptions = ContextOptions(),
+    targets: TargetOptions = TargetOptions(),
+    moments: MomentOptions = MomentOptions(),
+) -> Editor:
+    """Batches of facts, each written exactly (hard constraints).
+
+    ridge: ρ; above 0 the constraints soften and the method is MEMIT with λ = ρ.
+    accumulate: keep carried facts as constraints of later batches.
+    """
+    return LocateThenEdit(
+        layers=layers,
+        ridge=ridge,
+        contexts=contexts,
+        targets=targets,
+        moments=moments,
+        accumulate=accumulate,
+    )

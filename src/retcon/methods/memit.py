@@ -1,0 +1,41 @@
+"""MEMIT: many facts at once, traded against what the model knew, over one or several layers.
+
+    minimise λ ‖ΔW C^½‖² + Σ ‖ΔW kᵢ − rᵢ‖²        ΔW = Rᵀ (K C⁻¹ Kᵀ + λI)⁻¹ K C⁻¹
+
+Meng et al. 2023, arXiv:2210.07229 (rows are edits; the paper's RKᵀ(λC + KKᵀ)⁻¹ by the
+push-through identity). Over layers l₁ < … < l_m, the residual that is left at the last layer is
+divided by the number of layers still to come; keys and residuals are read anew after each layer.
+λ has a natural scale, E[kᵀC⁻¹k] = d_in. Carried edits add KᵀK/λ to C ("MEMIT-seq"), so that
+batches of fixed keys and values add up to one big batch; `accumulate=false` is as published.
+"""
+
+from retcon.activations.contexts import ContextOptions
+from retcon.activations.covariance import MomentOptions
+from retcon.activations.targets import TargetOptions
+from retcon.methods.base import Editor, LocateThenEdit
+from retcon.methods.registry import method
+
+
+@method("memit", title="MEMIT", paper="https://arxiv.org/abs/2210.07229")
+def memit(
+    layers: tuple[int, ...],
+    *,
+    ridge: float = 15_000.0,
+    accumulate: bool = True,
+    contexts: ContextOptions = ContextOptions(),
+    targets: TargetOptions = TargetOptions(),
+    moments: MomentOptions = MomentOptions(),
+) -> Editor:
+    """Batches of facts, softly, over one or several layers.
+
+    ridge: λ, the weight of what is to be preserved (published: mom2_update_weight).
+    accumulate: keep carried facts in the metric of later batches.
+    """
+    return LocateThenEdit(
+        layers=layers,
+        ridge=ridge,
+        contexts=contexts,
+        targets=targets,
+        moments=moments,
+        accumulate=accumulate,
+    )

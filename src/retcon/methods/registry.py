@@ -1,0 +1,137 @@
+"""The methods that exist, and their settings.
+
+The signature of a method's factory is the schema of its settings: plain keyword arguments, and
+the fields of the option groups (`contexts`, `targets`, `moments`) by their own names. One text
+`name=value` therefore means the same on the command line, in a study file and in a preset.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+import retcon.methods
+from retcon.errors import InvalidSetting, UnknownName
+from retcon.methods.base import Editor
+
+Settings = Mapping[str, object]
+
+
+class Setting(NamedTuple):
+    """One setting of a method: where it belongs (None: an argument), its type and default."""
+
+    group: str | None
+    kind: object
+    default: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A registry entry: a factory of editors and what is said of it."""
+
+    name: str
+    title: str
+    paper: str
+    factory: Callable[..., Editor]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the factory's docstring."""
+        return (inspect.getdoc(self.factory) or "").splitlines()[0]
+
+    def settings(self) -> dict[str, Setting]:
+        """Every setting by name, in the order of the signature."""
+        hints = get_type_hints(self.factory)
+        found: dict[str, Setting] = {}
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            default = parameter.default
+            if name == "layers":
+                continue
+            if is_dataclass(default) and not isinstance(default, type):
+                inner = get_type_hints(type(default))
+                for field in fields(default):
+                    value = getattr(default, field.name)
+                    found[field.name] = Setting(name, inner[field.name], value)
+            else:
+                found[name] = Setting(None, hints[name], default)
+        return found
+
+    def resolve(self, chosen: Settings) -> dict[str, object]:
+        """All settings with their values: the chosen ones, checked, over the defaults.
+
+        Raises:
+            UnknownName: a setting that this method does not have.
+            InvalidSetting: a value of the wrong type.
+        """
+        known = self.settings()
+        for name in chosen:
+            if name not in known:
+                raise UnknownName.among(f"setting of {self.name}", name, known)
+        values = {name: setting.default for name, setting in known.items()}
+        return values | {name: _coerce(name, known[name].kind, v) for name, v in chosen.items()}
+
+    def build(self, layers: tuple[int, ...], chosen: Settings) -> Editor:
+        """The editor for these layers and settings."""
+        arguments: dict[str, Any] = {}
+        values = self.resolve(chosen)
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            default = parameter.default
+            if is_dataclass(default) and not isinstance(default, type):
+                own = {field.name: values[field.name] for field in fields(default)}
+                arguments[name] = replace(default, **own)
+            elif name != "layers":
+                arguments[name] = values[name]
+        return self.factory(layers, **arguments)
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str, *, title: str, paper: str
+) -> Callable[[Callable[..., Editor]], Callable[..., Editor]]:
+    """Enter a factory into the registry under a name."""
+
+    def enter(factory: Callable[..., Editor]) -> Callable[..., Editor]:
+        _METHODS[name] = Method(name=name, title=title, paper=paper, factory=factory)
+        return factory
+
+    return enter
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name. Each module of this package that enters one is imported."""
+    for module in pkgutil.iter_modules(retcon.methods.__path__):
+        importlib.import_module(f"retcon.methods.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownName: there is none; the error lists what exists.
+    """
+    known = methods()
+    if name not in known:
+        raise UnknownName.among("method", name, known)
+    return known[name]
+
+
+def _coerce(name: str, kind: object, value: object) -> object:
+    """A value, or its text as typed on a command line, as the type of its setting."""
+    try:
+        adapter: TypeAdapter[object] = TypeAdapter(kind)
+        if isinstance(value, str) and "tuple" in str(kind):
+            value = [part for part in value.split(",") if part]
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        wanted = getattr(kind, "__name__", None) or str(kind).replace("typing.", "")
+        raise InvalidSetting(
+            f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}. It takes "
+            f"{wanted}."
+        ) from None

@@ -1,0 +1,234 @@
+"""Find, in any decoder, the matrices that an edit writes: by structure and behaviour, not names.
+
+A block's editable site is the last linear map of its MLP, the "down-projection". It is found by
+running a few tokens through one block: of the linear maps that return to the hidden width, it is
+the one that runs last and whose input, with the others silenced, depends on its own position
+only (attention's output map mixes positions). Whether its output is simply added to the residual
+stream is measured the same way.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from retcon.errors import UnsupportedModel
+from retcon.model import hooks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One editable matrix W (d_out, d_in), whatever the layout in which it is stored."""
+
+    layer: int
+    path: str
+    module: nn.Module
+    transposed: bool
+    d_in: int
+    d_out: int
+
+    @property
+    def weight(self) -> Tensor:
+        """The live parameter as (d_out, d_in): a view, so that writing to it edits the model."""
+        stored = self.module.weight
+        assert isinstance(stored, Tensor)
+        return stored.detach().mT if self.transposed else stored.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What Retcon knows of a model's structure.
+
+    additive: a change of the down-projection's output appears unchanged in the block's output;
+    false for post-norm blocks (Gemma-2, OLMo-2) and scaled residuals (Granite).
+    unavailable: layers that cannot be edited, each with the reason.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    block_path: str
+    down_path: str
+    sites: dict[int, Site]
+    unavailable: dict[int, str]
+    head: nn.Module
+    tied: bool
+    additive: bool
+    block_returns_tuple: bool
+
+
+def discover(model: PreTrainedModel) -> Architecture:
+    """Read a model's structure.
+
+    Raises:
+        UnsupportedModel: no blocks, no head, or no MLP down-projection could be made out.
+    """
+    block_path, blocks = _find_blocks(model)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModel(f"{type(model).__name__} has no output head to read a target from.")
+    reasons: list[str] = []
+    for reference in blocks:
+        try:
+            found = _Probe(model, blocks, reference).down_projection()
+        except UnsupportedModel as error:
+            reasons.append(str(error))
+            continue
+        sites, unavailable = _sites(block_path, blocks, found.path)
+        embedding = model.get_input_embeddings().weight
+        return Architecture(
+            blocks=tuple(blocks),
+            block_path=block_path,
+            down_path=found.path,
+            sites=sites,
+            unavailable=unavailable,
+            head=head,
+            tied=getattr(head, "weight", None) is embedding,
+            additive=found.additive,
+            block_returns_tuple=found.returns_tuple,
+        )
+    raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reasons[0]}")
+
+
+def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
+    """The list of decoder blocks: as long as the configuration says, and the heaviest such."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    }
+    if not lists:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no list of {depth} blocks, as its configuration promises."
+        )
+    path = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    return path, list(lists[path])
+
+
+def _sites(
+    block_path: str, blocks: list[nn.Module], down_path: str
+) -> tuple[dict[int, Site], dict[int, str]]:
+    """The site of every block that has a linear map at `down_path`."""
+    sites: dict[int, Site] = {}
+    unavailable: dict[int, str] = {}
+    for layer, block in enumerate(blocks):
+        module = dict(block.named_modules()).get(down_path)
+        if module is None or not _is_linear(module):
+            unavailable[layer] = f"its block has no linear map at {down_path!r}"
+            continue
+        d_in, d_out = _widths(module)
+        sites[layer] = Site(
+            layer=layer,
+            path=f"{block_path}.{layer}.{down_path}.weight",
+            module=module,
+            transposed=isinstance(module, Conv1D),
+            d_in=d_in,
+            d_out=d_out,
+        )
+    return sites, unavailable
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is y = Wx + b with a plain matrix: a quantised one is not."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    return module.weight.ndim == 2 and module.weight.is_floating_point()
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    rows, columns = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    path: str
+    additive: bool
+    returns_tuple: bool
+
+
+class _Probe:
+    """A few forward passes that end after one block, to see what its linear maps do."""
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: list[nn.Module], block: nn.Module
+    ) -> None:
+        self.model, self.blocks, self.block = model, blocks, block
+        self.layer = blocks.index(block)
+        self.width: int = model.config.get_text_config(decoder=True).hidden_size
+        self.linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.tokens = [vocabulary // 3, vocabulary // 5, vocabulary // 7]
+        self.other_tokens = [vocabulary // 11, vocabulary // 5, vocabulary // 7]
+
+    def down_projection(self) -> _Found:
+        """The block's down-projection, and what becomes of its output."""
+        order = self._run_order()
+        candidates = [name for name in order if _widths(self.linear[name])[1] == self.width]
+        if not candidates:
+            raise UnsupportedModel(
+                f"block {self.layer} runs no linear map that returns to the hidden width "
+                f"{self.width} ({len(self.linear)} linear maps seen)"
+            )
+        path = candidates[-1]
+        if not self._is_local(path, [name for name in candidates if name != path]):
+            raise UnsupportedModel(
+                f"the last linear map of block {self.layer}, {path!r}, mixes positions as "
+                f"attention does: there is no dense MLP down-projection (a mixture of experts, or "
+                f"a block without an MLP)"
+            )
+        return _Found(
+            path=path,
+            additive=self._is_additive(path),
+            returns_tuple=hooks.returns_tuple(self.block, lambda: self._forward(self.tokens)),
+        )
+
+    def _forward(self, tokens: list[int]) -> None:
+        device = self.model.get_input_embeddings().weight.device
+        self.model(input_ids=torch.tensor([tokens], device=device), use_cache=False)
+
+    def _run(self, tokens: list[int]) -> None:
+        hooks.run_until(self.block, lambda: self._forward(tokens))
+
+    def _run_order(self) -> list[str]:
+        """Names of the linear maps that see every position, in the order in which they run."""
+        seen: list[tuple[str, Tensor]] = []
+        with hooks.traced(self.linear, seen):
+            self._run(self.tokens)
+        return [name for name, x in seen if x.shape[:2] == (1, len(self.tokens))]
+
+    def _is_local(self, path: str, others: list[str]) -> bool:
+        """Whether the map's last input stays the same when the first token changes."""
+        inputs = [self._input_with_silence(path, others, t) for t in (self.tokens, self.other_tokens)]
+        return torch.allclose(inputs[0][:, -1], inputs[1][:, -1], rtol=1e-3, atol=1e-6)
+
+    def _input_with_silence(self, path: str, others: list[str], tokens: list[int]) -> Tensor:
+        """The map's input while earlier blocks pass embeddings on and the other maps return 0."""
+        kept: list[Tensor] = []
+        with (
+            hooks.change_outputs(self._silenced(others), torch.zeros_like),
+            hooks.read_inputs({self.layer: self.linear[path]}, lambda _layer, x: kept.append(x)),
+        ):
+            self._run(tokens)
+        return kept[0].float()
+
+    def _silenced(self, others: list[str]) -> list[nn.Module]:
+        """Maps back to the hidden width, in this block and the ones before it."""
+        silenced = [self.linear[name] for name in others]
+        for earlier in self.blocks[: self.layer]:
+            silenced += [
+                m for m in earlier.modules() if _is_linear(m) and _widths(m)[1] == self.width
+            ]
+        return silenced
+
+    def _is_additive(self, path: str) -> bool:
+        """Whether a vector added to the map's output arrives unchanged in the block's output."""
+        outputs: list[Tensor] = []
+        with hooks.read_outputs({self.layer: self.block}, lambda _layer, y: outputs.append(y)):
+            self._run(self.tokens)
+            step = torch.linspace(-1, 1, self.width).to(outputs[0]) * outputs[0].abs().mean()
+            with hooks.change_outputs([self.linear[path]], lambda y: y + step):
+                self._run(self.tokens)
+        moved = outputs[1] - outputs[0]
+        return bool((moved - step).norm() < 0.05 * moved.shape[1] ** 0.5 * step.norm())

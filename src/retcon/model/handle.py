@@ -1,0 +1,190 @@
+"""A loaded model and the matrices an edit may write: the only code that writes weights.
+
+Every edited matrix has a float32 master; a change is added to it in float64 and cast once.
+Restoring copies saved tensors back, bit for bit; nothing is ever subtracted.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from retcon.algebra.delta import LowRankDelta
+from retcon.errors import NotFinite, UnknownName, UnsupportedModel
+from retcon.model.architectures import Architecture, Site, discover
+from retcon.model.tokens import Tokens
+
+# Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
+_CHUNK = 2**24
+# How many elements of each tensor enter the fingerprint.
+_SAMPLES = 4096
+
+
+class ModelHandle:
+    """A Hugging Face causal language model, its tokens and its editable sites.
+
+    name: what the user called it. fingerprint: identifies architecture and weights, whatever the
+    dtype in which they were loaded.
+
+    Raises:
+        UnsupportedModel: no editable site, for the reason given.
+        NotFinite: NaN or infinity in a weight.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.tokens = Tokens(tokenizer)
+        _check_finite(model)
+        self.architecture: Architecture = discover(model)
+        self.fingerprint = _fingerprint(model)
+        self._masters: dict[int, Tensor] = {}
+        self._saved: list[dict[int, tuple[Tensor, Tensor | None]]] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are sent."""
+        return self.model.get_input_embeddings().weight.device  # pyright: ignore
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights outside the masters."""
+        return self.model.dtype
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.architecture.blocks)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return next(iter(self.architecture.sites.values())).d_out
+
+    def site(self, layer: int) -> Site:
+        """The editable matrix of a layer.
+
+        Raises:
+            UnknownName: there is no such layer.
+            UnsupportedModel: there is, and it cannot be edited.
+        """
+        site = self.architecture.sites.get(layer)
+        if site is not None:
+            return site
+        if layer in self.architecture.unavailable:
+            reason = self.architecture.unavailable[layer]
+            raise UnsupportedModel(f"Layer {layer} of {self.name} cannot be edited: {reason}.")
+        raise UnknownName(
+            f"{self.name} has no layer {layer}. Its layers are 0 to {self.layers - 1}."
+        )
+
+    def master(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """The matrix of a layer in float32: what edits add up in."""
+        if self._weights_are_masters:
+            return self.site(layer).weight
+        if layer in self._masters:
+            return self._masters[layer]
+        return self.site(layer).weight.float()
+
+    def write(self, deltas: Mapping[int, LowRankDelta]) -> None:
+        """Add a change to each matrix. Inside `scratch()` it is undone at the end.
+
+        Raises:
+            NotFinite: the change, or what it leads to, is not finite; nothing is written then.
+        """
+        for layer, delta in deltas.items():
+            for factor in (delta.left, delta.right):
+                if not torch.isfinite(factor).all():
+                    raise NotFinite(f"The change of layer {layer} holds NaN or infinity.")
+            self._check_shape(layer, delta)
+        for layer, delta in deltas.items():
+            self._save(layer)
+            self._add(layer, delta)
+
+    @contextmanager
+    def scratch(self) -> Iterator["ModelHandle"]:
+        """Whatever is written inside is gone afterwards: the saved tensors are copied back."""
+        self._saved.append({})
+        try:
+            yield self
+        finally:
+            for layer, (weight, master) in self._saved.pop().items():
+                self.site(layer).weight.copy_(weight)
+                self._masters.pop(layer, None)
+                if master is not None:
+                    self._masters[layer] = master
+
+    def weights_hash(self) -> str:
+        """sha256 over every byte of every parameter and buffer, to prove that nothing moved."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+    @property
+    def _weights_are_masters(self) -> bool:
+        return self.dtype in (torch.float32, torch.float64)
+
+    def _check_shape(self, layer: int, delta: LowRankDelta) -> None:
+        site = self.site(layer)
+        shape = (delta.left.shape[1], delta.right.shape[1])
+        if shape != (site.d_out, site.d_in):
+            raise UnsupportedModel(
+                f"A change of shape {shape[0]} x {shape[1]} does not fit layer {layer} of "
+                f"{self.name}, which is {site.d_out} x {site.d_in}."
+            )
+
+    def _save(self, layer: int) -> None:
+        if self._saved and layer not in self._saved[-1]:
+            master = self._masters.get(layer)
+            self._saved[-1][layer] = (
+                self.site(layer).weight.clone(),
+                None if master is None else master.clone(),
+            )
+
+    def _add(self, layer: int, delta: LowRankDelta) -> None:
+        weight, master = self.site(layer).weight, self.master(layer)
+        rows = max(1, _CHUNK // master.shape[1])
+        for start in range(0, len(master), rows):
+            part = slice(start, start + rows)
+            change = delta.dense(part).to(master.device)
+            master[part] = (master[part].double() + change).to(master.dtype)
+        if not self._weights_are_masters:
+            self._masters[layer] = master
+            weight.copy_(master)
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
+            raise NotFinite(
+                f"The model's weight {name} holds NaN or infinity. The checkpoint is damaged, or "
+                f"its values overflow in {parameter.dtype}; try --dtype float32."
+            )
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """sha256 of names, shapes and an even sample of each tensor, rounded to bfloat16.
+
+    Rounding makes it the same for one checkpoint loaded in float32 or in bfloat16; a change of a
+    matrix by an edit moves most of its elements and so shows in the sample.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLES)].to(torch.bfloat16)
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(_bytes(sample))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

