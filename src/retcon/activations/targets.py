@@ -38,7 +38,8 @@ class TargetOptions:
     kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
     edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
     the output of the `block` or of its `down`-projection. micro_batch: suffix tokens in one
-    forward pass; changes results by rounding only.
+    forward pass, and together: edits optimised side by side; both change results by rounding
+    only, and memory.
     """
 
     steps: int = 25
@@ -49,6 +50,7 @@ class TargetOptions:
     stop_below: float = 0.05
     insertion: Insertion = "block"
     micro_batch: int = 256
+    together: int = 32
 
 
 class Targets(NamedTuple):
@@ -69,6 +71,12 @@ class Targets(NamedTuple):
         """The targets of some of the edits."""
         return Targets(*(field[rows] for field in self[:5]), self.short)
 
+    @staticmethod
+    def join(parts: Sequence["Targets"]) -> "Targets":
+        """The targets of several groups of edits, one below the other."""
+        columns = zip(*(part[:5] for part in parts), strict=True)
+        return Targets(*(torch.cat(column) for column in columns), all(p.short for p in parts))
+
 
 def optimise_targets(
     handle: ModelHandle,
@@ -78,11 +86,28 @@ def optimise_targets(
     options: TargetOptions,
     progress: Progress = silent,
 ) -> Targets:
-    """Optimise δ for many edits at once, at one layer of the model as it is now.
+    """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
+    parts: list[Targets] = []
+    for start in range(0, len(edits), options.together):
+        progress("optimising targets", start, len(edits))
+        group = edits[start : start + options.together]
+        parts.append(_optimise(handle, group, prefixes, layer, options))
+    progress("optimising targets", len(edits), len(edits))
+    return Targets.join(parts)
+
+
+def _optimise(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+) -> Targets:
+    """One group of edits, side by side."""
     problem = _Problem.of(handle, edits, prefixes, Place(layer, options.insertion), options)
     anchor = _anchors(handle, edits, problem.place)
     delta = torch.zeros_like(anchor, requires_grad=True)
@@ -92,7 +117,6 @@ def optimise_targets(
     nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
     steps = torch.zeros(len(edits), dtype=torch.long)
     for step in range(options.steps):
-        progress("optimising targets", step, options.steps)
         last = step == options.steps - 1
         adam.zero_grad(set_to_none=False)
         now = problem.losses(delta, active, backward=not last)
@@ -112,7 +136,6 @@ def optimise_targets(
             norm = delta.norm(dim=-1, keepdim=True)
             clamped = delta * (limit / norm.clamp_min(1e-30)).clamp_max(1)
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
-    progress("optimising targets", options.steps, options.steps)
     return Targets(delta.detach(), anchor, loss, nll, steps, problem.short)
 
 
@@ -193,7 +216,7 @@ class _Problem:
         nll, kl = delta.new_zeros(self.edits), delta.new_zeros(self.edits)
         for number, pool in enumerate(self.pools):
             live = active[pool.edit].nonzero()[:, 0]
-            for rows in live.split(pool.size):
+            for rows in live.split(pool.size) if len(live) else ():
                 with torch.set_grad_enabled(backward):
                     logits = pool.passes(rows, delta[pool.edit[rows]])
                     terms = self._terms(number, pool, rows, logits)

@@ -1,0 +1,56 @@
+"""Rewrite facts inside language models, keep each edit as a small patch, measure what it costs.
+
+The public names are loaded when they are first used, so that importing this package is cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retcon.data.cases import load_cases, starter_cases, take
+    from retcon.editing.making import edit
+    from retcon.editing.schedule import Schedule
+    from retcon.editing.trial import evaluate
+    from retcon.edits import Case, Edit
+    from retcon.errors import RetconError
+    from retcon.model.load import load
+    from retcon.patch.format import Patch, load_patch
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Case": "retcon.edits",
+    "Edit": "retcon.edits",
+    "Patch": "retcon.patch.format",
+    "RetconError": "retcon.errors",
+    "Schedule": "retcon.editing.schedule",
+    "edit": "retcon.editing.making",
+    "evaluate": "retcon.editing.trial",
+    "load": "retcon.model.load",
+    "load_cases": "retcon.data.cases",
+    "load_patch": "retcon.patch.format",
+    "starter_cases": "retcon.data.cases",
+    "take": "retcon.data.cases",
+}
+
+__all__ = [
+    "Case",
+    "Edit",
+    "Patch",
+    "RetconError",
+    "Schedule",
+    "__version__",
+    "edit",
+    "evaluate",
+    "load",
+    "load_cases",
+    "load_patch",
+    "starter_cases",
+    "take",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'retcon' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

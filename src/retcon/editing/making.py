@@ -1,0 +1,72 @@
+"""From facts to a patch, in one call."""
+
+from collections.abc import Mapping, Sequence
+
+from retcon.algebra.delta import LowRankDelta
+from retcon.editing.schedule import Schedule
+from retcon.editing.session import Step, run
+from retcon.edits import Edit
+from retcon.methods.presets import Choice, choose
+from retcon.model.handle import ModelHandle
+from retcon.patch.format import EditRecord, Patch, Provenance
+from retcon.progress import Progress, silent
+
+
+def edit(
+    model: ModelHandle,
+    edits: Sequence[Edit],
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: str | None = None,
+    progress: Progress = silent,
+) -> Patch:
+    """Make the patch that writes some facts. The model itself stays as it is.
+
+    What is not given comes from the model's published settings. schedule: how the facts are
+    written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
+    after the other for methods that write one at a time).
+
+    Raises:
+        UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
+        CollidingEdits: two facts have one key and the method writes exactly.
+    """
+    choice = choose(model, method=method, layers=layers, settings=settings)
+    editor = choice.method.build(choice.layers, choice.settings)
+    size = editor.max_batch or len(edits)
+    plan = (
+        Schedule(batch_size=max(1, size), carry=True)
+        if schedule is None
+        else Schedule.parse(schedule).carried()
+    )
+    state = editor.begin(model, progress)
+    steps = list(run(model, editor, state, edits, plan, progress))
+    return patch_of(model, choice, plan, steps)
+
+
+def patch_of(
+    model: ModelHandle, choice: Choice, schedule: Schedule, steps: Sequence[Step]
+) -> Patch:
+    """The patch that a run of carried batches has written."""
+    deltas = {
+        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps])
+        for layer in choice.layers
+    }
+    records = tuple(
+        EditRecord(
+            id=e.id, prompt=e.prompt, subject=e.subject, target=e.target, target_old=e.target_old
+        )
+        for step in steps
+        for e in step.edits
+    )
+    about = Provenance(
+        model=model.name,
+        base=model.fingerprint,
+        method=choice.method.name,
+        layers=choice.layers,
+        schedule=str(schedule),
+        settings=choice.settings,
+        edits=records,
+    )
+    return Patch(deltas=deltas, about=about)

@@ -1,0 +1,107 @@
+"""Fold edits over a model: write a batch, let the caller look, go on; in the end restore.
+
+Without `carry` every batch meets the untouched model, so targets and keys depend on no batch and
+are computed for many edits at a time.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+from retcon.editing.schedule import Schedule
+from retcon.edits import Edit
+from retcon.errors import InvalidEdit, InvalidSetting
+from retcon.methods.base import Editor, Features, State, Update
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
+
+# Edits whose features are read ahead where batches do not carry.
+_AHEAD = 64
+
+
+class Step(NamedTuple):
+    """One batch, just written: what it is made of and what it took.
+
+    index: of the batch. seconds: for features and solve, without looking. Its `update` is in the
+    weights until the next step is asked for (for good, within the run, where batches carry).
+    """
+
+    index: int
+    edits: tuple[Edit, ...]
+    update: Update
+    features: Features
+    seconds: float
+
+
+def run(
+    model: ModelHandle,
+    editor: Editor,
+    state: State,
+    edits: Sequence[Edit],
+    schedule: Schedule,
+    progress: Progress = silent,
+) -> Iterator[Step]:
+    """Write the edits batch by batch, yielding after each while it is in the weights.
+
+    The model is as before when the iterator is exhausted, closed, or interrupted.
+
+    Raises:
+        InvalidSetting: a batch larger than the method can write at once.
+        InvalidEdit: two edits with one id.
+    """
+    check(editor, edits, schedule)
+    with model.scratch():
+        written = 0
+        for index, (features, seconds) in enumerate(
+            _features(model, editor, state, edits, schedule, progress)
+        ):
+            started = time.perf_counter()
+            update, after = editor.edit(model, features, state)
+            with nullcontext() if schedule.carry else model.scratch():
+                model.write(update.deltas)
+                seconds += time.perf_counter() - started
+                written += len(features.edits)
+                progress("editing", written, len(edits))
+                yield Step(index, features.edits, update, features, seconds)
+            state = after if schedule.carry else state
+
+
+def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:
+    """Refuse what cannot be run, before any work is done."""
+    if editor.max_batch is not None and schedule.batch_size > editor.max_batch:
+        raise InvalidSetting(
+            f"This method writes {editor.max_batch} fact at a time, not batches of "
+            f"{schedule.batch_size}: a batch of ROME edits does not exist. Use emmet, its "
+            f"generalisation to batches, or the schedules single and sequential."
+        )
+    if not edits:
+        raise InvalidEdit("There is nothing to edit: the list of facts is empty.")
+    seen: set[str] = set()
+    for edit in edits:
+        if edit.id in seen:
+            raise InvalidEdit(f"Two edits have the id {edit.id!r}. Give each its own.")
+        seen.add(edit.id)
+
+
+def _features(
+    model: ModelHandle,
+    editor: Editor,
+    state: State,
+    edits: Sequence[Edit],
+    schedule: Schedule,
+    progress: Progress,
+) -> Iterator[tuple[Features, float]]:
+    """The features of each batch and the seconds they took, on the weights they are to meet."""
+    size = schedule.batch_size
+    ahead = size if schedule.carry else size * max(1, _AHEAD // size)
+    for start in range(0, len(edits), ahead):
+        started = time.perf_counter()
+        chunk = edits[start : start + ahead]
+        found = editor.features(model, chunk, state, progress)
+        seconds = (time.perf_counter() - started) / len(chunk)
+        for first in range(0, len(chunk), size):
+            part = found.select(slice(first, first + size))
+            yield part, seconds * len(part.edits)
+
+

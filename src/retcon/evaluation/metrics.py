@@ -1,0 +1,157 @@
+"""Scores from rows: every formula in one place, with its source. Needs no model and no torch.
+
+All are means over a case's prompts first, then over cases, times 100, as in ROME's evaluation
+(arXiv:2202.05262 §3.4). Intervals are 95 %, from standard errors clustered by relation: cases of
+one relation share their template and are not independent. None is "not scored", and is left out
+and counted, never taken for 0.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import exp, sqrt
+from typing import NamedTuple
+
+from retcon.evaluation.rows import Kind, Row
+
+Value = Callable[[Row], float | None]
+
+
+class Estimate(NamedTuple):
+    """A mean over cases, its 95 % interval, and how many cases it is over."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    cases: int
+
+
+def _won(row: Row) -> float | None:
+    """ES, PS: 1 where the target is more probable per token than target_old. Ties fail."""
+    return None if row.nll_old is None else float(row.nll_old > row.nll_new)
+
+
+def _kept(row: Row) -> float | None:
+    """NS: 1 where, about a neighbour, target_old (its truth) is still more probable. Ties fail."""
+    return None if row.nll_old is None else float(row.nll_old < row.nll_new)
+
+
+def _margin(row: Row) -> float | None:
+    """Magnitude of ES, PS: difference of probabilities, each exp(−mean NLL per token)."""
+    return None if row.nll_old is None else exp(-row.nll_new) - exp(-row.nll_old)
+
+
+def _kept_margin(row: Row) -> float | None:
+    """Magnitude of NS: the same, the other way round."""
+    return None if row.nll_old is None else exp(-row.nll_old) - exp(-row.nll_new)
+
+
+def _accuracy(row: Row) -> float | None:
+    """Token accuracy: share of the target's tokens that are argmax under teacher forcing."""
+    return row.hits_new / row.n_new
+
+
+def _old_accuracy(row: Row) -> float | None:
+    """The same of target_old: about neighbours, what is still known."""
+    return None if row.hits_old is None or not row.n_old else row.hits_old / row.n_old
+
+
+def _exact(row: Row) -> float | None:
+    """Exact match: free greedy generation begins with the target."""
+    return None if row.exact is None else float(row.exact)
+
+
+def _probability(row: Row) -> float | None:
+    """Probability of the target: exp(−mean NLL per token)."""
+    return exp(-row.nll_new)
+
+
+METRICS: Mapping[str, tuple[Kind, Value]] = {
+    "ES": ("rewrite", _won),
+    "PS": ("paraphrase", _won),
+    "NS": ("neighbour", _kept),
+    "ES_magnitude": ("rewrite", _margin),
+    "PS_magnitude": ("paraphrase", _margin),
+    "NS_magnitude": ("neighbour", _kept_margin),
+    "token_accuracy": ("rewrite", _accuracy),
+    "paraphrase_token_accuracy": ("paraphrase", _accuracy),
+    "neighbour_token_accuracy": ("neighbour", _old_accuracy),
+    "exact_match": ("rewrite", _exact),
+    "target_probability": ("rewrite", _probability),
+}
+
+
+def estimate(rows: Iterable[Row], metric: str) -> Estimate:
+    """One metric over some rows, in per cent."""
+    kind, value = METRICS[metric]
+    values: dict[str, list[float]] = defaultdict(list)
+    cluster: dict[str, str] = {}
+    for row in rows:
+        found = value(row) if row.kind == kind else None
+        if found is not None:
+            values[row.case].append(100 * found)
+            cluster[row.case] = row.relation if row.relation is not None else f"case {row.case}"
+    if not values:
+        return Estimate(None, None, None, 0)
+    means = {case: sum(found) / len(found) for case, found in values.items()}
+    mean = sum(means.values()) / len(means)
+    margin = _margin_of_error(means, cluster, mean)
+    low, high = (None, None) if margin is None else (mean - margin, mean + margin)
+    return Estimate(mean, low, high, len(means))
+
+
+def harmonic(scores: Sequence[float | None]) -> float | None:
+    """S: harmonic mean of the data-set means of ES, PS and NS; None where one is missing."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    return 0.0 if 0 in known else len(known) / sum(1 / score for score in known)
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Every metric's mean, and S."""
+    means = {name: estimate(rows, name).mean for name in METRICS}
+    score = harmonic([means["ES"], means["PS"], means["NS"]])
+    ordered = {name: means[name] for name in ("ES", "PS", "NS")}
+    return {**ordered, "S": score, **{k: v for k, v in means.items() if k not in ordered}}
+
+
+def intervals(rows: Sequence[Row]) -> dict[str, tuple[float, float] | None]:
+    """Every metric's 95 % interval."""
+    found = {name: estimate(rows, name) for name in METRICS}
+    return {
+        name: None if e.low is None or e.high is None else (e.low, e.high)
+        for name, e in found.items()
+    }
+
+
+def _margin_of_error(
+    means: Mapping[str, float], cluster: Mapping[str, str], mean: float
+) -> float | None:
+    """Half the width of the interval, from the cluster-robust standard error of a mean.
+
+    Var = G/(G−1) Σ_g (Σ_{i∈g} (xᵢ − x̄))² / n², the CR1 estimator (Cameron & Miller 2015, J. Human
+    Resources 50(2)), with the t quantile of G−1 degrees of freedom.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for case, value in means.items():
+        sums[cluster[case]] += value - mean
+    groups = len(sums)
+    if groups < 2:
+        return None
+    variance = groups / (groups - 1) * sum(s * s for s in sums.values()) / len(means) ** 2
+    return _t_quantile(groups - 1) * sqrt(variance)
+
+
+def _t_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, by the Cornish-Fisher expansion around the normal's.
+
+    Good to 1 % from three degrees of freedom on; below that the known values.
+    """
+    exact = {1: 12.706, 2: 4.303}
+    if degrees in exact:
+        return exact[degrees]
+    z = 1.959964
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3

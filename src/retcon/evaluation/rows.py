@@ -1,0 +1,31 @@
+"""What a score is made of: one row per scored prompt. Knows no tensors."""
+
+from typing import Literal, NamedTuple
+
+When = Literal["pre", "immediate", "final"]
+Kind = Literal["rewrite", "paraphrase", "neighbour"]
+
+
+class Row(NamedTuple):
+    """One prompt, scored once. None means not scored, never zero.
+
+    when: `pre` on the untouched model, `immediate` right after the case's own batch, `final`
+    after all edits. step: how many batches had been written. nll_new, nll_old: mean negative
+    log-probability per token of target and target_old. n_new, n_old: their numbers of tokens.
+    hits_new, hits_old: how many of these are the most probable token, each given the true ones
+    before it. exact: whether free greedy generation says the target.
+    """
+
+    case: str
+    relation: str | None
+    kind: Kind
+    index: int
+    when: When
+    step: int
+    nll_new: float
+    n_new: int
+    hits_new: int
+    nll_old: float | None
+    n_old: int | None
+    hits_old: int | None
+    exact: bool | None

@@ -1,0 +1,177 @@
+"""An edit as an object: the factors of ΔW, what they mean, and which model they are for.
+
+A patch file is a safetensors file: per layer the factors `layer.{L}.left` (n, d_out) and
+`layer.{L}.right` (n, d_in), one row per edit, in float32; in its header one JSON text with the
+edits, the method with all settings, and the base model's fingerprint. Loading it runs no code,
+and checks every shape against what the header promises.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import retcon
+from retcon.algebra.delta import LowRankDelta
+from retcon.edits import Edit
+from retcon.errors import InvalidEdit, InvalidPatch, PatchMismatch
+from retcon.model.handle import ModelHandle
+from retcon.storage import write_whole
+
+FORMAT = 1
+
+
+class EditRecord(BaseModel):
+    """An edit as it stands in a patch's header."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    prompt: str
+    subject: str
+    target: str
+    target_old: str | None = None
+
+
+class Provenance(BaseModel):
+    """Where a patch comes from: enough to make it again.
+
+    base: fingerprint of the model's weights. model: what it was called. layers: those written,
+    with their widths. settings: every setting of the method, defaults included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = FORMAT
+    retcon: str = Field(default_factory=lambda: retcon.__version__)
+    model: str
+    base: str
+    method: str
+    layers: tuple[int, ...]
+    schedule: str
+    settings: dict[str, object]
+    edits: tuple[EditRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """Changes of some matrices of one base model. Row i of every factor belongs to edit i."""
+
+    deltas: Mapping[int, LowRankDelta]
+    about: Provenance
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits that the patch makes."""
+        return tuple(Edit(**record.model_dump()) for record in self.about.edits)
+
+    @contextmanager
+    def applied(self, model: ModelHandle) -> Iterator[ModelHandle]:
+        """The model with this patch in its weights; afterwards its own weights, bit for bit.
+
+        Raises:
+            PatchMismatch: the patch is for another model.
+        """
+        self.check(model)
+        with model.scratch():
+            model.write(self.deltas)
+            yield model
+
+    def apply(self, model: ModelHandle) -> None:
+        """Write the patch for good. Inside `model.scratch()` it is undone at the end.
+
+        Raises:
+            PatchMismatch: the patch is for another model.
+        """
+        self.check(model)
+        model.write(self.deltas)
+
+    def check(self, model: ModelHandle) -> None:
+        """Raise PatchMismatch unless the patch was made for this model's weights."""
+        if self.about.base != model.fingerprint:
+            raise PatchMismatch(
+                f"This patch was made for {self.about.model!r} (fingerprint "
+                f"{self.about.base[:12]}…), not for {model.name!r} ({model.fingerprint[:12]}…). "
+                f"Load the model it was made for, without other edits saved into its weights."
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the patch to one file, whole or not at all.
+
+        Raises:
+            StorageError: no space or no permission.
+        """
+        tensors = {
+            f"layer.{layer}.{name}": getattr(delta, name).contiguous().cpu()
+            for layer, delta in self.deltas.items()
+            for name in ("left", "right")
+        }
+        header = {"retcon": self.about.model_dump_json()}
+        write_whole(Path(path), lambda work: save_file(tensors, work, header))
+
+
+def load_patch(path: Path | str) -> Patch:
+    """Read a patch file.
+
+    Raises:
+        InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidPatch(f"There is no patch file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            about = _read_header(path, stream.metadata() or {})
+            expected = {f"layer.{layer}.{f}" for layer in about.layers for f in ("left", "right")}
+            if set(stream.keys()) != expected:
+                raise InvalidPatch(f"{path}: its tensors are not those of its {len(expected) // 2} layers.")
+            _check_factors(path, about, {k: tuple(stream.get_slice(k).get_shape()) for k in expected})
+            tensors = {name: stream.get_tensor(name) for name in sorted(expected)}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise InvalidPatch(f"{path} is no patch file, or a damaged one: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
+    deltas = {
+        layer: LowRankDelta(
+            left=tensors[f"layer.{layer}.left"], right=tensors[f"layer.{layer}.right"]
+        )
+        for layer in about.layers
+    }
+    patch = Patch(deltas=deltas, about=about)
+    try:
+        _ = patch.edits
+    except InvalidEdit as error:
+        raise InvalidPatch(f"{path}: {error}") from error
+    return patch
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
+    if "retcon" not in metadata:
+        raise InvalidPatch(f"{path} is a safetensors file, but not a Retcon patch.")
+    try:
+        found = json.loads(metadata["retcon"])
+        version = found.get("format") if isinstance(found, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise InvalidPatch(
+                f"{path} has format {version}; this Retcon reads up to {FORMAT}. Update it."
+            )
+        return Provenance.model_validate(found)
+    except (ValueError, RecursionError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise InvalidPatch(f"{path}: its header is not that of a patch ({first}).") from error
+
+
+def _check_factors(path: Path, about: Provenance, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Every factor is a matrix with one row per edit."""
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] != len(about.edits) or min(shape) < 1:
+            raise InvalidPatch(
+                f"{path}: {name} has shape {tuple(shape)}, which does not fit its "
+                f"{len(about.edits)} edits."
+            )
