@@ -32,7 +32,7 @@ def edit(
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
         CollidingEdits: two facts have one key and the method writes exactly.
     """
-    choice = choose(model, method=method, layers=layers, settings=settings)
+    choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     size = editor.max_batch or len(edits)
     plan = (

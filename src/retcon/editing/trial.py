@@ -49,6 +49,25 @@ class Trial(NamedTuple):
         """The rows taken at one time."""
         return [row for row in self.rows if row.when == when]
 
+    def describe(self) -> dict[str, object]:
+        """What a record says beside the scores: everything that decided them."""
+        preset = self.choice.preset
+        return {
+            "method": self.choice.method.name,
+            "layers": list(self.choice.layers),
+            "schedule": str(self.schedule),
+            "settings": self.choice.settings,
+            "preset": preset.source if preset else None,
+            "covariance": {
+                name: self.choice.settings[name]
+                for name in ("corpus", "corpus_seed", "document_tokens", "jitter")
+            }
+            | {"tokens": self.corpus_tokens},
+            "prefixes": list(self.prefixes),
+            "seconds_per_edit": self.seconds_per_edit,
+            "steps": [step._asdict() for step in self.steps],
+        }
+
     @property
     def seconds_per_edit(self) -> float:
         """Features and solve, without second moments and without scoring."""
@@ -70,7 +89,7 @@ def evaluate(
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
-    choice = choose(model, method=method, layers=layers, settings=settings)
+    choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     plan = Schedule.parse(schedule)
     edits = [case.edit for case in cases]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from retcon.errors import InvalidSetting
 from retcon.methods.registry import Method, Settings, find_method
-from retcon.model.handle import ModelHandle
+from retcon.model.architectures import Outline
 
 
 class _Row(BaseModel):
@@ -64,13 +64,13 @@ def families() -> tuple[Family, ...]:
     return tuple(Family.model_validate(row) for row in tomllib.loads(text)["family"])
 
 
-def family_of(model: ModelHandle) -> Family | None:
+def family_of(model: Outline) -> Family | None:
     """The family whose dimensions this model has."""
     shape = shape_of(model)
     return next((family for family in families() if family.shape == shape), None)
 
 
-def shape_of(model: ModelHandle) -> Shape:
+def shape_of(model: Outline) -> Shape:
     """The dimensions of a model."""
     config = model.model.config.get_text_config(decoder=True)
     site = next(iter(model.architecture.sites.values()))
@@ -84,7 +84,7 @@ def shape_of(model: ModelHandle) -> Shape:
 
 
 def choose(
-    model: ModelHandle,
+    model: Outline,
     *,
     method: str | None = None,
     layers: Sequence[int] | None = None,
@@ -110,7 +110,7 @@ def choose(
     return Choice(chosen, taken, chosen.resolve({**base, **(settings or {})}), preset)
 
 
-def _check_layers(model: ModelHandle, layers: tuple[int, ...]) -> None:
+def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:
     if not layers or sorted(set(layers)) != list(layers):
         raise InvalidSetting(
             f"Layers must be given in ascending order, each once; found {list(layers)}."
@@ -119,7 +119,7 @@ def _check_layers(model: ModelHandle, layers: tuple[int, ...]) -> None:
         model.site(layer)
 
 
-def _ask_for(model: ModelHandle, method: str | None) -> str:
+def _ask_for(model: Outline, method: str | None) -> str:
     early = max(1, model.layers // 16)
     later = max(early + 1, model.layers // 4)
     tries = f"--method {method or 'emmet'} --layer {early}"
@@ -128,3 +128,35 @@ def _ask_for(model: ModelHandle, method: str | None) -> str:
         f"({model.layers} layers). Name a method and a layer: early MLPs work best; try "
         f"{tries}, or layer {later}."
     )
+
+
+def describe(model: Outline) -> dict[str, object]:
+    """What `retcon probe` says: the editable sites of a model and its published settings."""
+    architecture = model.architecture
+    site = next(iter(architecture.sites.values()))
+    parameters = sum(p.numel() for p in model.model.parameters())
+    size = next(model.model.parameters()).element_size()
+    family = family_of(model)
+    presets = [] if family is None else [
+        {"method": p.method, "layers": list(p.layers), "settings": p.settings, "source": p.source}
+        for p in family.presets
+    ]  # fmt: skip
+    return {
+        "class": type(model.model).__name__,
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "weights": f"{parameters * size / 2**30:.2f} GiB in {model.model.dtype}",
+        "editable site": f"{architecture.block_path}.N.{architecture.down_path}",
+        "layout": "Conv1D (d_in, d_out)" if site.transposed else "Linear (d_out, d_in)",
+        "d_in": site.d_in,
+        "d_out": site.d_out,
+        "layers": f"0 to {model.layers - 1}",
+        "not editable": "; ".join(f"{k}: {why}" for k, why in architecture.unavailable.items())
+        or "none",
+        "head": "tied to the embeddings" if architecture.tied else "its own matrix",
+        "MLP output": "added to the residual stream"
+        if architecture.additive
+        else "normalised or scaled first: one layer at a time, targets at the down-projection",
+        "second moments": f"{site.d_in**2 * 8 / 2**20:.0f} MiB a layer",
+        "family": family.name if family else "none known",
+        "presets": presets,
+    }

@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,7 @@ import retcon.methods
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.methods.base import Editor
 
+O = TypeVar("O")
 Settings = Mapping[str, object]
 
 
@@ -120,6 +121,20 @@ def find_method(name: str) -> Method:
     if name not in known:
         raise UnknownName.among("method", name, known)
     return known[name]
+
+
+def options_from(default: O, chosen: Settings) -> O:
+    """An option group with some of its fields set, for commands that need no whole method.
+
+    Raises:
+        UnknownName: a field that the group does not have.
+        InvalidSetting: a value of the wrong type.
+    """
+    kinds = get_type_hints(type(default))
+    for name in chosen:
+        if name not in kinds:
+            raise UnknownName.among("setting", name, kinds)
+    return replace(default, **{k: _coerce(k, kinds[k], v) for k, v in chosen.items()})
 
 
 def _coerce(name: str, kind: object, value: object) -> object:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from retcon.errors import UnsupportedModel
+from retcon.errors import UnknownName, UnsupportedModel
 from retcon.model import hooks
 
 
@@ -57,8 +57,39 @@ class Architecture:
     block_returns_tuple: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A model's name, configuration and structure: all that can be said without its weights."""
+
+    name: str
+    model: PreTrainedModel
+    architecture: Architecture
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.architecture.blocks)
+
+    def site(self, layer: int) -> Site:
+        """The editable matrix of a layer.
+
+        Raises:
+            UnknownName: there is no such layer.
+            UnsupportedModel: there is, and it cannot be edited.
+        """
+        site = self.architecture.sites.get(layer)
+        if site is not None:
+            return site
+        if layer in self.architecture.unavailable:
+            reason = self.architecture.unavailable[layer]
+            raise UnsupportedModel(f"Layer {layer} of {self.name} cannot be edited: {reason}.")
+        raise UnknownName(
+            f"{self.name} has no layer {layer}. Its layers are 0 to {self.layers - 1}."
+        )
+
+
 def discover(model: PreTrainedModel) -> Architecture:
-    """Read a model's structure.
+    """Read a model's structure. On the meta device behaviour is taken for granted.
 
     Raises:
         UnsupportedModel: no blocks, no head, or no MLP down-projection could be made out.
@@ -172,6 +203,8 @@ class _Probe:
                 f"{self.width} ({len(self.linear)} linear maps seen)"
             )
         path = candidates[-1]
+        if self.model.device.type == "meta":
+            return _Found(path=path, additive=True, returns_tuple=False)
         if not self._is_local(path, [name for name in candidates if name != path]):
             raise UnsupportedModel(
                 f"the last linear map of block {self.layer}, {path!r}, mixes positions as "

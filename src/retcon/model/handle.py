@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retcon.algebra.delta import LowRankDelta
-from retcon.errors import NotFinite, UnknownName, UnsupportedModel
-from retcon.model.architectures import Architecture, Site, discover
+from retcon.errors import NotFinite, UnsupportedModel
+from retcon.model.architectures import Architecture, Outline, Site, discover
 from retcon.model.tokens import Tokens
 
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
@@ -43,7 +43,7 @@ class ModelHandle:
         self.name = name
         self.tokens = Tokens(tokenizer)
         _check_finite(model)
-        self.architecture: Architecture = discover(model)
+        self.outline = Outline(name=name, model=model, architecture=discover(model))
         self.fingerprint = _fingerprint(model)
         self._masters: dict[int, Tensor] = {}
         self._saved: list[dict[int, tuple[Tensor, Tensor | None]]] = []
@@ -59,9 +59,14 @@ class ModelHandle:
         return self.model.dtype
 
     @property
+    def architecture(self) -> Architecture:
+        """What is known of the model's structure."""
+        return self.outline.architecture
+
+    @property
     def layers(self) -> int:
         """Number of blocks."""
-        return len(self.architecture.blocks)
+        return self.outline.layers
 
     @property
     def hidden(self) -> int:
@@ -75,15 +80,7 @@ class ModelHandle:
             UnknownName: there is no such layer.
             UnsupportedModel: there is, and it cannot be edited.
         """
-        site = self.architecture.sites.get(layer)
-        if site is not None:
-            return site
-        if layer in self.architecture.unavailable:
-            reason = self.architecture.unavailable[layer]
-            raise UnsupportedModel(f"Layer {layer} of {self.name} cannot be edited: {reason}.")
-        raise UnknownName(
-            f"{self.name} has no layer {layer}. Its layers are 0 to {self.layers - 1}."
-        )
+        return self.outline.site(layer)
 
     def master(self, layer: int) -> Float[Tensor, "d_out d_in"]:
         """The matrix of a layer in float32: what edits add up in."""

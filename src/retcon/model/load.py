@@ -4,10 +4,11 @@ import difflib
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
 from retcon.model import smollm2
+from retcon.model.architectures import Outline, discover
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -50,6 +51,22 @@ def load(
     if not placement:
         model = _move(model, device)
     return ModelHandle(model, tokenizer, name=name)
+
+
+def outline(name: str, *, revision: str | None = None, progress: Progress = silent) -> Outline:
+    """The structure of a model from its configuration alone: no weights are read.
+
+    Raises:
+        ModelNotFound, UnsupportedModel: as for `load`.
+    """
+    source = _source(name, progress)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(_explain(name, source, error)) from error
+    return Outline(name=name, model=model, architecture=discover(model))
 
 
 def _source(name: str, progress: Progress) -> str:

@@ -1,0 +1,5 @@
+"""`retcon demo`."""
+
+
+def demo() -> None:
+    """x."""

@@ -1,0 +1,44 @@
+"""`retcon stats`."""
+
+from retcon.cli.console import Device, Dtype, JsonFile, Layer, Layers, Model, Revision, Set
+from retcon.cli.console import bars, load_model, number, out, parse_layers, parse_settings, table
+from retcon.cli.console import write_json
+
+
+def stats(
+    model: Model,
+    layer: Layer = None,
+    layers: Layers = None,
+    set: Set = None,  # noqa: A002
+    revision: Revision = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    json: JsonFile = None,
+) -> None:
+    """Collect the second moments of some layers (all, if none is named) in one pass; cache them."""
+    chosen, settings = parse_layers(layer, layers), parse_settings(set)
+    with bars() as progress:
+        handle = load_model(
+            model, revision=revision, dtype=dtype, device=device, progress=progress
+        )
+        from retcon.activations.covariance import MomentOptions, describe, load_moments
+        from retcon.algebra.metric import Metric
+        from retcon.methods.registry import options_from
+
+        options = options_from(MomentOptions(), settings)
+        wanted = chosen if chosen is not None else tuple(sorted(handle.architecture.sites))
+        moments = load_moments(handle, wanted, options, progress)
+        metrics = {k: Metric.of(m.mean, jitter=options.jitter) for k, m in moments.items()}
+    rows = [
+        [
+            str(k),
+            str(m.tokens),
+            number(m.tokens / len(m.total)),
+            f"{float(m.mean.diagonal().mean()):.3g}",
+            f"{float(metrics[k].factor.diagonal().min() ** 2):.2g}",
+        ]
+        for k, m in moments.items()
+    ]
+    columns = ["layer", "tokens", "tokens / d_in", "mean diagonal", "smallest pivot"]
+    out.print(table(f"Second moments of {model} on {options.corpus}", columns, rows))
+    write_json(json, {"model": model, "fingerprint": handle.fingerprint, **describe(options, moments)})

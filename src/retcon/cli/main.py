@@ -1,0 +1,59 @@
+"""`retcon`: each command parses, makes one call of the library, and prints.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from retcon import __version__
+from retcon.cli.commands import demo, edit, evaluate, methods, patch, probe, stats
+from retcon.cli.console import fail
+from retcon.errors import RetconError
+
+app = typer.Typer(
+    name="retcon",
+    help="Rewrite facts inside language models, keep each edit, and measure what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"retcon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Rewrite facts inside language models, keep each edit, and measure what it costs."""
+
+
+app.command("edit")(edit.edit)
+app.command("eval")(evaluate.evaluate)
+app.command("probe")(probe.probe)
+app.command("stats")(stats.stats)
+app.command("methods")(methods.methods)
+app.add_typer(patch.app, name="patch")
+app.command("demo")(demo.demo)
+
+
+def run() -> None:
+    """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted."""
+    try:
+        app()
+    except RetconError as error:
+        fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("Interrupted. The model and all files are as before.")
+        sys.exit(130)
