@@ -1,10 +1,10 @@
 """Where Retcon keeps what it has computed, and how a file is written so that it is whole."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import platformdirs
 
@@ -39,9 +39,7 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """
     with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        os.close(handle)
-        work = Path(name)
+        work = target.with_name(f".{target.name}-{uuid4().hex[:12]}")
         try:
             write(work)
             os.replace(work, target)

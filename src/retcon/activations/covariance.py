@@ -105,7 +105,7 @@ def collect_moments(
             keys = x[mask]
             sums.total[layer] += (keys.mT @ keys).double().cpu()
 
-        with hooks.read_inputs(modules, keep):
+        with hooks.read_inputs(modules, len(batch), keep):
             hooks.run_until(
                 deepest,
                 lambda padded=padded: handle.model(

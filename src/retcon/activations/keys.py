@@ -68,7 +68,7 @@ def read_at_lookup(
     for group in _equal_length(distinct):
         ids = torch.tensor(group, device=handle.device)
         reading = hooks.read_inputs if of_input else hooks.read_outputs
-        with reading(modules, keep):
+        with reading(modules, len(group), keep):
             hooks.run_until(deepest, lambda ids=ids: handle.model(input_ids=ids, use_cache=False))
     place = {ids: i for i, ids in enumerate(distinct)}
     order = torch.tensor([place[ids] for ids in heads])

@@ -105,7 +105,7 @@ class _FullPasses:
         architecture, layer = self.handle.architecture, self.place.layer
         down = self.handle.site(layer).module
         where = architecture.blocks[layer] if self.place.insertion == "block" else down
-        with hooks.change_outputs([where], add):
+        with hooks.change_outputs([where], len(chosen), add):
             return _whole(self.handle, chosen, use_cache=False)[0]
 
 
@@ -212,7 +212,8 @@ class _SuffixPasses:
             if self.place.insertion == "block":
                 stream, first_live = add(stream), layer + 1
             else:
-                stack.enter_context(hooks.change_outputs([self.handle.site(layer).module], add))
+                down = self.handle.site(layer).module
+                stack.enter_context(hooks.change_outputs([down], len(rows), add))
                 first_live = layer
             stack.enter_context(
                 hooks.replaced(
@@ -251,7 +252,9 @@ def _read_prefix(
     with ExitStack() as stack:
         if before >= 0:
             block = {before: handle.architecture.blocks[before]}
-            stack.enter_context(hooks.read_outputs(block, lambda _layer, y: streams.append(y)))
+            stack.enter_context(
+                hooks.read_outputs(block, len(rows), lambda _layer, y: streams.append(y))
+            )
         logits, cache = _whole(handle, rows, use_cache=True)
     longest = max(len(row.ids) for row in rows)
     # Where no block is live, the last one's are kept all the same: a cache must have a length.

@@ -205,7 +205,7 @@ class _Probe:
         path = candidates[-1]
         if self.model.device.type == "meta":
             return _Found(path=path, additive=True, returns_tuple=False)
-        if not self._is_local(path, [name for name in candidates if name != path]):
+        if not any(self._is_local(path, other) for other in [None, *candidates[:-1]]):
             raise UnsupportedModel(
                 f"the last linear map of block {self.layer}, {path!r}, mixes positions as "
                 f"attention does: there is no dense MLP down-projection (a mixture of experts, or "
@@ -229,26 +229,36 @@ class _Probe:
         seen: list[tuple[str, Tensor]] = []
         with hooks.traced(self.linear, seen):
             self._run(self.tokens)
-        return [name for name, x in seen if x.shape[:2] == (1, len(self.tokens))]
+        return [name for name, x in seen if x.numel() == len(self.tokens) * x.shape[-1]]
 
-    def _is_local(self, path: str, others: list[str]) -> bool:
-        """Whether the map's last input stays the same when the first token changes."""
-        inputs = [self._input_with_silence(path, others, t) for t in (self.tokens, self.other_tokens)]
-        return torch.allclose(inputs[0][:, -1], inputs[1][:, -1], rtol=1e-3, atol=1e-6)
+    def _is_local(self, path: str, silent: str | None) -> bool:
+        """Whether the map's input at a position depends on the token there, and on no other.
 
-    def _input_with_silence(self, path: str, others: list[str], tokens: list[int]) -> Tensor:
-        """The map's input while earlier blocks pass embeddings on and the other maps return 0."""
+        Told from the input at the last of three positions when the first token changes, while
+        another map is silent: with attention's output gone, what is left to the MLP is its own
+        position. Attention's output map never passes: its input mixes positions, or is gone with
+        the value map.
+        """
+        first, second = (
+            self._input_in_silence(path, silent, tokens)
+            for tokens in (self.tokens, self.other_tokens)
+        )
+        own = not torch.allclose(first[0, -1], first[0, -2], rtol=1e-3, atol=1e-6)
+        return own and torch.allclose(first[0, -1], second[0, -1], rtol=1e-3, atol=1e-6)
+
+    def _input_in_silence(self, path: str, silent: str | None, tokens: list[int]) -> Tensor:
+        """The map's input while earlier blocks pass embeddings on and `silent` returns 0."""
         kept: list[Tensor] = []
         with (
-            hooks.change_outputs(self._silenced(others), torch.zeros_like),
-            hooks.read_inputs({self.layer: self.linear[path]}, lambda _layer, x: kept.append(x)),
+            hooks.change_outputs(self._silenced(silent), 1, torch.zeros_like),
+            hooks.read_inputs({self.layer: self.linear[path]}, 1, lambda _layer, x: kept.append(x)),
         ):
             self._run(tokens)
         return kept[0].float()
 
-    def _silenced(self, others: list[str]) -> list[nn.Module]:
-        """Maps back to the hidden width, in this block and the ones before it."""
-        silenced = [self.linear[name] for name in others]
+    def _silenced(self, silent: str | None) -> list[nn.Module]:
+        """The named map of this block, and every map back to the hidden width before it."""
+        silenced = [self.linear[silent]] if silent is not None else []
         for earlier in self.blocks[: self.layer]:
             silenced += [
                 m for m in earlier.modules() if _is_linear(m) and _widths(m)[1] == self.width
@@ -258,10 +268,10 @@ class _Probe:
     def _is_additive(self, path: str) -> bool:
         """Whether a vector added to the map's output arrives unchanged in the block's output."""
         outputs: list[Tensor] = []
-        with hooks.read_outputs({self.layer: self.block}, lambda _layer, y: outputs.append(y)):
+        with hooks.read_outputs({self.layer: self.block}, 1, lambda _layer, y: outputs.append(y)):
             self._run(self.tokens)
             step = torch.linspace(-1, 1, self.width).to(outputs[0]) * outputs[0].abs().mean()
-            with hooks.change_outputs([self.linear[path]], lambda y: y + step):
+            with hooks.change_outputs([self.linear[path]], 1, lambda y: y + step):
                 self._run(self.tokens)
         moved = outputs[1] - outputs[0]
         return bool((moved - step).norm() < 0.05 * moved.shape[1] ** 0.5 * step.norm())

