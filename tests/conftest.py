@@ -4,12 +4,16 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from retcon.model.handle import ModelHandle
 
 torch.set_num_threads(2)
+# No deadline: the first example of a test may meet a cold machine.
+hypothesis.settings.register_profile("retcon", max_examples=40, deadline=None)
+hypothesis.settings.load_profile("retcon")
 
 
 @pytest.fixture

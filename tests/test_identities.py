@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import emmet_primal, memit_primal, rome_primal
 
@@ -158,7 +158,7 @@ def test_a_key_that_was_written_before_collides():
 
 def test_similar_keys_do_not_collide():
     C, K, R = problem(4, 4)
-    K[3] = K[2] + 1e-3 * K[1]
+    K[3] = K[2] + 1e-3 * K[3]
     written = write_keys(K, metric(C), 0.0)
     assert 0 < written.novelty[3] < 1e-4
     assert close(K @ (R.mT @ written.rows).mT, R, 1e9)
@@ -193,7 +193,6 @@ def test_jitter_makes_a_dead_unit_harmless():
 
 
 @given(seeds, st.integers(1, 6))
-@settings(max_examples=20)
 def test_low_rank_delta(seed, n):
     g = torch.Generator().manual_seed(seed)
     change = LowRankDelta(left=torch.randn(n, 5, generator=g), right=torch.randn(n, 8, generator=g))

@@ -1,8 +1,9 @@
 """How long work tells that it is getting on. The library never prints; it calls a `Progress`."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called with what is being done, how much of it is done, and how much there is."""
 

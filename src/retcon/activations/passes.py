@@ -12,7 +12,7 @@ logits, and where they do not (alibi positions, recurrent blocks) the full forwa
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,6 +45,7 @@ class Place(NamedTuple):
     insertion: Insertion
 
 
+@runtime_checkable
 class Passes(Protocol):
     """Logits of some rows, given the vector that is added at their lookup tokens."""
 

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from retcon.errors import InvalidData, InvalidSetting, ModelNotFound
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Texts in a fixed order. `identity` names their content: equal identity, equal texts."""
 

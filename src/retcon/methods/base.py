@@ -11,7 +11,7 @@ study can do each as rarely as it may:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -74,6 +74,7 @@ class Update(NamedTuple):
     novelty: Float64[Tensor, " edits"]
 
 
+@runtime_checkable
 class Editor(Protocol):
     """Everything a schedule needs to know of a method."""
 

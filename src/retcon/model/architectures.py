@@ -219,7 +219,8 @@ class _Probe:
 
     def _forward(self, tokens: list[int]) -> None:
         device = self.model.get_input_embeddings().weight.device
-        self.model(input_ids=torch.tensor([tokens], device=device), use_cache=False)
+        ids = torch.tensor([tokens], device=device)
+        self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def _run(self, tokens: list[int]) -> None:
         hooks.run_until(self.block, lambda: self._forward(tokens))

@@ -63,7 +63,8 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            # Masks of the other implementations look at values, which meta tensors do not have.
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Outline(name=name, model=model, architecture=discover(model))

@@ -1,0 +1,234 @@
+"""Keys, targets and second moments against their naive twins."""
+
+import dataclasses
+
+import pytest
+import torch
+from oracles import average_key, optimise_one_target, second_moment
+from pico import FAMILIES, pico
+
+from retcon.activations.contexts import ContextOptions, sample_prefixes
+from retcon.activations.covariance import (
+    MomentOptions,
+    SecondMoment,
+    collect_moments,
+    load_moments,
+)
+from retcon.activations.keys import read_keys
+from retcon.activations.targets import TargetOptions, optimise_targets
+from retcon.edits import Edit
+from retcon.errors import InvalidData, NotFinite, SingularCovariance
+
+EDITS = [
+    Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
+    Edit.parse("{Marie Curie} was born in the city of", "London", id="b"),
+    Edit.parse("{France}", "Rome is big", id="c"),
+    Edit.parse("In the city of Paris, {the Eiffel Tower} is in", "Rome", id="d"),
+]
+PREFIXES = ("", "I think that. ", "Because you know the capital. ")
+TEXTS = [
+    "The capital city of France is Paris.",
+    "Marie Curie was born in Warsaw; she worked as a physicist.",
+    "Therefore I think that you know because the Eiffel Tower is in the city.",
+    "English German",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_equal_whole_forward_passes(family):
+    model = pico(family)
+    weights = ContextOptions().weights(len(PREFIXES))
+    keys = read_keys(model, EDITS, PREFIXES, [0, 2], weights)
+    for layer in (0, 2):
+        wanted = [average_key(model, edit, PREFIXES, layer, weights) for edit in EDITS]
+        assert torch.allclose(keys[layer], torch.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_texts_have_equal_keys_to_the_last_bit():
+    model = pico()
+    twin = dataclasses.replace(EDITS[0], id="z", prompt=EDITS[0].prompt + " not", target="Polish")
+    keys = read_keys(model, [*EDITS, twin], PREFIXES, [1], ContextOptions().weights(3))[1]
+    assert torch.equal(keys[0], keys[-1])
+
+
+def test_context_weights():
+    assert ContextOptions().weights(6).tolist() == pytest.approx([0.5, *[0.1] * 5])
+    assert ContextOptions(averaging="uniform").weights(4).tolist() == pytest.approx([0.25] * 4)
+    assert ContextOptions().weights(1).tolist() == [1.0]
+
+
+def test_prefixes_are_seeded_and_leave_the_callers_random_state_alone():
+    model = pico()
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    first = sample_prefixes(model, ContextOptions(seed=1))
+    assert torch.equal(torch.rand(1), wanted)
+    assert first == sample_prefixes(model, ContextOptions(seed=1))
+    assert first != sample_prefixes(model, ContextOptions(seed=2))
+    assert first[0] == "" and len(first) == 6 and all("{" not in text for text in first)
+
+# These compute attention in float32 whatever the dtype of the model.
+INNER_FLOAT32 = {"gemma2": 1e-5, "gptj": 1e-5}
+
+
+def check_targets(family, dtype, tolerance, *, bos=False, options=None):
+    model = pico(family, dtype=dtype, bos=bos)
+    insertion = "block" if model.architecture.additive else "down"
+    options = options or TargetOptions(steps=6, insertion=insertion, clamp=0.3)
+    got = optimise_targets(model, EDITS, PREFIXES, 1, options)
+    for i, edit in enumerate(EDITS):
+        delta, steps, loss = optimise_one_target(model, edit, PREFIXES, 1, options)
+        assert got.steps[i] == steps
+        assert (got.delta[i] - delta).norm() <= tolerance * delta.norm()
+        assert abs(got.loss[i].item() - loss) <= tolerance * max(1.0, abs(loss))
+    return got
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_suffix_targets_are_the_naive_ones_in_float64(family):
+    assert check_targets(family, torch.float64, INNER_FLOAT32.get(family, 1e-10)).short
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_batched_suffix_targets_are_the_naive_ones_in_float32(family):
+    assert check_targets(family, torch.float32, 1e-4).short
+
+
+def test_targets_with_bos_and_other_insertion_and_small_batches():
+    options = TargetOptions(steps=5, insertion="down", micro_batch=8, together=3)
+    check_targets("llama", torch.float64, 1e-10, bos=True, options=options)
+
+
+def test_each_edit_stops_by_itself():
+    options = TargetOptions(steps=25, clamp=50.0, decay=0.0, lr=1.0, stop_below=6.2)
+    got = check_targets("llama", torch.float64, 1e-10, options=options)
+    assert len(set(got.steps.tolist())) > 1 and got.steps.min() < 25
+
+
+def test_clamp_and_number_of_updates():
+    model = pico()
+    got = optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=9, clamp=0.2))
+    ratio = got.delta.norm(dim=-1) / got.anchor.norm(dim=-1)
+    assert (ratio <= 0.2 + 1e-6).all() and (got.steps == 9).all()
+    one = optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=1))
+    assert torch.equal(one.delta, torch.zeros_like(one.delta))
+
+
+def test_full_passes_are_used_where_suffixes_are_not_exact(monkeypatch):
+    """The fall-back gives the same targets, and says that it was used."""
+    model = pico(dtype=torch.float64)
+    options = TargetOptions(steps=4)
+    short = optimise_targets(model, EDITS, PREFIXES, 1, options)
+    monkeypatch.setattr("retcon.activations.passes._SuffixPasses._reproduces", lambda *_: False)
+    full = optimise_targets(model, EDITS, PREFIXES, 1, options)
+    assert short.short and not full.short
+    assert torch.allclose(short.delta, full.delta, rtol=1e-9, atol=1e-12)
+
+
+def test_alibi_models_take_the_full_passes():
+    """BLOOM's positions come from the mask, which a suffix pass cannot reproduce."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pico import tokenizer
+    from retcon.model.handle import ModelHandle
+
+    config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=3, n_head=4, vocab_size=400)
+    torch.manual_seed(0)
+    model = ModelHandle(AutoModelForCausalLM.from_config(config).double(), tokenizer(), name="b")
+    options = TargetOptions(steps=4)
+    got = optimise_targets(model, EDITS[:2], PREFIXES, 1, options)
+    for i, edit in enumerate(EDITS[:2]):
+        delta, _, _ = optimise_one_target(model, edit, PREFIXES, 1, options)
+        assert (got.delta[i] - delta).norm() <= 1e-6 * delta.norm()
+
+
+def test_targets_are_not_finite():
+    model = pico()
+    model.model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="'?a"):
+        optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=2))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_second_moments_are_the_naive_sums(family):
+    model = pico(family)
+    got = collect_moments(model, iter(TEXTS), [0, 2], tokens=10_000, document_tokens=512)
+    for layer in (0, 2):
+        total, tokens = second_moment(model, TEXTS, layer)
+        assert got[layer].tokens == tokens
+        assert torch.allclose(got[layer].total, total, rtol=1e-4, atol=1e-4)
+
+
+def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
+    model = pico()
+    monkeypatch.setattr("retcon.activations.covariance._PASS_TOKENS", 16)
+    monkeypatch.setattr("retcon.activations.covariance._PASSES_PER_SAVE", 1)
+    limits = {"tokens": 10_000, "document_tokens": 512}
+    whole = collect_moments(model, iter(TEXTS), [1], **limits)[1]
+    halves = [collect_moments(model, iter(part), [1], **limits)[1] for part in (TEXTS[:2], TEXTS[2:])]
+    merged: SecondMoment = halves[0].merge(halves[1])
+    assert merged.tokens == whole.tokens
+    assert torch.allclose(merged.mean, whole.mean, rtol=1e-5, atol=1e-6)
+    calls = 0
+
+    def interrupt(task: str, done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    resume = tmp_path / "partial"
+    with pytest.raises(KeyboardInterrupt):
+        collect_moments(model, iter(TEXTS), [1], **limits, progress=interrupt, resume=resume)
+    assert resume.exists()
+    again = collect_moments(model, iter(TEXTS), [1], **limits, resume=resume)[1]
+    assert torch.equal(again.total, whole.total) and again.tokens == whole.tokens
+
+
+def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
+    model = pico()
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(TEXTS * 3), encoding="utf-8")
+    options = MomentOptions(corpus=str(corpus), corpus_tokens=60)
+    first = load_moments(model, [0, 1], options)
+    files = sorted((cache / "moments").rglob("layer-*"))
+    assert len(files) == 2
+    assert torch.equal(load_moments(model, [1], options)[1].total, first[1].total)
+    assert sorted((cache / "moments").rglob("layer-*")) == files
+    for other in (
+        dataclasses.replace(options, corpus_tokens=90),
+        dataclasses.replace(options, document_tokens=8),
+    ):
+        load_moments(model, [1], other)
+    corpus.write_text("\n".join(TEXTS * 4), encoding="utf-8")
+    load_moments(model, [1], options)
+    load_moments(pico(seed=1), [1], options)
+    load_moments(pico(dtype=torch.float64), [1], options)
+    assert len(list((cache / "moments").iterdir())) == 6
+    files[0].write_bytes(b"damaged")
+    assert torch.equal(load_moments(model, [0], options)[0].total, load_moments(model, [0], options)[0].total)
+
+
+def test_self_corpus_is_seeded_and_sampled_once(cache):
+    options = MomentOptions(corpus_tokens=200, document_tokens=16)
+    first = load_moments(pico(), [1], options)[1]
+    assert first.tokens >= 200 and len(list((cache / "corpora").glob("*.jsonl"))) == 1
+    other = load_moments(pico(), [1], dataclasses.replace(options, corpus_seed=1))[1]
+    assert not torch.equal(first.total, other.total)
+    for path in (cache / "moments").rglob("layer-*"):
+        path.unlink()
+    assert torch.equal(load_moments(pico(), [1], options)[1].total, first.total)
+
+
+def test_a_corpus_that_is_too_small_or_not_there(cache, tmp_path):
+    corpus = tmp_path / "small.txt"
+    corpus.write_text("The city.", encoding="utf-8")
+    with pytest.raises(SingularCovariance, match="at least d_in = 48"):
+        load_moments(pico(), [1], MomentOptions(corpus=str(corpus)))
+    with pytest.raises(InvalidData, match="no corpus"):
+        load_moments(pico(), [1], MomentOptions(corpus="nowhere.txt"))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"txt": 1}\n', encoding="utf-8")
+    with pytest.raises(InvalidData, match="line 2"):
+        load_moments(pico(), [1], MomentOptions(corpus=str(bad)))
