@@ -10,7 +10,8 @@ import torch
 
 from retcon.model.handle import ModelHandle
 
-torch.set_num_threads(2)
+# Pico models are too small for threads, which only get in each other's way.
+torch.set_num_threads(1)
 # No deadline: the first example of a test may meet a cold machine.
 hypothesis.settings.register_profile("retcon", max_examples=40, deadline=None)
 hypothesis.settings.load_profile("retcon")

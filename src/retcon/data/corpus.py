@@ -5,8 +5,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from retcon.errors import InvalidData, InvalidSetting, ModelNotFound
 
@@ -21,7 +22,7 @@ class Corpus(Protocol):
     def texts(self) -> Iterator[str]: ...
 
 
-def open_text(path: Path) -> IO[str]:
+def open_text(path: Path) -> TextIOWrapper:
     """Open a text file, compressed where its name ends in .gz.
 
     Raises:
@@ -30,7 +31,7 @@ def open_text(path: Path) -> IO[str]:
     if not path.is_file():
         raise InvalidData(f"There is no file {str(path)!r}.")
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
+        return TextIOWrapper(gzip.open(path), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 

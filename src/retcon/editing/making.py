@@ -1,5 +1,6 @@
 """From facts to a patch, in one call."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from retcon.algebra.delta import LowRankDelta
@@ -66,7 +67,7 @@ def patch_of(
         method=choice.method.name,
         layers=choice.layers,
         schedule=str(schedule),
-        settings=choice.settings,
+        settings=json.loads(json.dumps(choice.settings)),
         edits=records,
     )
     return Patch(deltas=deltas, about=about)

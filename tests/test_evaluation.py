@@ -1,0 +1,152 @@
+"""Scores against a loop over single prompts; formulas; invariances."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import mean_nll, scores_by_loop
+from pico import FAMILIES, pico
+
+from retcon.edits import Case, Edit
+from retcon.errors import NotFinite
+from retcon.evaluation.generation import says_target
+from retcon.evaluation.metrics import estimate, harmonic, intervals, summarise
+from retcon.evaluation.rows import Row
+from retcon.evaluation.scoring import score_cases, score_targets
+
+CASES = [
+    Case(
+        edit=Edit.parse("The city of {Paris} is in", "Italy", id="1", target_old="France"),
+        paraphrases=("I think Paris is a city of", "Paris, the capital of"),
+        neighbours=("The Eiffel Tower is in", "The capital city is Paris of", "French is of"),
+        relation="P17",
+    ),
+    Case(
+        edit=Edit.parse("{Marie Curie} was born in", "London", id="2", target_old="Warsaw in Poland"),
+        paraphrases=("The physicist was of",),
+        neighbours=("The capital is", "Polish is of"),
+        relation="P19",
+    ),
+    Case(
+        edit=Edit.parse("{Rome} is", "Madrid", id="3", target_old="Rome"),
+        paraphrases=("I know that Rome is",),
+        neighbours=("Italy is",),
+        relation="P17",
+    ),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_the_loop(family):
+    model = pico(family)
+    rows = score_cases(model, CASES, when="pre")
+    assert {k: v for k, v in summarise(rows).items() if k in ("ES", "PS", "NS")} == pytest.approx(
+        scores_by_loop(model, CASES)
+    )
+    for row in rows:
+        if row.kind == "rewrite":
+            case = next(c for c in CASES if c.edit.id == row.case)
+            assert row.nll_new == pytest.approx(
+                mean_nll(model, case.edit.text, case.edit.target), rel=1e-4
+            )
+
+
+@pytest.mark.parametrize("other", [{"padding_side": "left"}, {"bos": True}])
+def test_scores_do_not_depend_on_padding_or_batching(other, monkeypatch):
+    base = {k: v for k, v in other.items() if k != "padding_side"}
+    wanted = score_cases(pico(**base), CASES, when="pre")
+    for tokens in (1, 30, 4096):
+        monkeypatch.setattr("retcon.evaluation.scoring._TOKENS", tokens)
+        for got, row in zip(score_cases(pico(**other), CASES, when="pre"), wanted, strict=True):
+            assert got.nll_new == pytest.approx(row.nll_new, abs=1e-5)
+            assert got.nll_old == pytest.approx(row.nll_old, abs=1e-5)
+            assert (got.hits_new, got.hits_old, got.exact) == (row.hits_new, row.hits_old, row.exact)
+
+
+def test_hits_are_teacher_forced_argmax():
+    model = pico()
+    text, target = "The city of Paris is in", "Warsaw in Poland"
+    head, whole = model.tokens.encode(text), model.tokens.encode(f"{text} {target}")
+    with torch.no_grad():
+        top = model.model(input_ids=torch.tensor([whole])).logits[0].argmax(-1)
+    hits = sum(int(top[t - 1] == whole[t]) for t in range(len(head), len(whole)))
+    (score,) = score_targets(model, [(text, target)])
+    assert (score.tokens, score.hits) == (len(whole) - len(head), hits)
+
+
+def test_exact_match_is_free_generation_of_whole_words():
+    model = pico()
+    edit = Edit.parse("The city of {Paris} is in", "x")
+    ids = torch.tensor([model.tokens.encode(edit.text)])
+    for _ in range(12):
+        with torch.no_grad():
+            ids = torch.cat([ids, model.model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    said = model.tokens.decode(ids[0, len(model.tokens.encode(edit.text)) :].tolist())
+    word = " ".join(said.split())[:4].strip()
+    follows = " ".join(said.split())[len(word) : len(word) + 1]
+    target = dataclasses.replace(edit, target=word)
+    assert says_target(model, [target]) == [not follows.isalnum()]
+    assert says_target(model, [dataclasses.replace(edit, target="qqqq")]) == [False]
+
+
+def test_without_target_old_comparisons_are_none_and_not_zero():
+    cases = [Case(edit=Edit.parse("{Rome} is", "Madrid"), paraphrases=("Italy is",), neighbours=("A is",))]
+    scores = summarise(score_cases(pico(), cases, when="pre"))
+    assert [scores[name] for name in ("ES", "PS", "NS", "S")] == [None] * 4
+    assert scores["token_accuracy"] is not None and scores["exact_match"] is not None
+
+
+def test_nan_is_an_error_and_never_a_score():
+    model = pico()
+    model.model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="NaN"):
+        score_targets(model, [("The city", "Rome")])
+
+
+def row(case: str, kind: str = "rewrite", new: float = 1.0, old: float | None = 2.0, **more) -> Row:
+    return Row(
+        case=case, relation=more.get("relation"), kind=kind, index=0, when="pre", step=0,
+        nll_new=new, n_new=2, hits_new=more.get("hits", 1), nll_old=old, n_old=2, hits_old=0,
+        exact=None,
+    )  # fmt: skip
+
+
+def test_ties_fail_on_both_sides():
+    assert estimate([row("1", new=1.0, old=1.0)], "ES").mean == 0
+    assert estimate([row("1", "neighbour", new=1.0, old=1.0)], "NS").mean == 0
+
+
+def test_cases_are_averaged_first():
+    rows = [row("1", "paraphrase"), *(row("2", "paraphrase", new=3.0) for _ in range(9))]
+    assert estimate(rows, "PS").mean == 50
+    assert estimate(rows, "PS").cases == 2
+
+
+@given(st.lists(st.floats(1, 100), min_size=3, max_size=3))
+def test_harmonic_mean(scores):
+    assert harmonic(scores) == pytest.approx(3 / sum(1 / s for s in scores))
+    assert harmonic([*scores[:2], None]) is None
+    assert harmonic([*scores[:2], 0.0]) == 0
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=40))
+def test_intervals_without_clusters_are_the_textbook_ones(wins):
+    rows = [row(str(i), new=1.0 if won else 3.0) for i, won in enumerate(wins)]
+    found, n = estimate(rows, "ES"), len(wins)
+    mean = 100 * sum(wins) / n
+    variance = sum((100 * won - mean) ** 2 for won in wins) / (n - 1) / n
+    assert found.low is not None and found.high is not None and found.mean == pytest.approx(mean)
+    half = (found.high - found.low) / 2
+    assert 1.95 * variance**0.5 - 1e-9 <= half <= 12.8 * variance**0.5 + 1e-9
+
+
+def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
+    def rows(relation):
+        return [row(str(i), new=1.0 if i < 10 else 3.0, relation=relation(i)) for i in range(20)]
+
+    apart = estimate(rows(lambda i: str(i)), "ES")
+    together = estimate(rows(lambda i: str(i // 5)), "ES")
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    assert intervals([row("1", relation="a")])["ES"] is None

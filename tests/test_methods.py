@@ -1,0 +1,285 @@
+"""The methods, one table of them, and what every one of them must do."""
+
+import dataclasses
+
+import pytest
+import torch
+from oracles import emmet_primal, memit_primal, rome_primal
+from pico import pico
+
+from retcon.activations.targets import Targets
+from retcon.editing.making import edit as make
+from retcon.editing.schedule import Schedule
+from retcon.editing.session import run
+from retcon.edits import Edit
+from retcon.errors import (
+    CapacityExceeded,
+    CollidingEdits,
+    InvalidEdit,
+    InvalidSetting,
+    UnknownName,
+    UnsupportedModel,
+)
+from retcon.methods.base import Features
+from retcon.methods.presets import choose, families
+from retcon.methods.registry import find_method, methods
+
+EDITS = [
+    Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
+    Edit.parse("{Marie Curie} was born in the city of", "London", id="b"),
+    Edit.parse("The capital city of {France} is", "Rome", id="c"),
+    Edit.parse("In Paris, {the Eiffel Tower} is in", "Madrid", id="d"),
+    Edit.parse("The city of {Warsaw} is of", "Italy", id="e"),
+]
+FAST = {"steps": 5, "corpus_tokens": 400, "document_tokens": 32, "clamp": 3.0, "jitter": 1e-3}
+
+# name, layers, settings, largest batch, whether the key's output becomes the target exactly
+METHODS = [
+    ("rome", (1,), {}, 1, False),
+    ("rome", (1,), {"consistent_keys": True}, 1, True),
+    ("emmet", (1,), {}, None, True),
+    ("memit", (1,), {"ridge": 20.0}, None, False),
+    # Not the last block: it cannot reach a prediction behind the subject, and δ would be noise.
+    ("memit", (0, 1), {"ridge": 20.0}, None, False),
+]
+
+
+def build(name, layers, settings):
+    return find_method(name).build(layers, {**FAST, **settings})
+
+
+@pytest.mark.parametrize(("name", "layers", "settings", "most", "exact"), METHODS)
+@pytest.mark.parametrize("schedule", ["single", "batch:3", "sequential", "sequential-batch:2"])
+def test_runs_under_every_schedule_and_leaves_no_trace(
+    name, layers, settings, most, exact, schedule, cache
+):
+    model, plan = pico(), Schedule.parse(schedule)
+    editor = build(name, layers, settings)
+    state = editor.begin(model)
+    original = model.weights_hash()
+    if most is not None and plan.batch_size > most:
+        with pytest.raises(InvalidSetting, match="emmet"):
+            list(run(model, editor, state, EDITS, plan))
+        return
+    hashes, written = [], []
+    for step in run(model, editor, state, EDITS, plan):
+        hashes.append(model.weights_hash())
+        written += [edit.id for edit in step.edits]
+        assert set(step.update.deltas) == set(layers)
+        if exact and not plan.carry:
+            site = model.site(layers[0])
+            target = step.features.outputs + step.features.targets.delta.double()
+            if name == "emmet":
+                reached = step.features.keys @ site.weight.double().mT
+                assert torch.allclose(reached, target, rtol=1e-4, atol=1e-4)
+    assert written == [edit.id for edit in EDITS]
+    assert len(set(hashes)) == len(hashes) and original not in hashes
+    assert model.weights_hash() == original
+
+
+@pytest.mark.parametrize(("name", "layers", "settings", "most", "exact"), METHODS)
+def test_same_seed_same_bytes(name, layers, settings, most, exact, cache):
+    def go():
+        patch = make(pico(), EDITS[:3], method=name, layers=layers, settings={**FAST, **settings})
+        return [(d.left, d.right) for d in patch.deltas.values()]
+
+    for first, second in zip(go(), go(), strict=True):
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(("name", "layers", "settings", "most", "exact"), METHODS)
+def test_order_inside_a_batch_does_not_matter(name, layers, settings, most, exact, cache):
+    if most == 1:
+        pytest.skip("this method has no batches")
+    model = pico(dtype=torch.float64)
+    editor = build(name, layers, settings)
+    state = editor.begin(model)
+
+    def dense(edits):
+        update, _ = editor.edit(model, editor.features(model, edits, state), state)
+        return [delta.dense() for delta in update.deltas.values()]
+
+    for one, other in zip(dense(EDITS), dense(EDITS[::-1]), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * one.norm().item())
+
+
+def test_single_layer_updates_are_the_primal_formulas(cache):
+    model = pico(dtype=torch.float64)
+    for name, settings in (("emmet", {}), ("memit", {"ridge": 20.0}), ("rome", {})):
+        editor = build(name, (1,), settings)
+        state = editor.begin(model)
+        features = editor.features(model, EDITS[:1] if name == "rome" else EDITS, state)
+        update, _ = editor.edit(model, features, state)
+        C = state.metrics[1].factor @ state.metrics[1].factor.mT
+        delta = features.targets.delta.double()
+        wanted = {
+            "emmet": lambda C=C, f=features, d=delta: emmet_primal(C, f.keys, d),
+            "memit": lambda C=C, f=features, d=delta: memit_primal(C, f.keys, d, 20.0),
+            "rome": lambda C=C, f=features, d=delta: rome_primal(C, f.keys[0], f.bare[0], d[0]),
+        }[name]()
+        assert torch.allclose(update.deltas[1].dense(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_published_rome_holds_at_the_bare_key_and_r_rome_at_the_averaged_one(cache):
+    model = pico(dtype=torch.float64)
+    for consistent in (False, True):
+        editor = build("rome", (1,), {"consistent_keys": consistent})
+        state = editor.begin(model)
+        features = editor.features(model, EDITS[:1], state)
+        update, _ = editor.edit(model, features, state)
+        weight = model.site(1).weight.double()
+        after = weight + update.deltas[1].dense()
+        wanted = features.bare @ weight.mT + features.targets.delta.double()
+        held = features.keys if consistent else features.bare
+        other = features.bare if consistent else features.keys
+        assert torch.allclose(held @ after.mT, wanted, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(other @ after.mT, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_memit_closes_the_gap_layer_by_layer(cache):
+    """Keys and residuals are read anew: with a small ridge the last layer's gap all but closes."""
+    from retcon.activations.contexts import locate
+    from retcon.activations.keys import read_at_lookup
+
+    model = pico()
+    # Without prefixes, keys are those of the bare prompts, at which the gap is measured.
+    editor = build("memit", (0, 1, 2), {"ridge": 1e-4, "prefixes": 0})
+    state = editor.begin(model)
+    features = editor.features(model, EDITS, state)
+    update, _ = editor.edit(model, features, state)
+    located = [locate(model.tokens, edit, "") for edit in EDITS]
+    wanted = features.targets.anchor + features.targets.delta
+
+    def gap():
+        block = {2: model.architecture.blocks[2]}
+        return (wanted - read_at_lookup(model, located, block, of_input=False)[2]).norm().item()
+
+    gaps = [gap()]
+    with model.scratch():
+        for layer in (0, 1, 2):
+            model.write({layer: update.deltas[layer]})
+            gaps.append(gap())
+    assert gaps[3] < 1e-2 * gaps[0] and gaps[3] < gaps[2]
+
+
+def frozen(model, editor, state) -> Features:
+    return editor.features(model, EDITS, state)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 5.0, 500.0])
+@pytest.mark.parametrize("sizes", [(5,), (1, 1, 1, 1, 1), (2, 3), (3, 1, 1)])
+def test_every_batching_and_order_of_frozen_features_gives_the_same_weights(ridge, sizes, cache):
+    model = pico(dtype=torch.float64)
+    editor = build("memit", (1,), {"ridge": ridge})
+    start = editor.begin(model)
+    features = frozen(model, editor, start)
+    whole, _ = editor.edit(model, features, start)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(sum(sizes[:2])))
+    shuffled = Features(
+        tuple(features.edits[i] for i in order),
+        Targets(*(field[order] for field in features.targets[:5]), True),
+        features.keys[order],
+        features.bare[order],
+        features.outputs[order],
+    )
+    state, first = start, 0
+    with model.scratch():
+        before = model.master(1).clone()
+        for size in sizes:
+            update, state = editor.edit(model, shuffled.select(slice(first, first + size)), state)
+            model.write(update.deltas)
+            first += size
+        carried = model.master(1) - before
+    wanted = whole.deltas[1].dense()
+    # Factors are kept in float32, so weights agree to its rounding.
+    assert (carried - wanted).norm() <= 1e-5 * wanted.norm()
+    assert state.written == tuple(edit.id for edit in shuffled.edits)
+
+
+def test_without_accumulation_batches_differ(cache):
+    model = pico(dtype=torch.float64)
+    editor = build("memit", (1,), {"ridge": 5.0, "accumulate": False})
+    state = editor.begin(model)
+    features = frozen(model, editor, state)
+    whole, _ = editor.edit(model, features, state)
+    with model.scratch():
+        before = model.master(1).clone()
+        for i in range(5):
+            update, state = editor.edit(model, features.select(slice(i, i + 1)), state)
+            model.write(update.deltas)
+        carried = model.master(1) - before
+    assert (carried - whole.deltas[1].dense()).norm() > 1e-2 * carried.norm()
+    assert state.written == ()
+
+
+def test_colliding_edits_are_named(cache):
+    twin = dataclasses.replace(EDITS[1], id="twin", target="Berlin")
+    model = pico()
+    original = model.weights_hash()
+    with pytest.raises(CollidingEdits, match=r"'twin' \(Marie Curie\).*'b' \(Marie Curie\)"):
+        make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=FAST)
+    with pytest.raises(CollidingEdits, match="written before"):
+        make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=FAST, schedule="sequential")
+    assert model.weights_hash() == original
+    settings = {**FAST, "ridge": 1.0}
+    assert make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=settings).edits
+
+
+def test_capacity_is_a_clear_error(cache):
+    """A matrix with d_in = 32 takes 32 hard constraints."""
+    model = pico("llama-square")
+    names = [chr(97 + i) + chr(97 + j) for i in range(6) for j in range(6)]
+    edits = [Edit.parse(f"The {{{n}}} is", "English", id=n) for n in names[:33]]
+    settings = {**FAST, "steps": 1}
+    with pytest.raises(CapacityExceeded, match="d_in = 32"):
+        make(model, edits, method="emmet", layers=(1,), settings=settings)
+
+
+def test_post_norm_models_take_one_layer(cache):
+    model = pico("gemma2")
+    with pytest.raises(UnsupportedModel, match="one layer"):
+        make(model, EDITS, method="memit", layers=(0, 1), settings=FAST)
+    patch = make(model, EDITS, method="emmet", layers=(1,), settings=FAST)
+    assert patch.deltas[1].norm() > 0
+
+
+def test_lists_of_edits_are_checked(cache):
+    with pytest.raises(InvalidEdit, match="empty"):
+        make(pico(), [], method="emmet", layers=(1,), settings=FAST)
+    with pytest.raises(InvalidEdit, match="'a'"):
+        make(pico(), [EDITS[0], EDITS[0]], method="emmet", layers=(1,), settings=FAST)
+
+
+def test_names_and_settings_are_checked():
+    with pytest.raises(UnknownName, match="Did you mean 'emmet'"):
+        find_method("emet")
+    memit = find_method("memit")
+    with pytest.raises(UnknownName, match="Did you mean 'ridge'"):
+        memit.resolve({"rigde": 3})
+    with pytest.raises(InvalidSetting, match="ridge='big'"):
+        memit.resolve({"ridge": "big"})
+    values = memit.resolve({"ridge": "3", "prefix_tokens": "5,10", "accumulate": "false"})
+    assert (values["ridge"], values["prefix_tokens"], values["accumulate"]) == (3.0, (5, 10), False)
+
+
+def test_every_method_has_a_page():
+    for entry in methods().values():
+        assert entry.paper.startswith("https://arxiv.org/abs/") and len(entry.summary) > 20
+        assert entry.build((1,), {}).layers == (1,)
+
+
+def test_presets_resolve_and_have_sources():
+    for family in families():
+        for preset in family.presets:
+            find_method(preset.method).resolve(preset.settings)
+            assert preset.source and max(preset.layers) < family.shape.blocks
+
+
+def test_a_model_without_presets_names_layers_to_try():
+    with pytest.raises(InvalidSetting, match="--layer 1"):
+        choose(pico().outline)
+    with pytest.raises(InvalidSetting, match="--method memit"):
+        choose(pico().outline, method="memit")
+    with pytest.raises(InvalidSetting, match="ascending"):
+        choose(pico().outline, method="memit", layers=(2, 1))
+    assert choose(pico().outline, method="memit", layers=(1,)).preset is None
