@@ -1,4 +1,4 @@
-"""Naive twins of everything that is fast: the papers' own formulas, one edit and one text at a time."""
+"""Naive twins of all that is fast: the papers' own formulas, one edit and one text at a time."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ def rome_primal(C: Tensor, key: Tensor, read: Tensor, residual: Tensor) -> Tenso
     return torch.outer(residual / (u @ read), u)
 
 
-def emmet_primal(C: Tensor, K: Tensor, R: Tensor, alpha: float = 0.0, weight: float = 1.0) -> Tensor:
+def emmet_primal(
+    C: Tensor, K: Tensor, R: Tensor, alpha: float = 0.0, weight: float = 1.0
+) -> Tensor:
     """EMMET, arXiv:2403.14236 eq. 11, columns turned to rows; α and w are its released code's."""
     inverse = torch.linalg.inv(weight * C)
     D = K @ inverse @ K.mT + alpha * torch.eye(len(K), dtype=K.dtype)
@@ -58,7 +60,11 @@ def optimise_one_target(
     rows = [whole[:-1] for whole in wholes] + [about]
     lookups.append(len(encode(edit.subject)) - 1)
     batch = model.tokens.pad(rows)
-    site = model.architecture.blocks[layer] if options.insertion == "block" else model.site(layer).module
+    site = (
+        model.architecture.blocks[layer]
+        if options.insertion == "block"
+        else model.site(layer).module
+    )
     anchor: list[Tensor] = []
     delta = torch.zeros(model.hidden, dtype=model.dtype, requires_grad=True)
 
@@ -137,7 +143,9 @@ def second_moment(model: ModelHandle, texts: list[str], layer: int) -> tuple[Ten
     d_in = model.site(layer).d_in
     total, tokens = torch.zeros(d_in, d_in, dtype=torch.float64), 0
     seen: list[Tensor] = []
-    handle = model.site(layer).module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    handle = model.site(layer).module.register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0])
+    )
     for text in texts:
         seen.clear()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Very small random models of many families, and tokenizers to go with them: made, never fetched."""
+"""Very small random models of many families, and tokenizers for them: made, never fetched."""
 
 from functools import cache
 
@@ -38,7 +38,14 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 128}),
     "gptj": (
         "gptj",
-        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "rotary_dim": 4, "n_positions": 128},
+        {
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_inner": 48,
+            "rotary_dim": 4,
+            "n_positions": 128,
+        },
     ),
     "gpt_neox": (
         "gpt_neox",

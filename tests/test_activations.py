@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+
 from oracles import average_key, optimise_one_target, second_moment
 from pico import FAMILIES, pico
-
 from retcon.activations.contexts import ContextOptions, sample_prefixes
 from retcon.activations.covariance import (
     MomentOptions,
@@ -67,6 +67,7 @@ def test_prefixes_are_seeded_and_leave_the_callers_random_state_alone():
     assert first == sample_prefixes(model, ContextOptions(seed=1))
     assert first != sample_prefixes(model, ContextOptions(seed=2))
     assert first[0] == "" and len(first) == 6 and all("{" not in text for text in first)
+
 
 # These compute attention in float32 whatever the dtype of the model.
 INNER_FLOAT32 = {"gemma2": 1e-5, "gptj": 1e-5}
@@ -146,7 +147,7 @@ def test_alibi_models_take_the_full_passes():
 def test_targets_are_not_finite():
     model = pico()
     model.model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(NotFinite, match="'?a"):
+    with pytest.raises(NotFinite, match="target loss of a"):
         optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=2))
 
 
@@ -166,7 +167,9 @@ def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("retcon.activations.covariance._PASSES_PER_SAVE", 1)
     limits = {"tokens": 10_000, "document_tokens": 512}
     whole = collect_moments(model, iter(TEXTS), [1], **limits)[1]
-    halves = [collect_moments(model, iter(part), [1], **limits)[1] for part in (TEXTS[:2], TEXTS[2:])]
+    halves = [
+        collect_moments(model, iter(part), [1], **limits)[1] for part in (TEXTS[:2], TEXTS[2:])
+    ]
     merged: SecondMoment = halves[0].merge(halves[1])
     assert merged.tokens == whole.tokens
     assert torch.allclose(merged.mean, whole.mean, rtol=1e-5, atol=1e-6)
@@ -207,7 +210,9 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     load_moments(pico(dtype=torch.float64), [1], options)
     assert len(list((cache / "moments").iterdir())) == 6
     files[0].write_bytes(b"damaged")
-    assert torch.equal(load_moments(model, [0], options)[0].total, load_moments(model, [0], options)[0].total)
+    assert torch.equal(
+        load_moments(model, [0], options)[0].total, load_moments(model, [0], options)[0].total
+    )
 
 
 def test_self_corpus_is_seeded_and_sampled_once(cache):

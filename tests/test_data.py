@@ -131,4 +131,6 @@ def test_parse_fact_names_its_source():
 def test_real_counterfact(data: Path):
     cases = load_cases(data / "counterfact" / "counterfact_uniform.json.gz")
     assert len(cases) == 989 and all(case.edit.target_old for case in cases)
-    assert [case.edit.id for case in take(cases, 2, 0)] == [c.edit.id for c in take(cases, 5, 0)][:2]
+    assert [case.edit.id for case in take(cases, 2, 0)] == [c.edit.id for c in take(cases, 5, 0)][
+        :2
+    ]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from oracles import mean_nll, scores_by_loop
 from pico import FAMILIES, pico
-
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.evaluation.generation import says_target
@@ -24,7 +24,9 @@ CASES = [
         relation="P17",
     ),
     Case(
-        edit=Edit.parse("{Marie Curie} was born in", "London", id="2", target_old="Warsaw in Poland"),
+        edit=Edit.parse(
+            "{Marie Curie} was born in", "London", id="2", target_old="Warsaw in Poland"
+        ),
         paraphrases=("The physicist was of",),
         neighbours=("The capital is", "Polish is of"),
         relation="P19",
@@ -62,7 +64,11 @@ def test_scores_do_not_depend_on_padding_or_batching(other, monkeypatch):
         for got, row in zip(score_cases(pico(**other), CASES, when="pre"), wanted, strict=True):
             assert got.nll_new == pytest.approx(row.nll_new, abs=1e-5)
             assert got.nll_old == pytest.approx(row.nll_old, abs=1e-5)
-            assert (got.hits_new, got.hits_old, got.exact) == (row.hits_new, row.hits_old, row.exact)
+            assert (got.hits_new, got.hits_old, got.exact) == (
+                row.hits_new,
+                row.hits_old,
+                row.exact,
+            )
 
 
 def test_hits_are_teacher_forced_argmax():
@@ -92,7 +98,11 @@ def test_exact_match_is_free_generation_of_whole_words():
 
 
 def test_without_target_old_comparisons_are_none_and_not_zero():
-    cases = [Case(edit=Edit.parse("{Rome} is", "Madrid"), paraphrases=("Italy is",), neighbours=("A is",))]
+    cases = [
+        Case(
+            edit=Edit.parse("{Rome} is", "Madrid"), paraphrases=("Italy is",), neighbours=("A is",)
+        )
+    ]
     scores = summarise(score_cases(pico(), cases, when="pre"))
     assert [scores[name] for name in ("ES", "PS", "NS", "S")] == [None] * 4
     assert scores["token_accuracy"] is not None and scores["exact_match"] is not None
@@ -138,7 +148,9 @@ def test_intervals_without_clusters_are_the_textbook_ones(wins):
     mean = 100 * sum(wins) / n
     variance = sum((100 * won - mean) ** 2 for won in wins) / (n - 1) / n
     assert found.low is not None and found.high is not None and found.mean == pytest.approx(mean)
-    half = (found.high - found.low) / 2
+    half = found.mean - found.low
+    if found.low == -100:
+        return  # clipped to what a metric can be
     assert 1.95 * variance**0.5 - 1e-9 <= half <= 12.8 * variance**0.5 + 1e-9
 
 
@@ -146,7 +158,7 @@ def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
     def rows(relation):
         return [row(str(i), new=1.0 if i < 10 else 3.0, relation=relation(i)) for i in range(20)]
 
-    apart = estimate(rows(lambda i: str(i)), "ES")
+    apart = estimate(rows(str), "ES")
     together = estimate(rows(lambda i: str(i // 5)), "ES")
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
     assert intervals([row("1", relation="a")])["ES"] is None

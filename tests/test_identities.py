@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import emmet_primal, memit_primal, rome_primal
 
+from oracles import emmet_primal, memit_primal, rome_primal
 from retcon.algebra.closed_form import Collision, write_keys
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.metric import Metric
@@ -94,7 +94,9 @@ def test_limits_of_the_ridge(seed, n):
     assert delta(K, R, M, 1e15).norm() < 1e-9 * R.norm()
 
 
-@given(seeds, st.lists(st.integers(1, 5), min_size=2, max_size=4), st.sampled_from([0.0, 1.0, 300.0]))
+@given(
+    seeds, st.lists(st.integers(1, 5), min_size=2, max_size=4), st.sampled_from([0.0, 1.0, 300.0])
+)
 def test_carried_batches_with_memory_are_one_batch(seed, sizes, ridge):
     """For fixed keys and values, R = V − WK on the current W; at ρ = 0 and above."""
     C, K, V = problem(seed, sum(sizes))

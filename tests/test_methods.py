@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+
 from oracles import emmet_primal, memit_primal, rome_primal
 from pico import pico
-
 from retcon.activations.targets import Targets
 from retcon.editing.making import edit as make
 from retcon.editing.schedule import Schedule
@@ -219,7 +219,9 @@ def test_colliding_edits_are_named(cache):
     with pytest.raises(CollidingEdits, match=r"'twin' \(Marie Curie\).*'b' \(Marie Curie\)"):
         make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=FAST)
     with pytest.raises(CollidingEdits, match="written before"):
-        make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=FAST, schedule="sequential")
+        make(
+            model, [*EDITS, twin], method="emmet", layers=(1,), settings=FAST, schedule="sequential"
+        )
     assert model.weights_hash() == original
     settings = {**FAST, "ridge": 1.0}
     assert make(model, [*EDITS, twin], method="emmet", layers=(1,), settings=settings).edits

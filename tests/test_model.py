@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from pico import FAMILIES, pico, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pico import FAMILIES, pico, tokenizer
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import ModelNotFound, NotFinite, UnknownName, UnsupportedModel
 from retcon.model import hooks

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pico import pico
 from safetensors.torch import save_file
-from test_methods import EDITS, FAST
 
+from pico import pico
 from retcon.editing.making import edit as make
 from retcon.errors import InvalidPatch, InvalidSetting, PatchMismatch, StorageError
 from retcon.patch.format import load_patch
+from test_methods import EDITS, FAST
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_a_saved_patch_is_the_patch(patch, tmp_path):
         assert model.weights_hash() == other.weights_hash() != original
     assert model.weights_hash() == other.weights_hash() == original
     patch.save(tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "p.safetensors"
+    ).read_bytes()
 
 
 def test_one_batch_applied_is_the_weights_of_the_run(cache):
@@ -81,7 +83,11 @@ def test_a_full_disk_leaves_the_old_file(patch, tmp_path, monkeypatch):
     monkeypatch.setattr("retcon.patch.format.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         patch.save(path)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) in ([path], [path, tmp_path / "cache"], [tmp_path / "cache", path])
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) in (
+        [path],
+        [path, tmp_path / "cache"],
+        [tmp_path / "cache", path],
+    )
 
 
 def damaged(patch, tmp_path, change) -> str:
@@ -89,7 +95,9 @@ def damaged(patch, tmp_path, change) -> str:
     patch.save(tmp_path / "p.safetensors")
     about = json.loads(patch.about.model_dump_json())
     tensors = {
-        f"layer.{k}.{name}": getattr(d, name).clone() for k, d in patch.deltas.items() for name in ("left", "right")
+        f"layer.{k}.{name}": getattr(d, name).clone()
+        for k, d in patch.deltas.items()
+        for name in ("left", "right")
     }
     change(about, tensors)
     save_file(tensors, tmp_path / "bad.safetensors", {"retcon": json.dumps(about)})

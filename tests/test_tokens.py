@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pico import tokenizer
 
+from pico import tokenizer
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidEdit
 from retcon.model.tokens import Tokens, by_length

@@ -1,7 +1,7 @@
 """Where Retcon keeps what it has computed, and how a file is written so that it is whole."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def storing(target: Path) -> Iterator[None]:
+def storing(target: Path) -> Generator[None, None, None]:
     """Turn what an operating system says about a full or read-only disk into a StorageError."""
     try:
         yield
@@ -27,6 +27,17 @@ def storing(target: Path) -> Iterator[None]:
             f"{target} could not be written: {error.strerror or error}. Nothing was changed. Free "
             f"some space, or choose another place (RETCON_CACHE sets the cache's)."
         ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
@@ -38,10 +49,10 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         StorageError: no space or no permission.
     """
     with storing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         work = target.with_name(f".{target.name}-{uuid4().hex[:12]}")
         try:
             write(work)
-            os.replace(work, target)
+            work.replace(target)
         finally:
             work.unlink(missing_ok=True)

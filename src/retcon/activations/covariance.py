@@ -7,7 +7,6 @@ off goes on where it stopped. What is cached is keyed by everything that changes
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, write_whole
+from retcon.storage import cache_folder, make_folder, write_whole
 
 _FORMAT = 1
 # Tokens in one forward pass, and passes between two savings of the running sums.
@@ -147,8 +146,7 @@ def load_moments(
         else parse_corpus(options.corpus)
     )
     what = _key(handle, corpus, tokens, options.document_tokens)
-    folder = cache_folder() / "moments" / what
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(cache_folder() / "moments" / what)
     with FileLock(str(folder / "lock")):
         found = {layer: _load(folder / f"layer-{layer}.safetensors") for layer in layers}
         missing = [layer for layer, moment in found.items() if moment is None]
@@ -268,7 +266,7 @@ def _load(path: Path) -> SecondMoment | None:
             tokens = json.loads(stream.metadata()["retcon"])["tokens"]
             return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)
     except (SafetensorError, KeyError, ValueError):
-        os.remove(path)
+        path.unlink()
         return None
 
 

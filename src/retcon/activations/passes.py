@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
@@ -70,7 +70,9 @@ def passes_for(
 class _Gather:
     """Lets the output head see only the positions that predict a target."""
 
-    def __init__(self, row: Int[Tensor, " predictions"], position: Int[Tensor, " predictions"]):
+    def __init__(
+        self, row: Int[Tensor, " predictions"], position: Int[Tensor, " predictions"]
+    ) -> None:
         self.row, self.position = row, position
 
     def __call__(self, hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 predictions h"]:
@@ -236,12 +238,12 @@ class _SuffixPasses:
 
     def _cache(self, rows: Int[Tensor, " rows"]) -> Cache:
         """The prefix cache; blocks that do not run need one too, for its length."""
-        live = [
+        live: list[CacheLayerMixin] = [
             _PrefixLayer(keys[rows], values[rows])
             for keys, values in zip(self.prefix.keys, self.prefix.values, strict=True)
         ]
         skipped = len(self.handle.architecture.blocks) - len(live)
-        return Cache(layers=live[:1] * skipped + live)
+        return Cache(layers=[*live[:1] * skipped, *live])
 
 
 def _read_prefix(

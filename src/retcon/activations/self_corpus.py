@@ -16,7 +16,7 @@ from filelock import FileLock
 from retcon.model.handle import ModelHandle
 from retcon.model.sampling import sample
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, write_whole
+from retcon.storage import cache_folder, make_folder, write_whole
 
 # Openings of ordinary documents. Each is continued many times.
 _OPENINGS = (
@@ -47,8 +47,8 @@ class SelfCorpus:
 
     def texts(self) -> Iterator[str]:
         """The documents: sampled on first use, read from the cache afterwards."""
-        path = cache_folder() / "corpora" / f"{self.identity.replace(':', '-')}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(cache_folder() / "corpora")
+        path = folder / f"{self.identity.replace(':', '-')}.jsonl"
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 documents = self._sample()

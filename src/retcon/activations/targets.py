@@ -1,7 +1,7 @@
 """Targets: for each edit the vector δ that makes the model say its target.
 
-    minimise   mean over contexts of −(1/|o|) Σₜ log p(oₜ | context, o₍<t₎)        target o
-             + kl · KL(p(· | "{subject} is a") ‖ the same before)                  at the subject's end
+    minimise   mean over contexts of −(1/|o|) Σₜ log p(oₜ | context, o₍<t₎)      target o
+             + kl · KL(p(· | "{subject} is a") ‖ the same before)     at the subject's end
              + decay · ‖δ‖ / ‖t₀‖²           subject to ‖δ‖ ≤ clamp · ‖t₀‖
 
 with δ added at the subject's last token to the output of a block (MEMIT, arXiv:2210.07229 §4.3)
@@ -12,6 +12,7 @@ its own clamp and its own stop.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,13 +70,20 @@ class Targets(NamedTuple):
 
     def select(self, rows: slice) -> "Targets":
         """The targets of some of the edits."""
-        return Targets(*(field[rows] for field in self[:5]), self.short)
+        delta, anchor, loss, nll, steps, short = self
+        return Targets(delta[rows], anchor[rows], loss[rows], nll[rows], steps[rows], short)
 
     @staticmethod
     def join(parts: Sequence["Targets"]) -> "Targets":
         """The targets of several groups of edits, one below the other."""
-        columns = zip(*(part[:5] for part in parts), strict=True)
-        return Targets(*(torch.cat(column) for column in columns), all(p.short for p in parts))
+        return Targets(
+            delta=torch.cat([part.delta for part in parts]),
+            anchor=torch.cat([part.anchor for part in parts]),
+            loss=torch.cat([part.loss for part in parts]),
+            nll=torch.cat([part.nll for part in parts]),
+            steps=torch.cat([part.steps for part in parts]),
+            short=all(part.short for part in parts),
+        )
 
 
 def optimise_targets(
@@ -163,7 +171,9 @@ class _Pool(NamedTuple):
 class _Problem:
     """The loss of every edit as a function of δ, run in micro-batches."""
 
-    def __init__(self, place: Place, pools: list[_Pool], edits: int, *, short: bool, kl: float):
+    def __init__(
+        self, place: Place, pools: list[_Pool], edits: int, *, short: bool, kl: float
+    ) -> None:
         self.place, self.pools, self.edits, self.short, self.kl = place, pools, edits, short, kl
         # log p of the divergence rows before anything was added, by pool and row.
         self.initial: dict[tuple[int, int], Tensor] = {}
@@ -187,9 +197,7 @@ class _Problem:
         short = True
         shapes = sorted({(row.suffix, len(row.predicts), kl) for _, row, _, kl in rows})
         for shape in shapes:
-            chosen = [
-                r for r in rows if (r[1].suffix, len(r[1].predicts), r[3]) == shape
-            ]
+            chosen = [r for r in rows if (r[1].suffix, len(r[1].predicts), r[3]) == shape]
             passes, is_short = passes_for(
                 handle, [row for _, row, _, _ in chosen], place, options.micro_batch
             )
@@ -210,7 +218,11 @@ class _Problem:
         return cls(place, pools, len(edits), short=short, kl=options.kl)
 
     def losses(
-        self, delta: Float[Tensor, "edits hidden"], active: Bool[Tensor, " edits"], *, backward: bool
+        self,
+        delta: Float[Tensor, "edits hidden"],
+        active: Bool[Tensor, " edits"],
+        *,
+        backward: bool,
     ) -> _Losses:
         """Loss terms of the active edits; their gradient is added to `delta.grad`."""
         nll, kl = delta.new_zeros(self.edits), delta.new_zeros(self.edits)
@@ -274,7 +286,7 @@ def _anchors(
 def _describe_not_finite(
     handle: ModelHandle, edits: Sequence[Edit], total: Float[Tensor, " edits"], layer: int
 ) -> str:
-    broken = [e.id for e, value in zip(edits, total.tolist(), strict=True) if value != value]
+    broken = [e.id for e, value in zip(edits, total.tolist(), strict=True) if isnan(value)]
     return (
         f"The target loss of {', '.join(broken[:5]) or 'an edit'} at layer {layer} is not finite: "
         f"{handle.name}'s activations overflow in {handle.dtype}, or its weights were damaged by "

@@ -66,7 +66,7 @@ class Metric:
         return len(self.factor)
 
     def whiten(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        """a = L⁻¹ k for each row."""
+        """A = L⁻¹ k for each row."""
         return torch.linalg.solve_triangular(self.factor, keys.mT, upper=False).mT
 
     def solve(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,9 +40,7 @@ MethodName = Annotated[
     typer.Option("--method", "-m", help="See `retcon methods`. Default: the model's preset."),
 ]
 Layer = Annotated[int | None, typer.Option("--layer", help="The one layer to write.")]
-Layers = Annotated[
-    str | None, typer.Option("--layers", help="Several layers, as in 4,5,6 or 4-8.")
-]
+Layers = Annotated[str | None, typer.Option("--layers", help="Several layers, as in 4,5,6 or 4-8.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
@@ -58,7 +56,7 @@ def fail(message: str) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
+def bars() -> Generator[Progress, None, None]:
     """Progress bars on the error stream, one a task, gone when done."""
     columns = (
         TextColumn("[cyan]{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -109,7 +107,9 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
     for part in layers.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidSetting(f"--layers takes numbers and ranges, as in 4,5,6 or 4-8: {layers!r}.")
+            raise InvalidSetting(
+                f"--layers takes numbers and ranges, as in 4,5,6 or 4-8: {layers!r}."
+            )
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
 
@@ -196,8 +196,14 @@ def print_plan(
     made = plan(found, choice, edits, bytes_per_weight=DTYPES[dtype].itemsize)
     rows = [
         ["method", f"{choice.method.name} at layer {', '.join(map(str, choice.layers))}"],
-        ["weights", f"{made.weight_bytes / 2**30:.2f} GiB ({made.parameters / 1e6:.0f} M in {dtype})"],
-        ["second moments", f"{made.moment_bytes / 2**30:.2f} GiB from {made.corpus_tokens:,} tokens"],
+        [
+            "weights",
+            f"{made.weight_bytes / 2**30:.2f} GiB ({made.parameters / 1e6:.0f} M in {dtype})",
+        ],
+        [
+            "second moments",
+            f"{made.moment_bytes / 2**30:.2f} GiB from {made.corpus_tokens:,} tokens",
+        ],
         ["this machine", f"{made.gflops:.0f} GFLOP/s in a float32 product"],
         [f"targets of {edits}", _duration(made.target_seconds)],
         ["second moments (once)", _duration(made.moment_seconds)],

@@ -13,6 +13,8 @@ from retcon.cli.commands import demo, edit, evaluate, methods, patch, probe, sta
 from retcon.cli.console import fail
 from retcon.errors import RetconError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="retcon",
     help="Rewrite facts inside language models, keep each edit, and measure what it costs.",
@@ -23,7 +25,7 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         typer.echo(f"retcon {__version__}")
         raise typer.Exit
@@ -32,8 +34,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
 ) -> None:
     """Rewrite facts inside language models, keep each edit, and measure what it costs."""
 
@@ -54,6 +57,7 @@ def run() -> None:
     except RetconError as error:
         fail(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        fail("Interrupted. The model and all files are as before.")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            fail("Interrupted. The model and all files are as before.")
+        raise

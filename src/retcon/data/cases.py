@@ -120,9 +120,7 @@ def parse_fact(line: str, number: int = 1, source: str = "the text") -> Case:
 def _case_of_fact(record: _Fact, number: int) -> Case:
     identity = str(record.id) if record.id is not None else f"fact-{number}"
     if record.subject is None:
-        edit = Edit.parse(
-            record.prompt, record.target, id=identity, target_old=record.target_old
-        )
+        edit = Edit.parse(record.prompt, record.target, id=identity, target_old=record.target_old)
     else:
         edit = Edit(
             id=identity,
@@ -177,9 +175,7 @@ def _array(text: str, source: str) -> list[Case]:
     records = _parsed(text, source)
     if not isinstance(records, list):
         raise InvalidData(f"{source}: expected a JSON array of CounterFact records.")
-    return [
-        _record(record, f"{source}, record {number}") for number, record in enumerate(records)
-    ]
+    return [_record(record, f"{source}, record {number}") for number, record in enumerate(records)]
 
 
 def _record(record: object, where: str) -> Case:

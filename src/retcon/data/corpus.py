@@ -96,7 +96,7 @@ class HubCorpus:
             ModelNotFound: the data set cannot be reached.
         """
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise InvalidSetting(
                 "A corpus from the hub needs the package `datasets`: pip install "

@@ -1,9 +1,9 @@
 """In what portions edits are written, and whether they stay.
 
-    single            one edit at a time, each on the untouched model
-    batch:B           B at a time, each batch on the untouched model
-    sequential        one after the other, each on the model that the ones before have made
-    sequential-batch:B    the same in batches of B
+single            one edit at a time, each on the untouched model
+batch:B           B at a time, each batch on the untouched model
+sequential        one after the other, each on the model that the ones before have made
+sequential-batch:B    the same in batches of B
 """
 
 from collections.abc import Iterator, Sequence

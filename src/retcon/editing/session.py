@@ -60,10 +60,10 @@ def run(
             update, after = editor.edit(model, features, state)
             with nullcontext() if schedule.carry else model.scratch():
                 model.write(update.deltas)
-                seconds += time.perf_counter() - started
+                took = seconds + time.perf_counter() - started
                 written += len(features.edits)
                 progress("editing", written, len(edits))
-                yield Step(index, features.edits, update, features, seconds)
+                yield Step(index, features.edits, update, features, took)
             state = after if schedule.carry else state
 
 
@@ -103,5 +103,3 @@ def _features(
         for first in range(0, len(chunk), size):
             part = found.select(slice(first, first + size))
             yield part, seconds * len(part.edits)
-
-

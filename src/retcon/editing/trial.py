@@ -1,8 +1,8 @@
 """Edit and look: the rows of one method, one schedule and some cases, each with its time.
 
-    pre         the untouched model
-    immediate   right after the case's own batch
-    final       after all edits (only where they carry)
+pre         the untouched model
+immediate   right after the case's own batch
+final       after all edits (only where they carry)
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,7 +115,5 @@ def evaluate(
             )
         )
         if plan.carry and sum(s.edits for s in steps) == len(edits):
-            rows += score_cases(
-                model, cases, when="final", step=step.index + 1, progress=progress
-            )
+            rows += score_cases(model, cases, when="final", step=step.index + 1, progress=progress)
     return Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)

@@ -1,6 +1,9 @@
 """What the model says by itself: free greedy generation behind a prompt."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
@@ -29,13 +32,28 @@ def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
     ]
 
 
-def continuations(
-    handle: ModelHandle, texts: Sequence[str], *, new_tokens: int = 8
-) -> list[str]:
+def continuations(handle: ModelHandle, texts: Sequence[str], *, new_tokens: int = 8) -> list[str]:
     """The greedy continuation of each text, for a person to read."""
     heads = [handle.tokens.encode(text) for text in texts]
+    return [handle.tokens.decode(ids) for ids in greedy(handle, heads, [new_tokens] * len(texts))]
+
+
+class Answer(NamedTuple):
+    """A next token and its probability."""
+
+    text: str
+    probability: float
+
+
+def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
+    """The k most probable next tokens behind a text."""
+    ids = torch.tensor([handle.tokens.encode(text)], device=handle.device)
+    with torch.no_grad():
+        last = handle.model(input_ids=ids, use_cache=False).logits[0, -1]
+    found = last.float().softmax(-1).topk(k)
     return [
-        handle.tokens.decode(ids) for ids in greedy(handle, heads, [new_tokens] * len(texts))
+        Answer(handle.tokens.decode([int(i)]).strip(), float(p))
+        for p, i in zip(found.values, found.indices, strict=True)
     ]
 
 

@@ -95,8 +95,9 @@ def estimate(rows: Iterable[Row], metric: str) -> Estimate:
     means = {case: sum(found) / len(found) for case, found in values.items()}
     mean = sum(means.values()) / len(means)
     margin = _margin_of_error(means, cluster, mean)
-    low, high = (None, None) if margin is None else (mean - margin, mean + margin)
-    return Estimate(mean, low, high, len(means))
+    if margin is None:
+        return Estimate(mean, None, None, len(means))
+    return Estimate(mean, max(mean - margin, -100.0), min(mean + margin, 100.0), len(means))
 
 
 def harmonic(scores: Sequence[float | None]) -> float | None:

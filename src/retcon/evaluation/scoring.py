@@ -5,6 +5,7 @@ only the positions that predict a target.
 """
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ def score_targets(
         parts = logits.split([len(rows[i].target) for i in group])
         for i, part in zip(group, parts, strict=True):
             scores[i] = _score(part, rows[i].target)
-            if scores[i].nll != scores[i].nll:
+            if isnan(scores[i].nll):
                 raise NotFinite(
                     f"The log-probability of {texts[i][1]!r} behind {texts[i][0]!r} is NaN: the "
                     f"model's activations overflow in {handle.dtype}, or edits have destroyed it."

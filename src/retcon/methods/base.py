@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.activations.contexts import ContextOptions, locate, sample_prefixes
@@ -146,9 +146,7 @@ class LocateThenEdit:
         outputs = keys @ model.master(first).double().mT
         return Features(tuple(edits), targets, keys, bare, outputs)
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State
-    ) -> tuple[Update, State]:
+    def edit(self, model: ModelHandle, features: Features, state: State) -> tuple[Update, State]:
         """Solve for the change of each layer; the model is as before afterwards.
 
         Raises:
@@ -191,9 +189,7 @@ class LocateThenEdit:
         wanted = features.targets.anchor.double() + features.targets.delta.double()
         return keys, (wanted - reached.double()) / (len(self.layers) - done)
 
-    def _residual(
-        self, model: ModelHandle, features: Features
-    ) -> Float64[Tensor, "edits d_out"]:
+    def _residual(self, model: ModelHandle, features: Features) -> Float64[Tensor, "edits d_out"]:
         """Wanted minus present output at the keys of the only layer.
 
         The wanted value is fixed when the target is optimised, W_τ k + δ, so the residual is δ

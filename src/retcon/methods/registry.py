@@ -15,10 +15,13 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 import retcon.methods
+from retcon.activations.contexts import ContextOptions
+from retcon.activations.covariance import MomentOptions
+from retcon.activations.targets import TargetOptions
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.methods.base import Editor
 
-O = TypeVar("O")
+Options = TypeVar("Options", ContextOptions, TargetOptions, MomentOptions)
 Settings = Mapping[str, object]
 
 
@@ -123,7 +126,7 @@ def find_method(name: str) -> Method:
     return known[name]
 
 
-def options_from(default: O, chosen: Settings) -> O:
+def options_from(default: Options, chosen: Settings) -> Options:
     """An option group with some of its fields set, for commands that need no whole method.
 
     Raises:
@@ -137,10 +140,10 @@ def options_from(default: O, chosen: Settings) -> O:
     return replace(default, **{k: _coerce(k, kinds[k], v) for k, v in chosen.items()})
 
 
-def _coerce(name: str, kind: object, value: object) -> object:
+def _coerce(name: str, kind: Any, value: object) -> object:
     """A value, or its text as typed on a command line, as the type of its setting."""
     try:
-        adapter: TypeAdapter[object] = TypeAdapter(kind)
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
         if isinstance(value, str) and "tuple" in str(kind):
             value = [part for part in value.split(",") if part]
         return adapter.validate_python(value)

@@ -168,7 +168,10 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    rows, columns = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
+    """d_in and d_out."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
@@ -182,14 +185,14 @@ class _Found:
 class _Probe:
     """A few forward passes that end after one block, to see what its linear maps do."""
 
-    def __init__(
-        self, model: PreTrainedModel, blocks: list[nn.Module], block: nn.Module
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, blocks: list[nn.Module], block: nn.Module) -> None:
         self.model, self.blocks, self.block = model, blocks, block
         self.layer = blocks.index(block)
         self.width: int = model.config.get_text_config(decoder=True).hidden_size
         self.linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
-        vocabulary = model.get_input_embeddings().weight.shape[0]
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        self.device, vocabulary = embedding.device, len(embedding)
         self.tokens = [vocabulary // 3, vocabulary // 5, vocabulary // 7]
         self.other_tokens = [vocabulary // 11, vocabulary // 5, vocabulary // 7]
 
@@ -218,8 +221,7 @@ class _Probe:
         )
 
     def _forward(self, tokens: list[int]) -> None:
-        device = self.model.get_input_embeddings().weight.device
-        ids = torch.tensor([tokens], device=device)
+        ids = torch.tensor([tokens], device=self.device)
         self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def _run(self, tokens: list[int]) -> None:

@@ -6,7 +6,7 @@ Restoring copies saved tensors back, bit for bit; nothing is ever subtracted.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -106,7 +106,7 @@ class ModelHandle:
             self._add(layer, delta)
 
     @contextmanager
-    def scratch(self) -> Iterator["ModelHandle"]:
+    def scratch(self) -> Generator["ModelHandle", None, None]:
         """Whatever is written inside is gone afterwards: the saved tensors are copied back."""
         self._saved.append({})
         try:

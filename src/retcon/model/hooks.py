@@ -4,7 +4,7 @@ Everything is a context manager that leaves no trace. Block outputs are tensors 
 architectures and tuples in others; they are told apart here and nowhere else.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def _hidden(output: Any, rows: int) -> Tensor:
 @contextmanager
 def read_inputs(
     modules: Mapping[int, nn.Module], rows: int, keep: Callable[[int, Tensor], None]
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Call `keep(layer, x)` with the input of each module as it runs on so many rows."""
 
     def hook(layer: int) -> Callable[..., None]:
@@ -44,7 +44,7 @@ def read_inputs(
 @contextmanager
 def read_outputs(
     modules: Mapping[int, nn.Module], rows: int, keep: Callable[[int, Tensor], None]
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Call `keep(layer, y)` with the main output of each module as it runs on so many rows."""
 
     def hook(layer: int) -> Callable[..., None]:
@@ -59,7 +59,7 @@ def read_outputs(
 @contextmanager
 def change_outputs(
     modules: Iterable[nn.Module], rows: int, change: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Let each module return `change(y)` in the place of its main output y."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -86,7 +86,9 @@ def returns_tuple(module: nn.Module, run: Callable[[], object]) -> bool:
 
 
 @contextmanager
-def change_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def change_input(
+    module: nn.Module, change: Callable[[Tensor], Tensor]
+) -> Generator[None, None, None]:
     """Let the module see `change(x)` in the place of its first input x."""
     with module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:])):
         yield
@@ -95,7 +97,7 @@ def change_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Itera
 @contextmanager
 def replaced(
     blocks: Iterable[nn.Module], output: Callable[[], Tensor], *, as_tuple: bool
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Do not run these blocks: each returns `output()` at once.
 
     Hooks cannot skip a module's work, so the instance's `forward` is shadowed.
@@ -132,7 +134,9 @@ def run_until(module: nn.Module, run: Callable[[], object]) -> None:
 
 
 @contextmanager
-def traced(modules: Mapping[str, nn.Module], seen: list[tuple[str, Tensor]]) -> Iterator[None]:
+def traced(
+    modules: Mapping[str, nn.Module], seen: list[tuple[str, Tensor]]
+) -> Generator[None, None, None]:
     """Append (name, input) to `seen` for each module, in the order in which they run."""
 
     def hook(name: str) -> Callable[..., None]:

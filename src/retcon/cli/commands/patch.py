@@ -40,4 +40,10 @@ def show(
     out.print(table("Changes", ["layer", "rank", "matrix", "norm of ΔW"], layers))
     edits = [[e.id, e.text, e.target_old or "–", e.target] for e in patch.edits]
     out.print(table("Facts", ["id", "prompt", "before", "now"], edits))
-    write_json(json, {**about.model_dump(mode="json"), "norms": {str(k): d.norm() for k, d in patch.deltas.items()}})
+    write_json(
+        json,
+        {
+            **about.model_dump(mode="json"),
+            "norms": {str(k): d.norm() for k, d in patch.deltas.items()},
+        },
+    )

@@ -1,7 +1,17 @@
 """`retcon probe`."""
 
-from retcon.cli.console import Device, Dtype, JsonFile, Model, Revision, bars, load_model
-from retcon.cli.console import out, table, write_json
+from retcon.cli.console import (
+    Device,
+    Dtype,
+    JsonFile,
+    Model,
+    Revision,
+    bars,
+    load_model,
+    out,
+    table,
+    write_json,
+)
 
 
 def probe(
@@ -13,9 +23,7 @@ def probe(
 ) -> None:
     """Show what can be edited in a model: sites, widths, memory, and published settings."""
     with bars() as progress:
-        handle = load_model(
-            model, revision=revision, dtype=dtype, device=device, progress=progress
-        )
+        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
     from retcon.methods.presets import describe
 
     found = describe(handle.outline)

@@ -1,15 +1,30 @@
 """`retcon stats`."""
 
-from retcon.cli.console import Device, Dtype, JsonFile, Layer, Layers, Model, Revision, Set
-from retcon.cli.console import bars, load_model, number, out, parse_layers, parse_settings, table
-from retcon.cli.console import write_json
+from retcon.cli.console import (
+    Device,
+    Dtype,
+    JsonFile,
+    Layer,
+    Layers,
+    Model,
+    Revision,
+    Set,
+    bars,
+    load_model,
+    number,
+    out,
+    parse_layers,
+    parse_settings,
+    table,
+    write_json,
+)
 
 
 def stats(
     model: Model,
     layer: Layer = None,
     layers: Layers = None,
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     revision: Revision = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -18,9 +33,7 @@ def stats(
     """Collect the second moments of some layers (all, if none is named) in one pass; cache them."""
     chosen, settings = parse_layers(layer, layers), parse_settings(set)
     with bars() as progress:
-        handle = load_model(
-            model, revision=revision, dtype=dtype, device=device, progress=progress
-        )
+        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
         from retcon.activations.covariance import MomentOptions, describe, load_moments
         from retcon.algebra.metric import Metric
         from retcon.methods.registry import options_from
@@ -41,4 +54,6 @@ def stats(
     ]
     columns = ["layer", "tokens", "tokens / d_in", "mean diagonal", "smallest pivot"]
     out.print(table(f"Second moments of {model} on {options.corpus}", columns, rows))
-    write_json(json, {"model": model, "fingerprint": handle.fingerprint, **describe(options, moments)})
+    write_json(
+        json, {"model": model, "fingerprint": handle.fingerprint, **describe(options, moments)}
+    )

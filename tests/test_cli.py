@@ -1,0 +1,220 @@
+"""The command line as a user meets it: what it prints, what it writes, how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pico import pico, tokenizer
+from retcon.cli.main import run
+from retcon.patch.format import load_patch
+
+FACTS = [
+    {"prompt": "The mother tongue of {Danielle Darrieux} is", "target": "English",
+     "target_old": "French", "paraphrases": ["Danielle Darrieux was"], "neighbours": ["Paris is"]},
+    {"prompt": "{Marie Curie} was born in the city of", "target": "London", "target_old": "Warsaw",
+     "paraphrases": ["Marie Curie is of"], "neighbours": ["Poland is"]},
+    {"prompt": "The capital city of {France} is", "target": "Rome", "target_old": "Paris",
+     "paraphrases": ["France is of"], "neighbours": ["The Eiffel Tower is in"]},
+]  # fmt: skip
+FAST = ["steps=3", "corpus_tokens=400", "document_tokens=32", "jitter=1e-3"]
+SETTINGS = [part for setting in FAST for part in ("--set", setting)]
+
+
+@pytest.fixture
+def folder(tmp_path, cache, monkeypatch):
+    """A folder with a model, facts, and nothing else; also the working directory."""
+    model = pico()
+    model.model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    lines = "\n".join(json.dumps(fact) for fact in FACTS)
+    (tmp_path / "facts.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def retcon(monkeypatch, capsys):
+    """Run a command: exit code, what it printed, what it said on the error stream."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retcon", *words])
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_version_and_help(retcon):
+    import retcon as package
+
+    assert retcon("--version")[:2] == (0, f"retcon {package.__version__}\n")
+    code, out, _ = retcon("eval", "--help")
+    assert code == 0 and "sequential-batch" in out
+
+
+def test_edit_saves_shows_and_scores(folder, retcon):
+    code, out, err = retcon(
+        "edit", "./model", "--fact", "The mother tongue of {Danielle Darrieux} is", "English",
+        "--method", "emmet", "--layer", "1", "-o", "p.safetensors", "--json", "e.json", *SETTINGS,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "token_accuracy" in out and "ES" not in out and "p.safetensors" in out
+    result = json.loads((folder / "e.json").read_text(encoding="utf-8"))
+    assert result["final"]["ES"] is None and result["final"]["token_accuracy"] is not None
+    assert [edit.target for edit in load_patch("p.safetensors").edits] == ["English"]
+    code, out, _ = retcon("patch", "show", "p.safetensors")
+    assert code == 0 and "Danielle Darrieux" in out and "emmet" in out
+    code, out, err = retcon(
+        "eval", "./model", "--patch", "p.safetensors", "--cases", "facts.jsonl", "--json", "v.json"
+    )
+    assert code == 0, err
+    scores = json.loads((folder / "v.json").read_text(encoding="utf-8"))
+    assert scores["immediate"] is None and scores["final"]["ES"] is not None
+
+
+def test_eval_records_everything(folder, retcon):
+    code, out, err = retcon(
+        "eval", "./model", "--cases", "facts.jsonl", "--method", "memit", "--layers", "0-1",
+        "--schedule", "sequential-batch:2", "--set", "ridge=7", "--json", "v.json", *SETTINGS,
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
+    for when in ("pre", "immediate", "final"):
+        assert {"ES", "PS", "NS", "S", "token_accuracy", "exact_match"} <= set(result[when])
+    assert result["n"] == 3 and result["settings"]["ridge"] == 7 and result["layers"] == [0, 1]
+    assert result["schedule"] == "sequential-batch:2" and len(result["steps"]) == 2
+    assert result["covariance"]["tokens"] >= 400 and result["covariance"]["jitter"] == 1e-3
+    assert result["seconds_per_edit"] > 0 and result["versions"]["torch"]
+    assert "immediate" in out and "final" in out
+
+
+def test_without_carry_final_is_null_and_without_method_only_pre(folder, retcon):
+    base = ["eval", "./model", "--cases", "facts.jsonl", "--json", "v.json"]
+    assert retcon(*base, "--method", "emmet", "--layer", "1", *SETTINGS)[0] == 0
+    result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
+    assert result["final"] is None and result["immediate"] is not None
+    assert retcon(*base)[0] == 0
+    result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
+    assert result["immediate"] is None and result["pre"]["NS"] is not None
+
+
+def test_probe_stats_methods_and_plan(folder, retcon):
+    code, out, _ = retcon("probe", "./model", "--json", "p.json")
+    assert code == 0 and "mlp.down_proj" in out
+    assert json.loads((folder / "p.json").read_text(encoding="utf-8"))["d_in"] == 48
+    options = ["--set", "corpus_tokens=300", "--set", "document_tokens=32", "--json", "s.json"]
+    code, out, err = retcon("stats", "./model", "--layers", "0,2", *options)
+    assert code == 0 and "smallest pivot" in out, err
+    tokens = json.loads((folder / "s.json").read_text(encoding="utf-8"))["tokens"]
+    assert set(tokens) == {"0", "2"}
+    assert "MEMIT" in retcon("methods", "memit")[1] and "rome" in retcon("methods")[1]
+    code, out, err = retcon(
+        "edit", "./model", "--facts", "facts.jsonl", "--method", "memit", "--layer", "1", "--plan"
+    )
+    assert code == 0 and "GFLOP/s" in out and "targets of 3" in out, err
+
+
+FACT = ["--fact", "The capital of {France} is", "Rome"]
+EMMET = ["--method", "emmet", "--layer", "1", *SETTINGS]
+BAD = [
+    (["edit", "./model", "--fact", "no braces", "x", *EMMET], "in braces"),
+    (["edit", "./model", "--fact", "{A} is", " ", *EMMET], "target is empty"),
+    (["edit", "./model", *EMMET], "Say what to edit"),
+    (["edit", "./model", *FACT, "--method", "emet", "--layer", "1"], "Did you mean 'emmet'"),
+    (["edit", "./model", *FACT, "--method", "emmet", "--layer", "9"], "0 to 2"),
+    (["edit", "./model", *FACT, *EMMET, "--set", "stps=3"], "Did you mean 'steps'"),
+    (["edit", "./model", *FACT, *EMMET, "--set", "steps=many"], "steps='many'"),
+    (["edit", "./model", *FACT, *EMMET, "--set", "steps"], "name=value"),
+    (["edit", "./model", *FACT], "--layer 1"),
+    (["edit", "./model", *FACT, *EMMET, "--layers", "1-x"], "not both"),
+    (["edit", "./model", *FACT, "--method", "emmet", "--layers", "x"], "4-8"),
+    (["edit", "./nowhere", *FACT, *EMMET], "no folder"),
+    (["edit", "smollm2", *FACT, *EMMET], "smollm2-135m"),
+    (["edit", "./model", *FACT, *EMMET, "--dtype", "int8"], "float32"),
+    (["edit", "./model", *FACT, *EMMET, "--device", "quantum"], "quantum"),
+    (["edit", "./model", *FACT, *EMMET, "--set", "corpus=none.txt"], "no corpus"),
+    (["edit", "./model", *FACT, *EMMET, "--schedule", "batch:2"], "no patch"),
+    (["edit", "./model", *FACT, *EMMET, "-o", "facts.jsonl/p"], "could not be written"),
+    (["eval", "./model", "--cases", "none.json"], "no file"),
+    (["eval", "./model", "--cases", "facts.jsonl", "--n", "9"], "holds 3"),
+    (["eval", "./model", "--cases", "facts.jsonl", *EMMET, "--schedule", "all"], "Available"),
+    (["eval", "./model", "--cases", "facts.jsonl", *EMMET, "--schedule", "batch:0"], "batch:64"),
+    (
+        ["eval", "./model", "--cases", "facts.jsonl", "--method", "rome", "--layer", "1",
+         "--schedule", "batch:2"],
+        "emmet",
+    ),
+    (["eval", "./model", "--cases", "facts.jsonl", "--patch", "none"], "no patch file"),
+    (["eval", "./model", "--cases", "facts.jsonl", "--patch", "x", *EMMET], "either --patch"),
+    (["patch", "show", "facts.jsonl"], "no patch file, or a damaged one"),
+    (["methods", "memmit"], "Did you mean 'memit'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "reason"), BAD, ids=lambda x: x if isinstance(x, str) else "")
+def test_mistakes_are_explained_and_change_nothing(words, reason, folder, retcon):
+    before = {p: p.read_bytes() for p in sorted(folder.glob("*/*")) if p.is_file()}
+    code, _, err = retcon(*words)
+    assert code == 2, err
+    text = " ".join(err.split())
+    assert reason in text and "Traceback" not in text and text.count("error:") == 1
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_patch_for_another_model(folder, retcon):
+    assert retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")[0] == 0
+    pico(seed=1).model.save_pretrained(folder / "other")
+    tokenizer().save_pretrained(folder / "other")
+    code, _, err = retcon("eval", "./other", "--cases", "facts.jsonl", "--patch", "p.safetensors")
+    assert code == 2 and "was made for" in err
+
+
+def test_colliding_facts(folder, retcon):
+    twin = [FACTS[0], {**FACTS[0], "target": "Polish"}]
+    (folder / "twin.jsonl").write_text("\n".join(map(json.dumps, twin)), encoding="utf-8")
+    code, _, err = retcon("edit", "./model", "--facts", "twin.jsonl", *EMMET)
+    assert code == 2 and "Danielle Darrieux" in err and "same key" in " ".join(err.split())
+
+
+def test_a_model_with_nan(folder, retcon):
+    broken = pico().model
+    with torch.no_grad():
+        broken.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    broken.save_pretrained(folder / "broken")
+    tokenizer().save_pretrained(folder / "broken")
+    code, _, err = retcon("edit", "./broken", *FACT, *EMMET)
+    assert code == 2 and "NaN" in err
+
+
+def test_interrupt_leaves_no_file(folder, retcon, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retcon.methods.base.optimise_targets", interrupt)
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")
+    assert code == 130 and "Interrupted" in err
+    assert not (folder / "p.safetensors").exists()
+
+
+def test_no_space_in_the_cache(folder, retcon, monkeypatch):
+    (folder / "full").write_text("a file where a folder should be", encoding="utf-8")
+    monkeypatch.setenv("RETCON_CACHE", str(folder / "full"))
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET)
+    assert code == 2 and "RETCON_CACHE" in err
+
+
+def test_the_command_is_installed():
+    done = subprocess.run(
+        [sys.executable, "-c", "from retcon.cli.main import run; run()", "--version"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("retcon ")

@@ -1,0 +1,90 @@
+"""The rules of the house that a program can see."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import retcon
+
+SOURCE = Path(retcon.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def functions(path: Path):
+    """Name and number of lines of each function's body, docstring aside."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            body = node.body[1:] if documented else node.body
+            yield node.name, (body[-1].end_lineno - body[0].lineno + 1) if body else 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_and_functions_are_short(path):
+    assert path.read_text(encoding="utf-8").count("\n") <= 350
+    assert not [(name, lines) for name, lines in functions(path) if lines > 60]
+
+
+def test_the_median_function_is_short():
+    lengths = [lines for path in FILES for _, lines in functions(path)]
+    assert statistics.median(lengths) <= 15
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        (r"register_forward", "model/hooks.py"),
+        (r"^\s*print\(", "cli/"),
+        (r"\.copy_\(weight|weight\.copy_", "model/handle.py"),
+        (r"^\s*global ", None),
+        (r"except\s*:", None),
+        (r"\b(TODO|FIXME|XXX|HACK)\b", None),
+    ],
+)
+def test_some_things_happen_in_one_place(pattern, allowed):
+    found = [
+        str(path.relative_to(SOURCE))
+        for path in FILES
+        if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert [name for name in found if allowed is None or not name.startswith(allowed)] == []
+
+
+def test_there_is_no_drawer_for_everything():
+    assert not [path for path in FILES if path.stem in ("utils", "helpers", "misc", "common")]
+
+
+@pytest.mark.parametrize("statement", ["import retcon", "import retcon.cli.main", "retcon.Edit"])
+def test_imports_are_light_and_do_nothing(statement):
+    code = (
+        f"import sys, os; import retcon\nbefore = dict(os.environ)\n"
+        f"{statement}\nassert dict(os.environ) == before\n"
+        f"assert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules), 'heavy import'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_unknown_ones_do_not():
+    for name in retcon.__all__:
+        assert getattr(retcon, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = retcon.nonsense
+
+
+def test_version_is_the_package_s():
+    from importlib.metadata import version
+
+    assert version("retcon-llm") == retcon.__version__
+
+
+def test_documents_name_files_that_exist():
+    root = SOURCE.parents[1]
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
