@@ -1,0 +1,34 @@
+"""What SmolLM2 knows of the starter set, unedited: token accuracy of the true answers.
+
+    python benchmarks/starter_knowledge.py
+
+The set was chosen for being known, so these are no measure of the model.
+"""
+
+from retcon.cli.console import quiet_libraries
+from retcon.data.cases import starter_cases
+from retcon.evaluation.rows import Row
+from retcon.evaluation.scoring import score_cases
+from retcon.model.load import load
+
+
+def accuracy(rows: list[Row], kind: str) -> float:
+    """Mean over facts of the mean over prompts, in per cent."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row.kind == kind and row.n_old and row.hits_old is not None:
+            shares.setdefault(row.case, []).append(row.hits_old / row.n_old)
+    return 100 * sum(sum(found) / len(found) for found in shares.values()) / len(shares)
+
+
+def main() -> None:
+    quiet_libraries()
+    cases = starter_cases()
+    rows = score_cases(load("smollm2-135m"), cases, when="pre")
+    print(f"{len(cases)} facts in {len({case.relation for case in cases})} relations")
+    for kind in ("rewrite", "paraphrase", "neighbour"):
+        print(f"{kind:12} {accuracy(rows, kind):5.1f} % of the true answer's tokens")
+
+
+if __name__ == "__main__":
+    main()
