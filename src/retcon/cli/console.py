@@ -76,6 +76,7 @@ def bars() -> Generator[Progress, None, None]:
 def quiet_libraries() -> None:
     """Keep other libraries' bars and advice off the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
