@@ -1,6 +1,7 @@
 """Keys, targets and second moments against their naive twins."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from retcon.activations.covariance import (
 from retcon.activations.keys import read_keys
 from retcon.activations.targets import TargetOptions, optimise_targets
 from retcon.edits import Edit
-from retcon.errors import InvalidData, NotFinite, SingularCovariance
+from retcon.errors import InvalidData, InvalidSetting, NotFinite, SingularCovariance
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -93,7 +94,7 @@ def test_batched_suffix_targets_are_the_naive_ones_in_float64(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_batched_suffix_targets_are_the_naive_ones_in_float32(family):
-    assert check_targets(family, torch.float32, 1e-4).short
+    assert check_targets(family, torch.float32, 1e-5).short
 
 
 def test_targets_with_bos_and_other_insertion_and_small_batches():
@@ -231,6 +232,9 @@ def test_a_corpus_that_is_too_small_or_not_there(cache, tmp_path):
     corpus.write_text("The city.", encoding="utf-8")
     with pytest.raises(SingularCovariance, match="at least d_in = 48"):
         load_moments(pico(), [1], MomentOptions(corpus=str(corpus)))
+    if importlib.util.find_spec("datasets") is None:
+        with pytest.raises(InvalidSetting, match=r"retcon-llm\[datasets\]"):
+            load_moments(pico(), [1], MomentOptions(corpus="hub:nobody/nothing"))
     with pytest.raises(InvalidData, match="no corpus"):
         load_moments(pico(), [1], MomentOptions(corpus="nowhere.txt"))
     bad = tmp_path / "bad.jsonl"

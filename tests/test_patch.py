@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pico import pico
@@ -73,12 +74,19 @@ def test_nowhere_to_save(patch, tmp_path):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "x"
 
 
-def test_a_full_disk_leaves_the_old_file(patch, tmp_path, monkeypatch):
+FULL = [
+    OSError(28, "No space left on device"),
+    SafetensorError("I/O error: No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["os", "safetensors"])
+def test_a_full_disk_leaves_the_old_file(patch, tmp_path, monkeypatch, error):
     path = tmp_path / "p.safetensors"
     path.write_bytes(b"old")
 
     def full(*_args):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("retcon.patch.format.save_file", full)
     with pytest.raises(StorageError, match="No space left"):

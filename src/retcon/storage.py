@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import platformdirs
+from safetensors import SafetensorError
 
 from retcon.errors import StorageError
 
@@ -22,10 +23,12 @@ def storing(target: Path) -> Generator[None, None, None]:
     """Turn what an operating system says about a full or read-only disk into a StorageError."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # The safetensors library reports a full disk as an error of its own.
+        cause = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"{target} could not be written: {error.strerror or error}. Nothing was changed. Free "
-            f"some space, or choose another place (RETCON_CACHE sets the cache's)."
+            f"{target} could not be written: {cause}. Nothing was changed. Free some space, or "
+            f"choose another place (RETCON_CACHE sets the cache's)."
         ) from error
 
 

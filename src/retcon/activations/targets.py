@@ -121,9 +121,9 @@ def _optimise(
     delta = torch.zeros_like(anchor, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=options.lr)
     limit = options.clamp * anchor.norm(dim=-1, keepdim=True)
-    active = torch.ones(len(edits), dtype=torch.bool)
+    active = torch.ones(len(edits), dtype=torch.bool, device=anchor.device)
     nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
-    steps = torch.zeros(len(edits), dtype=torch.long)
+    steps = torch.zeros(len(edits), dtype=torch.long, device=anchor.device)
     for step in range(options.steps):
         last = step == options.steps - 1
         adam.zero_grad(set_to_none=False)
@@ -207,7 +207,7 @@ class _Problem:
             pools.append(
                 _Pool(
                     passes=passes,
-                    edit=torch.tensor([i for i, *_ in chosen]),
+                    edit=torch.tensor([i for i, *_ in chosen], device=handle.device),
                     predictions=predictions,
                     label=torch.tensor([target for _, _, target, _ in chosen], dtype=torch.long),
                     weight=1 / (predictions * len(prefixes)),

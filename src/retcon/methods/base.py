@@ -127,7 +127,9 @@ class LocateThenEdit:
         self._check_post_norm(model)
         moments = load_moments(model, self.layers, self.moments, progress)
         metrics = {
-            layer: Metric.of(moment.mean, jitter=self.moments.jitter)
+            layer: Metric.of(
+                moment.mean.to(model.site(layer).weight.device), jitter=self.moments.jitter
+            )
             for layer, moment in moments.items()
         }
         tokens = min(moment.tokens for moment in moments.values())
