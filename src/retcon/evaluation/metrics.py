@@ -65,24 +65,32 @@ def _probability(row: Row) -> float | None:
     return exp(-row.nll_new)
 
 
-METRICS: Mapping[str, tuple[Kind, Value]] = {
-    "ES": ("rewrite", _won),
-    "PS": ("paraphrase", _won),
-    "NS": ("neighbour", _kept),
-    "ES_magnitude": ("rewrite", _margin),
-    "PS_magnitude": ("paraphrase", _margin),
-    "NS_magnitude": ("neighbour", _kept_margin),
-    "token_accuracy": ("rewrite", _accuracy),
-    "paraphrase_token_accuracy": ("paraphrase", _accuracy),
-    "neighbour_token_accuracy": ("neighbour", _old_accuracy),
-    "exact_match": ("rewrite", _exact),
-    "target_probability": ("rewrite", _probability),
+class Metric(NamedTuple):
+    """Which prompts a score is over, what it is of one, and the least it can be, in per cent."""
+
+    kind: Kind
+    value: Value
+    least: float = 0.0
+
+
+METRICS: Mapping[str, Metric] = {
+    "ES": Metric("rewrite", _won),
+    "PS": Metric("paraphrase", _won),
+    "NS": Metric("neighbour", _kept),
+    "ES_magnitude": Metric("rewrite", _margin, -100.0),
+    "PS_magnitude": Metric("paraphrase", _margin, -100.0),
+    "NS_magnitude": Metric("neighbour", _kept_margin, -100.0),
+    "token_accuracy": Metric("rewrite", _accuracy),
+    "paraphrase_token_accuracy": Metric("paraphrase", _accuracy),
+    "neighbour_token_accuracy": Metric("neighbour", _old_accuracy),
+    "exact_match": Metric("rewrite", _exact),
+    "target_probability": Metric("rewrite", _probability),
 }
 
 
 def estimate(rows: Iterable[Row], metric: str) -> Estimate:
     """One metric over some rows, in per cent."""
-    kind, value = METRICS[metric]
+    kind, value, least = METRICS[metric]
     values: dict[str, list[float]] = defaultdict(list)
     cluster: dict[str, str] = {}
     for row in rows:
@@ -97,7 +105,7 @@ def estimate(rows: Iterable[Row], metric: str) -> Estimate:
     margin = _margin_of_error(means, cluster, mean)
     if margin is None:
         return Estimate(mean, None, None, len(means))
-    return Estimate(mean, max(mean - margin, -100.0), min(mean + margin, 100.0), len(means))
+    return Estimate(mean, max(mean - margin, least), min(mean + margin, 100.0), len(means))
 
 
 def harmonic(scores: Sequence[float | None]) -> float | None:

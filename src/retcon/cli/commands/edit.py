@@ -112,7 +112,8 @@ def edit(
         patch.save(output)
         size = output.stat().st_size / 1e3
         out.print(
-            f"Saved [bold]{output}[/] ({size:.1f} kB). Look at it: retcon patch show {output}"
+            f"Saved [bold]{output}[/] ({size:.1f} kB). Look at it: retcon patch show {output}",
+            soft_wrap=True,
         )
     write_json(
         json,
