@@ -1,6 +1,7 @@
 """Where Retcon keeps what it has computed, and how a file is written so that it is whole."""
 
 import os
+import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,17 @@ def make_folder(folder: Path) -> Path:
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def check_writable(target: Path | None) -> None:
+    """Find out before the work is done whether its result can be kept.
+
+    Raises:
+        StorageError: no permission, or a file where a folder should be.
+    """
+    if target is not None:
+        with storing(target), tempfile.TemporaryFile(dir=make_folder(target.parent)):
+            pass
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:

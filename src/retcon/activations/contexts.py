@@ -6,10 +6,11 @@ seed, as in MEMIT (arXiv:2210.07229, released code); they are part of a run's re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float64
+from pydantic import Field
 from torch import Tensor
 
 from retcon.edits import Edit
@@ -32,8 +33,8 @@ class ContextOptions:
     (MEMIT, EMMET), `uniform` the same weight as each prefix (ROME). seed: of the sampling.
     """
 
-    prefixes: int = 5
-    prefix_tokens: tuple[int, ...] = (10,)
+    prefixes: Annotated[int, Field(ge=0)] = 5
+    prefix_tokens: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
     averaging: Averaging = "halves"
     seed: int = 0
 

@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from filelock import FileLock
 from jaxtyping import Float64
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,7 +29,7 @@ from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
 from retcon.storage import cache_folder, make_folder, write_whole
 
-_FORMAT = 1
+_FORMAT = 2
 # Tokens in one forward pass, and passes between two savings of the running sums.
 _PASS_TOKENS = 2048
 _PASSES_PER_SAVE = 64
@@ -44,11 +46,11 @@ class MomentOptions:
     """
 
     corpus: str = "self"
-    corpus_tokens: int = 0
-    tokens_per_dimension: int = 20
+    corpus_tokens: Annotated[int, Field(ge=0)] = 0
+    tokens_per_dimension: Annotated[int, Field(ge=1)] = 20
     corpus_seed: int = 0
-    document_tokens: int = 128
-    jitter: float = 1e-8
+    document_tokens: Annotated[int, Field(ge=8)] = 128
+    jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-8
 
     def tokens(self, d_in: int) -> int:
         """How many tokens to read for a layer of this width."""
@@ -102,6 +104,7 @@ def collect_moments(
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
             keys = x[mask]
+            keys = keys if keys.dtype == torch.float64 else keys.float()
             sums.total[layer] += (keys.mT @ keys).double().cpu()
 
         with hooks.read_inputs(modules, len(batch), keep):
@@ -151,7 +154,8 @@ def load_moments(
         found = {layer: _load(folder / f"layer-{layer}.safetensors") for layer in layers}
         missing = [layer for layer, moment in found.items() if moment is None]
         if missing:
-            resume = folder / f"partial-{'-'.join(map(str, missing))}.safetensors"
+            what = hashlib.sha256(json.dumps(missing).encode()).hexdigest()[:16]
+            resume = folder / f"partial-{what}.safetensors"
             collected = collect_moments(
                 handle,
                 corpus.texts(),
@@ -229,7 +233,7 @@ def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int)
     """Name of a cache entry: model, dtype, corpus, and how much of it is read how."""
     what = {
         "format": _FORMAT,
-        "model": handle.fingerprint,
+        "model": handle.live_fingerprint,
         "dtype": str(handle.dtype),
         "corpus": corpus.identity,
         "tokens": tokens,
@@ -248,7 +252,7 @@ def _check_size(
         raise SingularCovariance(
             f"The corpus {options.corpus!r} gave {moment.tokens} tokens, but the second moments of "
             f"layer {layer} need at least d_in = {d_in} to be invertible, and 10 times as many to "
-            f"be good. Give a larger corpus, or `--set corpus=self`."
+            f"be good. Give a larger corpus, or ask for more of it with corpus_tokens (0: enough)."
         )
 
 

@@ -184,7 +184,7 @@ class _SuffixPasses:
                 prefix, logits = _read_prefix(handle, part, place, max(r.lookup for r in rows))
             if prefix is None:
                 return None
-            if start == 0 and not cls(handle, part, place, prefix)._reproduces(logits):
+            if not cls(handle, part, place, prefix)._reproduces(logits):
                 return None
             parts.append(prefix)
         joined = _Prefix(

@@ -13,10 +13,11 @@ its own clamp and its own stop.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from retcon.activations.contexts import locate
@@ -43,15 +44,15 @@ class TargetOptions:
     only, and memory.
     """
 
-    steps: int = 25
-    lr: float = 0.5
-    clamp: float = 0.75
-    kl: float = 0.0625
-    decay: float = 0.5
-    stop_below: float = 0.05
+    steps: Annotated[int, Field(ge=1)] = 25
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    clamp: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.75
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0625
+    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    stop_below: Annotated[float, Field(ge=0)] = 0.05
     insertion: Insertion = "block"
-    micro_batch: int = 256
-    together: int = 32
+    micro_batch: Annotated[int, Field(ge=1)] = 256
+    together: Annotated[int, Field(ge=1)] = 32
 
 
 class Targets(NamedTuple):

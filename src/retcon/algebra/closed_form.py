@@ -9,9 +9,10 @@ from torch import Tensor
 from retcon.algebra.metric import Metric
 from retcon.errors import CapacityExceeded, CollidingEdits, InvalidSetting, NotFinite
 
-# Below this share of its own length a key counts as a copy of the keys before it. Keys of equal
-# text are computed once and equal to the last bit, so they leave round-off (1e-15) behind.
-_SAME_KEY = 1e-10
+# Below this share of its own (squared, whitened) length a key counts as a copy of the keys before
+# it. Keys of equal text in one batch are equal to the last bit; between batches they differ by
+# float32 rounding, which an ill-conditioned C stretches to about 1e-8.
+_SAME_KEY = 1e-7
 
 
 class Collision(CollidingEdits):
@@ -68,8 +69,8 @@ def write_keys(
     gram = free @ white.mT
     gram.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    length = white.square().sum(-1) + ridge
-    novelty = factor.diagonal().square() / length
+    pivots = factor.diagonal().square() - ridge
+    novelty = (pivots / white.square().sum(-1)).clamp_min(0)
     if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
         raise _collision(white, free, failed, novelty)
     return Written(metric.unwhiten(torch.cholesky_solve(free, factor)), novelty)

@@ -111,6 +111,8 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
             raise InvalidSetting(
                 f"--layers takes numbers and ranges, as in 4,5,6 or 4-8: {layers!r}."
             )
+        if int(last or first) < int(first):
+            raise InvalidSetting(f"--layers: the range {part.strip()!r} is empty.")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
 

@@ -139,6 +139,7 @@ def _case_of_fact(record: _Fact, number: int) -> Case:
 
 def _template(prompt: str, subject: str, identity: str) -> str:
     """The prompt with {} where its subject stands."""
+    prompt = prompt.replace(f"{{{subject}}}", "{}")
     if "{}" in prompt:
         return prompt
     if not subject or prompt.count(subject) != 1:
@@ -167,7 +168,7 @@ def _case_of_counterfact(record: _CounterFact) -> Case:
 
 
 def _json_lines(text: str, source: str) -> list[Case]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1)]
     return [parse_fact(line, number, source) for number, line in lines if line.strip()]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -43,9 +44,14 @@ class FileCorpus:
 
     @property
     def identity(self) -> str:
-        """`file:` and the start of the sha256 of the file's bytes."""
+        """How the file is read, and the start of the sha256 of its bytes."""
         with self.path.open("rb") as stream:
-            return f"file:{hashlib.file_digest(stream, 'sha256').hexdigest()[:24]}"
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()[:24]
+        return f"{'lines' if self._json_lines else 'text'}:{digest}"
+
+    @property
+    def _json_lines(self) -> bool:
+        return ".jsonl" in self.path.name
 
     def texts(self) -> Iterator[str]:
         """Non-empty documents.
@@ -53,14 +59,13 @@ class FileCorpus:
         Raises:
             InvalidData: not text, not gzip, or a line that is no JSON object with a `text`.
         """
-        lines = ".jsonl" in self.path.name
         try:
             with open_text(self.path) as stream:
                 for number, line in enumerate(stream, start=1):
-                    text = self._document(line, number) if lines else line
+                    text = self._document(line, number) if self._json_lines else line
                     if text.strip():
                         yield text.strip()
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InvalidData(f"{self.path} is not readable text: {error}") from error
 
     def _document(self, line: str, number: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import Step, run
+from retcon.editing.session import Step, check, run
 from retcon.edits import Edit
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
@@ -41,6 +41,7 @@ def edit(
         if schedule is None
         else Schedule.parse(schedule).carried()
     )
+    check(editor, edits, plan)
     state = editor.begin(model, progress)
     steps = list(run(model, editor, state, edits, plan, progress))
     return patch_of(model, choice, plan, steps)
@@ -63,7 +64,7 @@ def patch_of(
     )
     about = Provenance(
         model=model.name,
-        base=model.fingerprint,
+        base=model.live_fingerprint,
         method=choice.method.name,
         layers=choice.layers,
         schedule=str(schedule),

@@ -11,10 +11,11 @@ study can do each as rarely as it may:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
+from pydantic import Field
 from torch import Tensor
 
 from retcon.activations.contexts import ContextOptions, locate, sample_prefixes
@@ -29,13 +30,17 @@ from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
+# ρ as a setting: what `--set ridge=…` takes.
+Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class Features(NamedTuple):
     """What was read from a model for some edits: enough, at one layer, to edit without it.
 
     keys: averaged keys at the first edited layer. bare: the keys of the bare prompts there.
-    outputs: W keys with the weights of that moment, so that W keys + δ is the wanted value
-    whatever becomes of W.
+    outputs: what W, as it was then, gave at the key whose value the target changes (the bare
+    prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value whatever
+    becomes of W.
     """
 
     edits: tuple[Edit, ...]
@@ -116,6 +121,14 @@ class LocateThenEdit:
     exact_value: bool = False
     max_batch: int | None = None
 
+    def __post_init__(self) -> None:
+        single = self.read_bare or self.exact_value or self.targets.insertion == "down"
+        if len(self.layers) > 1 and single:
+            raise InvalidSetting(
+                f"Layers {', '.join(map(str, self.layers))}: a residual is spread over layers as "
+                f"the gap at a block's output, so ROME, and insertion=down, take one layer only."
+            )
+
     def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
         """Check the layers, sample prefixes, and factor the second moments of each layer.
 
@@ -145,7 +158,8 @@ class LocateThenEdit:
         targets = optimise_targets(
             model, edits, state.prefixes, last, self._target_options(model), progress
         )
-        outputs = keys @ model.master(first).double().mT
+        valued = bare if self.read_bare or self.exact_value else keys
+        outputs = valued @ model.master(first).double().mT
         return Features(tuple(edits), targets, keys, bare, outputs)
 
     def edit(self, model: ModelHandle, features: Features, state: State) -> tuple[Update, State]:
@@ -192,18 +206,15 @@ class LocateThenEdit:
         return keys, (wanted - reached.double()) / (len(self.layers) - done)
 
     def _residual(self, model: ModelHandle, features: Features) -> Float64[Tensor, "edits d_out"]:
-        """Wanted minus present output at the keys of the only layer.
+        """Wanted minus present output at the key where the constraint holds, at the only layer.
 
         The wanted value is fixed when the target is optimised, W_τ k + δ, so the residual is δ
         while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
         """
         weight = model.master(self.layers[0]).double()
         wanted = features.outputs + features.targets.delta.double()
-        if self.read_bare:
-            return features.targets.delta.double()
-        if self.exact_value:
-            wanted = wanted + (features.bare - features.keys) @ weight.mT
-        return wanted - features.keys @ weight.mT
+        held = features.bare if self.read_bare else features.keys
+        return wanted - held @ weight.mT
 
     def _keys(
         self, model: ModelHandle, edits: Sequence[Edit], state: State, layer: int

@@ -10,7 +10,7 @@ form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit
+from retcon.methods.base import Editor, LocateThenEdit, Ridge
 from retcon.methods.registry import method
 
 
@@ -18,7 +18,7 @@ from retcon.methods.registry import method
 def emmet(
     layers: tuple[int, ...],
     *,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     accumulate: bool = True,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),

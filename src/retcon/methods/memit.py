@@ -12,7 +12,7 @@ batches of fixed keys and values add up to one big batch; `accumulate=false` is 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit
+from retcon.methods.base import Editor, LocateThenEdit, Ridge
 from retcon.methods.registry import method
 
 
@@ -20,7 +20,7 @@ from retcon.methods.registry import method
 def memit(
     layers: tuple[int, ...],
     *,
-    ridge: float = 15_000.0,
+    ridge: Ridge = 15_000.0,
     accumulate: bool = True,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),

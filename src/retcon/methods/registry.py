@@ -49,14 +49,14 @@ class Method:
 
     def settings(self) -> dict[str, Setting]:
         """Every setting by name, in the order of the signature."""
-        hints = get_type_hints(self.factory)
+        hints = get_type_hints(self.factory, include_extras=True)
         found: dict[str, Setting] = {}
         for name, parameter in inspect.signature(self.factory).parameters.items():
             default = parameter.default
             if name == "layers":
                 continue
             if is_dataclass(default) and not isinstance(default, type):
-                inner = get_type_hints(type(default))
+                inner = get_type_hints(type(default), include_extras=True)
                 for field in fields(default):
                     value = getattr(default, field.name)
                     found[field.name] = Setting(name, inner[field.name], value)
@@ -133,7 +133,7 @@ def options_from(default: Options, chosen: Settings) -> Options:
         UnknownName: a field that the group does not have.
         InvalidSetting: a value of the wrong type.
     """
-    kinds = get_type_hints(type(default))
+    kinds = get_type_hints(type(default), include_extras=True)
     for name in chosen:
         if name not in kinds:
             raise UnknownName.among("setting", name, kinds)
@@ -148,8 +148,6 @@ def _coerce(name: str, kind: Any, value: object) -> object:
             value = [part for part in value.split(",") if part]
         return adapter.validate_python(value)
     except ValidationError as error:
-        wanted = getattr(kind, "__name__", None) or str(kind).replace("typing.", "")
         raise InvalidSetting(
-            f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}. It takes "
-            f"{wanted}."
+            f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}."
         ) from None

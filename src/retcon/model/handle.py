@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from math import gcd
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,7 @@ class ModelHandle:
         _check_finite(model)
         self.outline = Outline(name=name, model=model, architecture=discover(model))
         self.fingerprint = _fingerprint(model)
+        self._changed: frozenset[int] = frozenset()
         self._masters: dict[int, Tensor] = {}
         self._saved: list[dict[int, tuple[Tensor, Tensor | None]]] = []
 
@@ -82,6 +84,15 @@ class ModelHandle:
         """
         return self.outline.site(layer)
 
+    @property
+    def live_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, edits included.
+
+        What is read from activations is cached under this one; a patch belongs to the model as
+        it was loaded, and is checked against `fingerprint`.
+        """
+        return _fingerprint(self.model) if self._changed else self.fingerprint
+
     def master(self, layer: int) -> Float[Tensor, "d_out d_in"]:
         """The matrix of a layer in float32: what edits add up in."""
         if self._weights_are_masters:
@@ -94,7 +105,7 @@ class ModelHandle:
         """Add a change to each matrix. Inside `scratch()` it is undone at the end.
 
         Raises:
-            NotFinite: the change, or what it leads to, is not finite; nothing is written then.
+            NotFinite: a change holds NaN or infinity; nothing is written then.
         """
         for layer, delta in deltas.items():
             for factor in (delta.left, delta.right):
@@ -103,15 +114,18 @@ class ModelHandle:
             self._check_shape(layer, delta)
         for layer, delta in deltas.items():
             self._save(layer)
+            self._changed |= {layer}
             self._add(layer, delta)
 
     @contextmanager
     def scratch(self) -> Generator["ModelHandle", None, None]:
         """Whatever is written inside is gone afterwards: the saved tensors are copied back."""
         self._saved.append({})
+        changed = self._changed
         try:
             yield self
         finally:
+            self._changed = changed
             for layer, (weight, master) in self._saved.pop().items():
                 self.site(layer).weight.copy_(weight)
                 self._masters.pop(layer, None)
@@ -119,7 +133,7 @@ class ModelHandle:
                     self._masters[layer] = master
 
     def weights_hash(self) -> str:
-        """sha256 over every byte of every parameter and buffer, to prove that nothing moved."""
+        """sha256 over every byte that would be saved, to prove that nothing moved."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -177,7 +191,11 @@ def _fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLES)].to(torch.bfloat16)
+        # A stride without a factor in common with the rows' length meets every column.
+        stride = max(1, len(flat) // _SAMPLES)
+        while gcd(stride, tensor.shape[-1] if tensor.ndim else 1) > 1:
+            stride += 1
+        sample = flat[::stride].to(torch.bfloat16)
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(_bytes(sample))
     return digest.hexdigest()

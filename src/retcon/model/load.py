@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import ENDPOINT
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
@@ -45,13 +46,13 @@ def load(
         raise UnknownName.among("dtype", dtype, DTYPES)
     source = _source(name, progress)
     placement = {"device_map": "auto"} if device == "auto" else {}
-    where = {"revision": revision, "local_files_only": _offline()}
+    where = {"revision": revision, "local_files_only": Path(source).is_dir() or _offline()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], **where, **placement
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     assert isinstance(model, PreTrainedModel)
     if not placement:
@@ -67,7 +68,9 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     """
     source = _source(name, progress)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=_offline())
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, local_files_only=Path(source).is_dir() or _offline()
+        )
         with torch.device("meta"):
             # Masks of the other implementations look at values, which meta tensors do not have.
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

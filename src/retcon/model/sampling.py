@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import GenerationConfig
 
 from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
@@ -87,4 +88,14 @@ def _generate(handle: ModelHandle) -> Callable[..., torch.Tensor]:
     """The model's own generation loop, which `nn.Module` hides from the type checker."""
     method = handle.model.generate
     assert callable(method)
-    return method
+
+    def plain(**options: object) -> torch.Tensor:
+        """Generate without what a checkpoint's own generation settings would add."""
+        own = handle.model.generation_config
+        handle.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+        try:
+            return method(**options)
+        finally:
+            handle.model.generation_config = own
+
+    return plain

@@ -93,7 +93,7 @@ class Patch:
 
     def check(self, model: ModelHandle) -> None:
         """Raise PatchMismatch unless the patch was made for this model's weights."""
-        if self.about.base != model.fingerprint:
+        if self.about.base not in (model.fingerprint, model.live_fingerprint):
             raise PatchMismatch(
                 f"This patch was made for {self.about.model!r} (fingerprint "
                 f"{self.about.base[:12]}…), not for {model.name!r} ({model.fingerprint[:12]}…). "

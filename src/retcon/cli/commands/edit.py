@@ -27,6 +27,7 @@ from retcon.cli.console import (
     write_json,
 )
 from retcon.errors import InvalidEdit
+from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Case
@@ -73,12 +74,17 @@ def edit(
             settings=settings, edits=len(cases),
         )  # fmt: skip
         return
+    check_writable(json)
+    check_writable(output)
     with bars() as progress:
         handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
         from retcon.editing.making import edit as make
         from retcon.evaluation.generation import continuations
         from retcon.evaluation.scoring import score_cases
+        from retcon.methods.presets import choose
 
+        # Before anything is scored: a name that does not exist should not cost a minute.
+        choose(handle.outline, method=method, layers=chosen, settings=settings)
         texts = [case.edit.text for case in cases[:8]]
         before = score_cases(handle, cases, when="pre", progress=progress)
         said_before = continuations(handle, texts)

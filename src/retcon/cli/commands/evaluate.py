@@ -27,6 +27,7 @@ from retcon.cli.console import (
     write_json,
 )
 from retcon.errors import InvalidSetting
+from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Case
@@ -48,8 +49,11 @@ def evaluate(
     layers: Layers = None,
     set: Set = None,
     schedule: Annotated[
-        str, typer.Option(help="single, batch:B, sequential or sequential-batch:B.")
-    ] = "single",
+        str | None,
+        typer.Option(
+            help="single, batch:B, sequential or sequential-batch:B.", show_default="single"
+        ),
+    ] = None,
     patch: Annotated[
         Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
     ] = None,
@@ -63,7 +67,8 @@ def evaluate(
     from retcon.data.cases import load_cases, take
 
     chosen, settings = parse_layers(layer, layers), parse_settings(set)
-    edits = method is not None or chosen is not None or bool(settings)
+    given = (method, chosen, settings or None, schedule)
+    edits = any(value is not None for value in given)
     if edits and patch is not None:
         raise InvalidSetting("Give either --patch, or a method with its layers and settings.")
     picked = take(load_cases(cases), n, seed)
@@ -73,6 +78,7 @@ def evaluate(
             settings=settings, edits=len(picked),
         )  # fmt: skip
         return
+    check_writable(json)
     with bars() as progress:
         handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
         if patch is not None:
@@ -82,7 +88,7 @@ def evaluate(
 
             trial = try_out(
                 handle, picked, method=method, layers=chosen, settings=settings,
-                schedule=schedule, progress=progress,
+                schedule=schedule or "single", progress=progress,
             )  # fmt: skip
             rows, about = trial.rows, trial.describe()
         else:
