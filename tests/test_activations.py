@@ -17,6 +17,7 @@ from retcon.activations.covariance import (
 )
 from retcon.activations.keys import read_keys
 from retcon.activations.targets import TargetOptions, optimise_targets
+from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import InvalidData, InvalidSetting, NotFinite, SingularCovariance
 
@@ -214,6 +215,32 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     assert torch.equal(
         load_moments(model, [0], options)[0].total, load_moments(model, [0], options)[0].total
     )
+
+
+def test_second_moments_of_half_precision_models_are_summed_in_single(cache):
+    """bfloat16 sums would not be positive definite."""
+    from retcon.algebra.metric import Metric
+
+    model = pico(dtype=torch.bfloat16)
+    got = collect_moments(model, iter(TEXTS * 4), [1], tokens=10_000, document_tokens=512)[1]
+    Metric.of(got.mean, jitter=1e-6)
+
+
+def test_moments_of_an_edited_model_are_its_own(cache, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(TEXTS * 3), encoding="utf-8")
+    options = MomentOptions(corpus=str(corpus), corpus_tokens=60)
+    model = pico()
+    site = model.site(0)
+    change = LowRankDelta(left=torch.ones(1, site.d_out), right=torch.ones(1, site.d_in))
+    with model.scratch():
+        model.write({0: change})
+        edited = load_moments(model, [1], options)[1]
+        assert model.live_fingerprint != model.fingerprint
+    assert model.live_fingerprint == model.fingerprint
+    clean = load_moments(model, [1], options)[1]
+    assert not torch.equal(edited.total, clean.total)
+    assert torch.equal(clean.total, load_moments(pico(), [1], options)[1].total)
 
 
 def test_self_corpus_is_seeded_and_sampled_once(cache):

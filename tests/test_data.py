@@ -40,12 +40,16 @@ def test_plain_lines(tmp_path):
     lines = [
         {"prompt": "The capital of {France} is", "target": "Rome"},
         {"id": 5, "prompt": "{} is", "subject": "Rome", "target": "big", "target_old": "old"},
+        {"prompt": "In {Rome} one\u2028is", "subject": "Rome", "target": "x", "id": "braced"},
         {"prompt": "Where is Rome", "subject": "Rome", "target": "x", "neighbours": ["n"]},
     ]
-    path.write_text("\n\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    path.write_text(
+        "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8"
+    )
     cases = load_cases(path)
-    assert [case.edit.id for case in cases] == ["fact-1", "5", "fact-5"]
-    assert cases[2].edit.prompt == "Where is {}" and cases[2].neighbours == ("n",)
+    assert [case.edit.id for case in cases] == ["fact-1", "5", "braced", "fact-7"]
+    assert cases[2].edit.text == "In Rome one\u2028is"
+    assert cases[3].edit.prompt == "Where is {}" and cases[3].neighbours == ("n",)
 
 
 @pytest.mark.parametrize(

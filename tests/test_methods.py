@@ -136,6 +136,39 @@ def test_published_rome_holds_at_the_bare_key_and_r_rome_at_the_averaged_one(cac
         assert not torch.allclose(other @ after.mT, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("consistent", [False, True])
+def test_rome_s_wanted_value_stays_when_the_weights_move_on(consistent, cache):
+    """Features of an earlier moment: the same value is reached on later weights."""
+    model = pico(dtype=torch.float64)
+    editor = build("rome", (1,), {"consistent_keys": consistent})
+    state = editor.begin(model)
+    first, second = (editor.features(model, [edit], state) for edit in EDITS[:2])
+    held = second.keys if consistent else second.bare
+    with model.scratch():
+        for features in (first, second):
+            update, _ = editor.edit(model, features, state)
+            model.write(update.deltas)
+        reached = held @ model.master(1).double().mT
+    wanted = second.outputs + second.targets.delta.double()
+    assert torch.allclose(reached, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rome_takes_one_layer():
+    with pytest.raises(InvalidSetting, match="one layer only"):
+        build("rome", (0, 1), {})
+    with pytest.raises(InvalidSetting, match="one layer only"):
+        build("memit", (0, 1), {"insertion": "down"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"together": 0}, {"steps": 0}, {"document_tokens": 0}, {"prefix_tokens": ""}, {"ridge": -1}],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InvalidSetting, match=next(iter(wrong))):
+        find_method("memit").resolve(wrong)
+
+
 def test_memit_closes_the_gap_layer_by_layer(cache):
     """Keys and residuals are read anew: with a small ridge the last layer's gap all but closes."""
     from retcon.activations.contexts import locate

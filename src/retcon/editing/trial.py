@@ -89,9 +89,9 @@ def evaluate(
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
+    plan = Schedule.parse(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
-    plan = Schedule.parse(schedule)
     edits = [case.edit for case in cases]
     check(editor, edits, plan)
     by_id = {case.edit.id: case for case in cases}
