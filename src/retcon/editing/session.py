@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from retcon.editing.schedule import Schedule
 from retcon.edits import Edit
-from retcon.errors import InvalidEdit, InvalidSetting
-from retcon.methods.base import Editor, Features, State, Update
+from retcon.errors import InvalidEdit
+from retcon.methods.base import Editor, Features, State, Update, check_batch
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -69,12 +69,7 @@ def run(
 
 def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:
     """Refuse what cannot be run, before any work is done."""
-    if editor.max_batch is not None and schedule.batch_size > editor.max_batch:
-        raise InvalidSetting(
-            f"This method writes {editor.max_batch} fact at a time, not batches of "
-            f"{schedule.batch_size}: a batch of ROME edits does not exist. Use emmet, its "
-            f"generalisation to batches, or the schedules single and sequential."
-        )
+    check_batch(editor, schedule.batch_size)
     if not edits:
         raise InvalidEdit("There is nothing to edit: the list of facts is empty.")
     seen: set[str] = set()

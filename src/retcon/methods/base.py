@@ -169,7 +169,7 @@ class LocateThenEdit:
             InvalidSetting: more edits than one update of this method may hold.
             CollidingEdits: two edits have one key and the constraint is hard.
         """
-        self._check_batch(features)
+        check_batch(self, len(features.edits))
         deltas: dict[int, LowRankDelta] = {}
         metrics = dict(state.metrics)
         novelty = features.keys.new_ones(len(features.edits))
@@ -236,13 +236,19 @@ class LocateThenEdit:
                 f"layer: --layer {self.layers[-1]}."
             )
 
-    def _check_batch(self, features: Features) -> None:
-        if self.max_batch is not None and len(features.edits) > self.max_batch:
-            raise InvalidSetting(
-                f"This method writes {self.max_batch} fact at a time and was given "
-                f"{len(features.edits)}: a batch of ROME edits does not exist. Use emmet, which is "
-                f"its generalisation to batches, or the schedules single and sequential."
-            )
+
+def check_batch(editor: Editor, size: int) -> None:
+    """Refuse more edits than one update of the method can hold.
+
+    Raises:
+        InvalidSetting: there are more.
+    """
+    if editor.max_batch is not None and size > editor.max_batch:
+        raise InvalidSetting(
+            f"This method writes {editor.max_batch} fact at a time, not batches of {size}: a "
+            f"batch of ROME edits does not exist. Use emmet, its generalisation to batches, or "
+            f"the schedules single and sequential."
+        )
 
 
 def _name_collision(
