@@ -10,6 +10,7 @@ import torch
 from pico import pico, tokenizer
 from retcon.cli.main import run
 from retcon.patch.format import load_patch
+from retcon.storage import locked
 
 FACTS = [
     {"prompt": "The mother tongue of {Danielle Darrieux} is", "target": "English",
@@ -212,6 +213,27 @@ def test_no_space_in_the_cache(folder, retcon, monkeypatch):
     monkeypatch.setenv("RETCON_CACHE", str(folder / "full"))
     code, _, err = retcon("edit", "./model", *FACT, *EMMET)
     assert code == 2 and "RETCON_CACHE" in err
+
+
+@pytest.mark.parametrize("where", ["moments", "corpora"])
+def test_a_lock_that_cannot_be_taken(where, folder, cache, retcon):
+    assert retcon("edit", "./model", *FACT, *EMMET)[0] == 0
+    (moments,), (corpus,) = (cache / "moments").iterdir(), (cache / "corpora").glob("*.jsonl")
+    (moments / "layer-1.safetensors").unlink()
+    lock = {"moments": moments / "lock", "corpora": corpus.with_name(f"{corpus.name}.lock")}[where]
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # what refuses root too, as a read-only folder does not
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET)
+    assert code == 2 and str(lock) in err and "RETCON_CACHE" in err
+
+
+def test_a_lock_is_only_about_itself(tmp_path):
+    lock = tmp_path / "lock"
+    for _ in range(2):
+        with pytest.raises(OSError, match="of the work inside"), locked(lock):
+            raise OSError("of the work inside")
+    with locked(lock):
+        pass
 
 
 def test_the_command_is_installed():

@@ -55,6 +55,21 @@ def check_writable(target: Path | None) -> None:
             pass
 
 
+@contextmanager
+def locked(lock: Path) -> Generator[None, None, None]:
+    """Keep other processes out by a lock file until the work inside is done.
+
+    Raises:
+        StorageError: no space or no permission for the lock file.
+    """
+    from filelock import FileLock
+
+    with storing(lock):
+        held = FileLock(lock).acquire()
+    with held:
+        yield
+
+
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `target`, then move it into place.
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float64
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -27,7 +26,7 @@ from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, make_folder, write_whole
+from retcon.storage import cache_folder, locked, make_folder, write_whole
 
 _FORMAT = 2
 # Tokens in one forward pass, and passes between two savings of the running sums.
@@ -150,7 +149,7 @@ def load_moments(
     )
     what = _key(handle, corpus, tokens, options.document_tokens)
     folder = make_folder(cache_folder() / "moments" / what)
-    with FileLock(str(folder / "lock")):
+    with locked(folder / "lock"):
         found = {layer: _load(folder / f"layer-{layer}.safetensors") for layer in layers}
         missing = [layer for layer, moment in found.items() if moment is None]
         if missing:

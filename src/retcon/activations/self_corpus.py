@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from retcon.model.handle import ModelHandle
 from retcon.model.sampling import sample
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, make_folder, write_whole
+from retcon.storage import cache_folder, locked, make_folder, write_whole
 
 # Openings of ordinary documents. Each is continued many times.
 _OPENINGS = (
@@ -49,7 +47,7 @@ class SelfCorpus:
         """The documents: sampled on first use, read from the cache afterwards."""
         folder = make_folder(cache_folder() / "corpora")
         path = folder / f"{self.identity.replace(':', '-')}.jsonl"
-        with FileLock(f"{path}.lock"):
+        with locked(Path(f"{path}.lock")):
             if not path.exists():
                 documents = self._sample()
                 lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)

