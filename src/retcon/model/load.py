@@ -42,16 +42,13 @@ def load(
         ModelNotFound: it is not here and cannot be fetched.
         UnsupportedModel: it is here and cannot be edited.
     """
-    if dtype not in DTYPES:
-        raise UnknownName.among("dtype", dtype, DTYPES)
+    kind = find_dtype(dtype)
     source = _source(name, progress)
     placement = {"device_map": "auto"} if device == "auto" else {}
     where = {"revision": revision, "local_files_only": Path(source).is_dir() or _offline()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], **where, **placement
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, **where, **placement)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     assert isinstance(model, PreTrainedModel)
@@ -79,12 +76,27 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     return Outline(name=name, model=model, architecture=discover(model))
 
 
+def find_dtype(name: str) -> torch.dtype:
+    """The dtype of that name.
+
+    Raises:
+        UnknownName: none that weights can be loaded in.
+    """
+    if name not in DTYPES:
+        raise UnknownName.among("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
 def _source(name: str, progress: Progress) -> str:
     if name == smollm2.ALIAS:
         return str(smollm2.folder(progress))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if Path(name).is_file():
+        raise ModelNotFound(
+            f"{name!r} is a file. Give the folder that a model is in, a hub id, or an alias."
+        )
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFound(f"There is no folder {name!r}. Give a folder, a hub id, or an alias.")
     if "/" not in name and difflib.get_close_matches(name, [smollm2.ALIAS], cutoff=0.5):
         raise UnknownName.among("model", name, [smollm2.ALIAS])
@@ -110,8 +122,13 @@ def _move(model: PreTrainedModel, device: str) -> None:
 
 
 def _explain(name: str, source: str, error: Exception) -> str:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error).strip() or type(error).__name__
+    # The first line says it, unless it only opens a list.
+    first = said.splitlines()[0].strip()
+    cause = " ".join(said.split()) if first.endswith(":") else first
     if Path(source).is_dir():
+        if not (Path(source) / "config.json").exists():
+            cause = "it has no config.json. Give the folder that save_pretrained has written."
         return f"The folder {name!r} does not hold a causal language model: {cause}"
     return (
         f"{name!r} is neither a folder here nor a model that could be fetched from the hub: "

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retcon.cli.console import bars, load_model, number, out, table
+from retcon.cli.console import bars, number, out, table
+from retcon.cli.options import ModelChoice
 from retcon.errors import RetconError
+from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Edit
@@ -29,8 +31,9 @@ def demo(
 
     cases = take(starter_cases(), facts, seed=0)
     edits = [case.edit for case in cases]
+    check_writable(output)
     with bars() as progress:
-        model = load_model(MODEL, revision=None, dtype="float32", device="cpu", progress=progress)
+        model = ModelChoice(name=MODEL).load(progress)
         from retcon.editing.making import edit as make
         from retcon.evaluation.metrics import summarise
         from retcon.evaluation.scoring import score_cases

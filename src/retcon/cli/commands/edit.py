@@ -1,129 +1,123 @@
 """`retcon edit`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from retcon.cli.console import (
-    Device,
-    Dtype,
-    JsonFile,
-    Layer,
-    Layers,
-    MethodName,
-    Model,
-    Revision,
-    Set,
-    bars,
-    load_model,
-    number,
-    out,
-    parse_layers,
-    parse_settings,
-    print_plan,
-    table,
-    versions,
-    write_json,
-)
+from retcon.cli import options
+from retcon.cli.console import bars, number, out, table, versions, write_json
+from retcon.cli.options import EditChoice, ModelChoice
+from retcon.cli.plan import print_plan
 from retcon.errors import InvalidEdit
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Case
+    from retcon.patch.format import Patch
+
+Fact = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--fact",
+        metavar="PROMPT TARGET",
+        show_default=False,
+        help="One fact; its subject in braces: 'The capital of {France} is' Rome.",
+    ),
+]
+Facts = Annotated[
+    Path | None,
+    typer.Option("--facts", help="Many facts: JSON lines, or CounterFact.", show_default=False),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Save the patch to this file.")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(help="sequential or sequential-batch:B. Default: one batch of all."),
+]
 
 
 def edit(
-    model: Model,
-    fact: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--fact",
-            metavar="PROMPT TARGET",
-            show_default=False,
-            help="One fact; its subject in braces: 'The capital of {France} is' Rome.",
-        ),
-    ] = None,
-    facts: Annotated[
-        Path | None,
-        typer.Option("--facts", help="Many facts: JSON lines, or CounterFact.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save the patch to this file.")
-    ] = None,
-    method: MethodName = None,
-    layer: Layer = None,
-    layers: Layers = None,
-    set: Set = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="sequential or sequential-batch:B. Default: one batch of all."),
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")] = False,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    json: JsonFile = None,
+    model: options.Model,
+    fact: Fact = None,
+    facts: Facts = None,
+    output: Output = None,
+    method: options.Method = None,
+    layer: options.Layer = None,
+    layers: options.Layers = None,
+    set: options.Set = None,
+    schedule: Schedule = None,
+    plan: options.Plan = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> None:
     """Rewrite facts: make the patch, show before and after, and save it with -o."""
-    chosen, settings = parse_layers(layer, layers), parse_settings(set)
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
+    choice = EditChoice.parse(method, layer, layers, set, schedule)
     cases = _cases(fact, facts)
     if plan:
-        print_plan(
-            model, revision=revision, dtype=dtype, method=method, layers=chosen,
-            settings=settings, edits=len(cases),
-        )  # fmt: skip
+        print_plan(source, choice, len(cases))
         return
     check_writable(json)
     check_writable(output)
+    result = _run(source, choice, cases)
+    _print(result)
+    if output is not None:
+        _save(result.patch, output)
+    about = result.patch.about.model_dump(mode="json")
+    write_json(json, {"model": model, **about, **result.scores, "versions": versions()})
+
+
+class _Result(NamedTuple):
+    """The patch; some prompts with what followed before and after; scores by time."""
+
+    patch: "Patch"
+    said: list[tuple[str, str, str]]
+    scores: dict[str, dict[str, float | None]]
+
+
+def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
     with bars() as progress:
-        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
+        model = source.load(progress)
         from retcon.editing.making import edit as make
         from retcon.evaluation.generation import continuations
+        from retcon.evaluation.metrics import summarise
         from retcon.evaluation.scoring import score_cases
-        from retcon.methods.presets import choose
 
-        # Before anything is scored: a name that does not exist should not cost a minute.
-        choose(handle.outline, method=method, layers=chosen, settings=settings)
-        texts = [case.edit.text for case in cases[:8]]
-        before = score_cases(handle, cases, when="pre", progress=progress)
-        said_before = continuations(handle, texts)
+        # The patch first: an option that does not fit should not cost the minutes of scoring.
         patch = make(
-            handle,
-            [case.edit for case in cases],
-            method=method,
-            layers=chosen,
-            settings=settings,
-            schedule=schedule,
-            progress=progress,
-        )
-        with patch.applied(handle):
-            after = score_cases(handle, cases, when="final", progress=progress)
-            said_after = continuations(handle, texts)
-    from retcon.evaluation.metrics import summarise
+            model, [case.edit for case in cases], method=choice.method, layers=choice.layers,
+            settings=choice.settings, schedule=choice.schedule, progress=progress,
+        )  # fmt: skip
+        texts = [case.edit.text for case in cases[:8]]
+        pre = score_cases(model, cases, when="pre", progress=progress)
+        before = continuations(model, texts)
+        with patch.applied(model):
+            final = score_cases(model, cases, when="final", progress=progress)
+            after = continuations(model, texts)
+    said = list(zip(texts, before, after, strict=True))
+    return _Result(patch, said, {"pre": summarise(pre), "final": summarise(final)})
 
-    pairs = [
-        [text, _short(one), _short(two)]
-        for text, one, two in zip(texts, said_before, said_after, strict=True)
-    ]
-    out.print(table("What the model says", ["prompt", "before", "after"], pairs))
-    scores = {"pre": summarise(before), "final": summarise(after)}
+
+def _print(result: _Result) -> None:
+    said = [[text, _short(before), _short(after)] for text, before, after in result.said]
+    out.print(table("What the model says", ["prompt", "before", "after"], said))
+    pre, final = result.scores["pre"], result.scores["final"]
     rows = [
-        [name, number(scores["pre"][name]), number(scores["final"][name])]
-        for name in scores["pre"]
-        if scores["final"][name] is not None
+        [name, number(pre[name]), number(score)]
+        for name, score in final.items()
+        if score is not None
     ]
     out.print(table("Scores, in %", ["", "pre", "final"], rows))
-    if output is not None:
-        patch.save(output)
-        size = output.stat().st_size / 1e3
-        out.print(
-            f"Saved [bold]{output}[/] ({size:.1f} kB). Look at it: retcon patch show {output}",
-            soft_wrap=True,
-        )
-    write_json(
-        json,
-        {"model": model, **patch.about.model_dump(mode="json"), **scores, "versions": versions()},
+
+
+def _save(patch: "Patch", file: Path) -> None:
+    patch.save(file)
+    size = file.stat().st_size / 1e3
+    out.print(
+        f"Saved [bold]{file}[/] ({size:.1f} kB). Look at it: retcon patch show {file}",
+        soft_wrap=True,
     )
 
 
@@ -131,12 +125,14 @@ def _cases(fact: tuple[str, str] | None, facts: Path | None) -> "list[Case]":
     from retcon.data.cases import load_cases
     from retcon.edits import Case, Edit
 
-    if (fact is None) == (facts is None):
-        raise InvalidEdit("Say what to edit: one fact with --fact PROMPT TARGET, or --facts FILE.")
-    if fact is not None:
+    if fact is not None and facts is None:
         return [Case(edit=Edit.parse(fact[0], fact[1]))]
-    assert facts is not None
-    return load_cases(facts)
+    if facts is not None and fact is None:
+        return load_cases(facts)
+    raise InvalidEdit(
+        f"Say what to edit: one fact with --fact PROMPT TARGET, or --facts FILE; "
+        f"{'neither was' if fact is None else 'both were'} given."
+    )
 
 
 def _short(text: str) -> str:

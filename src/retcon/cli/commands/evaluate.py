@@ -1,163 +1,181 @@
 """`retcon eval`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from retcon.cli.console import (
-    Device,
-    Dtype,
-    JsonFile,
-    Layer,
-    Layers,
-    MethodName,
-    Model,
-    Revision,
-    Set,
-    bars,
-    load_model,
-    number,
-    out,
-    parse_layers,
-    parse_settings,
-    print_plan,
-    table,
-    versions,
-    write_json,
-)
+from retcon.cli import options
+from retcon.cli.console import bars, number, out, quiet_libraries, table, versions, write_json
+from retcon.cli.options import EditChoice, ModelChoice
+from retcon.cli.plan import print_plan
 from retcon.errors import InvalidSetting
+from retcon.progress import Progress
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Case
     from retcon.evaluation.rows import Row
     from retcon.model.handle import ModelHandle
+    from retcon.patch.format import Patch
+
+Cases = Annotated[
+    str, typer.Option("--cases", help="CounterFact (.json), JSON lines, or `starter`.")
+]
+Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", show_default="all")]
+Seed = Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(help="single, batch:B, sequential or sequential-batch:B.", show_default="single"),
+]
+PatchFile = Annotated[
+    Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
+]
 
 
 def evaluate(
-    model: Model,
-    cases: Annotated[
-        str, typer.Option("--cases", help="CounterFact (.json), JSON lines, or `starter`.")
-    ] = "starter",
-    n: Annotated[
-        int | None, typer.Option("--n", help="Take so many cases.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")] = 0,
-    method: MethodName = None,
-    layer: Layer = None,
-    layers: Layers = None,
-    set: Set = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="single, batch:B, sequential or sequential-batch:B.", show_default="single"
-        ),
-    ] = None,
-    patch: Annotated[
-        Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")] = False,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    json: JsonFile = None,
+    model: options.Model,
+    cases: Cases = "starter",
+    n: Number = None,
+    seed: Seed = 0,
+    method: options.Method = None,
+    layer: options.Layer = None,
+    layers: options.Layers = None,
+    set: options.Set = None,
+    schedule: Schedule = None,
+    patch: PatchFile = None,
+    plan: options.Plan = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> None:
     """Score a model on cases: as it is, with a method's edits, or with a saved patch."""
     from retcon.data.cases import load_cases, take
 
-    chosen, settings = parse_layers(layer, layers), parse_settings(set)
-    given = (method, chosen, settings or None, schedule)
-    edits = any(value is not None for value in given)
-    if edits and patch is not None:
-        raise InvalidSetting("Give either --patch, or a method with its layers and settings.")
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
+    choice = EditChoice.parse(method, layer, layers, set, schedule)
+    if patch is not None:
+        _check_alone(choice, plan)
     picked = take(load_cases(cases), n, seed)
     if plan:
-        print_plan(
-            model, revision=revision, dtype=dtype, method=method, layers=chosen,
-            settings=settings, edits=len(picked),
-        )  # fmt: skip
+        print_plan(source, choice, len(picked))
         return
     check_writable(json)
-    with bars() as progress:
-        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
-        if patch is not None:
-            rows, about = _with_patch(handle, picked, patch)
-        elif edits:
-            from retcon.editing.trial import evaluate as try_out
-
-            trial = try_out(
-                handle, picked, method=method, layers=chosen, settings=settings,
-                schedule=schedule or "single", progress=progress,
-            )  # fmt: skip
-            rows, about = trial.rows, trial.describe()
-        else:
-            from retcon.evaluation.scoring import score_cases
-
-            rows, about = score_cases(handle, picked, when="pre", progress=progress), {}
-    report = _report(rows)
-    _print(model, report, about)
+    result = _run(source, choice, patch, picked)
+    _print(model, result)
     write_json(
         json,
         {
             "model": model,
-            "fingerprint": handle.fingerprint,
+            "fingerprint": result.fingerprint,
             "dtype": dtype,
             "cases": cases,
             "n": len(picked),
             "seed": seed,
             "ids": [case.edit.id for case in picked],
-            **report,
-            **about,
+            **result.scores,
+            "intervals": result.intervals,
+            **result.about,
             "versions": versions(),
         },
     )
 
 
-def _with_patch(
-    handle: "ModelHandle", cases: "list[Case]", file: Path
-) -> "tuple[list[Row], dict[str, object]]":
+class _Result(NamedTuple):
+    """Scores by time (None: nothing was scored then), their intervals, and what decided them."""
+
+    fingerprint: str
+    scores: dict[str, dict[str, float | None] | None]
+    intervals: dict[str, dict[str, tuple[float, float] | None]]
+    about: Mapping[str, object]
+
+
+def _check_alone(choice: EditChoice, plan: bool) -> None:
+    """Beside a saved patch there is nothing to choose, and nothing to plan."""
+    if choice.given:
+        raise InvalidSetting("Give either --patch, or a method with its layers and settings.")
+    if plan:
+        raise InvalidSetting(
+            "--plan is about making edits, and those of a patch are made. Leave one of them out."
+        )
+
+
+def _run(
+    source: ModelChoice, choice: EditChoice, file: Path | None, cases: "list[Case]"
+) -> _Result:
+    quiet_libraries()
     from retcon.evaluation.scoring import score_cases
     from retcon.patch.format import load_patch
 
-    patch = load_patch(file)
-    patch.check(handle)
-    rows = score_cases(handle, cases, when="pre")
-    with patch.applied(handle):
-        rows += score_cases(handle, cases, when="final")
-    return rows, {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
+    with bars() as progress:
+        # The patch first: a damaged one should not cost the loading of a model.
+        patch = None if file is None else load_patch(file)
+        model = source.load(progress)
+        if patch is not None:
+            rows = _with_patch(model, cases, patch, progress)
+            about = {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
+        elif choice.given:
+            rows, about = _with_method(model, cases, choice, progress)
+        else:
+            rows, about = score_cases(model, cases, when="pre", progress=progress), {}
+    return _result(model, rows, about)
 
 
-def _report(rows: "list[Row]") -> dict[str, object]:
-    """Scores and their intervals by time; null where nothing was scored then."""
+def _with_method(
+    model: "ModelHandle", cases: "list[Case]", choice: EditChoice, progress: Progress
+) -> "tuple[list[Row], dict[str, object]]":
+    from retcon.editing.trial import evaluate as try_out
+
+    trial = try_out(
+        model, cases, method=choice.method, layers=choice.layers, settings=choice.settings,
+        schedule=choice.schedule or "single", progress=progress,
+    )  # fmt: skip
+    return trial.rows, trial.describe()
+
+
+def _with_patch(
+    model: "ModelHandle", cases: "list[Case]", patch: "Patch", progress: Progress
+) -> "list[Row]":
+    from retcon.evaluation.scoring import score_cases
+
+    patch.check(model)
+    pre = score_cases(model, cases, when="pre", progress=progress)
+    with patch.applied(model):
+        return pre + score_cases(model, cases, when="final", progress=progress)
+
+
+def _result(model: "ModelHandle", rows: "list[Row]", about: Mapping[str, object]) -> _Result:
     from retcon.evaluation.metrics import intervals, summarise
 
-    by_time = {w: [r for r in rows if r.when == w] for w in ("pre", "immediate", "final")}
-    return {
-        **{when: summarise(found) if found else None for when, found in by_time.items()},
-        "intervals": {when: intervals(found) for when, found in by_time.items() if found},
-    }
+    by_time = {w: [row for row in rows if row.when == w] for w in ("pre", "immediate", "final")}
+    return _Result(
+        fingerprint=model.fingerprint,
+        scores={when: summarise(found) if found else None for when, found in by_time.items()},
+        intervals={when: intervals(found) for when, found in by_time.items() if found},
+        about=about,
+    )
 
 
-def _print(model: str, report: dict[str, object], about: dict[str, object]) -> None:
-    times = [w for w in ("pre", "immediate", "final") if isinstance(report[w], dict)]
-    scores = {w: report[w] for w in times}
-    spans = report["intervals"]
-    assert isinstance(spans, dict)
-    rows: list[list[str]] = []
-    for name in ("ES", "PS", "NS", "S", "token_accuracy", "exact_match", "target_probability"):
-        row = [name]
-        for when in times:
-            found = scores[when]
-            assert isinstance(found, dict)
-            row.append(f"{number(found[name])}{_span(spans[when].get(name))}")
-        rows.append(row)
-    columns = ["in %  (95 % interval)", *times]
+def _print(model: str, result: _Result) -> None:
+    scores = {when: found for when, found in result.scores.items() if found is not None}
+    rows = [
+        [
+            name,
+            *(
+                f"{number(found[name])}{_span(result.intervals[when].get(name))}"
+                for when, found in scores.items()
+            ),
+        ]
+        for name in ("ES", "PS", "NS", "S", "token_accuracy", "exact_match", "target_probability")
+    ]
+    about = result.about
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
-    out.print(table(title, columns, rows))
+    out.print(table(title, ["in %  (95 % interval)", *scores], rows))
     if "seconds_per_edit" in about:
         out.print(f"{about['seconds_per_edit']:.2f} seconds per edit, without second moments.")
 
 
-def _span(pair: "tuple[float, float] | None") -> str:
+def _span(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"  ({pair[0]:.1f} – {pair[1]:.1f})"

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from retcon.cli.console import JsonFile, number, out, table, write_json
+from retcon.cli import options
+from retcon.cli.console import number, out, table, write_json
 
 app = typer.Typer(no_args_is_help=True, help="Look at saved edits.")
 
@@ -18,7 +19,7 @@ def _patch() -> None:
 @app.command("show")
 def show(
     file: Annotated[Path, typer.Argument(help="A patch file.", show_default=False)],
-    json: JsonFile = None,
+    json: options.Json = None,
 ) -> None:
     """Show what a patch changes, of which model, and how it was made."""
     from retcon.patch.format import load_patch

@@ -1,29 +1,21 @@
 """`retcon probe`."""
 
-from retcon.cli.console import (
-    Device,
-    Dtype,
-    JsonFile,
-    Model,
-    Revision,
-    bars,
-    load_model,
-    out,
-    table,
-    write_json,
-)
+from retcon.cli import options
+from retcon.cli.console import bars, out, table, write_json
+from retcon.cli.options import ModelChoice
 
 
 def probe(
-    model: Model,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    json: JsonFile = None,
+    model: options.Model,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> None:
     """Show what can be edited in a model: sites, widths, memory, and published settings."""
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     with bars() as progress:
-        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
+        handle = source.load(progress)
     from retcon.methods.presets import describe
 
     found = describe(handle.outline)

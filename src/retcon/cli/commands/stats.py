@@ -1,47 +1,35 @@
 """`retcon stats`."""
 
-from retcon.cli.console import (
-    Device,
-    Dtype,
-    JsonFile,
-    Layer,
-    Layers,
-    Model,
-    Revision,
-    Set,
-    bars,
-    load_model,
-    number,
-    out,
-    parse_layers,
-    parse_settings,
-    table,
-    write_json,
-)
+from retcon.cli import options
+from retcon.cli.console import bars, number, out, table, write_json
+from retcon.cli.options import ModelChoice, parse_layers, parse_settings
+from retcon.storage import check_writable
 
 
 def stats(
-    model: Model,
-    layer: Layer = None,
-    layers: Layers = None,
-    set: Set = None,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    json: JsonFile = None,
+    model: options.Model,
+    layer: options.Layer = None,
+    layers: options.Layers = None,
+    set: options.Set = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> None:
     """Collect the second moments of some layers (all, if none is named) in one pass; cache them."""
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     chosen, settings = parse_layers(layer, layers), parse_settings(set)
+    check_writable(json)
     with bars() as progress:
-        handle = load_model(model, revision=revision, dtype=dtype, device=device, progress=progress)
+        handle = source.load(progress)
         from retcon.activations.covariance import MomentOptions, describe, load_moments
         from retcon.algebra.metric import Metric
         from retcon.methods.registry import options_from
 
-        options = options_from(MomentOptions(), settings)
+        moment_options = options_from(MomentOptions(), settings)
         wanted = chosen if chosen is not None else tuple(sorted(handle.architecture.sites))
-        moments = load_moments(handle, wanted, options, progress)
-        metrics = {k: Metric.of(m.mean, jitter=options.jitter) for k, m in moments.items()}
+        moments = load_moments(handle, wanted, moment_options, progress)
+        metrics = {k: Metric.of(m.mean, jitter=moment_options.jitter) for k, m in moments.items()}
     rows = [
         [
             str(k),
@@ -53,7 +41,8 @@ def stats(
         for k, m in moments.items()
     ]
     columns = ["layer", "tokens", "tokens / d_in", "mean diagonal", "smallest pivot"]
-    out.print(table(f"Second moments of {model} on {options.corpus}", columns, rows))
+    out.print(table(f"Second moments of {model} on {moment_options.corpus}", columns, rows))
     write_json(
-        json, {"model": model, "fingerprint": handle.fingerprint, **describe(options, moments)}
+        json,
+        {"model": model, "fingerprint": handle.fingerprint, **describe(moment_options, moments)},
     )

@@ -1,0 +1,145 @@
+"""The options that commands share, and what belongs together of them.
+
+Typer reads a command's options from its signature, so each command lists its own there, by the
+short names of this page; a command then hands on a `ModelChoice` and an `EditChoice`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retcon.cli.console import quiet_libraries
+from retcon.editing.schedule import Schedule
+from retcon.errors import InvalidSetting
+from retcon.progress import Progress
+
+if TYPE_CHECKING:
+    from retcon.model.handle import ModelHandle
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="smollm2-135m, a local folder, or a Hugging Face hub id.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Revision of a hub model.", show_default=False)
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto (accelerate).")]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", "-m", help="See `retcon methods`. Default: the model's preset."),
+]
+Layer = Annotated[int | None, typer.Option("--layer", help="The one layer to write.")]
+Layers = Annotated[str | None, typer.Option("--layers", help="Several layers, as in 4,5,6 or 4-8.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
+]
+Plan = Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+
+# No model has 10,000 layers, and a range that a slip of the finger made should not fill the memory.
+_LAYERS = re.compile(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model, and how it is loaded."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def load(self, progress: Progress) -> "ModelHandle":
+        """The model, loaded with everybody else silent."""
+        quiet_libraries()
+        from retcon.model.load import load
+
+        progress("loading the model", 0, 1)
+        handle = load(
+            self.name, revision=self.revision, dtype=self.dtype, device=self.device,
+            progress=progress,
+        )  # fmt: skip
+        progress("loading the model", 1, 1)
+        return handle
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditChoice:
+    """How to edit, as far as it was said; None leaves a thing to the model's preset."""
+
+    method: str | None
+    layers: tuple[int, ...] | None
+    settings: Mapping[str, object]
+    schedule: str | None
+
+    @classmethod
+    def parse(
+        cls,
+        method: str | None,
+        layer: int | None,
+        layers: str | None,
+        settings: Sequence[str] | None,
+        schedule: str | None,
+    ) -> "EditChoice":
+        """The choice as typed.
+
+        Raises:
+            InvalidSetting, UnknownName: an option that cannot be read.
+        """
+        if schedule is not None:
+            Schedule.parse(schedule)
+        return cls(
+            method=method,
+            layers=parse_layers(layer, layers),
+            settings=parse_settings(settings),
+            schedule=schedule,
+        )
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was said of editing at all."""
+        return bool(self.settings) or (self.method, self.layers, self.schedule) != (None,) * 3
+
+
+def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | None:
+    """The layers that `--layer` or `--layers` name; None where neither is given."""
+    if layer is not None and layers is not None:
+        raise InvalidSetting("Give either --layer or --layers, not both.")
+    if layer is not None:
+        return (layer,)
+    if layers is None:
+        return None
+    found: list[int] = []
+    for part in layers.split(","):
+        named = _LAYERS.fullmatch(part)
+        if named is None:
+            raise InvalidSetting(
+                f"--layers takes numbers and ranges, as in 4,5,6 or 4-8: {layers!r}."
+            )
+        first, last = int(named[1]), int(named[2] or named[1])
+        if last < first:
+            raise InvalidSetting(
+                f"--layers: the range {part.strip()!r} is empty. Did you mean {last}-{first}?"
+            )
+        found += range(first, last + 1)
+    return tuple(found)
+
+
+def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
+    """`--set name=value` as a mapping."""
+    settings: dict[str, object] = {}
+    for pair in pairs or ():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name:
+            raise InvalidSetting(f"--set takes name=value, not {pair!r}.")
+        settings[name] = value
+    return settings
