@@ -129,23 +129,33 @@ EMMET = ["--method", "emmet", "--layer", "1", *SETTINGS]
 BAD = [
     (["edit", "./model", "--fact", "no braces", "x", *EMMET], "in braces"),
     (["edit", "./model", "--fact", "{A} is", " ", *EMMET], "target is empty"),
-    (["edit", "./model", *EMMET], "Say what to edit"),
+    (["edit", "./model", *EMMET], "neither was given"),
+    (["edit", "./model", *FACT, "--facts", "facts.jsonl", *EMMET], "both were given"),
     (["edit", "./model", *FACT, "--method", "emet", "--layer", "1"], "Did you mean 'emmet'"),
     (["edit", "./model", *FACT, "--method", "emmet", "--layer", "9"], "0 to 2"),
     (["edit", "./model", *FACT, *EMMET, "--set", "stps=3"], "Did you mean 'steps'"),
     (["edit", "./model", *FACT, *EMMET, "--set", "steps=many"], "steps='many'"),
     (["edit", "./model", *FACT, *EMMET, "--set", "steps"], "name=value"),
+    (["edit", "./model", *FACT, *EMMET, "--set", " =3"], "name=value"),
     (["edit", "./model", *FACT], "--layer 1"),
     (["edit", "./model", *FACT, *EMMET, "--layers", "1-x"], "not both"),
     (["edit", "./model", *FACT, "--method", "emmet", "--layers", "x"], "4-8"),
     (["edit", "./nowhere", *FACT, *EMMET], "no folder"),
+    (["edit", "", *FACT, *EMMET], "no folder"),
+    (["edit", ".", *FACT, *EMMET], "no config.json"),
+    (["edit", "facts.jsonl", *FACT, *EMMET], "is a file"),
     (["edit", "smollm2", *FACT, *EMMET], "smollm2-135m"),
     (["edit", "./model", *FACT, *EMMET, "--dtype", "int8"], "float32"),
+    (["edit", "./model", *FACT, *EMMET, "--dtype", "int8", "--plan"], "float32"),
     (["edit", "./model", *FACT, *EMMET, "--device", "quantum"], "quantum"),
     (["edit", "./model", *FACT, *EMMET, "--set", "corpus=none.txt"], "no corpus"),
     (["edit", "./model", *FACT, *EMMET, "--schedule", "batch:2"], "no patch"),
+    (["edit", "./model", *FACT, *EMMET, "--schedule", "nonsense", "--plan"], "Available"),
     (["edit", "./model", *FACT, *EMMET, "-o", "facts.jsonl/p"], "could not be written"),
-    (["edit", "./model", *FACT, "--method", "emmet", "--layers", "2-1"], "is empty"),
+    (["edit", "./model", *FACT, *EMMET, "-o", "model"], "is a folder"),
+    (["edit", "./model", *FACT, "--method", "emmet", "--layers", "2-1"], "Did you mean 1-2"),
+    (["edit", "./model", *FACT, "--method", "emmet", "--layers", "0-999999999999"], "4-8"),
+    (["stats", "./model", "--json", "model"], "is a folder"),
     (["eval", "./model", "--cases", "none.json"], "no file"),
     (["eval", "./model", "--cases", "facts.jsonl", "--schedule", "sequentail"], "Available"),
     (["eval", "./model", "--cases", "facts.jsonl", "--n", "9"], "holds 3"),
@@ -158,6 +168,8 @@ BAD = [
     ),
     (["eval", "./model", "--cases", "facts.jsonl", "--patch", "none"], "no patch file"),
     (["eval", "./model", "--cases", "facts.jsonl", "--patch", "x", *EMMET], "either --patch"),
+    (["eval", "./model", "--cases", "facts.jsonl", "--patch", "x", "--plan"], "are made"),
+    (["eval", "./nowhere", "--cases", "facts.jsonl", "--patch", "facts.jsonl"], "no patch file"),
     (["patch", "show", "facts.jsonl"], "no patch file, or a damaged one"),
     (["methods", "memmit"], "Did you mean 'memit'"),
 ]  # fmt: skip
@@ -234,6 +246,12 @@ def test_a_lock_is_only_about_itself(tmp_path):
             raise OSError("of the work inside")
     with locked(lock):
         pass
+
+
+def test_a_patch_is_made_before_anything_is_scored(folder, retcon, monkeypatch):
+    monkeypatch.setattr("retcon.evaluation.scoring.score_cases", pytest.fail)
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET, "--schedule", "batch:2")
+    assert code == 2 and "no patch" in err
 
 
 def test_the_command_is_installed():

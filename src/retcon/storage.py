@@ -48,11 +48,14 @@ def check_writable(target: Path | None) -> None:
     """Find out before the work is done whether its result can be kept.
 
     Raises:
-        StorageError: no permission, or a file where a folder should be.
+        StorageError: no permission, or a file where a folder should be, or the other way round.
     """
-    if target is not None:
-        with storing(target), tempfile.TemporaryFile(dir=make_folder(target.parent)):
-            pass
+    if target is None:
+        return
+    if target.is_dir():
+        raise StorageError(f"{target} is a folder. Name a file, in it or elsewhere.")
+    with storing(target), tempfile.TemporaryFile(dir=make_folder(target.parent)):
+        pass
 
 
 @contextmanager

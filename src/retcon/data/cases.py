@@ -98,7 +98,9 @@ def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
         InvalidData: fewer than n cases.
     """
     if n is not None and not 1 <= n <= len(cases):
-        raise InvalidData(f"{n} cases were asked for and the file holds {len(cases)}.")
+        raise InvalidData(
+            f"{n} cases were asked for and the file holds {len(cases)}. Take 1 to {len(cases)}."
+        )
 
     def place(case: Case) -> str:
         return hashlib.sha256(f"{seed}:{case.edit.id}".encode()).hexdigest()
