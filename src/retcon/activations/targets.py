@@ -16,20 +16,21 @@ from math import isnan
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from retcon.activations.contexts import locate
 from retcon.activations.keys import read_at_lookup
-from retcon.activations.passes import Insertion, Passes, Place, TargetRow, passes_for
+from retcon.activations.losses import TargetLoss
+from retcon.activations.prefix import Insertion, Place
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
-from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 
-Stop = Literal["loss", "never"]
+# Precision of the matrix products of target optimisation, in PyTorch's words.
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,11 @@ def _optimise(
     options: TargetOptions,
 ) -> Targets:
     """One group of edits, side by side."""
-    problem = _Problem.of(handle, edits, prefixes, Place(layer, options.insertion), options)
-    anchor = _anchors(handle, edits, problem.place)
+    place = Place(layer, options.insertion)
+    losses = TargetLoss(
+        handle, edits, prefixes, place, kl=options.kl, micro_batch=options.micro_batch
+    )
+    anchor = _anchors(handle, edits, place)
     delta = torch.zeros_like(anchor, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=options.lr)
     limit = options.clamp * anchor.norm(dim=-1, keepdim=True)
@@ -128,7 +132,7 @@ def _optimise(
     for step in range(options.steps):
         last = step == options.steps - 1
         adam.zero_grad(set_to_none=False)
-        now = problem.losses(delta, active, backward=not last)
+        now = losses(delta, active, backward=not last)
         penalty = options.decay * delta.norm(dim=-1) / anchor.norm(dim=-1).square()
         total = now.nll + options.kl * now.kl + penalty.detach()
         if not torch.isfinite(total[active]).all():
@@ -145,132 +149,7 @@ def _optimise(
             norm = delta.norm(dim=-1, keepdim=True)
             clamped = delta * (limit / norm.clamp_min(1e-30)).clamp_max(1)
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
-    return Targets(delta.detach(), anchor, loss, nll, steps, problem.short)
-
-
-class _Losses(NamedTuple):
-    nll: Float[Tensor, " edits"]
-    kl: Float[Tensor, " edits"]
-
-
-class _Pool(NamedTuple):
-    """Rows of one suffix length, ready to run: whose they are and what they should predict.
-
-    label: the wanted token of each prediction. weight: its share of the edit's loss.
-    predictions: number of predictions of each row. kl: whether they are divergence rows.
-    """
-
-    passes: Passes
-    edit: Int[Tensor, " rows"]
-    predictions: int
-    label: Int[Tensor, "rows predictions"]
-    weight: float
-    size: int
-    kl: bool
-
-
-class _Problem:
-    """The loss of every edit as a function of δ, run in micro-batches."""
-
-    def __init__(
-        self, place: Place, pools: list[_Pool], edits: int, *, short: bool, kl: float
-    ) -> None:
-        self.place, self.pools, self.edits, self.short, self.kl = place, pools, edits, short, kl
-        # log p of the divergence rows before anything was added, by pool and row.
-        self.initial: dict[tuple[int, int], Tensor] = {}
-
-    @classmethod
-    def of(
-        cls,
-        handle: ModelHandle,
-        edits: Sequence[Edit],
-        prefixes: Sequence[str],
-        place: Place,
-        options: TargetOptions,
-    ) -> "_Problem":
-        """Tokenise, sort rows into pools, and run every text once."""
-        rows = [
-            (i, row, target, len(target) == 0)
-            for i, edit in enumerate(edits)
-            for row, target in _rows(handle.tokens, edit, prefixes)
-        ]
-        pools: list[_Pool] = []
-        short = True
-        shapes = sorted({(row.suffix, len(row.predicts), kl) for _, row, _, kl in rows})
-        for shape in shapes:
-            chosen = [r for r in rows if (r[1].suffix, len(r[1].predicts), r[3]) == shape]
-            passes, is_short = passes_for(
-                handle, [row for _, row, _, _ in chosen], place, options.micro_batch
-            )
-            short &= is_short
-            suffix, predictions, kl = shape
-            length = suffix if is_short else max(len(row.ids) for _, row, _, _ in chosen)
-            pools.append(
-                _Pool(
-                    passes=passes,
-                    edit=torch.tensor([i for i, *_ in chosen], device=handle.device),
-                    predictions=predictions,
-                    label=torch.tensor([target for _, _, target, _ in chosen], dtype=torch.long),
-                    weight=1 / (predictions * len(prefixes)),
-                    size=max(1, options.micro_batch // length),
-                    kl=kl,
-                )
-            )
-        return cls(place, pools, len(edits), short=short, kl=options.kl)
-
-    def losses(
-        self,
-        delta: Float[Tensor, "edits hidden"],
-        active: Bool[Tensor, " edits"],
-        *,
-        backward: bool,
-    ) -> _Losses:
-        """Loss terms of the active edits; their gradient is added to `delta.grad`."""
-        nll, kl = delta.new_zeros(self.edits), delta.new_zeros(self.edits)
-        for number, pool in enumerate(self.pools):
-            live = active[pool.edit].nonzero()[:, 0]
-            for rows in live.split(pool.size) if len(live) else ():
-                with torch.set_grad_enabled(backward):
-                    logits = pool.passes(rows, delta[pool.edit[rows]])
-                    terms = self._terms(number, pool, rows, logits)
-                    if backward:
-                        ((self.kl if pool.kl else 1.0) * terms.sum()).backward()
-                (kl if pool.kl else nll).index_add_(0, pool.edit[rows], terms.detach().to(nll))
-        return _Losses(nll, kl)
-
-    def _terms(
-        self,
-        number: int,
-        pool: _Pool,
-        rows: Int[Tensor, " rows"],
-        logits: Float[Tensor, "predictions vocabulary"],
-    ) -> Float[Tensor, " rows"]:
-        """What each row adds to its edit's loss."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        logp = wide.log_softmax(-1).view(len(rows), pool.predictions, -1)
-        if not pool.kl:
-            wanted = pool.label[rows].to(logp.device).unsqueeze(-1)
-            return -pool.weight * logp.gather(-1, wanted)[..., 0].sum(-1)
-        for place, row in enumerate(rows.tolist()):
-            self.initial.setdefault((number, row), logp[place, 0].detach().clone())
-        before = torch.stack([self.initial[number, row] for row in rows.tolist()])
-        return (logp[:, 0].exp() * (logp[:, 0] - before)).sum(-1)
-
-
-def _rows(
-    tokens: Tokens, edit: Edit, prefixes: Sequence[str]
-) -> list[tuple[TargetRow, tuple[int, ...]]]:
-    """The texts of an edit with the tokens they should predict; none for the divergence row."""
-    rows: list[tuple[TargetRow, tuple[int, ...]]] = []
-    for prefix in prefixes:
-        lookup = locate(tokens, edit, prefix).lookup
-        whole = tokens.continuation(prefix + edit.text, edit.target)
-        predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
-        rows.append((TargetRow(whole.ids[:-1], lookup, predicts), whole.target))
-    about = tokens.locate(f"{edit.subject.rstrip()} is a", len(edit.subject.rstrip()))
-    head = about.ids[: about.lookup + 1]
-    rows.append((TargetRow(head, about.lookup, (about.lookup,)), ()))
-    return rows
+    return Targets(delta.detach(), anchor, loss, nll, steps, losses.short)
 
 
 def _anchors(
