@@ -138,15 +138,13 @@ class LocateThenEdit:
         for layer in self.layers:
             model.site(layer)
         self._check_post_norm(model)
-        moments = load_moments(model, self.layers, self.moments, progress)
-        metrics = {
-            layer: Metric.of(
-                moment.mean.to(model.site(layer).weight.device), jitter=self.moments.jitter
-            )
-            for layer, moment in moments.items()
-        }
-        tokens = min(moment.tokens for moment in moments.values())
-        return State(sample_prefixes(model, self.contexts), metrics, (), tokens)
+        metrics: dict[int, Metric] = {}
+        tokens: list[int] = []
+        for layer, moment in load_moments(model, self.layers, self.moments, progress):
+            mean = moment.into_mean().to(model.site(layer).weight.device)
+            metrics[layer] = Metric.of(mean, jitter=self.moments.jitter, overwrite=True)
+            tokens.append(moment.tokens)
+        return State(sample_prefixes(model, self.contexts), metrics, (), min(tokens))
 
     def features(
         self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
@@ -184,7 +182,7 @@ class LocateThenEdit:
                 deltas[layer] = LowRankDelta(left=residual.float(), right=written.rows.float())
                 novelty = torch.minimum(novelty, written.novelty)
                 if self.accumulate:
-                    metrics[layer] = metrics[layer].remember(keys, self.ridge)
+                    metrics[layer] = metrics[layer].remember(written.memory, self.ridge)
                 if layer != self.layers[-1]:
                     model.write({layer: deltas[layer]})
         ids = tuple(edit.id for edit in features.edits) if self.accumulate else ()
