@@ -57,6 +57,15 @@ def test_equal_texts_have_equal_keys_to_the_last_bit():
     assert torch.equal(keys[0], keys[-1])
 
 
+def test_several_averages_are_read_in_one_pass():
+    model, halves = pico(), ContextOptions().weights(3)
+    both = torch.stack([halves, torch.eye(3, dtype=torch.float64)[0]])
+    keys, bare = read_keys(model, EDITS, PREFIXES, [1], both)[1]
+    assert torch.equal(keys, read_keys(model, EDITS, PREFIXES, [1], halves)[1])
+    alone = read_keys(model, EDITS, ("",), [1], torch.ones(1, dtype=torch.float64))[1]
+    assert torch.allclose(bare, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_context_weights():
     assert ContextOptions().weights(6).tolist() == pytest.approx([0.5, *[0.1] * 5])
     assert ContextOptions(averaging="uniform").weights(4).tolist() == pytest.approx([0.25] * 4)
@@ -165,6 +174,14 @@ def test_second_moments_are_the_naive_sums(family):
         total, tokens = second_moment(model, TEXTS, layer)
         assert got[layer].tokens == tokens
         assert torch.allclose(got[layer].total, total, rtol=1e-4, atol=1e-4)
+        assert torch.equal(got[layer].total, got[layer].total.mT)
+
+
+def test_second_moments_that_overflow_are_not_finite():
+    model = pico()
+    model.model.model.layers[1].mlp.up_proj.weight.data.fill_(3e38)
+    with pytest.raises(NotFinite, match="keys of layer 1"):
+        collect_moments(model, iter(TEXTS), [0, 1], tokens=100, document_tokens=512)
 
 
 def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
@@ -215,6 +232,9 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     load_moments(pico(seed=1), [1], options)
     load_moments(pico(dtype=torch.float64), [1], options)
     assert len(list((cache / "moments").iterdir())) == 6
+    used_up = load_moment(model, 1, options)
+    assert torch.equal(used_up.into_mean(), first[1].mean)
+    assert torch.equal(load_moment(model, 1, options).total, first[1].total)
     files[0].write_bytes(b"damaged")
     assert torch.equal(load_moment(model, 0, options).total, load_moment(model, 0, options).total)
 

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import emmet_primal, memit_primal, rome_primal
+from oracles import emmet_primal, memit_primal, rome_primal, sum_of_outer_products
 from retcon.algebra.closed_form import Collision, write_keys
 from retcon.algebra.delta import LowRankDelta
+from retcon.algebra.gram import add_gram, all_finite, mirror
 from retcon.algebra.metric import Metric
 from retcon.errors import CapacityExceeded, InvalidSetting, NotFinite, SingularCovariance
 
@@ -177,6 +178,38 @@ def test_capacity():
     with pytest.raises(CapacityExceeded, match="20 earlier"):
         write_keys(K[:5] + 1, M, 0.0)
     write_keys(K[20:], M, 1.0)
+
+
+def test_a_factor_may_take_the_memory_of_its_moment():
+    C, _, _ = problem(5, 1)
+    kept = C.clone()
+    M = Metric.of(C, jitter=1e-6)
+    assert torch.equal(C, kept) and M.factor.data_ptr() != C.data_ptr()
+    lean = Metric.of(C, jitter=1e-6, overwrite=True)
+    assert lean.factor.data_ptr() == C.data_ptr() and torch.equal(lean.factor, M.factor)
+    kept.diagonal().add_(M.jitter)
+    assert close(M.factor @ M.factor.mT, kept)
+
+
+@pytest.mark.parametrize(("block", "width"), [(5, 12), (4, 12), (12, 12), (384, 900)])
+def test_half_products_are_the_sum_of_outer_products(monkeypatch, block, width):
+    monkeypatch.setattr("retcon.algebra.gram._BLOCK", block)
+    keys = torch.randn(40, width, generator=torch.Generator().manual_seed(block))
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for part in keys.split([13, 1, 26]):
+        add_gram(total, part)
+    mirror(total)
+    assert torch.equal(total, total.mT)
+    wanted = sum_of_outer_products(keys)
+    assert (total - wanted).abs().max() <= 40 * 2**-24 * wanted.diagonal().max()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_seen(bad):
+    values = torch.ones(3, 4)
+    assert all_finite(values) and all_finite(values.mT)
+    values[2, 1] = bad
+    assert not all_finite(values) and not all_finite(values.half())
 
 
 def test_bad_numbers_are_refused():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Rows of the sum in one product: enough for matmul's full speed, few enough that the half blocks
 # on the diagonal, computed whole, cost little. A narrower matrix is one plain product.
-_BLOCK = 256
+_BLOCK = 384
 
 
 def add_gram(total: Float64[Tensor, "d d"], keys: Float[Tensor, "n d"]) -> None:

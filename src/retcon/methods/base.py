@@ -40,14 +40,14 @@ class Features(NamedTuple):
     keys: averaged keys at the first edited layer. bare: the keys of the bare prompts there.
     outputs: what W, as it was then, gave at the key whose value the target changes (the bare
     prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value whatever
-    becomes of W.
+    becomes of W; None where several layers are edited, whose residuals are read from the model.
     """
 
     edits: tuple[Edit, ...]
     targets: Targets
     keys: Float64[Tensor, "edits d_in"]
     bare: Float64[Tensor, "edits d_in"]
-    outputs: Float64[Tensor, "edits d_out"]
+    outputs: Float64[Tensor, "edits d_out"] | None
 
     def select(self, rows: slice) -> "Features":
         """The features of some of the edits."""
@@ -56,7 +56,7 @@ class Features(NamedTuple):
             self.targets.select(rows),
             self.keys[rows],
             self.bare[rows],
-            self.outputs[rows],
+            None if self.outputs is None else self.outputs[rows],
         )
 
 
@@ -151,13 +151,15 @@ class LocateThenEdit:
     ) -> Features:
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
         first, last = self.layers[0], self.layers[-1]
-        keys = self._keys(model, edits, state, first)
-        bare = read_keys(model, edits, ("",), [first], torch.ones(1, dtype=torch.float64))[first]
+        # The first context is the bare prompt: one pass gives both.
+        averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
+        keys, bare = read_keys(model, edits, state.prefixes, [first], averages)[first]
         targets = optimise_targets(
             model, edits, state.prefixes, last, self._target_options(model), progress
         )
         valued = bare if self.read_bare or self.exact_value else keys
-        outputs = valued @ model.master(first).double().mT
+        single = len(self.layers) == 1
+        outputs = valued @ model.master(first).double().mT if single else None
         return Features(tuple(edits), targets, keys, bare, outputs)
 
     def edit(self, model: ModelHandle, features: Features, state: State) -> tuple[Update, State]:
@@ -209,6 +211,7 @@ class LocateThenEdit:
         The wanted value is fixed when the target is optimised, W_τ k + δ, so the residual is δ
         while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
         """
+        assert features.outputs is not None
         weight = model.master(self.layers[0]).double()
         wanted = features.outputs + features.targets.delta.double()
         held = features.bare if self.read_bare else features.keys
@@ -241,6 +244,11 @@ class LocateThenEdit:
                 f"{len(features.edits)}: a batch of ROME edits does not exist. Use emmet, which is "
                 f"its generalisation to batches, or the schedules single and sequential."
             )
+
+
+def _only_first(state: State) -> Float64[Tensor, " contexts"]:
+    """Weights that pick the bare prompt."""
+    return torch.eye(len(state.prefixes), dtype=torch.float64)[0]
 
 
 def _name_collision(
