@@ -150,8 +150,16 @@ def second_moment(model: ModelHandle, texts: list[str], layer: int) -> tuple[Ten
         seen.clear()
         with torch.no_grad():
             model.model(input_ids=torch.tensor([model.tokens.encode(text)]), use_cache=False)
-        for key in seen[0].reshape(-1, d_in).double():
-            total += torch.outer(key, key)
-            tokens += 1
+        keys = seen[0].reshape(-1, d_in)
+        total += sum_of_outer_products(keys)
+        tokens += len(keys)
     handle.remove()
     return total, tokens
+
+
+def sum_of_outer_products(keys: Tensor) -> Tensor:
+    """Σ k kᵀ in float64, one key at a time."""
+    total = torch.zeros(keys.shape[1], keys.shape[1], dtype=torch.float64)
+    for key in keys.double():
+        total += torch.outer(key, key)
+    return total

@@ -36,6 +36,10 @@ TEXTS = [
 ]
 
 
+def load_moment(model, layer, options) -> SecondMoment:
+    return dict(load_moments(model, [layer], options))[layer]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_equal_whole_forward_passes(family):
     model = pico(family)
@@ -51,6 +55,15 @@ def test_equal_texts_have_equal_keys_to_the_last_bit():
     twin = dataclasses.replace(EDITS[0], id="z", prompt=EDITS[0].prompt + " not", target="Polish")
     keys = read_keys(model, [*EDITS, twin], PREFIXES, [1], ContextOptions().weights(3))[1]
     assert torch.equal(keys[0], keys[-1])
+
+
+def test_several_averages_are_read_in_one_pass():
+    model, halves = pico(), ContextOptions().weights(3)
+    both = torch.stack([halves, torch.eye(3, dtype=torch.float64)[0]])
+    keys, bare = read_keys(model, EDITS, PREFIXES, [1], both)[1]
+    assert torch.equal(keys, read_keys(model, EDITS, PREFIXES, [1], halves)[1])
+    alone = read_keys(model, EDITS, ("",), [1], torch.ones(1, dtype=torch.float64))[1]
+    assert torch.allclose(bare, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_context_weights():
@@ -161,6 +174,14 @@ def test_second_moments_are_the_naive_sums(family):
         total, tokens = second_moment(model, TEXTS, layer)
         assert got[layer].tokens == tokens
         assert torch.allclose(got[layer].total, total, rtol=1e-4, atol=1e-4)
+        assert torch.equal(got[layer].total, got[layer].total.mT)
+
+
+def test_second_moments_that_overflow_are_not_finite():
+    model = pico()
+    model.model.model.layers[1].mlp.up_proj.weight.data.fill_(3e38)
+    with pytest.raises(NotFinite, match="keys of layer 1"):
+        collect_moments(model, iter(TEXTS), [0, 1], tokens=100, document_tokens=512)
 
 
 def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
@@ -196,10 +217,10 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(TEXTS * 3), encoding="utf-8")
     options = MomentOptions(corpus=str(corpus), corpus_tokens=60)
-    first = load_moments(model, [0, 1], options)
+    first = dict(load_moments(model, [0, 1], options))
     files = sorted((cache / "moments").rglob("layer-*"))
     assert len(files) == 2
-    assert torch.equal(load_moments(model, [1], options)[1].total, first[1].total)
+    assert torch.equal(load_moment(model, 1, options).total, first[1].total)
     assert sorted((cache / "moments").rglob("layer-*")) == files
     for other in (
         dataclasses.replace(options, corpus_tokens=90),
@@ -211,10 +232,11 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     load_moments(pico(seed=1), [1], options)
     load_moments(pico(dtype=torch.float64), [1], options)
     assert len(list((cache / "moments").iterdir())) == 6
+    used_up = load_moment(model, 1, options)
+    assert torch.equal(used_up.into_mean(), first[1].mean)
+    assert torch.equal(load_moment(model, 1, options).total, first[1].total)
     files[0].write_bytes(b"damaged")
-    assert torch.equal(
-        load_moments(model, [0], options)[0].total, load_moments(model, [0], options)[0].total
-    )
+    assert torch.equal(load_moment(model, 0, options).total, load_moment(model, 0, options).total)
 
 
 def test_second_moments_of_half_precision_models_are_summed_in_single(cache):
@@ -235,23 +257,23 @@ def test_moments_of_an_edited_model_are_its_own(cache, tmp_path):
     change = LowRankDelta(left=torch.ones(1, site.d_out), right=torch.ones(1, site.d_in))
     with model.scratch():
         model.write({0: change})
-        edited = load_moments(model, [1], options)[1]
+        edited = load_moment(model, 1, options)
         assert model.live_fingerprint != model.fingerprint
     assert model.live_fingerprint == model.fingerprint
-    clean = load_moments(model, [1], options)[1]
+    clean = load_moment(model, 1, options)
     assert not torch.equal(edited.total, clean.total)
-    assert torch.equal(clean.total, load_moments(pico(), [1], options)[1].total)
+    assert torch.equal(clean.total, load_moment(pico(), 1, options).total)
 
 
 def test_self_corpus_is_seeded_and_sampled_once(cache):
     options = MomentOptions(corpus_tokens=200, document_tokens=16)
-    first = load_moments(pico(), [1], options)[1]
+    first = load_moment(pico(), 1, options)
     assert first.tokens >= 200 and len(list((cache / "corpora").glob("*.jsonl"))) == 1
-    other = load_moments(pico(), [1], dataclasses.replace(options, corpus_seed=1))[1]
+    other = load_moment(pico(), 1, dataclasses.replace(options, corpus_seed=1))
     assert not torch.equal(first.total, other.total)
     for path in (cache / "moments").rglob("layer-*"):
         path.unlink()
-    assert torch.equal(load_moments(pico(), [1], options)[1].total, first.total)
+    assert torch.equal(load_moment(pico(), 1, options).total, first.total)
 
 
 def test_a_corpus_that_is_too_small_or_not_there(cache, tmp_path):

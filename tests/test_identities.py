@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import emmet_primal, memit_primal, rome_primal
+from oracles import emmet_primal, memit_primal, rome_primal, sum_of_outer_products
 from retcon.algebra.closed_form import Collision, write_keys
 from retcon.algebra.delta import LowRankDelta
+from retcon.algebra.gram import add_gram, all_finite, mirror
 from retcon.algebra.metric import Metric
 from retcon.errors import CapacityExceeded, InvalidSetting, NotFinite, SingularCovariance
 
@@ -36,6 +37,11 @@ def metric(C: torch.Tensor) -> Metric:
 
 def delta(K, R, M, ridge, **more):
     return R.mT @ write_keys(K, M, ridge, **more).rows
+
+
+def remember(M: Metric, K: torch.Tensor, ridge: float) -> Metric:
+    """The metric after K was written."""
+    return M.remember(write_keys(K, M, ridge).memory, ridge)
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, condition: float = 1.0) -> bool:
@@ -105,7 +111,7 @@ def test_carried_batches_with_memory_are_one_batch(seed, sizes, ridge):
     M, W = metric(C), torch.zeros_like(whole)
     for part in order.split(sizes):
         W = W + delta(K[part], V[part] - K[part] @ W.mT, M, ridge)
-        M = M.remember(K[part], ridge)
+        M = remember(M, K[part], ridge)
     assert close(W, whole, 1e7)
 
 
@@ -122,7 +128,7 @@ def test_without_memory_carried_batches_are_not_one_batch(seed):
 def test_remembered_metric_is_the_sum(seed, n, ridge):
     """M⁻¹ of the recursion is (C + KᵀK/ρ)⁻¹; at ρ = 0, past keys are out of its range."""
     C, K, _ = problem(seed, n)
-    M = metric(C).remember(K, ridge)
+    M = remember(metric(C), K, ridge)
     identity = torch.eye(len(C), dtype=torch.float64)
     inverse = M.unwhiten(M.solve(M.whiten(identity)))
     if ridge > 0:
@@ -152,7 +158,7 @@ def test_collisions_are_named(seed, first, second):
 
 def test_a_key_that_was_written_before_collides():
     C, K, _ = problem(3, 4)
-    M = metric(C).remember(K[:2], 0.0)
+    M = remember(metric(C), K[:2], 0.0)
     with pytest.raises(Collision) as caught:
         write_keys(K[1:3], M, 0.0)
     assert caught.value.first is None and caught.value.second == 0
@@ -168,12 +174,42 @@ def test_similar_keys_do_not_collide():
 
 def test_capacity():
     C, K, _ = problem(0, 24)
-    M = metric(C).remember(K[:20], 0.0)
+    M = remember(metric(C), K[:20], 0.0)
     with pytest.raises(CapacityExceeded, match="20 earlier"):
         write_keys(K[:5] + 1, M, 0.0)
-    with pytest.raises(CapacityExceeded, match="at most 24"):
-        M.remember(K[:5] + 1, 0.0)
     write_keys(K[20:], M, 1.0)
+
+
+def test_a_factor_may_take_the_memory_of_its_moment():
+    C, _, _ = problem(5, 1)
+    kept = C.clone()
+    M = Metric.of(C, jitter=1e-6)
+    assert torch.equal(C, kept) and M.factor.data_ptr() != C.data_ptr()
+    lean = Metric.of(C, jitter=1e-6, overwrite=True)
+    assert lean.factor.data_ptr() == C.data_ptr() and torch.equal(lean.factor, M.factor)
+    kept.diagonal().add_(M.jitter)
+    assert close(M.factor @ M.factor.mT, kept)
+
+
+@pytest.mark.parametrize(("block", "width"), [(5, 12), (4, 12), (12, 12), (384, 900)])
+def test_half_products_are_the_sum_of_outer_products(monkeypatch, block, width):
+    monkeypatch.setattr("retcon.algebra.gram._BLOCK", block)
+    keys = torch.randn(40, width, generator=torch.Generator().manual_seed(block))
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for part in keys.split([13, 1, 26]):
+        add_gram(total, part)
+    mirror(total)
+    assert torch.equal(total, total.mT)
+    wanted = sum_of_outer_products(keys)
+    assert (total - wanted).abs().max() <= 40 * 2**-24 * wanted.diagonal().max()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_seen(bad):
+    values = torch.ones(3, 4)
+    assert all_finite(values) and all_finite(values.mT)
+    values[2, 1] = bad
+    assert not all_finite(values) and not all_finite(values.half())
 
 
 def test_bad_numbers_are_refused():

@@ -132,6 +132,14 @@ def test_nan_in_weights_is_named():
         ModelHandle(model, tokenizer(), name="broken")
 
 
+def test_offloaded_weights_are_refused():
+    """accelerate leaves meta tensors in the place of what it has put elsewhere."""
+    inner = pico().model
+    inner.model.layers[1].mlp.up_proj.to("meta")
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.up_proj.*offloaded"):
+        ModelHandle(inner, tokenizer(), name="far away")
+
+
 def test_experts_are_refused_with_the_reason():
     config = AutoConfig.for_model(
         "mixtral", hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=400,

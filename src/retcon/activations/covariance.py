@@ -7,7 +7,7 @@ off goes on where it stopped. What is cached is keyed by everything that changes
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retcon.activations.self_corpus import SelfCorpus
+from retcon.algebra.gram import add_gram, all_finite, mirror
 from retcon.data.corpus import Corpus, parse_corpus
 from retcon.errors import NotFinite, SingularCovariance
 from retcon.model import hooks
@@ -28,7 +29,7 @@ from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
 from retcon.storage import cache_folder, locked, make_folder, write_whole
 
-_FORMAT = 2
+_FORMAT = 3
 # Tokens in one forward pass, and passes between two savings of the running sums.
 _PASS_TOKENS = 2048
 _PASSES_PER_SAVE = 64
@@ -68,6 +69,10 @@ class SecondMoment:
         """C."""
         return self.total / self.tokens
 
+    def into_mean(self) -> Float64[Tensor, "d_in d_in"]:
+        """C in the memory of the sum, which is gone afterwards."""
+        return self.total.div_(self.tokens)
+
     def merge(self, other: "SecondMoment") -> "SecondMoment":
         """The second moment over both texts."""
         return SecondMoment(total=self.total + other.total, tokens=self.tokens + other.tokens)
@@ -103,8 +108,7 @@ def collect_moments(
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
             keys = x[mask]
-            keys = keys if keys.dtype == torch.float64 else keys.float()
-            sums.total[layer] += (keys.mT @ keys).double().cpu()
+            add_gram(sums.total[layer], keys if keys.dtype == torch.float64 else keys.float())
 
         with hooks.read_inputs(modules, len(batch), keep):
             hooks.run_until(
@@ -128,8 +132,11 @@ def load_moments(
     layers: Sequence[int],
     options: MomentOptions,
     progress: Progress = silent,
-) -> dict[int, SecondMoment]:
-    """Second moments of the given layers: from the cache, or collected in one pass and cached.
+) -> Iterator[tuple[int, SecondMoment]]:
+    """Second moments layer by layer: from the cache, or collected in one pass and cached.
+
+    What is missing is collected before the first is handed out; then each is read as it is asked
+    for, so that a caller who lets go of one before the next holds a single d_in × d_in matrix.
 
     Raises:
         SingularCovariance: the corpus has fewer tokens than the matrix has input dimensions.
@@ -147,29 +154,39 @@ def load_moments(
         if options.corpus == "self"
         else parse_corpus(options.corpus)
     )
-    what = _key(handle, corpus, tokens, options.document_tokens)
-    folder = make_folder(cache_folder() / "moments" / what)
-    with locked(folder / "lock"):
-        found = {layer: _load(folder / f"layer-{layer}.safetensors") for layer in layers}
-        missing = [layer for layer, moment in found.items() if moment is None]
+    folder = cache_folder() / "moments" / _key(handle, corpus, tokens, options.document_tokens)
+    with locked(make_folder(folder) / "lock"):
+        missing = [layer for layer in layers if not _is_whole(_path(folder, layer))]
         if missing:
-            what = hashlib.sha256(json.dumps(missing).encode()).hexdigest()[:16]
-            resume = folder / f"partial-{what}.safetensors"
-            collected = collect_moments(
-                handle,
-                corpus.texts(),
-                missing,
-                tokens=tokens,
-                document_tokens=options.document_tokens,
-                progress=progress,
-                resume=resume,
-            )
-            for layer, moment in collected.items():
-                _check_size(handle, layer, moment, options)
-                _save(folder / f"layer-{layer}.safetensors", moment)
-                found[layer] = moment
-            resume.unlink(missing_ok=True)
-    return {layer: moment for layer, moment in found.items() if moment is not None}
+            _collect_into(folder, handle, corpus, missing, tokens, options, progress)
+    return ((layer, _load(_path(folder, layer))) for layer in layers)
+
+
+def _collect_into(
+    folder: Path,
+    handle: ModelHandle,
+    corpus: Corpus,
+    layers: list[int],
+    tokens: int,
+    options: MomentOptions,
+    progress: Progress,
+) -> None:
+    """Collect the second moments of some layers in one pass, and cache them."""
+    what = hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:16]
+    resume = folder / f"partial-{what}.safetensors"
+    collected = collect_moments(
+        handle,
+        corpus.texts(),
+        layers,
+        tokens=tokens,
+        document_tokens=options.document_tokens,
+        progress=progress,
+        resume=resume,
+    )
+    for layer, moment in collected.items():
+        _check_size(handle, layer, moment, options)
+        _save(_path(folder, layer), moment)
+    resume.unlink(missing_ok=True)
 
 
 def _passes(
@@ -194,7 +211,7 @@ def _passes(
 
 @dataclass
 class _Sums:
-    """Running sums of a pass, and how far it has come."""
+    """Running sums of a pass, of which the upper triangles count, and how far it has come."""
 
     total: dict[int, Tensor]
     tokens: int = 0
@@ -217,7 +234,8 @@ class _Sums:
 
     def finish(self, handle: ModelHandle) -> dict[int, SecondMoment]:
         for layer, total in self.total.items():
-            if not torch.isfinite(total).all():
+            mirror(total)
+            if not all_finite(total):
                 raise NotFinite(
                     f"The keys of layer {layer} hold NaN or infinity on ordinary text: "
                     f"{handle.name}'s activations overflow in {handle.dtype}. Try --dtype float32."
@@ -260,20 +278,28 @@ def _save(path: Path, moment: SecondMoment) -> None:
     write_whole(path, lambda work: save_file({"total": moment.total}, work, about))
 
 
-def _load(path: Path) -> SecondMoment | None:
-    """A cached moment; a damaged file counts as none and is collected again."""
+def _path(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer}.safetensors"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a moment is cached; a damaged file counts as none and is collected again."""
     if not path.exists():
-        return None
+        return False
     try:
         with safe_open(path, framework="pt") as stream:
-            tokens = json.loads(stream.metadata()["retcon"])["tokens"]
-            return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)
-    except (SafetensorError, KeyError, ValueError):
+            return "retcon" in stream.metadata() and "total" in stream.keys()  # noqa: SIM118
+    except (SafetensorError, TypeError):
         path.unlink()
-        return None
+        return False
 
 
-def describe(options: MomentOptions, moments: dict[int, SecondMoment]) -> dict[str, object]:
-    """What a run's record says about its second moments."""
-    sizes = {str(layer): moment.tokens for layer, moment in moments.items()}
-    return {**asdict(options), "tokens": sizes}
+def _load(path: Path) -> SecondMoment:
+    with safe_open(path, framework="pt") as stream:
+        tokens = json.loads(stream.metadata()["retcon"])["tokens"]
+        return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)
+
+
+def describe(options: MomentOptions, tokens: Mapping[int, int]) -> dict[str, object]:
+    """What a run's record says about its second moments: tokens of each layer."""
+    return {**asdict(options), "tokens": {str(layer): count for layer, count in tokens.items()}}

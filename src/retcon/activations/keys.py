@@ -27,9 +27,9 @@ def read_keys(
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layers: Sequence[int],
-    weights: Float64[Tensor, " contexts"],
-) -> dict[int, Float64[Tensor, "edits d_in"]]:
-    """The averaged key of each edit at each layer, from one pass for all layers.
+    weights: Float64[Tensor, "*averages contexts"],
+) -> dict[int, Float64[Tensor, "*averages edits d_in"]]:
+    """The averaged key of each edit at each layer, from one pass for all layers and averages.
 
     Raises:
         NotFinite: NaN or infinity in an activation.
@@ -40,7 +40,7 @@ def read_keys(
     average: dict[int, Tensor] = {}
     for layer, rows in read.items():
         contexts = rows.double().view(len(edits), len(prefixes), -1)
-        average[layer] = torch.einsum("c,ecd->ed", weights.to(contexts.device), contexts)
+        average[layer] = torch.einsum("...c,ecd->...ed", weights.to(contexts.device), contexts)
         if not torch.isfinite(average[layer]).all():
             raise NotFinite(
                 f"The keys at layer {layer} hold NaN or infinity: {handle.name}'s activations are "

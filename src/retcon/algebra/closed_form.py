@@ -25,9 +25,14 @@ class Collision(CollidingEdits):
 
 
 class Written(NamedTuple):
-    """The solution A of the equation, and how much of each key was new (1) or a copy (0)."""
+    """The solution of the equation.
+
+    rows: A. novelty: how much of each key was new (1) or a copy (0). memory: the rows that the
+    keys add to the metric's B, for `Metric.remember`.
+    """
 
     rows: Float64[Tensor, "n d_in"]
+    memory: Float64[Tensor, "n d_in"]
     novelty: Float64[Tensor, " n"]
 
 
@@ -45,7 +50,7 @@ def write_keys(
     With ρ = 0 the constraint ΔW kᵢ = rᵢ is hard: EMMET (arXiv:2403.14236), and ROME for n = 1.
     With ρ = λ it is MEMIT's (λC + KᵀK)⁻¹ (arXiv:2210.07229), by the push-through identity.
     `read` are the keys at which a hard constraint must hold where they are not the keys that aim
-    the update: ROME as published (arXiv:2202.05262).
+    the update: A = (K M⁻¹ K_readᵀ)⁻¹ K M⁻¹, ROME as published (arXiv:2202.05262).
 
     Raises:
         Collision: ρ = 0 and a key is (numerically) a combination of others.
@@ -64,8 +69,6 @@ def write_keys(
         )
     white = metric.whiten(keys)
     free = metric.solve(white)
-    if read is not None:
-        return _write_read(metric, free, white, metric.whiten(read))
     gram = free @ white.mT
     gram.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(gram)
@@ -73,19 +76,13 @@ def write_keys(
     novelty = (pivots / white.square().sum(-1)).clamp_min(0)
     if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
         raise _collision(white, free, failed, novelty)
-    return Written(metric.unwhiten(torch.cholesky_solve(free, factor)), novelty)
-
-
-def _write_read(
-    metric: Metric,
-    free: Float64[Tensor, "n d_in"],
-    white: Float64[Tensor, "n d_in"],
-    read: Float64[Tensor, "n d_in"],
-) -> Written:
-    """Aim with one set of keys, hold the constraint at another: A = (K M⁻¹ K_readᵀ)⁻¹ K M⁻¹."""
-    rows = metric.unwhiten(torch.linalg.solve(free @ read.mT, free))
-    novelty = (free * white).sum(-1) / white.square().sum(-1)
-    return Written(rows, novelty)
+    # G⁻¹ = G^(-½)ᵀ G^(-½): half of the solution is what the metric remembers.
+    memory = torch.linalg.solve_triangular(factor, free, upper=False)
+    if read is None:
+        solution = torch.linalg.solve_triangular(factor.mT, memory, upper=True)
+    else:
+        solution = torch.linalg.solve(free @ metric.whiten(read).mT, free)
+    return Written(metric.unwhiten(solution), memory, novelty)
 
 
 def _collision(

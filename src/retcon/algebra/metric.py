@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.errors import CapacityExceeded, NotFinite, SingularCovariance
+from retcon.algebra.gram import all_finite
+from retcon.errors import NotFinite, SingularCovariance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +37,33 @@ class Metric:
     hard: bool = True
 
     @classmethod
-    def of(cls, moment: Float64[Tensor, "d_in d_in"], *, jitter: float = 1e-8) -> "Metric":
+    def of(
+        cls,
+        moment: Float64[Tensor, "d_in d_in"],
+        *,
+        jitter: float = 1e-8,
+        overwrite: bool = False,
+    ) -> "Metric":
         """Factor C = E[k kᵀ] after adding `jitter` times its mean diagonal to the diagonal.
+
+        overwrite: leave the factor in the memory of C, so that no second d_in × d_in matrix exists.
 
         Raises:
             NotFinite: NaN or infinity in C.
             SingularCovariance: C is not positive definite even so.
         """
-        if not torch.isfinite(moment).all():
+        if not all_finite(moment):
             raise NotFinite(
                 "The second moments hold NaN or infinity: the model's activations on the corpus "
                 "are not finite. Try dtype float32 and another corpus."
             )
         absolute = jitter * float(moment.diagonal().mean())
-        shifted = moment.clone()
-        shifted.diagonal().add_(absolute)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        if int(failed) or not torch.isfinite(factor).all():
+        factor = (moment if overwrite else moment.clone()).mT
+        factor.diagonal().add_(absolute)
+        # LAPACK wants columns one behind the other: given a transposed matrix it copies nothing.
+        failed = torch.empty((), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+        if int(failed) or not all_finite(factor.diagonal()):
             raise SingularCovariance(
                 f"The second moments are not positive definite with a jitter of {jitter:g} of "
                 f"their mean diagonal (pivot {int(failed)} of {len(moment)} failed). Collect them "
@@ -82,23 +93,11 @@ class Metric:
         """L⁻ᵀ a for each row: back to the coordinates in which a delta is written."""
         return torch.linalg.solve_triangular(self.factor.mT, white.mT, upper=True).mT
 
-    def remember(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
-        """The metric after `keys` were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
+    def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
+        """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
 
-        Raises:
-            CapacityExceeded: ρ = 0 and more keys than dimensions.
+        rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
         """
-        if ridge == 0 and len(self.written) + len(keys) > self.width:
-            raise CapacityExceeded(
-                f"{len(self.written)} facts are kept as hard constraints and {len(keys)} more do "
-                f"not fit: a matrix with d_in = {self.width} holds at most {self.width}. Use a "
-                f"ridge > 0 (memit), fewer facts, or accumulate=false."
-            )
-        white = self.whiten(keys)
-        free = self.solve(white)
-        gram = free @ white.mT
-        gram.diagonal().add_(ridge)
-        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), free, upper=False)
         return Metric(
             factor=self.factor,
             written=torch.cat([self.written, rows]),

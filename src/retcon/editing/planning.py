@@ -50,13 +50,14 @@ def plan(outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int)
         tokens_per_dimension=_whole(values["tokens_per_dimension"]),
     )
     tokens = wanted.tokens(d_in)
-    moments = tokens * 2 * (sum(blocks[: deepest + 1]) + len(choice.layers) * d_in**2)
+    # Half of each product k kᵀ is computed; the factor takes the memory of the sum.
+    moments = tokens * (2 * sum(blocks[: deepest + 1]) + len(choice.layers) * d_in**2)
     sampled = tokens * 2 * parameters if values["corpus"] == "self" else 0
     rate = measured_rate()
     return Plan(
         parameters=parameters,
         weight_bytes=parameters * bytes_per_weight,
-        moment_bytes=len(choice.layers) * d_in**2 * 8 * 2,
+        moment_bytes=len(choice.layers) * d_in**2 * 8,
         corpus_tokens=tokens,
         gflops=rate / 1e9,
         target_seconds=edits * target / rate,

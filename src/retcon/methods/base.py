@@ -40,14 +40,14 @@ class Features(NamedTuple):
     keys: averaged keys at the first edited layer. bare: the keys of the bare prompts there.
     outputs: what W, as it was then, gave at the key whose value the target changes (the bare
     prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value whatever
-    becomes of W.
+    becomes of W; None where several layers are edited, whose residuals are read from the model.
     """
 
     edits: tuple[Edit, ...]
     targets: Targets
     keys: Float64[Tensor, "edits d_in"]
     bare: Float64[Tensor, "edits d_in"]
-    outputs: Float64[Tensor, "edits d_out"]
+    outputs: Float64[Tensor, "edits d_out"] | None
 
     def select(self, rows: slice) -> "Features":
         """The features of some of the edits."""
@@ -56,7 +56,7 @@ class Features(NamedTuple):
             self.targets.select(rows),
             self.keys[rows],
             self.bare[rows],
-            self.outputs[rows],
+            None if self.outputs is None else self.outputs[rows],
         )
 
 
@@ -138,28 +138,28 @@ class LocateThenEdit:
         for layer in self.layers:
             model.site(layer)
         self._check_post_norm(model)
-        moments = load_moments(model, self.layers, self.moments, progress)
-        metrics = {
-            layer: Metric.of(
-                moment.mean.to(model.site(layer).weight.device), jitter=self.moments.jitter
-            )
-            for layer, moment in moments.items()
-        }
-        tokens = min(moment.tokens for moment in moments.values())
-        return State(sample_prefixes(model, self.contexts), metrics, (), tokens)
+        metrics: dict[int, Metric] = {}
+        tokens: list[int] = []
+        for layer, moment in load_moments(model, self.layers, self.moments, progress):
+            mean = moment.into_mean().to(model.site(layer).weight.device)
+            metrics[layer] = Metric.of(mean, jitter=self.moments.jitter, overwrite=True)
+            tokens.append(moment.tokens)
+        return State(sample_prefixes(model, self.contexts), metrics, (), min(tokens))
 
     def features(
         self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
     ) -> Features:
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
         first, last = self.layers[0], self.layers[-1]
-        keys = self._keys(model, edits, state, first)
-        bare = read_keys(model, edits, ("",), [first], torch.ones(1, dtype=torch.float64))[first]
+        # The first context is the bare prompt: one pass gives both.
+        averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
+        keys, bare = read_keys(model, edits, state.prefixes, [first], averages)[first]
         targets = optimise_targets(
             model, edits, state.prefixes, last, self._target_options(model), progress
         )
         valued = bare if self.read_bare or self.exact_value else keys
-        outputs = valued @ model.master(first).double().mT
+        single = len(self.layers) == 1
+        outputs = valued @ model.master(first).double().mT if single else None
         return Features(tuple(edits), targets, keys, bare, outputs)
 
     def edit(self, model: ModelHandle, features: Features, state: State) -> tuple[Update, State]:
@@ -184,7 +184,7 @@ class LocateThenEdit:
                 deltas[layer] = LowRankDelta(left=residual.float(), right=written.rows.float())
                 novelty = torch.minimum(novelty, written.novelty)
                 if self.accumulate:
-                    metrics[layer] = metrics[layer].remember(keys, self.ridge)
+                    metrics[layer] = metrics[layer].remember(written.memory, self.ridge)
                 if layer != self.layers[-1]:
                     model.write({layer: deltas[layer]})
         ids = tuple(edit.id for edit in features.edits) if self.accumulate else ()
@@ -211,6 +211,7 @@ class LocateThenEdit:
         The wanted value is fixed when the target is optimised, W_τ k + δ, so the residual is δ
         while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
         """
+        assert features.outputs is not None
         weight = model.master(self.layers[0]).double()
         wanted = features.outputs + features.targets.delta.double()
         held = features.bare if self.read_bare else features.keys
@@ -249,6 +250,11 @@ def check_batch(editor: Editor, size: int) -> None:
             f"batch of ROME edits does not exist. Use emmet, its generalisation to batches, or "
             f"the schedules single and sequential."
         )
+
+
+def _only_first(state: State) -> Float64[Tensor, " contexts"]:
+    """Weights that pick the bare prompt."""
+    return torch.eye(len(state.prefixes), dtype=torch.float64)[0]
 
 
 def _name_collision(

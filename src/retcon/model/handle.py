@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retcon.algebra.delta import LowRankDelta
+from retcon.algebra.gram import all_finite
 from retcon.errors import NotFinite, UnsupportedModel
 from retcon.model.architectures import Architecture, Outline, Site, discover
 from retcon.model.tokens import Tokens
@@ -33,7 +34,7 @@ class ModelHandle:
     dtype in which they were loaded.
 
     Raises:
-        UnsupportedModel: no editable site, for the reason given.
+        UnsupportedModel: no editable site, for the reason given, or weights that are offloaded.
         NotFinite: NaN or infinity in a weight.
     """
 
@@ -43,6 +44,7 @@ class ModelHandle:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.tokens = Tokens(tokenizer)
+        _check_present(model, name)
         _check_finite(model)
         self.outline = Outline(name=name, model=model, architecture=discover(model))
         self.fingerprint = _fingerprint(model)
@@ -173,9 +175,19 @@ class ModelHandle:
             weight.copy_(master)
 
 
+def _check_present(model: PreTrainedModel, name: str) -> None:
+    away = [key for key, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise UnsupportedModel(
+            f"{len(away)} weights of {name}, the first {away[0]}, are offloaded: they are brought "
+            f"from disk or main memory only while they are used, and cannot be edited there. Load "
+            f"the model where all of it fits: --device cpu, or --dtype bfloat16."
+        )
+
+
 def _check_finite(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
+        if not all_finite(parameter):
             raise NotFinite(
                 f"The model's weight {name} holds NaN or infinity. The checkpoint is damaged, or "
                 f"its values overflow in {parameter.dtype}; try --dtype float32."

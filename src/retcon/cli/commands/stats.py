@@ -28,21 +28,26 @@ def stats(
 
         moment_options = options_from(MomentOptions(), settings)
         wanted = chosen if chosen is not None else tuple(sorted(handle.architecture.sites))
-        moments = load_moments(handle, wanted, moment_options, progress)
-        metrics = {k: Metric.of(m.mean, jitter=moment_options.jitter) for k, m in moments.items()}
-    rows = [
-        [
-            str(k),
-            str(m.tokens),
-            number(m.tokens / len(m.total)),
-            f"{float(m.mean.diagonal().mean()):.3g}",
-            f"{float(metrics[k].factor.diagonal().min() ** 2):.2g}",
-        ]
-        for k, m in moments.items()
-    ]
+        rows: list[list[str]] = []
+        tokens: dict[int, int] = {}
+        # One matrix at a time: all of a large model's would not fit.
+        for k, moment in load_moments(handle, wanted, moment_options, progress):
+            mean = moment.into_mean()
+            diagonal = float(mean.diagonal().mean())
+            metric = Metric.of(mean, jitter=moment_options.jitter, overwrite=True)
+            tokens[k] = moment.tokens
+            rows.append(
+                [
+                    str(k),
+                    str(moment.tokens),
+                    number(moment.tokens / metric.width),
+                    f"{diagonal:.3g}",
+                    f"{float(metric.factor.diagonal().min() ** 2):.2g}",
+                ]
+            )
     columns = ["layer", "tokens", "tokens / d_in", "mean diagonal", "smallest pivot"]
     out.print(table(f"Second moments of {model} on {moment_options.corpus}", columns, rows))
     write_json(
         json,
-        {"model": model, "fingerprint": handle.fingerprint, **describe(moment_options, moments)},
+        {"model": model, "fingerprint": handle.fingerprint, **describe(moment_options, tokens)},
     )
