@@ -60,7 +60,7 @@ def test_scores_do_not_depend_on_padding_or_batching(other, monkeypatch):
     base = {k: v for k, v in other.items() if k != "padding_side"}
     wanted = score_cases(pico(**base), CASES, when="pre")
     for tokens in (1, 30, 4096):
-        monkeypatch.setattr("retcon.evaluation.scoring._TOKENS", tokens)
+        monkeypatch.setattr("retcon.evaluation.predictions._TOKENS", tokens)
         for got, row in zip(score_cases(pico(**other), CASES, when="pre"), wanted, strict=True):
             assert got.nll_new == pytest.approx(row.nll_new, abs=1e-5)
             assert got.nll_old == pytest.approx(row.nll_old, abs=1e-5)
