@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import mean_nll, scores_by_loop
+from oracles import mean_nll, score_one_batch, scores_by_loop
 from pico import FAMILIES, pico
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
@@ -53,6 +53,18 @@ def test_scores_equal_the_loop(family):
             assert row.nll_new == pytest.approx(
                 mean_nll(model, case.edit.text, case.edit.target), rel=1e-4
             )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_those_of_one_padded_batch_per_case(family):
+    model = pico(family, dtype=torch.float64)
+    wanted = [pair for case in CASES for pair in score_one_batch(model, case)]
+    found = [
+        pair
+        for row in score_cases(model, CASES, when="pre")
+        for pair in ((row.nll_new, row.hits_new), (row.nll_old, row.hits_old))
+    ]
+    assert found == [(pytest.approx(nll), hits) for nll, hits in wanted]
 
 
 @pytest.mark.parametrize("other", [{"padding_side": "left"}, {"bos": True}])

@@ -1,6 +1,7 @@
 """Updates laid over rows of shared batches, against writing each into the weights."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from oracles import mean_nll
 from pico import FAMILIES, pico
 from retcon.algebra.delta import LowRankDelta
+from retcon.editing.trial import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.evaluation.generation import exact_matches, says_target
@@ -159,3 +161,22 @@ def test_a_prompt_is_run_once_and_not_at_all_where_it_begins_another(monkeypatch
     assert len(run) == 1
     for pair, seen in zip(texts, found, strict=True):
         assert -sum(seen.logp) / len(seen.logp) == pytest.approx(mean_nll(model, *pair))
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "schedule"),
+    [("rome", (1,), "single"), ("memit", (0, 1), "single"), ("emmet", (1,), "batch:2")],
+)
+def test_a_trial_scores_the_same_laid_over_or_written(method, layers, schedule, cache, monkeypatch):
+    settings = {"steps": 3, "corpus_tokens": 400, "document_tokens": 32, "jitter": 1e-3}
+    if method == "memit":
+        settings["ridge"] = 20.0
+    trial = partial(
+        evaluate, cases=CASES, method=method, layers=layers, settings=settings, schedule=schedule
+    )
+    laid_over = trial(pico(dtype=torch.float64))
+    monkeypatch.setattr("retcon.model.overlay._MOST_RANK", 0)
+    by_writing = trial(pico(dtype=torch.float64))
+    assert_same(laid_over.rows, by_writing.rows, 1e-6)
+    assert [s.index for s in laid_over.steps] == [s.index for s in by_writing.steps]
+    assert {row.step for row in laid_over.at("immediate")} == {s.index + 1 for s in laid_over.steps}
