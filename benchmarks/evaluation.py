@@ -168,6 +168,7 @@ def agreement(found: Pairs, wanted: Pairs) -> dict[str, object]:
     pairs = list(zip(found, wanted, strict=True))
     return {
         "largest_nll_difference": max(abs(a[0] - b[0]) for a, b in pairs),
+        "largest_relative_nll_difference": max(abs(a[0] - b[0]) / abs(b[0]) for a, b in pairs),
         "different_hits": sum(a[1] != b[1] for a, b in pairs),
         "scores": len(pairs),
     }
