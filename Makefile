@@ -20,6 +20,7 @@ lint: $(VENV)/.retcon-dev
 
 bench: $(VENV)/.retcon-dev
 	$(BIN)/python benchmarks/targets.py
+	$(BIN)/python benchmarks/evaluation.py
 
 $(BIN)/python:
 	python3 -m venv $(VENV)

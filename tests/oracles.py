@@ -122,6 +122,32 @@ def mean_nll(model: ModelHandle, text: str, target: str) -> float:
     return -sum(picked) / len(picked)
 
 
+def score_one_batch(model: ModelHandle, case: Case) -> list[tuple[float, int]]:
+    """Mean NLL and hits of each prompt with each target, as the released ROME code scores a case.
+
+    All its sequences are one batch, padded on the right to the longest, with all logits.
+    """
+    texts = [case.edit.text, *case.paraphrases, *case.neighbours]
+    pairs = [
+        (text, target) for text in texts for target in (case.edit.target, case.edit.target_old)
+    ]
+    heads = [len(model.tokens.encode(text)) for text, _ in pairs]
+    wholes = [model.tokens.encode(f"{text} {target}") for text, target in pairs]
+    batch = model.tokens.pad(wholes)
+    with torch.no_grad():
+        logits = model.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+    found: list[tuple[float, int]] = []
+    for row, start, whole in zip(logits, heads, wholes, strict=True):
+        nll, hits = 0.0, 0
+        for t in range(start, len(whole)):
+            nll -= row[t - 1].log_softmax(-1)[whole[t]].item() / (len(whole) - start)
+            hits += int(row[t - 1].argmax() == whole[t])
+        found.append((nll, hits))
+    return found
+
+
 def scores_by_loop(model: ModelHandle, cases: list[Case]) -> dict[str, float]:
     """ES, PS, NS by one prompt at a time, as they are defined."""
     means: dict[str, list[float]] = {"ES": [], "PS": [], "NS": []}

@@ -136,7 +136,9 @@ def test_full_passes_are_used_where_suffixes_are_not_exact(monkeypatch):
     model = pico(dtype=torch.float64)
     options = TargetOptions(steps=4)
     short = optimise_targets(model, EDITS, PREFIXES, 1, options)
-    monkeypatch.setattr("retcon.activations.passes._SuffixPasses.reproduces_whole_texts", lambda *_: False)
+    monkeypatch.setattr(
+        "retcon.activations.passes._SuffixPasses.reproduces_whole_texts", lambda *_: False
+    )
     full = optimise_targets(model, EDITS, PREFIXES, 1, options)
     assert short.short and not full.short
     assert torch.allclose(short.delta, full.delta, rtol=1e-9, atol=1e-12)

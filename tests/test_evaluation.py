@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import mean_nll, scores_by_loop
+from oracles import mean_nll, score_one_batch, scores_by_loop
 from pico import FAMILIES, pico
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
@@ -55,12 +55,24 @@ def test_scores_equal_the_loop(family):
             )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_those_of_one_padded_batch_per_case(family):
+    model = pico(family, dtype=torch.float64)
+    wanted = [pair for case in CASES for pair in score_one_batch(model, case)]
+    found = [
+        pair
+        for row in score_cases(model, CASES, when="pre")
+        for pair in ((row.nll_new, row.hits_new), (row.nll_old, row.hits_old))
+    ]
+    assert found == [(pytest.approx(nll), hits) for nll, hits in wanted]
+
+
 @pytest.mark.parametrize("other", [{"padding_side": "left"}, {"bos": True}])
 def test_scores_do_not_depend_on_padding_or_batching(other, monkeypatch):
     base = {k: v for k, v in other.items() if k != "padding_side"}
     wanted = score_cases(pico(**base), CASES, when="pre")
     for tokens in (1, 30, 4096):
-        monkeypatch.setattr("retcon.evaluation.scoring._TOKENS", tokens)
+        monkeypatch.setattr("retcon.evaluation.predictions._TOKENS", tokens)
         for got, row in zip(score_cases(pico(**other), CASES, when="pre"), wanted, strict=True):
             assert got.nll_new == pytest.approx(row.nll_new, abs=1e-5)
             assert got.nll_old == pytest.approx(row.nll_old, abs=1e-5)

@@ -16,15 +16,14 @@ from retcon.methods.base import Editor, Features, State, Update, check_batch
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
-# Edits whose features are read ahead where batches do not carry.
+# Edits that are worked on together where batches do not carry.
 _AHEAD = 64
 
 
 class Step(NamedTuple):
-    """One batch, just written: what it is made of and what it took.
+    """One batch, solved: what it is made of and what it took.
 
-    index: of the batch. seconds: for features and solve, without looking. Its `update` is in the
-    weights until the next step is asked for (for good, within the run, where batches carry).
+    index: of the batch. seconds: for features and solve, without writing and looking.
     """
 
     index: int
@@ -44,27 +43,52 @@ def run(
 ) -> Iterator[Step]:
     """Write the edits batch by batch, yielding after each while it is in the weights.
 
-    The model is as before when the iterator is exhausted, closed, or interrupted.
+    A step's update stays there until the next step is asked for; for good, within the run, where
+    batches carry. The model is as before when the iterator is exhausted, closed, or interrupted.
 
     Raises:
         InvalidSetting: a batch larger than the method can write at once.
         InvalidEdit: two edits with one id.
     """
-    check(editor, edits, schedule)
     with model.scratch():
-        written = 0
-        for index, (features, seconds) in enumerate(
-            _features(model, editor, state, edits, schedule, progress)
-        ):
-            started = time.perf_counter()
-            update, after = editor.edit(model, features, state)
+        for step in solve(model, editor, state, edits, schedule, progress):
             with nullcontext() if schedule.carry else model.scratch():
-                model.write(update.deltas)
-                took = seconds + time.perf_counter() - started
-                written += len(features.edits)
-                progress("editing", written, len(edits))
-                yield Step(index, features.edits, update, features, took)
-            state = after if schedule.carry else state
+                model.write(step.update.deltas)
+                yield step
+
+
+def solve(
+    model: ModelHandle,
+    editor: Editor,
+    state: State,
+    edits: Sequence[Edit],
+    schedule: Schedule,
+    progress: Progress = silent,
+) -> Iterator[Step]:
+    """Solve batch by batch and write nothing: enough where batches do not carry.
+
+    Where they do, whoever asks for the next step must have written this one.
+
+    Raises:
+        InvalidSetting, InvalidEdit: as `run`.
+    """
+    check(editor, edits, schedule)
+    solved = 0
+    for index, (features, took) in enumerate(
+        _features(model, editor, state, edits, schedule, progress)
+    ):
+        started = time.perf_counter()
+        update, after = editor.edit(model, features, state)
+        seconds = took + time.perf_counter() - started
+        solved += len(features.edits)
+        progress("editing", solved, len(edits))
+        yield Step(index, features.edits, update, features, seconds)
+        state = after if schedule.carry else state
+
+
+def ahead(schedule: Schedule) -> int:
+    """How many batches may be worked on together: one where each meets what the last has made."""
+    return 1 if schedule.carry else max(1, _AHEAD // schedule.batch_size)
 
 
 def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:
@@ -89,10 +113,10 @@ def _features(
 ) -> Iterator[tuple[Features, float]]:
     """The features of each batch and the seconds they took, on the weights they are to meet."""
     size = schedule.batch_size
-    ahead = size if schedule.carry else size * max(1, _AHEAD // size)
-    for start in range(0, len(edits), ahead):
+    together = size * ahead(schedule)
+    for start in range(0, len(edits), together):
         started = time.perf_counter()
-        chunk = edits[start : start + ahead]
+        chunk = edits[start : start + together]
         found = editor.features(model, chunk, state, progress)
         seconds = (time.perf_counter() - started) / len(chunk)
         for first in range(0, len(chunk), size):

@@ -6,15 +6,17 @@ final       after all edits (only where they carry)
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import check, run
+from retcon.editing.session import Step, ahead, check, run, solve
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
-from retcon.evaluation.scoring import score_cases
+from retcon.evaluation.scoring import Look, score_cases, score_looks
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
+from retcon.model.overlay import UNCHANGED
 from retcon.progress import Progress, silent
 
 
@@ -33,6 +35,21 @@ class StepRecord(NamedTuple):
     short_passes: bool
     delta_norm: dict[int, float]
     novelty: float
+
+    @classmethod
+    def of(cls, step: Step) -> "StepRecord":
+        """What is kept of a step."""
+        targets = step.features.targets
+        return cls(
+            index=step.index,
+            edits=len(step.edits),
+            seconds=step.seconds,
+            loss=float(targets.loss.mean()),
+            target_steps=float(targets.steps.float().mean()),
+            short_passes=targets.short,
+            delta_norm={k: delta.norm() for k, delta in step.update.deltas.items()},
+            novelty=float(step.update.novelty.min()),
+        )
 
 
 class Trial(NamedTuple):
@@ -98,22 +115,22 @@ def evaluate(
     rows = score_cases(model, cases, when="pre", progress=progress)
     state = editor.begin(model, progress)
     steps: list[StepRecord] = []
-    for step in run(model, editor, state, edits, plan, progress):
-        batch = [by_id[edit.id] for edit in step.edits]
-        rows += score_cases(model, batch, when="immediate", step=step.index + 1)
-        targets = step.features.targets
-        steps.append(
-            StepRecord(
-                index=step.index,
-                edits=len(step.edits),
-                seconds=step.seconds,
-                loss=float(targets.loss.mean()),
-                target_steps=float(targets.steps.float().mean()),
-                short_passes=targets.short,
-                delta_norm={k: delta.norm() for k, delta in step.update.deltas.items()},
-                novelty=float(step.update.novelty.min()),
-            )
+    advance = run if plan.carry else solve
+    taken = advance(model, editor, state, edits, plan, progress)
+    while group := list(islice(taken, ahead(plan))):
+        rows += score_looks(
+            model,
+            [
+                Look(
+                    cases=[by_id[edit.id] for edit in step.edits],
+                    when="immediate",
+                    step=step.index + 1,
+                    deltas=UNCHANGED if plan.carry else step.update.deltas,
+                )
+                for step in group
+            ],
         )
+        steps += [StepRecord.of(step) for step in group]
         if plan.carry and sum(s.edits for s in steps) == len(edits):
-            rows += score_cases(model, cases, when="final", step=step.index + 1, progress=progress)
+            rows += score_cases(model, cases, when="final", step=len(steps), progress=progress)
     return Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)

@@ -1,28 +1,17 @@
-"""Teacher-forced log-probabilities of targets behind prompts: the rows of every score.
-
-Prompts of many cases run together in batches of similar length, and the output head computes
-only the positions that predict a target.
-"""
+"""Teacher-forced log-probabilities of targets behind prompts: the rows of every score."""
 
 from collections.abc import Iterator, Sequence
 from math import isnan
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from retcon.edits import Case
 from retcon.errors import NotFinite
-from retcon.evaluation.generation import says_target
+from retcon.evaluation.generation import draft, exact_matches
+from retcon.evaluation.predictions import Ask, Prediction, predict
 from retcon.evaluation.rows import Kind, Row, When
-from retcon.model import hooks
 from retcon.model.handle import ModelHandle
-from retcon.model.tokens import Continuation, by_length
+from retcon.model.overlay import UNCHANGED, Deltas, Overlay
 from retcon.progress import Progress, silent
-
-# Tokens in one forward pass. It changes scores by rounding only.
-_TOKENS = 1024
 
 
 class Prompt(NamedTuple):
@@ -39,6 +28,22 @@ class Score(NamedTuple):
     nll: float
     tokens: int
     hits: int
+
+
+class Look(NamedTuple):
+    """Cases, and the update under which they are to be scored; none: the model as it is."""
+
+    cases: Sequence[Case]
+    when: When
+    step: int = 0
+    deltas: Deltas = UNCHANGED
+
+
+class Scored(NamedTuple):
+    """All that rows are made of: a score of each asked target, and whether each edit's is said."""
+
+    scores: list[Score]
+    exact: list[bool]
 
 
 def prompts(case: Case) -> Iterator[Prompt]:
@@ -64,86 +69,101 @@ def score_cases(
     Raises:
         NotFinite: a log-probability is NaN.
     """
-    asked = [(case, prompt) for case in cases for prompt in prompts(case)]
-    texts = [
-        (prompt.text, target)
-        for case, prompt in asked
-        for target in (case.edit.target, case.edit.target_old)
-        if target is not None
-    ]
-    scores = iter(score_targets(handle, texts, progress=progress))
-    exact = says_target(handle, [case.edit for case in cases])
-    said = dict(zip((case.edit.id for case in cases), exact, strict=True))
+    return score_looks(handle, [Look(cases, when, step)], progress)
+
+
+def score_looks(
+    handle: ModelHandle, looks: Sequence[Look], progress: Progress = silent
+) -> list[Row]:
+    """Score the cases of each look under its update, which nothing of the model keeps.
+
+    Updates of low rank are laid over the rows of shared batches; others are written and undone,
+    one after the other.
+
+    Raises:
+        NotFinite: an update or a log-probability is NaN.
+    """
+    overlay = Overlay(handle=handle, updates=[look.deltas for look in looks])
+    if overlay.pays:
+        scored = _scored(overlay, looks, progress)
+        scores, exact = iter(scored.scores), iter(scored.exact)
+        return [row for look in looks for row in _rows(look, scores, exact)]
     rows: list[Row] = []
-    for case, prompt in asked:
-        new = next(scores)
-        old = next(scores) if case.edit.target_old is not None else None
-        rows.append(
-            Row(
-                case=case.edit.id,
-                relation=case.relation,
-                kind=prompt.kind,
-                index=prompt.index,
-                when=when,
-                step=step,
-                nll_new=new.nll,
-                n_new=new.tokens,
-                hits_new=new.hits,
-                nll_old=old.nll if old else None,
-                n_old=old.tokens if old else None,
-                hits_old=old.hits if old else None,
-                exact=said[case.edit.id] if prompt.kind == "rewrite" else None,
-            )
-        )
+    for look in looks:
+        with handle.scratch():
+            handle.write(look.deltas)
+            rows += score_looks(handle, [look._replace(deltas=UNCHANGED)], progress)
     return rows
 
 
 def score_targets(
     handle: ModelHandle, texts: Sequence[tuple[str, str]], *, progress: Progress = silent
 ) -> list[Score]:
-    """The score of each (prompt, target), teacher-forced on "prompt target"."""
-    rows = [handle.tokens.continuation(prompt, target) for prompt, target in texts]
-    scores: dict[int, Score] = {}
-    for group in by_length([len(row.ids) for row in rows], _TOKENS):
-        progress("scoring prompts", len(scores), len(rows))
-        logits = _target_logits(handle, [rows[i] for i in group])
-        parts = logits.split([len(rows[i].target) for i in group])
-        for i, part in zip(group, parts, strict=True):
-            scores[i] = _score(part, rows[i].target)
-            if isnan(scores[i].nll):
-                raise NotFinite(
-                    f"The log-probability of {texts[i][1]!r} behind {texts[i][0]!r} is NaN: the "
-                    f"model's activations overflow in {handle.dtype}, or edits have destroyed it."
-                )
-    progress("scoring prompts", len(rows), len(rows))
-    return [scores[i] for i in range(len(rows))]
+    """The score of each (prompt, target), teacher-forced on "prompt target".
+
+    Raises:
+        NotFinite: a log-probability is NaN.
+    """
+    asks = [Ask(*handle.tokens.continuation(prompt, target)) for prompt, target in texts]
+    found = predict(Overlay(handle=handle), asks, progress)
+    return [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=True)]
 
 
-def _target_logits(
-    handle: ModelHandle, rows: Sequence[Continuation]
-) -> Float[Tensor, "target_tokens vocabulary"]:
-    """Logits at the positions that predict the targets, those of one row side by side."""
-    batch = handle.tokens.pad([row.ids[:-1] for row in rows])
-    index = torch.tensor(
-        [(i, p) for i, row in enumerate(rows) for p in range(row.start - 1, len(row.ids) - 1)],
-        device=handle.device,
-    )
-    with (
-        torch.no_grad(),
-        hooks.change_input(
-            handle.architecture.head, lambda hidden: hidden[index[:, 0], index[:, 1]].unsqueeze(0)
-        ),
-    ):
-        return handle.model(
-            input_ids=batch.input_ids.to(handle.device),
-            attention_mask=batch.attention_mask.to(handle.device),
-            use_cache=False,
-        ).logits[0]
+def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> Scored:
+    """Scores and exact matches of all looks, in the order of their cases, prompts and targets."""
+    handle = overlay.handle
+    owned = [(owner, case) for owner, look in enumerate(looks) for case in look.cases]
+    asks = [
+        Ask(*handle.tokens.continuation(prompt.text, target), owner)
+        for owner, case in owned
+        for prompt in prompts(case)
+        for target in _targets(case)
+    ]
+    drafts = [draft(handle.tokens, case.edit, owner) for owner, case in owned]
+    found = predict(overlay, [*asks, *drafts], progress)
+    scores = [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=False)]
+    edits = [case.edit for _, case in owned]
+    return Scored(scores, exact_matches(overlay, edits, drafts, found[len(asks) :]))
 
 
-def _score(logits: Float[Tensor, "tokens vocabulary"], target: Sequence[int]) -> Score:
-    wanted = torch.tensor(target, device=logits.device)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    logp = wide.log_softmax(-1).gather(-1, wanted.unsqueeze(-1))
-    hits = int((logits.argmax(-1) == wanted).sum())
-    return Score(nll=-float(logp.mean()), tokens=len(target), hits=hits)
+def _targets(case: Case) -> list[str]:
+    """What is scored behind each prompt."""
+    old = case.edit.target_old
+    return [case.edit.target] if old is None else [case.edit.target, old]
+
+
+def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
+    target = ask.ids[ask.start :]
+    nll = -sum(seen.logp) / len(target)
+    if isnan(nll):
+        decode = handle.tokens.decode
+        raise NotFinite(
+            f"The log-probability of {decode(target)!r} behind {decode(ask.ids[: ask.start])!r} is "
+            f"NaN: the model's activations overflow in {handle.dtype}, or edits have destroyed it."
+        )
+    hits = sum(wanted == top for wanted, top in zip(target, seen.top, strict=True))
+    return Score(nll, len(target), hits)
+
+
+def _rows(look: Look, scores: Iterator[Score], exact: Iterator[bool]) -> Iterator[Row]:
+    """The rows of one look, from the next scores."""
+    for case in look.cases:
+        said = next(exact)
+        for prompt in prompts(case):
+            new, *rest = (next(scores) for _ in _targets(case))
+            old = rest[0] if rest else None
+            yield Row(
+                case=case.edit.id,
+                relation=case.relation,
+                kind=prompt.kind,
+                index=prompt.index,
+                when=look.when,
+                step=look.step,
+                nll_new=new.nll,
+                n_new=new.tokens,
+                hits_new=new.hits,
+                nll_old=old.nll if old else None,
+                n_old=old.tokens if old else None,
+                hits_old=old.hits if old else None,
+                exact=said if prompt.kind == "rewrite" else None,
+            )

@@ -97,7 +97,7 @@ class ModelHandle:
 
     def master(self, layer: int) -> Float[Tensor, "d_out d_in"]:
         """The matrix of a layer in float32: what edits add up in."""
-        if self._weights_are_masters:
+        if self.weights_are_masters:
             return self.site(layer).weight
         if layer in self._masters:
             return self._masters[layer]
@@ -109,15 +109,24 @@ class ModelHandle:
         Raises:
             NotFinite: a change holds NaN or infinity; nothing is written then.
         """
+        self.check(deltas)
+        for layer, delta in deltas.items():
+            self._save(layer)
+            self._changed |= {layer}
+            self._add(layer, delta)
+
+    def check(self, deltas: Mapping[int, LowRankDelta]) -> None:
+        """Refuse changes that could not be written.
+
+        Raises:
+            NotFinite: a change holds NaN or infinity.
+            UnsupportedModel: a change does not fit the matrix of its layer.
+        """
         for layer, delta in deltas.items():
             for factor in (delta.left, delta.right):
                 if not torch.isfinite(factor).all():
                     raise NotFinite(f"The change of layer {layer} holds NaN or infinity.")
             self._check_shape(layer, delta)
-        for layer, delta in deltas.items():
-            self._save(layer)
-            self._changed |= {layer}
-            self._add(layer, delta)
 
     @contextmanager
     def scratch(self) -> Generator["ModelHandle", None, None]:
@@ -143,7 +152,8 @@ class ModelHandle:
         return digest.hexdigest()
 
     @property
-    def _weights_are_masters(self) -> bool:
+    def weights_are_masters(self) -> bool:
+        """Whether edits add up in the weights themselves, which are then never rounded."""
         return self.dtype in (torch.float32, torch.float64)
 
     def _check_shape(self, layer: int, delta: LowRankDelta) -> None:
@@ -170,7 +180,7 @@ class ModelHandle:
             part = slice(start, start + rows)
             change = delta.dense(part).to(master.device)
             master[part] = (master[part].double() + change).to(master.dtype)
-        if not self._weights_are_masters:
+        if not self.weights_are_masters:
             self._masters[layer] = master
             weight.copy_(master)
 

@@ -73,6 +73,24 @@ def change_outputs(
         yield
 
 
+@contextmanager
+def add_to_outputs(
+    modules: Mapping[int, nn.Module], rows: int, change: Callable[[int, Tensor], Tensor]
+) -> Generator[None, None, None]:
+    """Let each module return `y + change(layer, x)`, x its input and y its output on the rows."""
+
+    def hook(layer: int) -> Callable[..., Tensor]:
+        def add(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + change(layer, _hidden(args, rows)).view(output.shape)
+
+        return add
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.enter_context(module.register_forward_hook(hook(layer)))
+        yield
+
+
 def returns_tuple(module: nn.Module, run: Callable[[], object]) -> bool:
     """Whether a module hands out its hidden states in a tuple, seen in one pass that ends there."""
     seen: list[bool] = []

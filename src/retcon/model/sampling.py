@@ -7,6 +7,11 @@ from transformers import GenerationConfig
 
 from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Overlay
+from retcon.model.tokens import by_length
+
+# Prompt tokens that are generated behind at a time.
+_TOKENS = 512
 
 
 def sample(
@@ -49,30 +54,51 @@ def sample(
 
 
 def greedy(
-    handle: ModelHandle, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
+    overlay: Overlay,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: Sequence[int],
+    owners: Sequence[int],
 ) -> list[tuple[int, ...]]:
     """The most probable continuation of each prompt, freely generated, as many tokens as asked.
 
-    Prompts of one length run together, so nothing is padded.
+    owners: under which of the overlay's updates each is generated. Prompts of one length run
+    together, so nothing is padded.
     """
     found: list[tuple[int, ...]] = [()] * len(prompts)
-    for length in sorted({len(prompt) for prompt in prompts}):
-        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        ids = torch.tensor([list(prompts[i]) for i in rows], device=handle.device)
-        with torch.no_grad():
-            out = _generate(handle)(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                top_k=None,
-                top_p=None,
-                temperature=None,
-                max_new_tokens=max(new_tokens[i] for i in rows),
-                pad_token_id=_padding(handle),
+    lengths = [len(prompt) for prompt in prompts]
+    for length in sorted(set(lengths)):
+        equal = [i for i in range(len(prompts)) if lengths[i] == length]
+        for part in by_length([length] * len(equal), _TOKENS):
+            rows = [equal[i] for i in part]
+            out = _greedy(
+                overlay,
+                [prompts[i] for i in rows],
+                [owners[i] for i in rows],
+                max(new_tokens[i] for i in rows),
             )
-        for i, row in zip(rows, out.tolist(), strict=True):
-            found[i] = tuple(row[length : length + new_tokens[i]])
+            for i, row in zip(rows, out, strict=True):
+                found[i] = tuple(row[: new_tokens[i]])
     return found
+
+
+def _greedy(
+    overlay: Overlay, prompts: Sequence[Sequence[int]], owners: Sequence[int], new_tokens: int
+) -> list[list[int]]:
+    """What is generated behind prompts of one length, in one batch."""
+    handle = overlay.handle
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
+    with torch.no_grad(), overlay.over(owners):
+        out = _generate(handle)(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            top_k=None,
+            top_p=None,
+            temperature=None,
+            max_new_tokens=new_tokens,
+            pad_token_id=_padding(handle),
+        )
+    return [[int(i) for i in row] for row in out[:, ids.shape[1] :].tolist()]
 
 
 def _padding(handle: ModelHandle) -> int:

@@ -58,6 +58,14 @@ class Tokens:
         self.tokenizer = tokenizer
         self._special = frozenset(int(i) for i in tokenizer.all_special_ids)
 
+    @property
+    def decodes_piecewise(self) -> bool:
+        """Whether the text of some ids stays as it is when more follow.
+
+        Not where the tokenizer tidies up spaces in front of what follows.
+        """
+        return not self.tokenizer.clean_up_tokenization_spaces
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids, with whatever the tokenizer puts before a text, and nothing after it."""
         return self._encode(text)[0]
