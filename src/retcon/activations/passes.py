@@ -183,13 +183,13 @@ class _SuffixPasses:
     def _forward(
         self, rows: Int[Tensor, " rows"], suffix: int
     ) -> Float[Tensor, "predictions vocabulary"]:
-        past, visible = self.prefix.before(rows)
-        # What fills a suffix up stands behind it and is never seen by it.
-        mask = torch.cat([visible, visible.new_ones(len(rows), suffix)], dim=1).long()
+        before = self.prefix.standing_before(rows)
+        ids = self.ids[rows, :suffix]
         return self.handle.model(
-            input_ids=self.ids[rows, :suffix],
-            attention_mask=mask,
-            position_ids=self.lookup[rows].unsqueeze(1) + torch.arange(suffix, device=rows.device),
-            past_key_values=past.cache(self.handle.layers),
+            input_ids=ids,
+            # What fills a suffix up stands behind it and is never seen by it.
+            attention_mask=torch.cat([before.visible.long(), torch.ones_like(ids)], dim=1),
+            position_ids=self.lookup[rows].unsqueeze(1) + torch.arange(suffix, device=ids.device),
+            past_key_values=before.cache(self.handle.layers),
             use_cache=True,
         ).logits[0]

@@ -1,19 +1,19 @@
-"""What a target's δ cannot change, computed once: the prefixes of many texts, and the stream.
+"""What a target's δ cannot change, computed once: what stands before it, and the stream into it.
 
 δ is added at the lookup token of layer L, so neither the tokens before it nor the blocks up to L
-ever see it. Of the former the keys and values are kept, in two parts, because texts of one
-context begin with the same sampled words: those that a context's texts share, run once for all of
-them, and the rest of each text up to its lookup token. Of the latter the stream that leaves them
-is kept, at the lookup token and behind it.
+ever see it. Of the former the keys and values are kept, each token's once: texts of one context
+begin with the same sampled words, and those run once for all of them. Of the latter the stream
+that leaves them is kept, at the lookup token and behind it.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
@@ -58,62 +58,83 @@ class TargetRow(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of some tokens in some blocks, each (rows, heads, tokens, width)."""
+    """Keys and values of tokens of any texts, by block, each (tokens, heads, width)."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
-    def select(self, rows: Int[Tensor, " rows"], tokens: int) -> "KeyValues":
-        """Those of the given rows, and of the first tokens only."""
-        return KeyValues(
-            [keys[rows, :, :tokens] for keys in self.keys],
-            [values[rows, :, :tokens] for values in self.values],
-        )
-
-    def join(self, later: "KeyValues") -> "KeyValues":
-        """These tokens and, behind them, later ones."""
-        return KeyValues(
-            [torch.cat(pair, dim=2) for pair in zip(self.keys, later.keys, strict=True)],
-            [torch.cat(pair, dim=2) for pair in zip(self.values, later.values, strict=True)],
-        )
+    @property
+    def tokens(self) -> int:
+        """How many tokens."""
+        return len(self.keys[0])
 
     def from_block(self, first: int) -> "KeyValues":
         """Without the blocks before `first`."""
         return KeyValues(self.keys[first:], self.values[first:])
 
+    @staticmethod
+    def stack(parts: Sequence["KeyValues"]) -> "KeyValues":
+        """All tokens of several such."""
+        return KeyValues(
+            [torch.cat(same) for same in zip(*(part.keys for part in parts), strict=True)],
+            [torch.cat(same) for same in zip(*(part.values for part in parts), strict=True)],
+        )
+
+
+class Before(NamedTuple):
+    """What stands before some rows: which of the kept tokens, and how many are no filling."""
+
+    kept: KeyValues
+    index: Int[Tensor, "rows prefix"]
+    visible: Bool[Tensor, "rows prefix"]
+
     def cache(self, blocks: int) -> Cache:
-        """For a model of so many blocks; those before the first of these do not run."""
-        layers: list[CacheLayerMixin] = []
-        for keys, values in zip(self.keys, self.values, strict=True):
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            layers.append(layer)
-        # Blocks that do not run need one too, for its length.
-        return Cache(layers=[*layers[:1] * (blocks - len(layers)), *layers])
+        """For a model of so many blocks; those that are not kept do not run."""
+        skipped = blocks - len(self.kept.keys)
+        return Cache(layers=[_Before(self, max(0, block - skipped)) for block in range(blocks)])
+
+
+class _Before(DynamicLayer):
+    """One block's part of it, put together when the block asks, and not kept.
+
+    `keys` and `values` are those of the pass itself.
+    """
+
+    def __init__(self, before: Before, block: int) -> None:
+        super().__init__()
+        self.before, self.block = before, block
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        kept, index, _ = self.before
+        keys, values = kept.keys[self.block], kept.values[self.block]
+        return (
+            torch.cat([keys[index].transpose(1, 2), key_states], dim=2),
+            torch.cat([values[index].transpose(1, 2), value_states], dim=2),
+        )
+
+    def get_seq_length(self) -> int:
+        return self.before.index.shape[1]
 
 
 class Prefix(NamedTuple):
     """What no δ of these rows can change.
 
-    shared: keys and values of the distinct beginnings of texts; start: which of them each row has.
-    tail: of what follows up to the lookup token, by row. stream: what enters the first live block,
-    at the lookup token and behind it. Shorter ones are filled up on the right, and masked.
+    kept: keys and values in the live blocks; before: which of those tokens stand before each row's
+    lookup token. stream: what enters the first live block, at the lookup token and behind it.
     """
 
     rows: Sequence[TargetRow]
-    shared: KeyValues
-    start: Int[Tensor, " rows"]
-    tail: KeyValues
+    kept: KeyValues
+    before: list[range | list[int]]
     stream: Float[Tensor, "rows suffix hidden"]
 
-    def before(self, rows: Int[Tensor, " rows"]) -> tuple[KeyValues, Bool[Tensor, "rows prefix"]]:
-        """Keys and values before the lookup tokens of some rows, and which of them are real."""
-        chosen = [self.rows[i] for i in rows.tolist()]
-        shared, visible = _beginnings(self.shared, self.start[rows], chosen)
-        lengths = [row.tail for row in chosen]
-        tail = self.tail.select(rows, max(lengths))
-        return shared.join(tail), torch.cat([visible, _first(lengths, rows.device)], dim=1)
+    def standing_before(self, rows: Int[Tensor, " rows"]) -> Before:
+        """What a pass over some rows needs to know."""
+        return _standing_before(self.kept, [self.before[i] for i in rows.tolist()], rows.device)
 
 
 def read_prefix(
@@ -123,46 +144,45 @@ def read_prefix(
 
     None where the model's cache is not plain keys and values.
     """
-    # A text may begin with its lookup token. It then lends its first token, which masks hide.
-    beginnings = [row.ids[: max(1, row.shared)] for row in rows]
-    distinct = sorted(set(beginnings))
-    start = torch.tensor([distinct.index(ids) for ids in beginnings], device=handle.device)
+    beginnings = sorted({row.ids[: row.shared] for row in rows if row.shared})
     with torch.no_grad():
-        shared = _read_beginnings(handle, distinct)
-        if shared is None:
+        # Some text has to run in any case, to see what kind of cache the model has.
+        kept = _read_beginnings(handle, beginnings or [rows[0].ids[:1]])
+        if kept is None:
             return None
-        behind = _Behind(handle, rows, shared, start, tokens)
+        ends = accumulate(map(len, beginnings), initial=0)
+        where = {
+            ids: range(end, end + len(ids)) for ids, end in zip(beginnings, ends, strict=False)
+        }
+        shared = [where.get(row.ids[: row.shared], range(0)) for row in rows]
+        behind = _Behind(handle, rows, kept, shared, tokens)
         stream = behind.stream(place)
-        # Where no block is live, the last one's are kept all the same: a cache has a length.
+        # Where no block is live, the last one's are kept all the same.
         first = min(place.first_live, handle.layers - 1)
-        return Prefix(rows, shared.from_block(first), start, behind.tails(first), stream)
+        tails, before = behind.tails(first)
+        everything = KeyValues.stack([kept.from_block(first), *tails])
+        return Prefix(rows, everything, before, stream)
 
 
 def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> KeyValues | None:
+    """Keys and values of every token of some texts, if that is what the model's cache holds."""
     batch = handle.tokens.pad(texts)
+    mask = batch.attention_mask.to(handle.device)
     # One logit: the head's own work is not wanted.
     with hooks.change_input(handle.architecture.head, lambda hidden: hidden[:1, :1]):
         cache = handle.model(
-            input_ids=batch.input_ids.to(handle.device),
-            attention_mask=batch.attention_mask.to(handle.device),
-            use_cache=True,
+            input_ids=batch.input_ids.to(handle.device), attention_mask=mask, use_cache=True
         ).past_key_values
-    length = batch.input_ids.shape[1]
-    return _plain(cache, length, handle.layers)
-
-
-def _plain(cache: object, length: int, blocks: int) -> KeyValues | None:
-    """What a cache holds, if that is keys and values of every token in every block."""
     layers = list(cache.layers) if isinstance(cache, Cache) else []
     found = KeyValues([], [])
     for layer in layers:
         if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
             return None
-        if layer.keys.shape[2] != length:
+        if layer.keys.shape[2] != mask.shape[1]:
             return None
-        found.keys.append(layer.keys)
-        found.values.append(layer.values)
-    return found if len(layers) == blocks else None
+        found.keys.append(_real(layer.keys, mask.bool()))
+        found.values.append(_real(layer.values, mask.bool()))
+    return found if len(layers) == handle.layers else None
 
 
 class _Behind:
@@ -172,92 +192,94 @@ class _Behind:
         self,
         handle: ModelHandle,
         rows: Sequence[TargetRow],
-        shared: KeyValues,
-        start: Int[Tensor, " rows"],
+        kept: KeyValues,
+        shared: Sequence[range],
         tokens: int,
     ) -> None:
-        self.handle, self.rows, self.shared, self.start = handle, rows, shared, start
+        self.handle, self.rows, self.kept, self.shared = handle, rows, kept, shared
         self.tokens = tokens
 
-    def tails(self, first: int) -> KeyValues:
-        """Keys and values of each row's tail, in the blocks from `first` on."""
-        widest = max(row.tail for row in self.rows)
-        empty = self.shared.from_block(first).select(self.start, 0)
-        found = KeyValues(*([_widened(t, widest) for t in side] for side in empty))
-        asked = [i for i, row in enumerate(self.rows) if row.tail]
-        head = self.handle.architecture.head
-        for rows in self._parts(asked, [self.rows[i].tail for i in asked]):
-            texts = [self.rows[i].ids[self.rows[i].shared : self.rows[i].lookup] for i in rows]
-            with hooks.change_input(head, lambda hidden: hidden[:1, :1]):
-                read = self._run(rows, texts).past_key_values
-            width = max(len(text) for text in texts)
-            for into, layer in zip(
-                zip(found.keys, found.values, strict=True), read.layers[first:], strict=True
-            ):
-                into[0][rows, :, :width] = layer.keys[:, :, -width:]
-                into[1][rows, :, :width] = layer.values[:, :, -width:]
-        return found
+    def tails(self, first: int) -> tuple[list[KeyValues], list[range | list[int]]]:
+        """Keys and values of the rows' tails, in the blocks from `first` on, and whose they are."""
+        parts: list[KeyValues] = []
+        before: list[range | list[int]] = [*self.shared]
+        end = self.kept.tokens
+        texts = [row.ids[row.shared : row.lookup] for row in self.rows]
+        for rows in self._parts([len(text) for text in texts]):
+            batch = self.handle.tokens.pad([texts[i] for i in rows])
+            with hooks.change_input(self.handle.architecture.head, lambda hidden: hidden[:1, :1]):
+                cache = self._run(rows, batch.input_ids).past_key_values
+            real = batch.attention_mask.bool().to(self.handle.device)
+            layers = cache.layers[first:]
+            parts.append(
+                KeyValues(
+                    [_real(layer.keys, real) for layer in layers],
+                    [_real(layer.values, real) for layer in layers],
+                )
+            )
+            for i in rows:
+                before[i] = [*self.shared[i], *range(end, end + len(texts[i]))]
+                end += len(texts[i])
+        return parts, before
 
     def stream(self, place: Place) -> Float[Tensor, "rows suffix hidden"]:
         """What leaves the last block that is not live, at the lookup token and behind it."""
         widest = max(row.suffix for row in self.rows)
-        stream = self.handle.site(place.layer).weight.new_zeros(
-            len(self.rows), widest, self.handle.hidden
-        )
+        weight = self.handle.site(place.layer).weight
+        stream = weight.new_zeros(len(self.rows), widest, self.handle.hidden)
         last = place.first_live - 1
         if last < 0:
             return stream
         block = self.handle.architecture.blocks[last]
         texts = [row.ids[row.shared :] for row in self.rows]
-        for rows in self._parts(list(range(len(texts))), [len(text) for text in texts]):
+        for rows in self._parts([len(text) for text in texts]):
 
             def keep(_layer: int, y: Tensor, rows: list[int] = rows) -> None:
                 for i, states in zip(rows, y, strict=True):
                     tail, suffix = self.rows[i].tail, self.rows[i].suffix
                     stream[i, :suffix] = states[tail : tail + suffix]
 
+            ids = self.handle.tokens.pad([texts[i] for i in rows]).input_ids
             with hooks.read_outputs({last: block}, len(rows), keep):
-                hooks.run_until(block, lambda rows=rows: self._run(rows, [texts[i] for i in rows]))
+                hooks.run_until(block, lambda rows=rows, ids=ids: self._run(rows, ids))
         return stream
 
-    def _parts(self, rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        for group in by_length(lengths, self.tokens):
-            yield [rows[i] for i in group]
+    def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that have tokens, of similar length."""
+        asked = [i for i, length in enumerate(lengths) if length]
+        for group in by_length([lengths[i] for i in asked], self.tokens):
+            yield [asked[i] for i in group]
 
-    def _run(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> Any:
+    def _run(self, rows: Sequence[int], ids: Int[Tensor, "rows length"]) -> Any:
         """The model's own forward over these tokens behind the shared beginnings of the rows."""
-        index = torch.tensor(rows, device=self.handle.device)
-        chosen = [self.rows[i] for i in rows]
-        past, visible = _beginnings(self.shared, self.start[index], chosen)
-        ids = self.handle.tokens.pad(texts).input_ids.to(self.handle.device)
-        shared = torch.tensor([[row.shared] for row in chosen], device=ids.device)
+        device = self.handle.device
+        before = _standing_before(self.kept, [self.shared[i] for i in rows], device)
+        start = torch.tensor([[self.rows[i].shared] for i in rows], device=device)
         return self.handle.model(
-            input_ids=ids,
+            input_ids=ids.to(device),
             # What fills a text up stands behind it and is never seen by it.
-            attention_mask=torch.cat([visible, visible.new_ones(ids.shape)], dim=1).long(),
-            position_ids=shared + torch.arange(ids.shape[1], device=ids.device),
-            past_key_values=past.cache(self.handle.layers),
+            attention_mask=torch.cat([before.visible.long(), torch.ones_like(ids).to(device)], 1),
+            position_ids=start + torch.arange(ids.shape[1], device=device),
+            past_key_values=before.cache(self.handle.layers),
             use_cache=True,
         )
 
 
-def _beginnings(
-    shared: KeyValues, start: Int[Tensor, " rows"], rows: Sequence[TargetRow]
-) -> tuple[KeyValues, Bool[Tensor, "rows shared"]]:
-    """The shared beginnings of some rows, and which of their tokens are real."""
-    lengths = [row.shared for row in rows]
-    width = max(1, *lengths)
-    return shared.select(start, width), _first(lengths, start.device, width)
+def _standing_before(
+    kept: KeyValues, tokens: Sequence[range | list[int]], device: torch.device
+) -> Before:
+    """Rows of references to kept tokens, filled up on the right with any."""
+    lengths = torch.tensor([len(row) for row in tokens], device=device)
+    width = int(lengths.max())
+    index = torch.zeros(len(tokens), width, dtype=torch.long)
+    for i, row in enumerate(tokens):
+        index[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+    visible = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    return Before(kept, index.to(device), visible)
 
 
-def _first(
-    lengths: Sequence[int], device: torch.device, width: int | None = None
-) -> Bool[Tensor, "rows width"]:
-    """A mask of the first tokens of each row."""
-    positions = torch.arange(max(lengths) if width is None else width, device=device)
-    return positions < torch.tensor(lengths, device=device).unsqueeze(1)
-
-
-def _widened(states: Tensor, tokens: int) -> Float[Tensor, "rows heads tokens width"]:
-    rows, heads, _, width = states.shape
-    return states.new_zeros(rows, heads, tokens, width)
+def _real(
+    states: Float[Tensor, "rows heads length width"], mask: Bool[Tensor, "rows length"]
+) -> Float[Tensor, "tokens heads width"]:
+    """The tokens that are no filling, one below the other."""
+    return states.transpose(1, 2)[mask]
