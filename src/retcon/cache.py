@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EntryKind = Literal["targets", "keys", "scores"]
 ENTRIES: tuple[str, ...] = get_args(EntryKind)
-LARGE = ("moments", "corpora", "models")
+LARGE: tuple[str, ...] = ("moments", "corpora", "models")
 
 # Bytes of all entries together, where RETCON_CACHE_LIMIT does not say how many.
 _LIMIT = 2 * 2**30
@@ -94,26 +94,31 @@ def recall(
     return [recalled[i] for i in range(len(names))]
 
 
-def usage(kinds: Sequence[str] = (*ENTRIES, *LARGE)) -> list[Usage]:
-    """Files and bytes of each kind."""
+def usage(kind: str = "all") -> list[Usage]:
+    """Files and bytes of a kind, of all `entries` or of `all` kinds.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
+    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
+    if kind not in known:
+        raise UnknownName.among("kind", kind, known)
     used: list[Usage] = []
-    for kind in kinds:
-        sizes = [stat.st_size for _, stat in _files(kind)]
-        used.append(Usage(kind, cache_folder() / kind, len(sizes), sum(sizes)))
+    for name in known[kind]:
+        sizes = [stat.st_size for _, stat in _files(name)]
+        used.append(Usage(name, cache_folder() / name, len(sizes), sum(sizes)))
     return used
 
 
-def clear(kind: str | None = None) -> list[Usage]:
-    """Remove one kind, `all`, or where none is named all entries; what was there is returned.
+def clear(kind: str = "entries") -> list[Usage]:
+    """Remove a kind, all `entries` or `all` kinds, and return what was there.
 
     Raises:
         UnknownName: there is no such kind.
         StorageError: something could not be removed.
     """
-    known = {name: (name,) for name in (*ENTRIES, *LARGE)} | {"all": (*ENTRIES, *LARGE)}
-    if kind is not None and kind not in known:
-        raise UnknownName.among("kind", kind, known)
-    removed = usage(ENTRIES if kind is None else known[kind])
+    removed = usage(kind)
     for one in removed:
         try:
             if one.folder.exists():

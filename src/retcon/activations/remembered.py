@@ -42,7 +42,8 @@ def recall_targets(
         return optimise_targets(handle, edits, prefixes, layer, options, progress)
 
     def compute(group: list[int]) -> list[Entry]:
-        def advance(task: str, done: int, _total: int) -> None:
+        def advance(task: str, done: int, total: int) -> None:
+            del total  # of this group
             progress(task, group[0] + done, len(edits))
 
         chosen = [edits[i] for i in group]
@@ -109,7 +110,5 @@ def _to_entry(target: Targets) -> Entry:
 
 
 def _of_entry(entry: Entry, cached: bool, device: torch.device) -> Targets:
-    kept = {name: tensor.to(device) for name, tensor in entry.items()}
-    return Targets(
-        **{**kept, "cached": torch.full_like(kept["cached"], cached), "short": bool(kept["short"])}
-    )
+    kept = Targets._make(entry[name].to(device) for name in Targets._fields)
+    return kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))

@@ -77,8 +77,7 @@ class Targets(NamedTuple):
 
     def select(self, rows: slice) -> "Targets":
         """The targets of some of the edits."""
-        *fields, short = self
-        return Targets(*(field[rows] for field in fields), short)
+        return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
     @staticmethod
     def join(parts: Sequence["Targets"]) -> "Targets":

@@ -47,7 +47,7 @@ app.command("probe")(probe.probe)
 app.command("stats")(stats.stats)
 app.command("methods")(methods.methods)
 app.add_typer(patch.app, name="patch")
-app.add_typer(cache.app, name="cache")
+app.command("cache")(cache.cache)
 app.command("demo")(demo.demo)
 
 

@@ -120,9 +120,9 @@ def _features(
         chunk = edits[start : start + together]
         found = editor.features(model, chunk, state, progress)
         took = time.perf_counter() - started
-        seconds, cached = found.targets.seconds.double(), found.targets.cached
+        now = ~found.targets.cached
         # What is no target's is shared by all.
-        rest = (took - float(seconds[~cached].sum())) / len(chunk)
+        rest = (took - float(found.targets.seconds[now].sum())) / len(chunk)
         for first in range(0, len(chunk), size):
             part = found.select(slice(first, first + size))
             yield part, float(part.targets.seconds.sum()) + rest * len(part.edits)

@@ -18,7 +18,6 @@ from retcon.model.overlay import UNCHANGED, Deltas, Overlay
 from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 
-
 # One more whenever other scores are made of the same tokens.
 _FORMAT = 1
 
@@ -49,7 +48,7 @@ class Look(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the rows of a case are made of: a score of each asked target; whether its own is said."""
+    """What the rows of a case are made of: a score of each asked target, and its exact match."""
 
     scores: list[Score]
     exact: bool
@@ -118,7 +117,7 @@ def score_targets(
 
 
 class _Asked(NamedTuple):
-    """A case and what is asked of the model for it: its targets behind its prompts, and a draft."""
+    """A case and what the model is asked for it: its targets behind its prompts, and its draft."""
 
     case: Case
     asks: list[Ask]
@@ -135,9 +134,10 @@ class _Asked(NamedTuple):
 
 
 def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list[Scored]:
-    """What was found of all looks' cases; of the model as it was loaded, the cache is asked first.
+    """What is found of each look's cases, in their order.
 
-    Whether it is as loaded is a matter of its weights, never of what a look is called.
+    Of the model as it was loaded, which is a matter of its weights and not of what a look is
+    called, the cache is asked first.
     """
     handle = overlay.handle
     owned = [(owner, case) for owner, look in enumerate(looks) for case in look.cases]

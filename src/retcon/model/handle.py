@@ -110,7 +110,7 @@ class ModelHandle:
         return {
             "weights": self.fingerprint,
             "settings": json.dumps(settings, sort_keys=True, default=str),
-            "attention": str(self.model.config._attn_implementation),
+            "attention": str(getattr(self.model.config, "_attn_implementation", None)),
             "dtype": str(self.dtype),
             "device": self.device.type,
             "products": torch.get_float32_matmul_precision(),

@@ -1,45 +1,39 @@
 """`retcon cache`."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from retcon.cache import Usage, clear, limit, usage
+from retcon.cache import clear, limit, usage
 from retcon.cli import options
 from retcon.cli.console import number, out, table, write_json
 from retcon.storage import cache_folder, check_writable
 
-app = typer.Typer(help="Show what Retcon keeps, or remove it.")
 
-
-@app.callback(invoke_without_command=True)
-def cache(context: typer.Context, json: options.Json = None) -> None:
-    """Show what Retcon keeps in its cache: files and size of each kind."""
-    if context.invoked_subcommand is not None:
-        return
-    check_writable(json)
-    found, most = usage(), limit()
-    columns = ["kind", "files", "MB", "folder"]
-    out.print(table(f"Cache: {cache_folder()}", columns, _rows(found)))
-    out.print(f"Targets, keys and scores may take {most / 1e6:.0f} MB (RETCON_CACHE_LIMIT, bytes).")
-    kinds = {one.kind: {**one._asdict(), "folder": str(one.folder)} for one in found}
-    write_json(json, {"folder": str(cache_folder()), "limit": most, "kinds": kinds})
-
-
-@app.command("clear")
-def remove(
+def cache(
+    action: Annotated[
+        Literal["show", "clear"], typer.Argument(help="Show what is there, or remove it.")
+    ] = "show",
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="targets, keys, scores, moments, corpora, models, or all. Default: the first three.",
+            help="targets, keys, scores: the `entries`, which `clear` takes; moments, corpora or "
+            "models; or `all`, which are shown.",
             show_default=False,
         ),
     ] = None,
+    json: options.Json = None,
 ) -> None:
-    """Remove what is kept: what is quickly made again, or the kind that is named."""
-    out.print(table("Removed", ["kind", "files", "MB", "folder"], _rows(clear(kind))))
-
-
-def _rows(found: Sequence[Usage]) -> list[list[str]]:
-    return [[one.kind, str(one.files), number(one.bytes / 1e6), str(one.folder)] for one in found]
+    """Show what Retcon keeps: files and size of each kind. `retcon cache clear` removes entries."""
+    check_writable(json)
+    most = limit()
+    # The large kinds take long to make again, so they have to be named.
+    found = usage(kind or "all") if action == "show" else clear(kind or "entries")
+    title = "In the cache" if action == "show" else "Removed from the cache"
+    rows = [[u.kind, str(u.files), number(u.bytes / 1e6), str(u.folder)] for u in found]
+    out.print(table(title, ["kind", "files", "MB", "folder"], rows))
+    if action == "show":
+        out.print(f"Entries may take {most / 1e6:.0f} MB (RETCON_CACHE_LIMIT, in bytes).")
+    kinds = {one.kind: {**one._asdict(), "folder": str(one.folder)} for one in found}
+    about = {"action": action, "folder": str(cache_folder()), "limit": most, "kinds": kinds}
+    write_json(json, about)
