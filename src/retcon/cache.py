@@ -125,7 +125,7 @@ def clear(kind: str = "entries") -> list[Usage]:
                 shutil.rmtree(one.folder)
         except OSError as error:
             raise StorageError(
-                f"{one.folder} could not be removed, or not all of it: {error.strerror}. Is it "
+                f"{one.folder} could not be removed, or not all of it: {error.strerror or error}. Is it "
                 f"yours, and is no other run using it?"
             ) from error
     return removed
