@@ -125,8 +125,8 @@ def clear(kind: str = "entries") -> list[Usage]:
                 shutil.rmtree(one.folder)
         except OSError as error:
             raise StorageError(
-                f"{one.folder} could not be removed, or not all of it: {error.strerror or error}. Is it "
-                f"yours, and is no other run using it?"
+                f"{one.folder} could not be removed, or not all of it: "
+                f"{error.strerror or error}. Is it yours, and is no other run using it?"
             ) from error
     return removed
 

@@ -30,7 +30,7 @@ def cache(
     # The large kinds take long to make again, so they have to be named.
     found = usage(kind or "all") if action == "show" else clear(kind or "entries")
     title = "In the cache" if action == "show" else "Removed from the cache"
-    rows = [[u.kind, str(u.files), number(u.bytes / 1e6), str(u.folder)] for u in found]
+    rows = [[u.kind, str(u.files), number(u.bytes / 1e6, 2), str(u.folder)] for u in found]
     out.print(table(title, ["kind", "files", "MB", "folder"], rows))
     if action == "show":
         out.print(f"Entries may take {most / 1e6:.0f} MB (RETCON_CACHE_LIMIT, in bytes).")
