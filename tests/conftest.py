@@ -17,11 +17,19 @@ hypothesis.settings.register_profile("retcon", max_examples=40, deadline=None)
 hypothesis.settings.load_profile("retcon")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """A cache of the test's own, without targets, keys and scores: what is tested is computed."""
     monkeypatch.setenv("RETCON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RETCON_CACHE_LIMIT", "0")
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def entries(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own that keeps targets, keys and scores too."""
+    monkeypatch.delenv("RETCON_CACHE_LIMIT")
+    return cache
 
 
 @pytest.fixture(scope="session")

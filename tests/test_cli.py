@@ -214,7 +214,7 @@ def test_interrupt_leaves_no_file(folder, retcon, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retcon.methods.base.optimise_targets", interrupt)
+    monkeypatch.setattr("retcon.activations.remembered.optimise_targets", interrupt)
     code, _, err = retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")
     assert code == 130 and "Interrupted" in err
     assert not (folder / "p.safetensors").exists()

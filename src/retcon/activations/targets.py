@@ -10,13 +10,14 @@ passes and `steps` − 1 updates. Edits are independent, so many are optimised a
 its own clamp and its own stop.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -60,7 +61,9 @@ class Targets(NamedTuple):
     """Optimised vectors and how the optimisation went, one row per edit.
 
     delta: δ. anchor: t₀, where δ starts from. loss: the whole loss in the last pass; nll: its
-    first term. steps: passes made. short: whether passes over suffixes could be used.
+    first term. steps: passes made. seconds: what it took, an even share of its group's time,
+    whenever that was. cached: whether that was in an earlier call. short: whether passes over
+    suffixes could be used.
     """
 
     delta: Float[Tensor, "edits hidden"]
@@ -68,12 +71,13 @@ class Targets(NamedTuple):
     loss: Float[Tensor, " edits"]
     nll: Float[Tensor, " edits"]
     steps: Int[Tensor, " edits"]
+    seconds: Float[Tensor, " edits"]
+    cached: Bool[Tensor, " edits"]
     short: bool
 
     def select(self, rows: slice) -> "Targets":
         """The targets of some of the edits."""
-        delta, anchor, loss, nll, steps, short = self
-        return Targets(delta[rows], anchor[rows], loss[rows], nll[rows], steps[rows], short)
+        return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
     @staticmethod
     def join(parts: Sequence["Targets"]) -> "Targets":
@@ -84,6 +88,8 @@ class Targets(NamedTuple):
             loss=torch.cat([part.loss for part in parts]),
             nll=torch.cat([part.nll for part in parts]),
             steps=torch.cat([part.steps for part in parts]),
+            seconds=torch.cat([part.seconds for part in parts]),
+            cached=torch.cat([part.cached for part in parts]),
             short=all(part.short for part in parts),
         )
 
@@ -118,6 +124,7 @@ def _optimise(
     options: TargetOptions,
 ) -> Targets:
     """One group of edits, side by side."""
+    started = time.perf_counter()
     place = Place(layer, options.insertion)
     losses = TargetLoss(
         handle, edits, prefixes, place, kl=options.kl, micro_batch=options.micro_batch
@@ -149,7 +156,9 @@ def _optimise(
             norm = delta.norm(dim=-1, keepdim=True)
             clamped = delta * (limit / norm.clamp_min(1e-30)).clamp_max(1)
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
-    return Targets(delta.detach(), anchor, loss, nll, steps, losses.short)
+    seconds = torch.full_like(loss, (time.perf_counter() - started) / len(edits))
+    cached = torch.zeros_like(active)
+    return Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
 
 
 def _anchors(

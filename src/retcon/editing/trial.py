@@ -23,12 +23,14 @@ from retcon.progress import Progress, silent
 class StepRecord(NamedTuple):
     """What one batch took and did.
 
-    seconds: features and solve. loss, target_steps: means over the batch's targets.
+    seconds: features and solve, as if nothing had been cached. cached: how many of the edits'
+    targets were. loss, target_steps: means over the batch's targets.
     delta_norm: ‖ΔW‖ by layer. novelty: smallest share of a key that was new (ρ = 0: 0 collides).
     """
 
     index: int
     edits: int
+    cached: int
     seconds: float
     loss: float
     target_steps: float
@@ -43,6 +45,7 @@ class StepRecord(NamedTuple):
         return cls(
             index=step.index,
             edits=len(step.edits),
+            cached=int(targets.cached.sum()),
             seconds=step.seconds,
             loss=float(targets.loss.mean()),
             target_steps=float(targets.steps.float().mean()),

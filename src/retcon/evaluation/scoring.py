@@ -1,9 +1,13 @@
 """Teacher-forced log-probabilities of targets behind prompts: the rows of every score."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import isnan
 from typing import NamedTuple
 
+import torch
+
+from retcon.cache import Entry, Name, recall
 from retcon.edits import Case
 from retcon.errors import NotFinite
 from retcon.evaluation.generation import draft, exact_matches
@@ -11,7 +15,11 @@ from retcon.evaluation.predictions import Ask, Prediction, predict
 from retcon.evaluation.rows import Kind, Row, When
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import UNCHANGED, Deltas, Overlay
+from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
+
+# One more whenever other scores are made of the same tokens.
+_FORMAT = 1
 
 
 class Prompt(NamedTuple):
@@ -40,10 +48,10 @@ class Look(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """All that rows are made of: a score of each asked target, and whether each edit's is said."""
+    """What the rows of a case are made of: a score of each asked target, and its exact match."""
 
     scores: list[Score]
-    exact: list[bool]
+    exact: bool
 
 
 def prompts(case: Case) -> Iterator[Prompt]:
@@ -85,9 +93,8 @@ def score_looks(
     """
     overlay = Overlay(handle=handle, updates=[look.deltas for look in looks])
     if overlay.pays:
-        scored = _scored(overlay, looks, progress)
-        scores, exact = iter(scored.scores), iter(scored.exact)
-        return [row for look in looks for row in _rows(look, scores, exact)]
+        scored = iter(_scored(overlay, looks, progress))
+        return [row for look in looks for row in _rows(look, scored)]
     rows: list[Row] = []
     for look in looks:
         with handle.scratch():
@@ -109,21 +116,79 @@ def score_targets(
     return [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=True)]
 
 
-def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> Scored:
-    """Scores and exact matches of all looks, in the order of their cases, prompts and targets."""
+class _Asked(NamedTuple):
+    """A case and what the model is asked for it: its targets behind its prompts, and its draft."""
+
+    case: Case
+    asks: list[Ask]
+    draft: Ask
+
+    @classmethod
+    def of(cls, tokens: Tokens, case: Case, owner: int) -> "_Asked":
+        asks = [
+            Ask(*tokens.continuation(prompt.text, target), owner)
+            for prompt in prompts(case)
+            for target in _targets(case)
+        ]
+        return cls(case, asks, draft(tokens, case.edit, owner))
+
+
+def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list[Scored]:
+    """What is found of each look's cases, in their order.
+
+    Of the model as it was loaded, which is a matter of its weights and not of what a look is
+    called, the cache is asked first.
+    """
     handle = overlay.handle
     owned = [(owner, case) for owner, look in enumerate(looks) for case in look.cases]
-    asks = [
-        Ask(*handle.tokens.continuation(prompt.text, target), owner)
-        for owner, case in owned
-        for prompt in prompts(case)
-        for target in _targets(case)
-    ]
-    drafts = [draft(handle.tokens, case.edit, owner) for owner, case in owned]
+    asked = [_Asked.of(handle.tokens, case, owner) for owner, case in owned]
+    if not handle.as_loaded or any(look.deltas for look in looks):
+        return _score_all(overlay, asked, progress)
+
+    def compute(group: list[int]) -> list[Entry]:
+        found = _score_all(overlay, [asked[i] for i in group], progress)
+        return [_to_entry(scored) for scored in found]
+
+    model = handle.identity
+    recalled = recall("scores", [_name(model, one) for one in asked], compute)
+    return [_of_entry(found.entry) for found in recalled]
+
+
+def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) -> list[Scored]:
+    """Scores and exact matches of some cases, together."""
+    asks = [ask for one in asked for ask in one.asks]
+    drafts = [one.draft for one in asked]
     found = predict(overlay, [*asks, *drafts], progress)
-    scores = [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=False)]
-    edits = [case.edit for _, case in owned]
-    return Scored(scores, exact_matches(overlay, edits, drafts, found[len(asks) :]))
+    exact = exact_matches(overlay, [one.case.edit for one in asked], drafts, found[len(asks) :])
+    scores = iter([_score(overlay.handle, *pair) for pair in zip(asks, found, strict=False)])
+    return [
+        Scored(list(islice(scores, len(one.asks))), said)
+        for one, said in zip(asked, exact, strict=True)
+    ]
+
+
+def _name(model: Name, asked: _Asked) -> Name:
+    """Of the tokens that are run, and of the target, with which generated text is compared."""
+    return {
+        "format": _FORMAT,
+        "model": model,
+        "asks": [(ask.ids, ask.start) for ask in (*asked.asks, asked.draft)],
+        "target": asked.case.edit.target,
+    }
+
+
+def _to_entry(scored: Scored) -> Entry:
+    return {
+        "nll": torch.tensor([score.nll for score in scored.scores], dtype=torch.float64),
+        "tokens": torch.tensor([score.tokens for score in scored.scores]),
+        "hits": torch.tensor([score.hits for score in scored.scores]),
+        "exact": torch.tensor(scored.exact),
+    }
+
+
+def _of_entry(entry: Entry) -> Scored:
+    fields = (entry[name].tolist() for name in Score._fields)
+    return Scored([Score(*values) for values in zip(*fields, strict=True)], bool(entry["exact"]))
 
 
 def _targets(case: Case) -> list[str]:
@@ -145,10 +210,11 @@ def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
     return Score(nll, len(target), hits)
 
 
-def _rows(look: Look, scores: Iterator[Score], exact: Iterator[bool]) -> Iterator[Row]:
-    """The rows of one look, from the next scores."""
+def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
+    """The rows of one look, from what was found of the next cases."""
     for case in look.cases:
-        said = next(exact)
+        found, said = next(scored)
+        scores = iter(found)
         for prompt in prompts(case):
             new, *rest = (next(scores) for _ in _targets(case))
             old = rest[0] if rest else None

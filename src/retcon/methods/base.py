@@ -21,7 +21,8 @@ from torch import Tensor
 from retcon.activations.contexts import ContextOptions, locate, sample_prefixes
 from retcon.activations.covariance import MomentOptions, load_moments
 from retcon.activations.keys import read_at_lookup, read_keys
-from retcon.activations.targets import TargetOptions, Targets, optimise_targets
+from retcon.activations.remembered import recall_keys, recall_targets
+from retcon.activations.targets import TargetOptions, Targets
 from retcon.algebra.closed_form import Collision, write_keys
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.metric import Metric
@@ -153,8 +154,8 @@ class LocateThenEdit:
         first, last = self.layers[0], self.layers[-1]
         # The first context is the bare prompt: one pass gives both.
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
-        keys, bare = read_keys(model, edits, state.prefixes, [first], averages)[first]
-        targets = optimise_targets(
+        keys, bare = recall_keys(model, edits, state.prefixes, first, averages)
+        targets = recall_targets(
             model, edits, state.prefixes, last, self._target_options(model), progress
         )
         valued = bare if self.read_bare or self.exact_value else keys

@@ -25,6 +25,8 @@ from retcon.model.tokens import Tokens
 _CHUNK = 2**24
 # How many elements of each tensor enter the fingerprint.
 _SAMPLES = 4096
+# Entries of a configuration that say where a model comes from and how it is stored, not what it is.
+_NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 class ModelHandle:
@@ -94,6 +96,25 @@ class ModelHandle:
         it was loaded, and is checked against `fingerprint`.
         """
         return _fingerprint(self.model) if self._changed else self.fingerprint
+
+    @property
+    def as_loaded(self) -> bool:
+        """Whether no edit is in the weights, not even one too small for a fingerprint to show."""
+        return not self._changed
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides, up to threads, every number that the model gives while it is as loaded."""
+        config = self.model.config.to_dict()
+        settings = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
+        return {
+            "weights": self.fingerprint,
+            "settings": json.dumps(settings, sort_keys=True, default=str),
+            "attention": str(getattr(self.model.config, "_attn_implementation", None)),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "products": torch.get_float32_matmul_precision(),
+        }
 
     def master(self, layer: int) -> Float[Tensor, "d_out d_in"]:
         """The matrix of a layer in float32: what edits add up in."""

@@ -1,0 +1,207 @@
+"""What was computed once and need not be again: small entries, named by all that they depend on.
+
+    targets, keys, scores     entries of this page: any of them may go at any time
+    moments, corpora, models  large, made elsewhere and only shown and removed here
+
+An entry is a file of its own under the sha256 of its name, so that nothing stale is ever found:
+whatever changes a value changes the name. Two processes that make one entry write the same, and a
+reader sees either file whole. When entries outgrow `RETCON_CACHE_LIMIT`, those go that were
+longest not read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from retcon.errors import InvalidSetting, StorageError, UnknownName
+from retcon.storage import cache_folder, write_whole
+
+if TYPE_CHECKING:
+    # Looking into the cache should not wait for torch.
+    from torch import Tensor
+
+EntryKind = Literal["targets", "keys", "scores"]
+ENTRIES: tuple[str, ...] = get_args(EntryKind)
+LARGE: tuple[str, ...] = ("moments", "corpora", "models")
+
+# Bytes of all entries together, where RETCON_CACHE_LIMIT does not say how many.
+_LIMIT = 2 * 2**30
+# So full the entries are left when the limit was passed, so that not every one after it evicts.
+_LEFT = 0.9
+
+Name = Mapping[str, object]
+Entry = Mapping[str, "Tensor"]
+
+
+class Recalled(NamedTuple):
+    """An entry, and whether it was there before it was asked for."""
+
+    entry: Entry
+    cached: bool
+
+
+class Usage(NamedTuple):
+    """What one kind takes."""
+
+    kind: str
+    folder: Path
+    files: int
+    bytes: int
+
+
+def limit() -> int:
+    """How many bytes all entries may take; 0 turns them off: none is read, none is written.
+
+    Raises:
+        InvalidSetting: `RETCON_CACHE_LIMIT` is no number of bytes.
+    """
+    chosen = os.environ.get("RETCON_CACHE_LIMIT", str(_LIMIT)).strip()
+    if not chosen.isdecimal():
+        raise InvalidSetting(
+            f"RETCON_CACHE_LIMIT={chosen!r} is no number of bytes. 0 turns the cache of targets, "
+            f"keys and scores off; without it they may take {_LIMIT} bytes."
+        )
+    return int(chosen)
+
+
+def recall(
+    kind: EntryKind,
+    names: Sequence[Name],
+    compute: Callable[[list[int]], Sequence[Entry]],
+    *,
+    together: int | None = None,
+) -> list[Recalled]:
+    """The entry of each name: read, or computed now and kept.
+
+    compute: the entries of the names at some indices, asked for `together` at a time. Each such
+    group is kept before the next begins, so an interrupted run keeps what it has.
+    """
+    digests = [_digest(kind, name) for name in names]
+    found = [_read(kind, digest) for digest in digests]
+    recalled = {i: Recalled(entry, True) for i, entry in enumerate(found) if entry is not None}
+    missing = [i for i, entry in enumerate(found) if entry is None]
+    size = together or max(1, len(missing))
+    for start in range(0, len(missing), size):
+        group = missing[start : start + size]
+        entries = compute(group)
+        _keep(kind, [digests[i] for i in group], entries)
+        recalled |= {i: Recalled(entry, False) for i, entry in zip(group, entries, strict=True)}
+    return [recalled[i] for i in range(len(names))]
+
+
+def usage(kind: str = "all") -> list[Usage]:
+    """Files and bytes of a kind, of all `entries` or of `all` kinds.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
+    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
+    if kind not in known:
+        raise UnknownName.among("kind", kind, known)
+    used: list[Usage] = []
+    for name in known[kind]:
+        sizes = [stat.st_size for _, stat in _files(name)]
+        used.append(Usage(name, cache_folder() / name, len(sizes), sum(sizes)))
+    return used
+
+
+def clear(kind: str = "entries") -> list[Usage]:
+    """Remove a kind, all `entries` or `all` kinds, and return what was there.
+
+    Raises:
+        UnknownName: there is no such kind.
+        StorageError: something could not be removed.
+    """
+    removed = usage(kind)
+    for one in removed:
+        try:
+            if one.folder.exists():
+                shutil.rmtree(one.folder)
+        except OSError as error:
+            raise StorageError(
+                f"{one.folder} could not be removed, or not all of it: "
+                f"{error.strerror or error}. Is it yours, and is no other run using it?"
+            ) from error
+    return removed
+
+
+def _digest(kind: str, name: Name) -> str:
+    canonical = json.dumps([kind, name], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _path(kind: str, digest: str) -> Path:
+    return cache_folder() / kind / digest[:2] / f"{digest}.safetensors"
+
+
+def _read(kind: str, digest: str) -> Entry | None:
+    """An entry, marked as used now; one that is damaged or not what its name says is removed."""
+    from safetensors import SafetensorError, safe_open
+
+    if limit() == 0:
+        return None
+    path = _path(kind, digest)
+    try:
+        with safe_open(path, framework="pt") as stream:
+            if (stream.metadata() or {}).get("retcon") == digest:
+                with suppress(OSError):  # of a cache that may be read only
+                    os.utime(path)
+                # Copies: what is read is a view of the file, which may go.
+                return {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError):
+        pass
+    with suppress(OSError):
+        path.unlink()
+    return None
+
+
+def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
+    """Store entries, then make room."""
+    if limit() == 0:
+        return
+    try:
+        for digest, entry in zip(digests, entries, strict=True):
+            _store(_path(kind, digest), digest, entry)
+        _make_room()
+    except StorageError:
+        # The run has what it came for. That a shared cache is read only, or a disk is full, costs
+        # the next run its time, and should not cost this one its result.
+        return
+
+
+def _store(path: Path, digest: str, entry: Entry) -> None:
+    from safetensors.torch import save_file
+
+    if all(bool(tensor.isfinite().all()) for tensor in entry.values()):
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in entry.items()}
+        write_whole(path, lambda work: save_file(tensors, work, {"retcon": digest}))
+
+
+def _make_room() -> None:
+    """Remove the least recently used entries if all together are over the limit."""
+    most = limit()
+    files = [file for kind in ENTRIES for file in _files(kind)]
+    total = sum(stat.st_size for _, stat in files)
+    if total <= most:
+        return
+    for path, stat in sorted(files, key=lambda file: file[1].st_mtime_ns):
+        with suppress(OSError):  # another process may have been quicker
+            path.unlink()
+        total -= stat.st_size
+        if total <= _LEFT * most:
+            return
+
+
+def _files(kind: str) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in (cache_folder() / kind).rglob("*"):
+        with suppress(OSError):  # another process may have removed it
+            if path.is_file():
+                yield path, path.stat()
