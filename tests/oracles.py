@@ -83,6 +83,9 @@ def optimise_one_target(
     adam = torch.optim.Adam([delta], lr=options.lr)
     before: Tensor | None = None
     loss_value = steps = 0
+    at_once = options.contexts_per_step or len(texts)
+    seen: dict[int, float] = {}
+    said: dict[int, bool] = {}
     handle = site.register_forward_hook(hook)
     try:
         for step in range(options.steps):
@@ -91,16 +94,22 @@ def optimise_one_target(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits.log_softmax(-1)
             nll = torch.zeros(())
-            for row, (whole, start) in enumerate(zip(wholes, starts, strict=True)):
-                picked = [logp[row, t - 1, whole[t]] for t in range(start, len(whole))]
-                nll = nll - sum(picked) / len(picked) / len(texts)
+            for row in sorted((step * at_once + i) % len(texts) for i in range(at_once)):
+                whole, places = wholes[row], range(starts[row], len(wholes[row]))
+                mean = -sum(logp[row, t - 1, whole[t]] for t in places) / len(places)
+                nll = nll + mean / at_once
+                seen[row] = mean.item()
+                said[row] = all(int(logp[row, t - 1].argmax()) == whole[t] for t in places)
             now = logp[len(texts), lookups[-1]]
             before = now.detach().clone() if before is None else before
             kl = (now.exp() * (now - before)).sum()
             decay = options.decay * delta.norm() / anchor[0].norm() ** 2
             loss = nll + options.kl * kl + decay
-            loss_value, steps = loss.item(), step + 1
-            if loss_value < options.stop_below or step == options.steps - 1:
+            kept = (options.kl * kl + decay).item()
+            loss_value, steps = sum(seen.values()) / len(seen) + kept, step + 1
+            good = loss_value < options.stop_below
+            good |= options.stop_when_said and all(said.values())
+            if (good and len(seen) == len(texts)) or step == options.steps - 1:
                 break
             loss.backward()
             adam.step()

@@ -16,7 +16,7 @@ from retcon.activations.covariance import (
     load_moments,
 )
 from retcon.activations.keys import read_keys
-from retcon.activations.targets import TargetOptions, optimise_targets
+from retcon.activations.targets import TargetOptions, default_micro_batch, optimise_targets
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import InvalidData, InvalidSetting, NotFinite, SingularCovariance
@@ -120,6 +120,51 @@ def test_each_edit_stops_by_itself():
     options = TargetOptions(steps=25, clamp=50.0, decay=0.0, lr=1.0, stop_below=6.2)
     got = check_targets("llama", torch.float64, 1e-10, options=options)
     assert len(set(got.steps.tolist())) > 1 and got.steps.min() < 25
+
+
+def test_few_contexts_a_step_taken_in_turn():
+    options = TargetOptions(
+        steps=25, clamp=50.0, decay=0.0, lr=1.0, stop_below=6.1, contexts_per_step=2, micro_batch=9
+    )
+    got = check_targets("llama", torch.float64, 1e-10, options=options)
+    assert len(set(got.steps.tolist())) > 1 and 2 <= got.steps.min() < 25
+
+
+def test_a_said_target_is_done_where_that_is_asked_for():
+    model, alone = pico(dtype=torch.float64), ("",)
+    for edit in EDITS[:2]:  # random models hardly say anything: these targets are made easy
+        target = model.tokens.continuation(edit.text, edit.target).target
+        model.model.lm_head.weight.data[list(target)] *= 5
+    options = TargetOptions(steps=40, clamp=1e3, decay=0.0, kl=0.0, lr=2.0, stop_below=0.0)
+    asked = dataclasses.replace(options, stop_when_said=True)
+    got = optimise_targets(model, EDITS, alone, 1, asked)
+    for i, edit in enumerate(EDITS):
+        delta, steps, _ = optimise_one_target(model, edit, alone, 1, asked)
+        assert got.steps[i] == steps
+        assert (got.delta[i] - delta).norm() <= 1e-9 * delta.norm()
+    assert got.steps.min() < 40
+    assert (optimise_targets(model, EDITS, alone, 1, options).steps == 40).all()
+
+
+def test_a_warm_start_goes_on_where_it_begins():
+    model = pico(dtype=torch.float64)
+    options = TargetOptions(steps=6, clamp=5.0, lr=0.01)
+    cold = optimise_targets(model, EDITS, PREFIXES, 1, options)
+    warm = optimise_targets(model, EDITS, PREFIXES, 1, options, start=cold.delta)
+    assert (warm.nll < cold.nll).all()
+    still = dataclasses.replace(options, steps=1)
+    again = optimise_targets(model, EDITS, PREFIXES, 1, still, start=cold.delta)
+    assert torch.equal(again.delta, cold.delta)
+    assert torch.allclose(again.nll, cold.nll, rtol=1e-9)
+
+
+def test_the_default_micro_batch_comes_from_dimensions_alone():
+    model = pico()
+    size = default_micro_batch(model.outline)
+    assert size >= 1
+    auto = optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=3))
+    named = optimise_targets(model, EDITS, PREFIXES, 1, TargetOptions(steps=3, micro_batch=size))
+    assert torch.equal(auto.delta, named.delta)
 
 
 def test_clamp_and_number_of_updates():

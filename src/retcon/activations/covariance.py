@@ -31,7 +31,7 @@ from retcon.storage import cache_folder, locked, make_folder, write_whole
 
 _FORMAT = 3
 # Tokens in one forward pass, and passes between two savings of the running sums.
-_PASS_TOKENS = 2048
+_PASS_TOKENS = 512
 _PASSES_PER_SAVE = 64
 
 

@@ -20,23 +20,29 @@ from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Tokens
 
+# The context of "{subject} is a", beside 0, 1, … of the prefixes.
+_SUBJECT = -1
+
 
 class Losses(NamedTuple):
-    """Terms of the loss, a row per edit; 0 where an edit was not asked for.
+    """Terms of the loss, a row per edit; of an edit that was not asked for, what was last seen.
 
-    nll: mean over contexts of the target's mean negative log-probability per token. kl: divergence
-    at the subject. said: whether every token of the target is the most probable in every context.
+    nll: mean over contexts of the target's mean negative log-probability per token, as last seen
+    of each. kl: divergence at the subject. said: whether every token of the target is the most
+    probable in every context. complete: whether every context has been seen.
     """
 
     nll: Float[Tensor, " edits"]
     kl: Float[Tensor, " edits"]
     said: Bool[Tensor, " edits"]
+    complete: bool
 
 
 class _Text(NamedTuple):
     """One text of one edit and the tokens it should predict: none where nothing should change."""
 
     owner: int
+    context: int
     row: TargetRow
     wanted: tuple[int, ...]
 
@@ -58,38 +64,54 @@ class TargetLoss:
         kl: float,
         micro_batch: int,
     ) -> None:
-        self._contexts, self._kl, self._micro_batch = len(prefixes), kl, micro_batch
-        by_context = [_targets(handle.tokens, edits, prefix) for prefix in prefixes]
+        self._kl, self._micro_batch = kl, micro_batch
+        by_context = [
+            _targets(handle.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)
+        ]
         about = _subjects(handle.tokens, edits)
         self._texts = [text for texts in [*by_context, about] for text in _share(texts)]
-        self._owner = torch.tensor([text.owner for text in self._texts], device=handle.device)
+        self._owner = _column([text.owner for text in self._texts], handle)
+        self._context = _column([text.context for text in self._texts], handle)
         rows = [text.row for text in self._texts]
         self._passes, self.short = passes_for(handle, rows, place, micro_batch)
         self._initial = self._at_the_subjects(handle, len(edits))
+        # What was last seen of each context; NaN: nothing yet.
+        shape = (len(edits), len(prefixes))
+        self._nll = self._initial.new_full(shape, float("nan"))
+        self._said = torch.zeros(shape, dtype=torch.bool, device=handle.device)
+        self._divergence = self._initial.new_zeros(len(edits))
 
     def __call__(
         self,
         delta: Float[Tensor, "edits hidden"],
         active: Bool[Tensor, " edits"],
+        contexts: Sequence[int],
         *,
         backward: bool,
     ) -> Losses:
-        """The terms of the active edits; the gradient of nll + kl is added to `delta.grad`."""
-        found = Losses(
-            nll=delta.new_zeros(len(delta)),
-            kl=delta.new_zeros(len(delta)),
-            said=torch.ones_like(active),
-        )
-        for rows in self._micro_batches(active[self._owner]):
+        """The terms of the active edits, by the given contexts.
+
+        The gradient of the mean nll over these contexts + kl is added to `delta.grad`.
+        """
+        seen = torch.isin(self._context, _column([*contexts, _SUBJECT], self._context))
+        for rows in self._micro_batches(active[self._owner] & seen):
             with torch.set_grad_enabled(backward):
                 logits = self._logits(rows, delta)
-                loss = self._nll(logits, rows, found) + self._kl * self._kept(logits, rows, found)
+                nll = self._target_terms(logits, rows) / len(contexts)
+                loss = nll + self._kl * self._subject_terms(logits, rows)
                 if backward:
                     loss.backward()
-        return found
+        return Losses(
+            nll=self._nll.nanmean(1),
+            kl=self._divergence.clone(),
+            said=self._said.all(1),
+            complete=not bool(self._nll.isnan().all(0).any()),
+        )
 
     def _micro_batches(self, wanted: Bool[Tensor, " texts"]) -> Iterator[Int[Tensor, " rows"]]:
-        return packed(wanted.nonzero()[:, 0], self._passes.lengths, self._micro_batch)
+        predictions = [len(text.row.predicts) for text in self._texts]
+        rows = wanted.nonzero()[:, 0]
+        return packed(rows, self._passes.lengths, predictions, self._micro_batch)
 
     def _logits(
         self, rows: Int[Tensor, " rows"], delta: Float[Tensor, "edits hidden"]
@@ -97,40 +119,36 @@ class TargetLoss:
         logits = self._passes(rows, delta[self._owner[rows]])
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _nll(
-        self,
-        logits: Float[Tensor, "predictions vocabulary"],
-        rows: Int[Tensor, " rows"],
-        found: Losses,
+    def _target_terms(
+        self, logits: Float[Tensor, "predictions vocabulary"], rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, ""]:
-        """The sum of the first term over some texts; each edit's is added to what was found."""
+        """The sum over texts of the target's mean negative log-probability; each is noted."""
         texts = [self._texts[i] for i in rows.tolist()]
         # −100 is PyTorch's mark of a position that asks for nothing.
-        wanted = torch.tensor(
-            [token for text in texts for token in text.wanted or (-100,)], device=logits.device
-        )
-        lengths = torch.tensor([len(text.wanted) or 1 for text in texts], device=logits.device)
-        owner = self._owner[rows].repeat_interleave(lengths)
+        wanted = _column([token for text in texts for token in text.wanted or (-100,)], logits)
+        lengths = _column([len(text.wanted) or 1 for text in texts], logits)
+        row = torch.arange(len(texts), device=logits.device).repeat_interleave(lengths)
         each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-        each = each / lengths.repeat_interleave(lengths) / self._contexts
-        found.nll.index_add_(0, owner, each.detach().to(found.nll))
-        missed = (wanted >= 0) & (logits.detach().argmax(-1) != wanted)
-        found.said[owner[missed]] = False
-        return each.sum()
+        means = each.new_zeros(len(texts)).index_add(0, row, each) / lengths
+        missed = torch.zeros_like(means).index_add(
+            0, row, (logits.detach().argmax(-1) != wanted).to(means)
+        )
+        targets = self._context[rows] != _SUBJECT
+        place = (self._owner[rows][targets], self._context[rows][targets])
+        self._nll[place] = means.detach()[targets].to(self._nll)
+        self._said[place] = missed[targets] == 0
+        return means.sum()
 
-    def _kept(
-        self,
-        logits: Float[Tensor, "predictions vocabulary"],
-        rows: Int[Tensor, " rows"],
-        found: Losses,
+    def _subject_terms(
+        self, logits: Float[Tensor, "predictions vocabulary"], rows: Int[Tensor, " rows"]
     ) -> Float[Tensor, ""]:
-        """The sum of KL(p ‖ p at δ = 0) behind "{subject} is a"."""
+        """The sum of KL(p ‖ p at δ = 0) behind "{subject} is a"; each is noted."""
         place, owner = self._where_kept(rows)
         if not len(place):
             return logits.new_zeros(())
         logp = logits[place].log_softmax(-1)
         each = (logp.exp() * (logp - self._initial[owner])).sum(-1)
-        found.kl.index_add_(0, owner, each.detach().to(found.kl))
+        self._divergence[owner] = each.detach().to(self._divergence)
         return each.sum()
 
     def _where_kept(
@@ -158,14 +176,19 @@ class TargetLoss:
         return torch.cat(found)[torch.cat(owners).argsort()]
 
 
-def _targets(tokens: Tokens, edits: Sequence[Edit], prefix: str) -> list[_Text]:
+def _column(values: Sequence[int], like: Tensor | ModelHandle) -> Int[Tensor, " values"]:
+    return torch.tensor(values, dtype=torch.long, device=like.device)
+
+
+def _targets(tokens: Tokens, edits: Sequence[Edit], context: int, prefix: str) -> list[_Text]:
     """Every edit's prompt and target in one context."""
     texts: list[_Text] = []
     for owner, edit in enumerate(edits):
         lookup = locate(tokens, edit, prefix).lookup
         whole = tokens.continuation(prefix + edit.text, edit.target)
         predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
-        texts.append(_Text(owner, TargetRow(whole.ids[:-1], lookup, predicts), whole.target))
+        row = TargetRow(whole.ids[:-1], lookup, predicts)
+        texts.append(_Text(owner, context, row, whole.target))
     return texts
 
 
@@ -175,7 +198,8 @@ def _subjects(tokens: Tokens, edits: Sequence[Edit]) -> list[_Text]:
     for owner, edit in enumerate(edits):
         subject = edit.subject.rstrip()
         ids, lookup = tokens.locate(f"{subject} is a", len(subject))
-        texts.append(_Text(owner, TargetRow(ids[: lookup + 1], lookup, (lookup,)), ()))
+        row = TargetRow(ids[: lookup + 1], lookup, (lookup,))
+        texts.append(_Text(owner, _SUBJECT, row, ()))
     return texts
 
 

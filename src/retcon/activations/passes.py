@@ -54,16 +54,23 @@ def passes_for(
     return _FullPasses(handle, rows, place), False
 
 
-def packed(rows: Int[Tensor, " rows"], lengths: Sequence[int], tokens: int) -> Iterator[Tensor]:
-    """Rows in passes of at most `tokens` tokens (or one row) and of like length."""
+def packed(
+    rows: Int[Tensor, " rows"], lengths: Sequence[int], predictions: Sequence[int], size: int
+) -> Iterator[Tensor]:
+    """Rows in passes of at most `size` tokens and predictions (or one row), longest first.
+
+    A prediction counts as a token, since its logits need about as much memory. Shorter rows are
+    filled up as long as that costs less than a pass of their own.
+    """
     order = sorted(rows.tolist(), key=lambda row: (lengths[row], row))
     group: list[int] = []
-    filled = 0
     for row in order:
-        filled += len(group) * (lengths[row] - lengths[group[-1]]) if group else 0
-        if group and (filled > _PASS_COST or (len(group) + 1) * lengths[row] > tokens):
+        longest = lengths[row]
+        filled = sum(longest - lengths[i] for i in [*group, row])
+        cost = (len(group) + 1) * longest + sum(predictions[i] for i in [*group, row])
+        if group and (filled > _PASS_COST or cost > size):
             yield torch.tensor(group, device=rows.device)
-            group, filled = [], 0
+            group = []
         group.append(row)
     if group:
         yield torch.tensor(group, device=rows.device)

@@ -11,10 +11,11 @@ its own clamp and its own stop.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import isnan
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,15 +24,18 @@ from torch import Tensor
 
 from retcon.activations.contexts import locate
 from retcon.activations.keys import read_at_lookup
-from retcon.activations.losses import TargetLoss
+from retcon.activations.losses import Losses, TargetLoss
 from retcon.activations.prefix import Insertion, Place
 from retcon.edits import Edit
 from retcon.errors import NotFinite
+from retcon.model.architectures import Outline
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
-# Precision of the matrix products of target optimisation, in PyTorch's words.
-MatmulPrecision = Literal["highest", "high", "medium"]
+# The share of the weights that what one pass keeps for its gradient may take, at most about, and
+# how many numbers that is of a token in a block: of the hidden width, and of the MLP's.
+_KEPT_SHARE = 1 / 4
+_KEPT_HIDDEN, _KEPT_INNER = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,13 @@ class TargetOptions:
     steps: forward passes (one more than updates). lr: of Adam. clamp: largest ‖δ‖ / ‖t₀‖.
     kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
     edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
-    the output of the `block` or of its `down`-projection. micro_batch: suffix tokens in one
-    forward pass, and together: edits optimised side by side; both change results by rounding
-    only, and memory.
+    the output of the `block` or of its `down`-projection. micro_batch: suffix tokens and
+    predictions in one forward pass (0: what keeps activations below a quarter of the weights),
+    and together: edits optimised side by side; both change results by rounding only, and memory.
+
+    Approximations, off by default: contexts_per_step: look at so many contexts in each step, in
+    turn (0: at all), and stop by what was last seen of each. stop_when_said: an edit is done, too,
+    when its target is the most probable in every context.
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -53,8 +61,10 @@ class TargetOptions:
     decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     stop_below: Annotated[float, Field(ge=0)] = 0.05
     insertion: Insertion = "block"
-    micro_batch: Annotated[int, Field(ge=1)] = 256
+    micro_batch: Annotated[int, Field(ge=0)] = 0
     together: Annotated[int, Field(ge=1)] = 32
+    contexts_per_step: Annotated[int, Field(ge=0)] = 0
+    stop_when_said: bool = False
 
 
 class Targets(NamedTuple):
@@ -94,6 +104,14 @@ class Targets(NamedTuple):
         )
 
 
+def default_micro_batch(outline: Outline) -> int:
+    """The `micro_batch` that 0 stands for, from a model's dimensions alone."""
+    site = next(iter(outline.architecture.sites.values()))
+    parameters = sum(p.numel() for p in outline.model.parameters())
+    kept = outline.layers * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
+    return max(1, int(_KEPT_SHARE * parameters / kept))
+
+
 def optimise_targets(
     handle: ModelHandle,
     edits: Sequence[Edit],
@@ -101,17 +119,22 @@ def optimise_targets(
     layer: int,
     options: TargetOptions,
     progress: Progress = silent,
+    *,
+    start: Float[Tensor, "edits hidden"] | None = None,
 ) -> Targets:
     """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
+
+    start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
     parts: list[Targets] = []
-    for start in range(0, len(edits), options.together):
-        progress("optimising targets", start, len(edits))
-        group = edits[start : start + options.together]
-        parts.append(_optimise(handle, group, prefixes, layer, options))
+    for first in range(0, len(edits), options.together):
+        progress("optimising targets", first, len(edits))
+        part = slice(first, first + options.together)
+        begin = None if start is None else start[part]
+        parts.append(_optimise(handle, edits[part], prefixes, layer, options, begin))
     progress("optimising targets", len(edits), len(edits))
     return Targets.join(parts)
 
@@ -122,31 +145,33 @@ def _optimise(
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
+    start: Float[Tensor, "edits hidden"] | None,
 ) -> Targets:
     """One group of edits, side by side."""
     started = time.perf_counter()
     place = Place(layer, options.insertion)
-    losses = TargetLoss(
-        handle, edits, prefixes, place, kl=options.kl, micro_batch=options.micro_batch
-    )
+    size = options.micro_batch or default_micro_batch(handle.outline)
+    losses = TargetLoss(handle, edits, prefixes, place, kl=options.kl, micro_batch=size)
     anchor = _anchors(handle, edits, place)
-    delta = torch.zeros_like(anchor, requires_grad=True)
+    scale = anchor.norm(dim=-1, keepdim=True)
+    delta = (
+        torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
+    ).requires_grad_()
     adam = torch.optim.Adam([delta], lr=options.lr)
-    limit = options.clamp * anchor.norm(dim=-1, keepdim=True)
     active = torch.ones(len(edits), dtype=torch.bool, device=anchor.device)
     nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
     steps = torch.zeros(len(edits), dtype=torch.long, device=anchor.device)
-    for step in range(options.steps):
+    for step, contexts in zip(range(options.steps), _turns(len(prefixes), options), strict=False):
         last = step == options.steps - 1
         adam.zero_grad(set_to_none=False)
-        now = losses(delta, active, backward=not last)
+        now = losses(delta, active, contexts, backward=not last)
         penalty = options.decay * delta.norm(dim=-1) / anchor.norm(dim=-1).square()
         total = now.nll + options.kl * now.kl + penalty.detach()
         if not torch.isfinite(total[active]).all():
             raise NotFinite(_describe_not_finite(handle, edits, total, layer))
         nll, loss = torch.where(active, now.nll, nll), torch.where(active, total, loss)
         steps += active
-        active &= total >= options.stop_below
+        active &= ~_done(total, now, options)
         if last or not active.any():
             break
         penalty.sum().backward()
@@ -154,11 +179,26 @@ def _optimise(
             before = delta.clone()
             adam.step()
             norm = delta.norm(dim=-1, keepdim=True)
-            clamped = delta * (limit / norm.clamp_min(1e-30)).clamp_max(1)
+            clamped = delta * (options.clamp * scale / norm.clamp_min(1e-30)).clamp_max(1)
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
     seconds = torch.full_like(loss, (time.perf_counter() - started) / len(edits))
     cached = torch.zeros_like(active)
     return Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
+
+
+def _turns(contexts: int, options: TargetOptions) -> Iterator[list[int]]:
+    """The contexts that each step looks at: all of them, or so many in turn."""
+    size = min(options.contexts_per_step or contexts, contexts)
+    for first in count(0, size):
+        yield sorted((first + i) % contexts for i in range(size))
+
+
+def _done(
+    total: Float[Tensor, " edits"], now: Losses, options: TargetOptions
+) -> Bool[Tensor, " edits"]:
+    """Which edits are good enough, once every context has been seen."""
+    said = now.said if options.stop_when_said else torch.zeros_like(now.said)
+    return now.complete & ((total < options.stop_below) | said)
 
 
 def _anchors(

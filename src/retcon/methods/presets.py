@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from retcon.activations.targets import default_micro_batch
 from retcon.errors import InvalidSetting
 from retcon.methods.registry import Method, Settings, find_method
 from retcon.model.architectures import Outline
@@ -107,7 +108,10 @@ def choose(
     taken = tuple(layers if layers is not None else preset.layers if preset else ())
     _check_layers(model, taken)
     base = dict(preset.settings) if preset else {}
-    return Choice(chosen, taken, chosen.resolve({**base, **(settings or {})}), preset)
+    resolved = chosen.resolve({**base, **(settings or {})})
+    if not resolved.get("micro_batch", 1):
+        resolved["micro_batch"] = default_micro_batch(model)
+    return Choice(chosen, taken, resolved, preset)
 
 
 def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:
