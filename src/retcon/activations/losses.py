@@ -72,8 +72,7 @@ class TargetLoss:
         self._texts = [text for texts in [*by_context, about] for text in _share(texts)]
         self._owner = _column([text.owner for text in self._texts], handle)
         self._context = _column([text.context for text in self._texts], handle)
-        rows = [text.row for text in self._texts]
-        self._passes, self.short = passes_for(handle, rows, place, micro_batch)
+        self._passes, self.short = passes_for(handle, self.rows, place, micro_batch)
         self._initial = self._at_the_subjects(handle, len(edits))
         # What was last seen of each context; NaN: nothing yet.
         shape = (len(edits), len(prefixes))
@@ -107,6 +106,11 @@ class TargetLoss:
             said=self._said.all(1),
             complete=not bool(self._nll.isnan().all(0).any()),
         )
+
+    @property
+    def rows(self) -> list[TargetRow]:
+        """Every text that a full pass runs."""
+        return [text.row for text in self._texts]
 
     def _micro_batches(self, wanted: Bool[Tensor, " texts"]) -> Iterator[Int[Tensor, " rows"]]:
         predictions = [len(text.row.predicts) for text in self._texts]
