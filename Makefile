@@ -4,7 +4,7 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-quick clean
 
 demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
@@ -19,8 +19,10 @@ lint: $(VENV)/.retcon-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.retcon-dev
-	$(BIN)/python benchmarks/targets.py
-	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(VENV)/.retcon-dev
+	$(BIN)/python benchmarks/run.py --quick
 
 $(BIN)/python:
 	python3 -m venv $(VENV)

@@ -10,8 +10,6 @@ the loop, so what it takes is told beside the ratio. Writes benchmarks/results/e
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +18,9 @@ from typing import TypeVar
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from oracles import score_one_batch
+from machine import COUNTERFACT, cases, tests_on_path
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.console import quiet_libraries, versions
-from retcon.data.cases import load_cases, take
 from retcon.edits import Case
 from retcon.evaluation.generation import draft, exact_matches
 from retcon.evaluation.predictions import Ask, predict
@@ -34,6 +29,9 @@ from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.model.overlay import Deltas, Overlay
 
+with tests_on_path():
+    from oracles import score_one_batch
+
 T = TypeVar("T")
 Pairs = list[tuple[float, int]]
 LAYER = 1
@@ -41,12 +39,7 @@ LAYER = 1
 
 def records(count: int) -> tuple[list[Case], str]:
     """Some cases with both targets, and where they are from."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("RETCON_DATA", default))
-    path = folder / "counterfact" / "counterfact_uniform.json.gz"
-    if path.is_file():
-        return take(load_cases(path), count, 0), path.name
-    return take(load_cases("starter"), count, 0), "the starter set: no CounterFact was found"
+    return cases(count, seed=0), COUNTERFACT.name if COUNTERFACT.is_file() else "the starter set"
 
 
 def score_together(model: ModelHandle, cases: Sequence[Case], updates: Sequence[Deltas]) -> Pairs:
