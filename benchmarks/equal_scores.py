@@ -1,10 +1,9 @@
 """Whether the quicker rule for targets gives equal scores: ES, PS, NS over held-out single edits.
 
-    python benchmarks/equal_scores.py [--edits 128] [--seed 0]
+    python benchmarks/equal_scores.py [--edits 64] [--seed 0]
 
-EMMET at layer 1 of SmolLM2-135M on CounterFact, single edits, immediate. The rule (two of six
-contexts a step in turn, lr 1, stop below 0.1) was chosen on cases of seed 1; seed 0 was not looked
-at. Writes docs/results/speed-targets.json.
+EMMET at layer 1 of SmolLM2-135M on CounterFact, single edits, immediate. Few contexts a
+step, taken in turn, at twice the rate, until the loss is below 0.1. Seconds are those of benchmarks/targets.py. Writes docs/results/speed-targets.json.
 """
 
 import argparse
@@ -21,16 +20,18 @@ from targets import LAYER, MICRO_BATCH
 
 RULES = {
     "standard": {"micro_batch": MICRO_BATCH},
-    "few_contexts": {
+    "three_contexts": {
+        "micro_batch": MICRO_BATCH, "contexts_per_step": 3, "lr": 1.0, "stop_below": 0.1,
+    },
+    "two_contexts": {
         "micro_batch": MICRO_BATCH, "contexts_per_step": 2, "lr": 1.0, "stop_below": 0.1,
     },
-    "most_probable": {"micro_batch": MICRO_BATCH, "stop_when_said": True},
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--edits", type=int, default=128)
+    parser.add_argument("--edits", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     quiet_libraries()
@@ -46,11 +47,10 @@ def main() -> None:
             "scores": summarise(rows),
             "intervals": intervals(rows),
             "mean_steps": steps,
-            "seconds_per_edit": trial.seconds_per_edit,
         }
         scores = summarise(rows)
         line = "  ".join(f"{k} {scores[k]:.2f}" for k in ("ES", "PS", "NS", "exact_match"))
-        print(f"{name:14} {line}  {steps:.1f} steps  {trial.seconds_per_edit:.2f} s", flush=True)
+        print(f"{name:14} {line}  {steps:.1f} steps", flush=True)
     path = Path(__file__).parents[1] / "docs" / "results" / "speed-targets.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

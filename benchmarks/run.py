@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation import evaluation_speedup, score_each, single_schedule_speedup
@@ -25,8 +25,9 @@ from retcon.methods.memit import memit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from solves import extra_ridge_seconds, solves
-from targets import FEW_CONTEXTS, LAYER, growth, targets
+from targets import FEW_CONTEXTS, LAYER, STANDARD, growth, targets
 
+TWO_STEPS = replace(STANDARD, steps=2)
 BARS = {
     "targets_speedup": (">=", 4.5),
     "targets_seconds_per_edit": ("<=", 3.4),
@@ -58,25 +59,25 @@ class Sizes:
 
 
 FULL = Sizes(
-    edits=32, oracle=4, records=32, repeats=3, tokens=8192, ridge_edits=256,
+    edits=32, oracle=4, records=32, repeats=2, tokens=4096, ridge_edits=256,
     counts=(32, 512), memory_steps=3, solve_edits=4096, widths=(1536,),
 )  # fmt: skip
 QUICK = Sizes(
-    edits=8, oracle=2, records=8, repeats=1, tokens=2048, ridge_edits=16,
-    counts=(8, 32), memory_steps=2, solve_edits=1024, widths=(1536,),
+    edits=4, oracle=1, records=8, repeats=1, tokens=2048, ridge_edits=8,
+    counts=(4, 16), memory_steps=2, solve_edits=1024, widths=(1536,),
 )  # fmt: skip
 
 
 def extra_ridge(model: ModelHandle, *, count: int, tokens: int) -> Figures:
     """`extra_ridge_ratio`: a further λ against the first run, moments, targets and all.
 
-    The first run optimises by the quicker rule, which makes the ratio larger, not smaller.
+    The first run makes two of its 25 steps only, which makes the ratio larger, not smaller.
     """
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.txt"
         corpus.write_text("\n".join(documents()), encoding="utf-8")
         options = MomentOptions(corpus=str(corpus), corpus_tokens=tokens)
-        editor = memit((LAYER,), ridge=300.0, targets=FEW_CONTEXTS, moments=options)
+        editor = memit((LAYER,), ridge=300.0, targets=TWO_STEPS, moments=options)
         edits = [case.edit for case in cases(count, seed=0)]
         started = time.perf_counter()
         state = editor.begin(model)
@@ -147,7 +148,7 @@ def main() -> None:
     path = Path(__file__).parent / "results" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{'':40} {'value':>8}  bar")
+    print(f"\n{'':40} {'value':>8}  bar{' (of the full run)' if chosen.quick else ''}")
     for name, (sign, bar) in BARS.items():
         value = numbers[name]
         met = value >= bar if sign == ">=" else value <= bar
