@@ -2,8 +2,9 @@
 
     python benchmarks/equal_scores.py [--edits 64] [--seed 0]
 
-EMMET at layer 1 of SmolLM2-135M on CounterFact, single edits, immediate. Few contexts a
-step, taken in turn, at twice the rate, until the loss is below 0.1. Seconds are those of benchmarks/targets.py. Writes docs/results/speed-targets.json.
+EMMET at layer 1 of SmolLM2-135M on CounterFact, single edits, immediate. The quicker rules look at
+few contexts a step, in turn, at twice the rate, until the loss is below 0.1. Seconds are those of
+benchmarks/targets.py. Writes docs/results/speed-targets.json.
 """
 
 import argparse
