@@ -70,3 +70,11 @@ class PatchMismatch(RetconError):
 
 class StorageError(RetconError):
     """A file that could not be written: no space, or no permission."""
+
+
+class InvalidStudy(RetconError):
+    """A study's file or folder that cannot be used; the message says where and what is wrong."""
+
+
+class DamagedCell(RetconError):
+    """A cell of a study whose files are not those that were written."""

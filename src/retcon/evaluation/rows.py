@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-When = Literal["pre", "immediate", "final"]
+When = Literal["pre", "immediate", "final", "retention"]
 Kind = Literal["rewrite", "paraphrase", "neighbour"]
 
 

@@ -1,0 +1,54 @@
+"""What a study is made of once its file is read: points, as they were named. No torch here."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Regime = Literal["single", "batch", "sequential", "sequential-batch"]
+
+
+class Frozen(BaseModel):
+    """A value that is written to a study's folder and read back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Point(Frozen):
+    """One place of the grid, as the study's author named it, and the cell that answers it.
+
+    settings: those that the file gives; a tuned ridge is its number here, and `tuned` says so.
+    ridge, accumulate, capacity: what method and settings come to; capacity is d_in of the layer.
+    cell: None as long as a ridge is still to be tuned. refused: why it cannot be run at all.
+    """
+
+    block: str
+    model: str
+    dtype: str
+    method: str
+    layers: tuple[int, ...]
+    settings: dict[str, object]
+    schedule: Regime
+    batch_size: int
+    n: int
+    seed: int
+    order: int
+    refresh: str
+    when: tuple[str, ...]
+    score: int
+    generation: bool
+    ridge: float | None
+    tuned: bool
+    accumulate: bool
+    capacity: int
+    cell: str | None
+    refused: str | None = None
+
+    @property
+    def load(self) -> float:
+        """Facts per input dimension, N / d_in: how full the matrix is when all are in it."""
+        return self.held / self.capacity
+
+    @property
+    def held(self) -> int:
+        """Facts that are in the weights at once at the end."""
+        return self.n if self.schedule.startswith("sequential") else self.batch_size

@@ -1,0 +1,192 @@
+"""Read a study's folder: its points, and of each finished cell the rows and steps. No torch here."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
+
+from retcon.errors import DamagedCell, InvalidStudy
+from retcon.evaluation.rows import Row
+from retcon.study.points import Frozen, Point
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# One more whenever a folder of an earlier version can no longer be read.
+FORMAT = 1
+
+ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
+GENERATIONS = "generations.parquet"
+
+
+class Model(Frozen):
+    """A model of a study, by what tells it from any other."""
+
+    name: str
+    dtype: str
+    fingerprint: str
+    d_in: int
+    blocks: int
+
+
+class Data(Frozen):
+    """The facts of a study: where they were, the file's sha256, and how many could be used."""
+
+    cases: str
+    sha256: str
+    unique_subjects: bool
+    facts: int
+
+
+class Tuned(Frozen):
+    """A ridge that was chosen on facts of its own: for whom, among which, and by which scores.
+
+    scores: S of each ridge, by the cells they were read from.
+    """
+
+    model: str
+    dtype: str
+    method: str
+    layers: tuple[int, ...]
+    settings: dict[str, object]
+    batch_size: int
+    seed: int
+    ridge: float
+    ridges: tuple[float, ...]
+    scores: tuple[float | None, ...]
+    cells: tuple[str, ...]
+    n: int
+    score: int
+
+
+class Record(Frozen):
+    """`study.json`: what a folder is of."""
+
+    format: int
+    name: str
+    description: str
+    threads: int
+    models: tuple[Model, ...]
+    data: Data
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, as it is on disk now."""
+
+    folder: Path
+    record: Record
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Every place of the grid, in the file's order."""
+        return self.record.points
+
+    @cached_property
+    def tuned(self) -> tuple[Tuned, ...]:
+        """The ridges that were chosen, in the order in which they were."""
+        path = self.folder / "tuned.json"
+        if not path.exists():
+            return ()
+        return TypeAdapter(tuple[Tuned, ...]).validate_json(path.read_text(encoding="utf-8"))
+
+    def cell(self, identity: str) -> Path:
+        """The folder of a cell."""
+        return self.folder / "cells" / identity
+
+    def is_done(self, identity: str | None) -> bool:
+        """Whether a cell has been finished."""
+        return identity is not None and (self.cell(identity) / DONE).exists()
+
+    def finished(self) -> Iterator[Point]:
+        """The points whose cells are done."""
+        return (point for point in self.points if self.is_done(point.cell))
+
+    def rows(self, identity: str) -> "pl.DataFrame":
+        """The scored prompts of a finished cell, in the columns of `Row`.
+
+        Raises:
+            DamagedCell: the file is not the one that was written.
+        """
+        import polars as pl
+
+        return pl.read_parquet(self._whole(identity, ROWS))
+
+    def scored(self, identity: str, when: str) -> list[Row]:
+        """The rows of one time, as the formulas of `evaluation.metrics` take them."""
+        import polars as pl
+
+        chosen = self.rows(identity).filter(pl.col("when") == when)
+        return [Row(*values) for values in chosen.select(Row._fields).iter_rows()]
+
+    def steps(self, identity: str) -> list[dict[str, object]]:
+        """What each batch of a finished cell took and did (`editing.trial.StepRecord`)."""
+        lines = self._whole(identity, STEPS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def environment(self, identity: str) -> dict[str, object]:
+        """Versions, threads, platform and commit that made a cell."""
+        path = self.cell(identity) / "environment.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def damaged(self) -> dict[str, str]:
+        """Finished cells whose files are not those that were written, each with the reason."""
+        found: dict[str, str] = {}
+        for identity in sorted({p.cell for p in self.finished() if p.cell is not None}):
+            try:
+                for name in json.loads((self.cell(identity) / DONE).read_text())["files"]:
+                    self._whole(identity, name)
+            except (DamagedCell, ValueError, KeyError) as error:
+                found[identity] = str(error)
+        return found
+
+    def _whole(self, identity: str, name: str) -> Path:
+        """A cell's file, after its sha256 was checked."""
+        path = self.cell(identity) / name
+        wanted = json.loads((self.cell(identity) / DONE).read_text(encoding="utf-8"))["files"]
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
+        if found != wanted.get(name):
+            raise DamagedCell(f"{path} is not the file that was written. {_REMEDY}")
+        return path
+
+
+_REMEDY = "Remove its folder and run the study again: every other cell stays as it is."
+
+
+def read_study(folder: Path | str) -> Study:
+    """Open a study's folder.
+
+    Raises:
+        InvalidStudy: there is none, it is damaged, or a newer version of Retcon has written it.
+    """
+    path = Path(folder) / "study.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise InvalidStudy(
+            f"{folder} holds no study: there is no study.json in it. Start one with "
+            f"`retcon study run FILE.yaml --out {folder}`."
+        ) from None
+    try:
+        found = json.loads(text)
+        if int(found["format"]) > FORMAT:
+            raise InvalidStudy(
+                f"{folder} was written by a newer version of Retcon (format {found['format']}, "
+                f"this one knows {FORMAT}). Update Retcon, or choose another folder."
+            )
+        return Study(Path(folder), Record.model_validate(found))
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InvalidStudy(
+            f"{path} is damaged ({str(error).splitlines()[0]}). Run the study again with its "
+            f"file: the cells that are done are found again."
+        ) from error
