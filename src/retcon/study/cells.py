@@ -1,0 +1,70 @@
+"""A cell: everything that decides the weights and scores of one run, and nothing else."""
+
+import hashlib
+import json
+
+from retcon.editing.schedule import Schedule
+from retcon.study.points import Frozen
+
+# One more whenever the same cell would give other numbers.
+_FORMAT = 1
+
+
+class Cell(Frozen):
+    """One run of a study, resolved.
+
+    name, method, settings: how to load the model and build the editor. They are no part of the
+    identity, which is made of what they come to: the model's fingerprint, and `editor`, the
+    slots of the one equation (layers, ridge, contexts, targets, moments, …).
+    data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, object]
+    fingerprint: str
+    dtype: str
+    layers: tuple[int, ...]
+    editor: dict[str, object]
+    data: str
+    unique_subjects: bool
+    n: int
+    seed: int
+    order: int
+    schedule: str
+    refresh: str
+    when: tuple[str, ...]
+    score: int
+    generation: bool
+
+    @property
+    def id(self) -> str:
+        """The name of the cell's folder: a hash of what decides its rows."""
+        decisive = self.model_dump(mode="json", exclude={"name", "method", "settings"})
+        text = json.dumps([_FORMAT, decisive], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def plan(self) -> Schedule:
+        """The schedule."""
+        return Schedule.parse(self.schedule)
+
+    def canonical(self) -> "Cell":
+        """The one cell of all that give the same rows.
+
+        Without carried edits there is nothing to accumulate or to refresh. A batch that holds all
+        facts is the only one, so it is carried and not carried at once: it is called carried,
+        because it has final scores.
+        """
+        plan = self.plan
+        if plan.batch_size >= self.n:
+            plan = Schedule(batch_size=self.n, carry=True)
+        if plan.carry and plan.batch_size < self.n:
+            return self
+        return self.model_copy(
+            update={
+                "schedule": str(plan),
+                "refresh": "each-batch",
+                "editor": {**self.editor, "accumulate": False},
+            }
+        )
