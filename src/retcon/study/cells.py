@@ -46,8 +46,8 @@ class Cell(Frozen):
 
     @property
     def plan(self) -> Schedule:
-        """The schedule."""
-        return Schedule.parse(self.schedule)
+        """The schedule, with its refresh rule."""
+        return Schedule.parse(self.schedule, self.refresh)
 
     def canonical(self) -> "Cell":
         """The one cell of all that give the same rows.
@@ -66,5 +66,6 @@ class Cell(Frozen):
                 "schedule": str(plan),
                 "refresh": "each-batch",
                 "editor": {**self.editor, "accumulate": False},
+                "settings": {**self.settings, "accumulate": False},
             }
         )

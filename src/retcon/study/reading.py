@@ -1,4 +1,4 @@
-"""Read a study's folder: its points, and of each finished cell the rows and steps. No torch here."""
+"""Read the folder of a study: points, and of finished cells rows and steps. No torch here."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
-GENERATIONS = "generations.parquet"
+GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
 
 
 class Model(Frozen):
