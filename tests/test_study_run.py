@@ -6,63 +6,23 @@ import os
 import random
 import signal
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 
-from pico import pico, tokenizer
-from retcon.data.cases import load_cases
 from retcon.errors import StorageError
-from retcon.methods.registry import find_method
 from retcon.study import store
-from retcon.study.cells import Cell
 from retcon.study.store import CellFolder
-from retcon.study.worker import Task, Worker
-
-WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "Madrid"]
-FAST = {"steps": 3, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
+from retcon.study.worker import Worker
+from tiny_study import finish, task, write_model_and_facts
 
 
 @pytest.fixture
 def folder(tmp_path, entries):
     """A model and facts on disk."""
-    model = pico()
-    model.model.save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
-    facts = [
-        {"prompt": f"The mother tongue of {{{a} {b}}} is", "target": WORDS[i], "id": f"{a}{b}",
-         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a}
-        for i, a in enumerate(("Marie", "Danielle", "Rome"))
-        for j, b in enumerate(("Curie", "Paris"))
-    ]  # fmt: skip
-    lines = "\n".join(json.dumps(fact) for fact in facts)
-    (tmp_path / "facts.jsonl").write_text(lines, encoding="utf-8")
-    return tmp_path
-
-
-def task(folder: Path, name: str = "cell", **changes) -> Task:
-    cases = tuple(load_cases(folder / "facts.jsonl"))
-    method = changes.pop("method", "memit")
-    settings = find_method(method).resolve({**FAST, **changes.pop("settings", {})})
-    values = {
-        "name": str(folder / "model"), "method": method, "settings": settings, "layers": (1,),
-        "fingerprint": Worker(1).model(str(folder / "model"), "float32").fingerprint,
-        "dtype": "float32", "data": "abc", "unique_subjects": True, "n": len(cases), "seed": 0,
-        "order": 0, "schedule": "sequential", "refresh": "each-batch", "score": 0,
-        "when": ("pre", "immediate", "final", "retention"), "generation": False, **changes,
-    }  # fmt: skip
-    editor = json.loads(json.dumps(asdict(find_method(method).build((1,), settings))))
-    cell = Cell(**{"editor": editor, **values})
-    return Task(cell, cases, tuple(c.edit.id for c in cases), folder / name)
-
-
-def finish(task: Task) -> dict[str, object]:
-    """Run a cell to its end: what its done.json says."""
-    assert Worker(1).run(task) == (task.cell.id, "done", ())
-    return json.loads((task.folder / "done.json").read_text(encoding="utf-8"))
+    return write_model_and_facts(tmp_path)
 
 
 def test_a_cell_keeps_rows_steps_and_examples(folder):

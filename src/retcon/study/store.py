@@ -93,16 +93,18 @@ class CellFolder:
         """
         make_folder(self.path.parent)
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            with storing(self.path):
+        with storing(self.path):
+            try:
                 lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
+            except Timeout:
+                held = False
+            else:
+                held = True
         try:
-            yield True
+            yield held
         finally:
-            lock.release()
+            if held:
+                lock.release()
 
     def begin(self, cell: Cell) -> None:
         """Say what will be in here."""
