@@ -173,6 +173,13 @@ def test_names_for_the_same_weights_are_one_cell(folder):
     assert one.id != task(folder, schedule="sequential-batch:3").cell.canonical().id
 
 
+def test_texts_are_kept_where_they_are_asked_for(folder):
+    finish(task(folder, generation=True, schedule="sequential-batch:3"))
+    texts = pl.read_parquet(folder / "cell" / "generations.parquet")
+    assert dict(texts.group_by("when").len().iter_rows()) == {"pre": 6, "final": 6}
+    assert texts["text"].str.contains("mother").all() and (texts["entropy"] >= 0).all()
+
+
 def test_a_worker_leaves_the_model_as_it_was(folder):
     worker = Worker(1)
     model = worker.model(str(folder / "model"), "float32")

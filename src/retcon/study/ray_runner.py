@@ -4,8 +4,9 @@ Workers write the same folder, so it must be on a disk that all nodes share. A c
 died goes on from its last finished batch, on whichever worker takes it up.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retcon.errors import InvalidSetting
@@ -45,6 +46,7 @@ def run_on_ray(
         num_gpus=int(device.startswith("cuda")),
         max_restarts=-1,
         max_task_retries=_RETRIES,
+        runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}},
     )(Worker)
     idle = [made.remote(threads, device) for _ in range(places)]
     yield from _share_out(ray, list(tasks), idle, deadline)
@@ -74,7 +76,7 @@ def _share_out(
         ray.kill(worker)
 
 
-def _room(resources: dict[str, float], threads: int, device: str) -> int:
+def _room(resources: Mapping[str, float], threads: int, device: str) -> int:
     """How many workers fit."""
     places = int(resources.get("CPU", 0)) // threads
     if device.startswith("cuda"):

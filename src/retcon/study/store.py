@@ -27,11 +27,12 @@ from torch import Tensor
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.session import Past
 from retcon.editing.trial import Seen, StepRecord
+from retcon.evaluation.fluency import Generation
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
 from retcon.storage import make_folder, storing, write_whole
 from retcon.study.cells import Cell
-from retcon.study.reading import CELL, DONE, EXAMPLES, ROWS, STEPS
+from retcon.study.reading import CELL, DONE, EXAMPLES, GENERATIONS, ROWS, STEPS
 
 ROW_SCHEMA = pl.Schema(
     {
@@ -51,15 +52,29 @@ ROW_SCHEMA = pl.Schema(
     }
 )
 
+GENERATION_SCHEMA = pl.Schema(
+    {
+        "case": pl.String,
+        "relation": pl.String,
+        "when": pl.String,
+        "step": pl.Int32,
+        "index": pl.Int32,
+        "text": pl.String,
+        "entropy": pl.Float64,
+    }
+)
+
 
 class End(NamedTuple):
     """What is kept of a model that holds all edits of a cell.
 
     weights: sha256 of the edited matrices. examples: facts, with what it says before and after.
+    generations: the fields of each `Generation`, where texts were asked for.
     """
 
     weights: str
     examples: list[dict[str, str | None]]
+    generations: list[list[object]]
 
 
 class Part(NamedTuple):
@@ -159,7 +174,9 @@ class CellFolder:
             found.append(part)
         return found, None
 
-    def finish(self, parts: Sequence[Part], pre: Sequence[Row]) -> None:
+    def finish(
+        self, parts: Sequence[Part], pre: Sequence[Row], before: Sequence[Generation]
+    ) -> None:
         """Put the parts together, and mark the cell as done."""
         rows = pl.concat([_frame(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
@@ -171,6 +188,11 @@ class CellFolder:
         if end is not None:
             self._write(EXAMPLES, json.dumps(end.examples, indent=2, ensure_ascii=False))
             names.append(EXAMPLES)
+        texts = [*map(list, before), *(end.generations if end is not None else [])]
+        if texts:
+            frame = pl.DataFrame(texts, schema=GENERATION_SCHEMA, orient="row")
+            write_whole(self.path / GENERATIONS, frame.write_parquet, sync=True)
+            names.append(GENERATIONS)
         files = {name: _sha256(self.path / name) for name in names}
         done = {"files": files, "weights": None if end is None else end.weights}
         self._write(DONE, json.dumps(done, indent=2))

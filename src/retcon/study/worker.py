@@ -10,7 +10,9 @@ from typing import NamedTuple
 from retcon.editing.trial import Looks, watch
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
+from retcon.evaluation.fluency import Generation, generate
 from retcon.evaluation.generation import continuations
+from retcon.evaluation.rows import When
 from retcon.evaluation.scoring import score_cases
 from retcon.methods.base import Editor, State
 from retcon.methods.registry import find_method
@@ -101,13 +103,14 @@ class Worker:
             asked = looks.chosen(task.cases) if "pre" in cell.when else []
             pre = score_cases(model, asked, when="pre", progress=progress)
             run = _Run(model, editor, state, task, folder, looks)
+            before = run.written("pre") if cell.generation else []
             parts += run.go_on(parts, progress)
         except StorageError:
             raise
         except RetconError as error:
             folder.note_failure(str(error))
             return Ended(cell.id, "failed", (*notes, str(error)))
-        folder.finish(parts, pre)
+        folder.finish(parts, pre, before)
         return Ended(cell.id, "done", notes)
 
     def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:
@@ -176,4 +179,10 @@ class _Run(NamedTuple):
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
         ]  # fmt: skip
-        return End(digest.hexdigest(), examples)
+        written = self.written("final") if self.task.cell.generation else []
+        return End(digest.hexdigest(), examples, [list(text) for text in written])
+
+    def written(self, when: When) -> list[Generation]:
+        """What the model writes by itself about the scored cases."""
+        step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
+        return generate(self.model, self.looks.chosen(self.task.cases), when=when, step=step)
