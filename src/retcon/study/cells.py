@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from retcon.editing.schedule import Schedule
-from retcon.study.points import Frozen
+from retcon.study.points import Frozen, Split
 
 # One more whenever the same cell would give other numbers.
 _FORMAT = 1
@@ -28,6 +28,7 @@ class Cell(Frozen):
     editor: dict[str, object]
     data: str
     unique_subjects: bool
+    split: Split = "head"
     n: int
     seed: int
     order: int

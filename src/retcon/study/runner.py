@@ -138,7 +138,9 @@ class _Run:
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
         """Of each model: as the folder has them, or of the model loaded now."""
         known = self._known()
-        of = {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
+        of = (
+            {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
+        )
         wanted = plan(self.spec, data=self.data).models
         for model in wanted:
             key = (model.name, model.dtype)
