@@ -1,13 +1,12 @@
 """A model of three blocks, six facts, and cells about them: the smallest study there is."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
 from retcon.methods.registry import find_method
-from retcon.study.cells import Cell
+from retcon.study.cells import Cell, differing
 from retcon.study.worker import Task, Worker
 
 WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "Madrid"]
@@ -41,7 +40,7 @@ def task(folder: Path, name: str = "cell", **changes) -> Task:
         "order": 0, "schedule": "sequential", "refresh": "each-batch", "score": 0,
         "when": ("pre", "immediate", "final", "retention"), "generation": False, **changes,
     }  # fmt: skip
-    editor = json.loads(json.dumps(asdict(find_method(method).build((1,), settings))))
+    editor = json.loads(json.dumps(differing(find_method(method).build((1,), settings))))
     cell = Cell(**{"editor": editor, **values})
     return Task(cell, cases, tuple(c.edit.id for c in cases), folder / name)
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from retcon.editing.schedule import Schedule
 from retcon.study.points import Frozen, Split
 
-# One more whenever the same cell would give other numbers.
+# One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
 
 
@@ -14,8 +16,9 @@ class Cell(Frozen):
     """One run of a study, resolved.
 
     name, method, settings: how to load the model and build the editor. They are no part of the
-    identity, which is made of what they come to: the model's fingerprint, and `editor`, the
-    slots of the one equation (layers, ridge, contexts, targets, moments, …).
+    identity, which is made of what they come to: the model's fingerprint, and `editor`, the slots
+    of the one equation (ridge, contexts, targets, moments, …) that differ from their defaults, so
+    that a slot which is added later leaves the cells of earlier studies theirs.
     data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it.
     """
 
@@ -40,8 +43,9 @@ class Cell(Frozen):
 
     @property
     def id(self) -> str:
-        """The name of the cell's folder: a hash of what decides its rows."""
-        decisive = self.model_dump(mode="json", exclude={"name", "method", "settings"})
+        """The name of the cell's folder: a hash of what decides its rows, and is no default."""
+        named = {"name", "method", "settings"}
+        decisive = self.model_dump(mode="json", exclude=named, exclude_defaults=True)
         text = json.dumps([_FORMAT, decisive], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -70,3 +74,16 @@ class Cell(Frozen):
                 "settings": {**self.settings, "accumulate": False},
             }
         )
+
+
+def differing(options: object) -> dict[str, Any]:
+    """The fields of an option group that differ from their defaults, groups in it likewise."""
+    assert is_dataclass(options)
+    found: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            found[field.name] = differing(value)
+        elif value != field.default:
+            found[field.name] = value
+    return found

@@ -6,7 +6,7 @@ its model's weights, so cells have their names only once the models have been se
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from retcon.methods.base import LocateThenEdit
 from retcon.methods.presets import choose
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
-from retcon.study.cells import Cell
+from retcon.study.cells import Cell, differing
 from retcon.study.facts import Facts, Picked, load_facts
 from retcon.study.points import Point
 from retcon.study.reading import Data, Model, Study, Tuned
@@ -210,7 +210,7 @@ class _Planner:
             settings=choice.settings,
             fingerprint=self.models[entry.model, entry.dtype].fingerprint,
             layers=choice.layers,
-            editor=json.loads(json.dumps(asdict(editor))),
+            editor=json.loads(json.dumps(differing(editor))),
             data=self.facts.about.sha256,
             unique_subjects=self.facts.about.unique_subjects,
             schedule=schedule,

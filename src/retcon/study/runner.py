@@ -133,6 +133,8 @@ class _Run:
         with locked(self.folder / ".study.lock"):
             self._write("study.json", record.model_dump_json(indent=2))
             self._write("study.yaml", self.spec.text)
+            # Finished cells are worth committing; what a running one keeps is not.
+            self._write(".gitignore", "*.lock\nstep-*\n.*\n!.gitignore\n")
         return read_study(self.folder)
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
