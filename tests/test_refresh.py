@@ -1,0 +1,107 @@
+"""When targets are made anew, and what then depends on the batch size."""
+
+import pytest
+import torch
+
+from pico import pico
+from retcon.editing.schedule import Refresh, Schedule
+from retcon.editing.session import Past, run
+from retcon.edits import Edit
+from retcon.errors import InvalidSetting, UnknownName
+from retcon.methods.registry import find_method
+
+FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
+EDITS = [
+    Edit(id=f"{a}{b}", prompt="The mother tongue of {} is", subject=f"{a} {b}", target=t)
+    for a, t in (("Marie", "English"), ("Rome", "Polish"), ("Danielle", "Spanish"))
+    for b in ("Curie", "Paris")
+]
+
+
+def fold(schedule: str, refresh: str, layers=(1,), past=(), **settings):
+    """The steps of a run in float64, and the matrices at its end."""
+    model = pico(dtype=torch.float64)
+    editor = find_method("memit").build(layers, {**FAST, "ridge": 5.0, **settings})
+    plan = Schedule.parse(schedule, refresh)
+    steps = []
+    for step in run(model, editor, editor.begin(model), EDITS, plan, past=past):
+        steps.append(step)
+        weights = {layer: model.master(layer).clone() for layer in layers}
+    return steps, weights
+
+
+def test_rules_are_read_and_said():
+    for text in ("each-batch", "never", "stale:0.15"):
+        assert str(Refresh.parse(text)) == text
+    for wrong in ("stale", "stale:x", "stale:0", "stale:-1", "stale:inf"):
+        with pytest.raises(InvalidSetting, match="threshold"):
+            Refresh.parse(wrong)
+    with pytest.raises(UnknownName, match="each-batch"):
+        Refresh.parse("always")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_frozen_and_accumulated_every_batch_size_gives_the_same_weights(size, entries):
+    _, whole = fold("batch:6".replace("batch", "sequential-batch"), "never")
+    _, parts = fold(f"sequential-batch:{size}", "never")
+    moved = (whole[1] - pico(dtype=torch.float64).master(1)).norm()
+    # Factors are kept in float32.
+    assert (whole[1] - parts[1]).norm() < 1e-5 * moved
+
+
+def test_refreshed_targets_do_depend_on_the_batch_size(entries):
+    _, whole = fold("sequential-batch:6", "each-batch")
+    _, parts = fold("sequential-batch:2", "each-batch")
+    moved = (whole[1] - pico(dtype=torch.float64).master(1)).norm()
+    assert (whole[1] - parts[1]).norm() > 1e-3 * moved
+
+
+def test_per_fact_a_batch_of_another_size_has_another_ridge(entries):
+    steps, _ = fold("sequential-batch:4", "never", ridge_batch=2)
+    assert [step.update.ridge for step in steps] == [10.0, 5.0]
+
+
+def test_never_makes_targets_once_and_each_batch_every_time(entries):
+    never, _ = fold("sequential-batch:2", "never")
+    assert [step.refreshed for step in never] == [True, False, False]
+    assert never[0].staleness is None and never[2].staleness > 0
+    each, _ = fold("sequential-batch:2", "each-batch")
+    assert all(step.refreshed and step.staleness is None for step in each)
+
+
+def test_a_small_threshold_is_each_batch_and_a_large_one_never(entries):
+    _, each = fold("sequential-batch:2", "each-batch")
+    steps, small = fold("sequential-batch:2", "stale:1e-12")
+    assert all(step.refreshed for step in steps) and torch.equal(each[1], small[1])
+    _, never = fold("sequential-batch:2", "never")
+    steps, large = fold("sequential-batch:2", "stale:1e12")
+    assert not any(step.refreshed for step in steps[1:]) and torch.equal(never[1], large[1])
+
+
+def test_drift_is_what_the_outputs_have_moved(entries):
+    model = pico(dtype=torch.float64)
+    editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
+    state = editor.begin(model)
+    features = editor.features(model, EDITS, state)
+    # What a subject's prompt comes from activations in float32.
+    assert editor.drift(model, features).max() < 1e-12
+    with model.scratch():
+        update = editor.edit(model, features, state)
+        model.write(update.deltas)
+        moved = features.keys @ update.deltas[1].dense().mT
+        wanted = moved.norm(dim=-1) / features.targets.delta.double().norm(dim=-1)
+        assert torch.allclose(editor.drift(model, features), wanted, rtol=1e-6)
+        assert torch.allclose(
+            update.reached, 1 - (moved - features.targets.delta).norm(dim=-1)
+            / features.targets.delta.double().norm(dim=-1), atol=1e-5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+@pytest.mark.parametrize("refresh", ["each-batch", "never", "stale:0.05"])
+def test_steps_written_again_lead_to_the_same_end(layers, refresh, entries):
+    steps, whole = fold("sequential-batch:2", refresh, layers)
+    past = [Past(step.update, step.refreshed) for step in steps[:2]]
+    rest, again = fold("sequential-batch:2", refresh, layers, past)
+    assert [step.index for step in rest] == [2]
+    assert all(torch.equal(whole[layer], again[layer]) for layer in layers)
