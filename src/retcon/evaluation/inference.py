@@ -34,10 +34,13 @@ class CaseMeans(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number that is made of means over cases, and what each cluster adds to it."""
+    """A number that is made of means over cases, and what each cluster adds to it.
+
+    influence: None where it has no slope to judge it by, and so no interval.
+    """
 
     value: float
-    influence: Mapping[str, float]
+    influence: Mapping[str, float] | None
     cases: int
 
     @property
@@ -47,8 +50,8 @@ class Statistic:
         u_g is the cluster's influence. Of a mean it is Σ_{i∈g} (xᵢ − x̄)/n, which gives the CR1
         estimator (Cameron & Miller 2015, J. Human Resources 50(2)).
         """
-        groups = len(self.influence)
-        if groups < 2:
+        groups = 0 if self.influence is None else len(self.influence)
+        if groups < 2 or self.influence is None:
             return None
         return sqrt(groups / (groups - 1) * sum(u * u for u in self.influence.values()))
 
@@ -61,7 +64,7 @@ class Statistic:
         that all of them hold together.
         """
         error = self.error
-        if error is None:
+        if error is None or self.influence is None:
             return Estimate(self.value, None, None, self.cases)
         margin = t_quantile(len(self.influence) - 1, 1 - 0.025 / comparisons) * error
         low, high = self.value - margin, self.value + margin
@@ -84,21 +87,21 @@ def mean(found: CaseMeans) -> Statistic | None:
 def combine(terms: Iterable[tuple[float, Statistic]]) -> Statistic:
     """Σ wⱼ θⱼ: a difference, a slope, an average of several statistics."""
     terms = list(terms)
+    value = sum(weight * statistic.value for weight, statistic in terms)
+    cases = min(statistic.cases for _, statistic in terms)
     influence: dict[str, float] = defaultdict(float)
     for weight, statistic in terms:
-        for cluster, value in statistic.influence.items():
-            influence[cluster] += weight * value
-    value = sum(weight * statistic.value for weight, statistic in terms)
-    return Statistic(value, influence, min(statistic.cases for _, statistic in terms))
+        if statistic.influence is None:
+            return Statistic(value, None, cases)
+        for cluster, share in statistic.influence.items():
+            influence[cluster] += weight * share
+    return Statistic(value, influence, cases)
 
 
-def harmonic_mean(parts: Sequence[Statistic]) -> Statistic | None:
-    """S of the parts, by the delta method: ∂S/∂x = S²/(n x²).
-
-    None where a part is 0: S is then 0, and has no slope there to judge it by.
-    """
+def harmonic_mean(parts: Sequence[Statistic]) -> Statistic:
+    """S of the parts, by the delta method: ∂S/∂x = S²/(n x²). No interval where S is 0."""
     if any(part.value <= 0 for part in parts):
-        return None
+        return Statistic(0.0, None, min(part.cases for part in parts))
     total = len(parts) / sum(1 / part.value for part in parts)
     slopes = [(total**2 / (len(parts) * part.value**2), part) for part in parts]
     return Statistic(total, combine(slopes).influence, min(part.cases for part in parts))
