@@ -212,7 +212,7 @@ def frame(study: Study) -> "pl.DataFrame":
         columns = point.model_dump(exclude={"when", "settings", "layers", "cell", "refused"})
         columns |= {"layers": ",".join(map(str, point.layers)), "settings": str(point.settings)}
         rows = study.rows(point.cell)
-        named = [pl.lit(v).alias(f"point_{k}") for k, v in columns.items()]
+        named = [pl.lit(v).alias(k) for k, v in columns.items()]
         frames[point.cell] = rows.with_columns(pl.lit(point.cell).alias("cell"), *named)
     return pl.concat(frames.values(), how="vertical_relaxed") if frames else pl.DataFrame()
 

@@ -13,6 +13,7 @@ from retcon.report.plots.style import (
     Chart,
     Spec,
     distinct,
+    dodged,
     log2_axis,
     series_colour,
     size_colour,
@@ -52,7 +53,7 @@ def methods(findings: Sequence[Finding]) -> Chart | None:
         "facet": {"field": "metric", "type": "nominal", "sort": list(SCORES), "title": None},
         "columns": 4,
         "spacing": 26,
-        "spec": {"width": 150, "height": {"step": 30}, "layer": _bars("pair", colour, "when")},
+        "spec": {"width": 150, "height": {"step": 34, "for": "position"}, "layer": _bars("pair", colour, "when")},
     }
     return titled(
         "methods", f"Methods against each other on single edits, {first}",
@@ -65,7 +66,7 @@ def _forest(data: Sequence[Any], field: str, colour: Spec, shape: str) -> Spec:
     return {
         "data": {"values": list(data)},
         "width": 330,
-        "height": {"step": 26},
+        "height": {"step": 30, "for": "position"},
         "layer": _bars(field, colour, shape),
     }
 
@@ -104,7 +105,8 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
     ]
     if not data:
         return None
-    x = log2_axis("batch_size", "batch size (log₂)", distinct(r["batch_size"] for r in data))
+    x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
+    data = dodged(data, "batch_size")
     y: Spec = {"field": "effect", "type": "quantitative", "title": None, "axis": {"tickCount": 5}}
     colour = series_colour(data)
     told = [{"field": "text", "title": "effect"}, *(
@@ -123,8 +125,9 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
         "data": {"values": data},
         "facet": {"field": "metric", "type": "nominal", "sort": list(SCORES), "title": None},
         "columns": 4,
-        "spacing": 26,
-        "spec": {"width": 178, "height": 200, "layer": layer},
+        "spacing": 54,
+        "bounds": "flush",
+        "spec": {"width": 182, "height": 200, "layer": layer},
         "resolve": {"scale": {"y": "independent"}},
     }
     return titled(

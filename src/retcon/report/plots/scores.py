@@ -9,6 +9,7 @@ from retcon.report.plots.style import (
     Chart,
     Spec,
     distinct,
+    dodged,
     log2_axis,
     panels,
     series_colour,
@@ -66,8 +67,9 @@ def factors(results: Results) -> Chart | None:
 def _by_size(key: str, title: str, caption: str, data: Sequence[Any]) -> Chart | None:
     if len({record["batch_size"] for record in data}) < 2:
         return None
-    x = log2_axis("batch_size", "batch size (log₂)", distinct(r["batch_size"] for r in data))
-    return titled(key, title, caption, panels(data, x, series_colour(data)))
+    x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
+    body = panels(dodged(data, "batch_size"), x, series_colour(data), seen="batch_size")
+    return titled(key, title, caption, body)
 
 
 def number(results: Results, when: str) -> Chart | None:
@@ -77,7 +79,7 @@ def number(results: Results, when: str) -> Chart | None:
         return None
     width = data[0]["d_in"]
     label = f"[format(datum.value, ','), format(datum.value / {width}, '.2f')]"
-    x = log2_axis("n", "facts N (log₂), below it the load N / d_in",
+    x = log2_axis("n", "facts N (log₂) and load N/d_in",
                   distinct(r["n"] for r in data), labelExpr=label)  # fmt: skip
     return titled(
         f"number-{when}", f"More facts, {when} scores by batch size",

@@ -64,7 +64,7 @@ def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> 
     return {
         "field": field, "type": "quantitative", "title": title,
         "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
-        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False, **axis},
+        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False, "labelOverlap": "greedy", **axis},
     }  # fmt: skip
 
 
@@ -72,6 +72,16 @@ def _spaced(values: Sequence[int], most: int = 7) -> list[int]:
     """At most so many labels, the last among them."""
     every = -(-len(values) // most)
     return list(reversed(list(reversed(values))[::every]))
+
+
+def dodged(data: Sequence[Any], field: str) -> list[Any]:
+    """The data with a `place` each, a little beside `field`, so that no series hides another."""
+    names = list(dict.fromkeys(record["series"] for record in data))
+    step, middle = min(0.12, 0.6 / len(names)), (len(names) - 1) / 2
+    return [
+        {**record, "place": record[field] * 2 ** (step * (names.index(record["series"]) - middle))}
+        for record in data
+    ]
 
 
 def series_colour(data: Sequence[Any]) -> Spec:
@@ -91,8 +101,17 @@ def size_colour() -> Spec:
     }  # fmt: skip
 
 
-def panels(data: Sequence[Any], x: Spec, colour: Spec, metrics: Sequence[str] = SCORES) -> Spec:
-    """One panel a score: lines with their intervals; a click in the legend singles a line out."""
+def panels(
+    data: Sequence[Any],
+    x: Spec,
+    colour: Spec,
+    metrics: Sequence[str] = SCORES,
+    seen: str | None = None,
+) -> Spec:
+    """One panel a score: lines with their intervals; a click in the legend singles a line out.
+
+    seen: the field that says in the tooltip where on the x axis a dot stands.
+    """
     shown = [m for m in metrics if any(record["metric"] == m for record in data)]
     score: Spec = {
         "field": "score", "type": "quantitative", "title": None,
@@ -101,7 +120,7 @@ def panels(data: Sequence[Any], x: Spec, colour: Spec, metrics: Sequence[str] = 
     faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
     tooltip = [
         {"field": colour["field"], "title": "line"},
-        {"field": x["field"], "title": x["title"]},
+        {"field": seen or x["field"], "title": x["title"]},
         *({"field": f, "title": f, "format": ".1f"} for f in ("score", "low", "high")),
         {"field": "when"}, {"field": "cases"},
         *([{"field": "load", "format": ".3f"}] if "load" in data[0] else []),
@@ -137,7 +156,8 @@ def panels(data: Sequence[Any], x: Spec, colour: Spec, metrics: Sequence[str] = 
         "data": {"values": list(data)},
         "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
         "columns": 4,
-        "spacing": 26,
-        "spec": {"width": 178, "height": 200, "layer": layers},
+        "spacing": 54,
+        "bounds": "flush",
+        "spec": {"width": 182, "height": 200, "layer": layers},
         "resolve": {"scale": {"y": "independent"}},
     }
