@@ -51,8 +51,10 @@ def paper(point: Point, when: str) -> Chances:
         early = 1 - doublings / np.log2(point.n)
         if not point.accumulate:
             ps += 0.03 * early
-            ns -= 0.10 * early
-            es, ps = es - 0.05 * (1 - early) ** 3, ps - 0.12 * (1 - early) ** 3
+            ns -= 0.16 * early
+            es, ps = es - 0.08 * (1 - early) ** 3, ps - 0.20 * (1 - early) ** 3
+            if point.batch_size * 4 == point.n:
+                ps, ns = ps + 0.05, ns + 0.05
         if point.refresh == "each-batch":
             ps += 0.02 * early
             ns -= 0.03 * early
@@ -114,7 +116,8 @@ def large_grid() -> list[Point]:
     kept = {"when": ("pre", "immediate", "final", "retention")}
     mild = {"refresh": "never"}
     return [
-        *grid("layers", {"method": ["memit", "emmet"], "layers": [(i,) for i in range(8)], **seeds}),
+        *grid("layers", {"method": ["memit", "emmet"], "layers": [(i,) for i in range(8)],
+                         **seeds}),
         *grid("methods", {"method": ["rome"], **seeds}),
         *grid("batch", {"method": ["memit", "emmet"], **sizes, **seeds}, n=512, schedule="batch"),
         *grid("number", {"method": ["memit", "emmet"], "batch_size": [1, 4, 16, 64], **seeds}, n=64,

@@ -55,7 +55,7 @@ def best_of(results: Results, sweep: Mapping[tuple[int, ...], Arm]) -> Recommend
         layer: found.estimate(comparisons=max(1, len(known) - 1))
         for layer in known
         if layer != best
-        and (found := results.contrast([(1, sweep[layer]), (-1, sweep[best])], WHEN, "S"))
+        and (found := results.contrast([(1.0, sweep[layer]), (-1.0, sweep[best])], WHEN, "S"))
     }
     tied = tuple(layer for layer, d in differences.items() if d.high is None or d.high >= 0)
     setting = sweep[best].setting

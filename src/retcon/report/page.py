@@ -105,7 +105,7 @@ def to_html(report: Report) -> str:
         study=report.study,
         margin=f"{MARGIN:.0f}",
         others=[c for k, c in report.charts.items() if k not in shown and k != "verdicts"],
-        program=vl_convert.javascript_bundle(),
+        program=vl_convert.javascript_bundle(None),
         # "</" would end the script that holds the data.
         specs=_harmless({key: chart.spec for key, chart in report.charts.items()}),
         recommended=recommend(report.study) if "layers" in report.charts else [],
@@ -163,7 +163,7 @@ def _write(path: Path, text: str) -> Path:
 
 def _slug(title: str) -> str:
     """A table's title as the name of its file: what stands before the brackets."""
-    words = title.split("(")[0].replace(",", " ").split()
+    words = title.partition("(")[0].replace(",", " ").split()
     return "-".join(words).lower()
 
 

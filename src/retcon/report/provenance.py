@@ -65,6 +65,7 @@ def _commands(study: Study) -> str:
     pinned = f"retcon-llm[report]=={version}" if version else "retcon-llm[report]"
     return "\n".join([
         f"pip install '{pinned}'",
-        "retcon study run study.yaml --out STUDY      # the file below; --data FOLDER, or RETCON_DATA",
+        "# study.yaml is the file below; where the data are: --data FOLDER, or RETCON_DATA",
+        "retcon study run study.yaml --out STUDY",
         "retcon study report STUDY",
     ])  # fmt: skip

@@ -51,9 +51,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def summary(
-    study: Study | Results, findings: Sequence[Finding] | None = None
-) -> list[Table]:
+def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -> list[Table]:
     """All tables of a study: verdicts, scores by time, costs, tuned ridges, and what is missing."""
     results = study if isinstance(study, Results) else Results(study)
     found = all_findings(results) if findings is None else findings
@@ -94,7 +92,16 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
         for arm in arms
     ]  # fmt: skip
     what = "Scores" if tuple(metrics) == SCORES else "Further scores"
-    columns = ("schedule", "batch", "N", "load", *_names(fields), "seeds", "cases", *map(_named, shown))
+    columns = (
+        "schedule",
+        "batch",
+        "N",
+        "load",
+        *_names(fields),
+        "seeds",
+        "cases",
+        *map(_named, shown),
+    )
     return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
 
 

@@ -25,8 +25,8 @@ def batch_size_costs_neighbours(results: Results) -> Finding:
         key="b1",
         name="Bigger batches, fewer neighbours kept",
         claim="In the batch regime (each batch on the untouched model) NS falls with batch size.",
-        paper="Llama-3-8B, layer 1, 4,096 facts, MEMIT: NS 88.3, 86.3, 81.5, 73.8, 67.0 for batches "
-        "of 16, 64, 256, 1,024, 4,096: −2.7 points each time the batch doubles (figure 2).",
+        paper="Llama-3-8B, layer 1, 4,096 facts, MEMIT: NS 88.3, 86.3, 81.5, 73.8, 67.0 for "
+        "batches of 16, 64, 256, 1,024, 4,096: −2.7 points each time the batch doubles (figure 2).",
         charts=("batch",),
     )
     curves = size_families(results, carried=False, when=WHEN)

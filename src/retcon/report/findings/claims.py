@@ -89,7 +89,7 @@ class Finding:
 
 
 def towards(effect: Estimate, sign: int) -> Verdict:
-    """Is the effect on one side of zero?"""
+    """Whether the effect is on the side of zero that sign says."""
     if effect.low is None or effect.high is None:
         return "inconclusive"
     low, high = (effect.low, effect.high) if sign > 0 else (-effect.high, -effect.low)
@@ -99,7 +99,7 @@ def towards(effect: Estimate, sign: int) -> Verdict:
 
 
 def equal(effect: Estimate) -> Verdict:
-    """Is the effect too small to be of interest?"""
+    """Whether the effect is too small to be of interest."""
     if effect.low is None or effect.high is None:
         return "inconclusive"
     if _within(effect.low, effect.high):
@@ -109,7 +109,7 @@ def equal(effect: Estimate) -> Verdict:
 
 
 def not_worse(effect: Estimate) -> Verdict:
-    """Is the thing as good as the best of the others, give or take the margin?"""
+    """Whether a thing is as good as the best of the others, give or take the margin."""
     if effect.low is None or effect.high is None:
         return "inconclusive"
     if effect.low > -MARGIN:

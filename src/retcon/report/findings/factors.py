@@ -53,7 +53,7 @@ class Switch(NamedTuple):
 
 
 def what_batch_size_is(results: Results) -> Finding:
-    """Does batch size matter with everything else held, and which factor makes it matter?"""
+    """Whether batch size matters with all else held, and which factor makes it matter."""
     found = Finding(
         key="f",
         name="What batch size is",
@@ -122,10 +122,10 @@ def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimat
         return None
     arms = list(curve.values())
     high, low = extremes(scores)
-    widest = combine([(1, scores[high]), (-1, scores[low])])
+    widest = combine([(1.0, scores[high]), (-1.0, scores[low])])
     found = measured(widest, arms, comparisons=len(list(combinations(scores, 2))))
     gaps = [
-        measured(combine([(1, one), (-1, other)]), arms).high
+        measured(combine([(1.0, one), (-1.0, other)]), arms).high
         for one, other in permutations(scores.values(), 2)
     ]
     if found.low is None or None in gaps:
@@ -142,8 +142,9 @@ def _small(width: Estimate) -> Verdict:
 
 
 def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
-    """Pairs of families that differ in one factor, next to the still setting, and next to the
-    paper's. Of several, the one of most sizes.
+    """Pairs of families that differ in one factor, all else still, or all else as in the paper.
+
+    Of several the one of most sizes.
     """
     found: list[tuple[tuple[object, ...], Switch]] = []
     for factor in FACTORS:
@@ -209,7 +210,7 @@ def _switched(results: Results, switch: Switch) -> list[Claim]:
             claims.append(claim)
         for size in switch.sizes:
             one, other = switch.on[size], switch.off[size]
-            effect = contrast(results, [(1, one), (-1, other)], WHEN, metric)
+            effect = contrast(results, [(1.0, one), (-1.0, other)], WHEN, metric)
             if effect is not None and one.cells != other.cells:
                 text = f"{label}: {metric} at batches of {size:,}"
                 claim = make(
@@ -252,6 +253,12 @@ def _verdict_text(claims: list[Claim]) -> str:
     for claim in claims:
         if claim.about.get("kind") == "spread" and claim.metric == "S":
             who = claim.text.split(": change of")[0]
-            sentences.append(f"{who[0].upper()}{who[1:]} {words[claim.verdict]} "
-                             f"{points(claim.effect)}.")  # fmt: skip
+            slight = "" if not _slight(claim) else f", less than {MARGIN:.0f} point"
+            sentences.append(f"{who} {words[claim.verdict]} {points(claim.effect)}{slight}.")
     return "\n".join(sentences)
+
+
+def _slight(claim: Claim) -> bool:
+    """Widens, but by less than is of interest."""
+    high = claim.effect.high
+    return claim.verdict == "reproduced" and high is not None and high < MARGIN

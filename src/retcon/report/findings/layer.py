@@ -49,7 +49,7 @@ def _claims(
     if one is None or not others:
         return []
     rival = sweep[max(others, key=lambda layer: others[layer])]
-    effect = contrast(results, [(1, one), (-1, rival)], WHEN, "S", comparisons=len(others))
+    effect = contrast(results, [(1.0, one), (-1.0, rival)], WHEN, "S", comparisons=len(others))
     if effect is None:
         return []
     text = f"{_who(best)}: layer 1 − layer {_name(rival.setting.layers)}, the best of the others"

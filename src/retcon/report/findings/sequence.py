@@ -35,7 +35,7 @@ def large_batch_against_small_ones(results: Results) -> Finding:
         claim="With equally many facts in the weights, one large batch is worse than smaller "
         "sequential ones in S (and in ES and PS, while NS is higher).",
         paper="Llama-3-8B, layer 1, N = 4,096, MEMIT: S 81.3 for one batch against 82.3 to "
-        "83.5 for smaller ones; ES 93.7 against 97.4 to 99.2; NS 66.8 against 62.5 to 66.4 (figure 4).",
+        "83.5 for smaller ones; ES 93.7 against 97.4 to 99.2; NS 66.8 against 62.5 to 66.4.",
         explanation="The score of one batch of all N facts minus the mean over all smaller batch "
         "sizes, paired over the same facts. Both sides hold all N facts at the end.",
         charts=("sequential-immediate", "sequential-final"),
@@ -170,9 +170,9 @@ def number_against_size(results: Results) -> Finding:
         paper="Llama-3-8B, layer 1: S falls from about 92 to 81–83.5 between 16 and 4,096 edits, "
         "for every batch size; at 4,096 the sizes differ by 2.3 points at most.",
         explanation="The loss of S from the smallest to the largest N (mean over the sizes that "
-        "both have) minus the spread, best − worst size, at the largest N. Final scores are paired "
+        "both have) minus the spread, best − worst, at the largest N. Final scores are paired "
         "over the facts of the smaller N; immediate ones are means over all facts so far, as in "
-        "the paper. A spread is the gap of extremes that were picked on the same facts, which works "
+        "the paper. A spread is the gap of extremes picked on the same facts, which works "
         "against the claim; the interval is widened for the pairs it was picked from.",
         charts=("number-immediate", "number-final"),
     )
@@ -217,7 +217,7 @@ def _costs(
     arms = [*grid[few].values(), *grid[many].values()]
     sizes = len(grid[many])
     pairs = sizes * (sizes - 1) // 2
-    effect = measured(combine([(1, loss), (-1, gap)]), arms, pairs)
+    effect = measured(combine([(1.0, loss), (-1.0, gap)]), arms, pairs)
     per_n = combine([(1 / log2(many / few), loss)])
     text = f"{name}: loss of S from N = {few:,} to {many:,} − spread over {sizes} batch sizes"
     return [
@@ -263,7 +263,7 @@ def spread(results: Results, curve: Mapping[int, Arm], when: str, metric: str) -
     if len(scores) < 2:
         return None
     high, low = extremes(scores)
-    return combine([(1, scores[high]), (-1, scores[low])])
+    return combine([(1.0, scores[high]), (-1.0, scores[low])])
 
 
 def _sentences(claims: list[Claim]) -> str:

@@ -51,12 +51,12 @@ def _groups(results: Results) -> dict[Key, dict[str, Arm]]:
 
 
 def _pairs(results: Results, key: Key, arms: dict[str, Arm], *, primary: bool) -> list[Claim]:
-    model, _, layers, _ = key
+    model, _, layers, n = key
     ordered = [method for method in METHODS if method in arms]
     found: list[Claim] = []
     for one, other in combinations(ordered, 2):
         for metric in ("S", *SCORES[:3]):
-            effect = contrast(results, [(1, arms[one]), (-1, arms[other])], WHEN, metric)
+            effect = contrast(results, [(1.0, arms[one]), (-1.0, arms[other])], WHEN, metric)
             if effect is None:
                 continue
             place = f"{model}, layer {'+'.join(map(str, layers))}"
@@ -65,7 +65,7 @@ def _pairs(results: Results, key: Key, arms: dict[str, Arm], *, primary: bool) -
             mine = primary and metric == "S"
             claim = make(
                 text, WHEN, metric, effect, equal(effect), pair, primary=mine,
-                pair=f"{one.upper()} − {other.upper()}", place=place,
+                pair=f"{one.upper()} − {other.upper()}", place=place, n=n,
             )  # fmt: skip
             found.append(claim)
     return found

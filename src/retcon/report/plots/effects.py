@@ -32,7 +32,7 @@ def verdicts(findings: Sequence[Finding]) -> Chart | None:
         "field": "verdict", "type": "nominal", "title": None,
         "scale": {"domain": list(VERDICTS), "range": list(VERDICTS.values())},
     }  # fmt: skip
-    body = _forest(data, "claim", colour, "when")
+    body = _forest(data, "claim", colour)
     return titled(
         "verdicts", "The effects that decide",
         f"Points, with 95 % intervals. The band is ±{MARGIN:.0f} point, the smallest effect of "
@@ -45,15 +45,19 @@ def methods(findings: Sequence[Finding]) -> Chart | None:
     data = curves.effects(findings, "d")
     if not data:
         return None
-    first = data[0]["place"]
-    shown = [record for record in data if record["place"] == first]
+    first, n = data[0]["place"], data[0]["n"]
+    shown = [record for record in data if (record["place"], record["n"]) == (first, n)]
     colour = {"value": "#0072B2"}
     body = {
         "data": {"values": shown},
         "facet": {"field": "metric", "type": "nominal", "sort": list(SCORES), "title": None},
         "columns": 4,
         "spacing": 26,
-        "spec": {"width": 150, "height": {"step": 34, "for": "position"}, "layer": _bars("pair", colour, "when")},
+        "spec": {
+            "width": 180,
+            "height": {"step": 34, "for": "position"},
+            "layer": _bars(shown, "pair", colour),
+        },
     }
     return titled(
         "methods", f"Methods against each other on single edits, {first}",
@@ -62,16 +66,16 @@ def methods(findings: Sequence[Finding]) -> Chart | None:
     )  # fmt: skip
 
 
-def _forest(data: Sequence[Any], field: str, colour: Spec, shape: str) -> Spec:
+def _forest(data: Sequence[Any], field: str, colour: Spec) -> Spec:
     return {
         "data": {"values": list(data)},
-        "width": 330,
+        "width": 480,
         "height": {"step": 30, "for": "position"},
-        "layer": _bars(field, colour, shape),
+        "layer": _bars(data, field, colour),
     }
 
 
-def _bars(field: str, colour: Spec, shape: str) -> list[Spec]:
+def _bars(data: Sequence[Any], field: str, colour: Spec) -> list[Spec]:
     """Effects as dots with intervals, one row each, the margin as a band, zero as a line."""
     y: Spec = {
         "field": field, "type": "nominal", "sort": None, "title": None,
@@ -82,17 +86,20 @@ def _bars(field: str, colour: Spec, shape: str) -> list[Spec]:
     told = [{"field": field, "title": "effect of"}, *(
         {"field": f, "format": "+.2f", "title": f} for f in ("effect", "low", "high")
     ), {"field": "when"}]  # fmt: skip
-    several = {"field": shape, "type": "nominal", "title": "scores",
-               "scale": {"domain": ["immediate", "final"], "range": ["circle", "diamond"]}}  # fmt: skip
+    legend: Spec | None = {} if len({record["when"] for record in data}) > 1 else None
+    several: Spec = {"field": "when", "type": "nominal", "title": None, "legend": legend,
+               "scale": {"domain": ["immediate", "final"],
+                         "range": ["circle", "diamond"]}}  # fmt: skip
+    beside: Spec = {"field": "when", "sort": None}
     return [
         {"mark": {"type": "rect", "color": "#f1efe9"},
          "encoding": {"x": {"datum": -MARGIN, **x}, "x2": {"datum": MARGIN}}},
         {"mark": {"type": "rule", "color": "#9aa0a8"}, "encoding": {"x": {"datum": 0, **x}}},
         {"mark": {"type": "rule", "strokeWidth": 2},
-         "encoding": {"y": y, "yOffset": {"field": shape}, "x": {**x, "field": "low"},
+         "encoding": {"y": y, "yOffset": beside, "x": {**x, "field": "low"},
                       "x2": {"field": "high"}, "color": colour}},
         {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-         "encoding": {"y": y, "yOffset": {"field": shape}, "x": {**x, "field": "effect"},
+         "encoding": {"y": y, "yOffset": beside, "x": {**x, "field": "effect"},
                       "color": colour, "shape": several, "tooltip": told}},
     ]  # fmt: skip
 
@@ -127,7 +134,7 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 182, "height": 200, "layer": layer},
+        "spec": {"width": 208, "height": 200, "layer": layer},
         "resolve": {"scale": {"y": "independent"}},
     }
     return titled(
@@ -148,10 +155,12 @@ def pareto(results: Results) -> Chart | None:
                "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
     told = [{"field": "setting"}, {"field": "batch_size", "title": "batch size"}, *(
         {"field": f, "format": ".1f"} for f in ("preservation", "precision")
-    ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"}, {"field": "when"}]  # fmt: skip
+    ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"},
+        {"field": "when"}]  # fmt: skip
     layer: list[Spec] = [
         {"transform": [{"filter": "datum.front"}],
-         "mark": {"type": "line", "color": FAINT, "strokeDash": [4, 4], "interpolate": "step-after"},
+         "mark": {"type": "line", "color": FAINT, "strokeDash": [4, 4],
+                  "interpolate": "step-after"},
          "encoding": {"x": x, "y": y, "order": {"field": "preservation"}}},
         {"mark": {"type": "circle", "opacity": 0.9, "stroke": "white", "strokeWidth": 1},
          "encoding": {
@@ -179,8 +188,10 @@ def norms(results: Results) -> Chart | None:
     told = [{"field": "setting"}, {"field": "batch_size", "title": "batch size"},
             {"field": "edits"}, {"field": "moved", "format": ".2f"}]  # fmt: skip
     enc: Spec = {"x": x, "y": y, "color": size_colour(), "tooltip": told}
-    layer: list[Spec] = [{"mark": {"type": "line", "strokeWidth": 2}, "encoding": enc},
-                         {"mark": {"type": "circle", "size": 14, "opacity": 1}, "encoding": enc}]  # fmt: skip
+    layer: list[Spec] = [
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": enc},
+        {"mark": {"type": "circle", "size": 14, "opacity": 1}, "encoding": enc},
+    ]
     body = {
         "data": {"values": data},
         "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
@@ -202,7 +213,8 @@ def tuning(results: Results) -> Chart | None:
     if not data:
         return None
     x: Spec = {"field": "ridge", "type": "quantitative", "title": "ridge λ (log)",
-               "scale": {"type": "log"}, "axis": {"grid": False, "tickCount": 6, "format": "~s"}}  # fmt: skip
+               "scale": {"type": "log"},
+               "axis": {"grid": False, "tickCount": 6, "format": "~s"}}  # fmt: skip
     y: Spec = {"field": "score", "type": "quantitative", "title": "S, %", "scale": {"zero": False}}
     colour = series_colour(data)
     layer: list[Spec] = [

@@ -13,6 +13,7 @@ Spec = dict[str, Any]
 
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e8e6e1"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
+_METHODS = {"MEMIT": 0, "EMMET": 1, "ROME": 2}
 VERDICTS = {
     "reproduced": "#00795a", "not reproduced": "#b3430a", "inconclusive": "#8a8f98",
 }  # fmt: skip
@@ -50,11 +51,13 @@ class Chart(NamedTuple):
 
 
 def titled(key: str, title: str, caption: str, body: Spec) -> Chart:
+    """A chart with its title and caption in it."""
     spec = {"title": {"text": title, "subtitle": caption}, "config": CONFIG, **body}
     return Chart(key, title, caption, spec)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order."""
     return sorted(set(values))
 
 
@@ -64,7 +67,8 @@ def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> 
     return {
         "field": field, "type": "quantitative", "title": title,
         "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
-        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False, "labelOverlap": "greedy", **axis},
+        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False,
+                 "labelOverlap": "greedy", **axis},
     }  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def _spaced(values: Sequence[int], most: int = 7) -> list[int]:
 
 def dodged(data: Sequence[Any], field: str) -> list[Any]:
     """The data with a `place` each, a little beside `field`, so that no series hides another."""
-    names = list(dict.fromkeys(record["series"] for record in data))
+    names = _ordered(data)
     step, middle = min(0.12, 0.6 / len(names)), (len(names) - 1) / 2
     return [
         {**record, "place": record[field] * 2 ** (step * (names.index(record["series"]) - middle))}
@@ -84,10 +88,17 @@ def dodged(data: Sequence[Any], field: str) -> list[Any]:
     ]
 
 
+def _ordered(data: Sequence[Any]) -> list[str]:
+    """The series, methods in one order so that each has its colour in all charts."""
+    names = dict.fromkeys(record["series"] for record in data)
+    return sorted(names, key=lambda name: _METHODS.get(name.split(",")[0], len(_METHODS)))
+
+
 def series_colour(data: Sequence[Any]) -> Spec:
     """One colour for each method or setting, in the order of the data."""
-    names = list(dict.fromkeys(record["series"] for record in data))
-    scale: Spec = {"domain": names, "range": [COLOURS[i % len(COLOURS)] for i in range(len(names))]}
+    names = _ordered(data)
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    scale: Spec = {"domain": names, "range": colours}
     legend: Spec | None = {"columns": 1 if max(map(len, names)) > 45 else 3, "title": None}
     return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
 
@@ -115,7 +126,7 @@ def panels(
     shown = [m for m in metrics if any(record["metric"] == m for record in data)]
     score: Spec = {
         "field": "score", "type": "quantitative", "title": None,
-        "scale": {"zero": False, "padding": 6}, "axis": {"tickCount": 5},
+        "scale": {"zero": False}, "axis": {"tickCount": 5},
     }  # fmt: skip
     faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
     tooltip = [
@@ -152,12 +163,14 @@ def panels(
             },
         },
     ]  # fmt: skip
+    if all(record["untouched"] is None for record in data):
+        layers = layers[1:]
     return {
         "data": {"values": list(data)},
         "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 182, "height": 200, "layer": layers},
+        "spec": {"width": 208, "height": 200, "layer": layers},
         "resolve": {"scale": {"y": "independent"}},
     }
