@@ -134,7 +134,8 @@ def test_scores_of_arms_are_those_of_the_metrics(study):
 
 def test_known_effects_are_found(findings):
     found = {key: finding.verdict for key, finding in findings.items()}
-    assert {found[key] for key in ("a", "b1", "b2", "c", "e")} == {"reproduced"}
+    assert {found[key] for key in ("a", "b1", "b2", "c")} == {"reproduced"}
+    assert found["e"] == "inconclusive"  # 32 facts at the smaller N cannot tell
 
 
 def test_absent_effects_are_not(level):

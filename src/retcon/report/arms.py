@@ -149,13 +149,17 @@ class Results:
         return self._means[cell].get(when, {}).get(metric)
 
     def _read(self, cell: str) -> dict[str, dict[str, CaseMeans]]:
-        times: dict[str, list[Row]] = defaultdict(list)
+        rows: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
         for values in self.study.rows(cell).select(Row._fields).iter_rows():
             row = Row(*values)
-            times[row.when].append(row)
+            rows[row.when][row.kind].append(row)
         return {
-            when: {name: found for name in METRICS if (found := case_means(rows, name)).values}
-            for when, rows in times.items()
+            when: {
+                name: found
+                for name, metric in METRICS.items()
+                if (found := case_means(kinds[metric.kind], name)).values
+            }
+            for when, kinds in rows.items()
             if when != "retention"  # which is of many times, see `report.curves`
         }
 

@@ -39,12 +39,17 @@ class Written(NamedTuple):
 class Report:
     """What a report says, before it is written."""
 
-    study: Study
+    results: Results
     findings: Sequence[Finding]
     charts: Mapping[str, Chart]
     tables: Sequence[Table]
     provenance: Provenance
     examples: Sequence[Table]
+
+    @property
+    def study(self) -> Study:
+        """The study it is of."""
+        return self.results.study
 
 
 def make_report(study: Study) -> Report:
@@ -53,7 +58,7 @@ def make_report(study: Study) -> Report:
     findings = all_findings(results)
     examples = [table for table in (told(study), by_probability(results)) if table.rows]
     return Report(
-        study, findings, all_charts(results, findings), tables.summary(results, findings),
+        results, findings, all_charts(results, findings), tables.summary(results, findings),
         provenance(study), examples,
     )  # fmt: skip
 
@@ -72,12 +77,11 @@ def write_report(folder: Path | str) -> Written:
     out = make_folder(study.folder / "report")
     charts = [path for chart in report.charts.values() for path in _draw(out, chart)]
     written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in report.tables]
-    results = Results(study)
     for finding in report.findings:
         written.append(_write(out / f"finding-{finding.key}.csv", findings_table(finding).csv()))
         if finding.evidence:
             path = out / f"finding-{finding.key}-rows.csv"
-            write_whole(path, rows_behind(results, finding).write_csv)
+            write_whole(path, rows_behind(report.results, finding).write_csv)
             written.append(path)
     rows = tables.export(study, out / "rows.parquet")
     markdown = _write(out / "report.md", to_markdown(report))
@@ -108,7 +112,7 @@ def to_html(report: Report) -> str:
         program=vl_convert.javascript_bundle(None),
         # "</" would end the script that holds the data.
         specs=_harmless({key: chart.spec for key, chart in report.charts.items()}),
-        recommended=recommend(report.study) if "layers" in report.charts else [],
+        recommended=recommend(report.results) if "layers" in report.charts else [],
     )
 
 

@@ -83,7 +83,7 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
     """Scores of all arms at one time, with 95 % intervals."""
     arms = [arm for arm in results.arms if results.has(arm, when)]
     if when == "pre":
-        arms = _once_a_model(arms)
+        return _untouched(results, arms)
     shown = [m for m in metrics if any(results.estimate(a, when, m).mean is not None for a in arms)]
     fields, note = _fields(arms)
     rows = [
@@ -105,10 +105,18 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
     return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
 
 
-def _once_a_model(arms: Sequence[Arm]) -> list[Arm]:
-    """Of each model the arm of most facts: the untouched model is one, whatever is done later."""
+def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
+    """Scores of each untouched model, from the arm of most facts; it is one for all arms."""
     ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
-    return list({(arm.setting.model, arm.setting.dtype): arm for arm in ordered}.values())
+    found = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
+    rows = [
+        (model, dtype, ", ".join(str(run.seed) for run in arm.runs),
+         f"{results.estimate(arm, 'pre', 'ES').cases:,}",
+         *(_score(results.estimate(arm, "pre", metric)) for metric in SCORES))
+        for (model, dtype), arm in found.items()
+    ]  # fmt: skip
+    columns = ("model", "dtype", "seeds", "cases", *SCORES)
+    return Table(f"Scores, pre ({_TIMES['pre']}), %", "", columns, tuple(rows))
 
 
 def _fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:

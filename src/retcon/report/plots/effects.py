@@ -114,7 +114,8 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
         return None
     x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
     data = dodged(data, "batch_size")
-    y: Spec = {"field": "effect", "type": "quantitative", "title": None, "axis": {"tickCount": 5}}
+    y: Spec = {"field": "effect", "type": "quantitative", "title": None,
+               "scale": {"nice": 5}, "axis": {"tickCount": 5}}  # fmt: skip
     colour = series_colour(data)
     told = [{"field": "text", "title": "effect"}, *(
         {"field": f, "format": "+.2f"} for f in ("effect", "low", "high")

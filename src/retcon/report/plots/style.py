@@ -126,7 +126,7 @@ def panels(
     shown = [m for m in metrics if any(record["metric"] == m for record in data)]
     score: Spec = {
         "field": "score", "type": "quantitative", "title": None,
-        "scale": {"zero": False}, "axis": {"tickCount": 5},
+        "scale": {"zero": False, "nice": 5}, "axis": {"tickCount": 5},
     }  # fmt: skip
     faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
     tooltip = [
