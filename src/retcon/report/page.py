@@ -109,7 +109,7 @@ def to_html(report: Report) -> str:
         study=report.study,
         margin=f"{MARGIN:.0f}",
         others=[c for k, c in report.charts.items() if k not in shown and k != "verdicts"],
-        program=vl_convert.javascript_bundle(None),
+        program=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         # "</" would end the script that holds the data.
         specs=_harmless({key: chart.spec for key, chart in report.charts.items()}),
         recommended=recommend(report.results) if "layers" in report.charts else [],

@@ -196,10 +196,10 @@ def norms(results: Results) -> Chart | None:
     body = {
         "data": {"values": data},
         "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
-                  "header": {"labelFontSize": 11, "labelLimit": 250}},
+                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
         "columns": 3,
         "spacing": 30,
-        "spec": {"width": 250, "height": 170, "layer": layer},
+        "spec": {"width": 285, "height": 170, "layer": layer},
     }  # fmt: skip
     return titled(
         "norms", "How far the weights move",
