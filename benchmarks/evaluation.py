@@ -5,14 +5,13 @@
 SmolLM2-135M, CounterFact (`RETCON_DATA`, else ../shared/data; the starter set where there is none).
 The loop is the tests' oracle: each record's sequences, 26 in CounterFact, as one batch padded on
 the right, with all logits. The ways take turns and medians are compared. Exact match is no part of
-the loop, so what it takes is told beside the ratio. Writes benchmarks/results/evaluation.json.
+the loop, so what it takes is told beside the ratio.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -20,7 +19,7 @@ import torch
 
 from machine import COUNTERFACT, cases, tests_on_path
 from retcon.algebra.delta import LowRankDelta
-from retcon.cli.console import quiet_libraries, versions
+from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
 from retcon.evaluation.generation import draft, exact_matches
 from retcon.evaluation.predictions import Ask, predict
@@ -194,11 +193,7 @@ def main() -> None:
         work.__name__: work(model, chosen.records, chosen.repeats)
         for work in (evaluation_speedup, single_schedule_speedup)
     }
-    record = {**found, "versions": versions(), "torch_threads": torch.get_num_threads()}
-    print(json.dumps(record, indent=2))
-    path = Path(__file__).parent / "results" / "evaluation.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

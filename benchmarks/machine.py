@@ -2,12 +2,9 @@
 
 import os
 import sys
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from retcon.data.cases import load_cases, starter_cases, take
 from retcon.edits import Case
@@ -33,17 +30,6 @@ def tests_on_path() -> Generator[None, None, None]:
     sys.path.insert(0, str(_ROOT / "tests"))
     yield
     sys.path.pop(0)
-
-
-def product_rate(size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of a float32 product of two square matrices, the best of a few."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        _ = left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def print_figures(figures: Figures) -> None:

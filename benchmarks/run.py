@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation import evaluation_speedup, score_each, single_schedule_speedup
-from machine import COUNTERFACT, Figures, cases, print_figures, product_rate
+from machine import COUNTERFACT, Figures, cases, print_figures
 from memory import memory
 from moments import documents, moments
 from retcon.activations.covariance import MomentOptions
 from retcon.cli.console import quiet_libraries, versions
+from retcon.editing.planning import measured_rate
 from retcon.methods.memit import memit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run, in three minutes")
     chosen = parser.parse_args()
     quiet_libraries()
-    rate = product_rate()
+    rate = measured_rate(2048)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as entries:
         numbers = run(fresh(entries), QUICK if chosen.quick else FULL)

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import torch
 
-from machine import COUNTERFACT, Figures, cases, print_figures, product_rate, tests_on_path
+from machine import COUNTERFACT, Figures, cases, print_figures, tests_on_path
 from retcon.activations.contexts import ContextOptions, sample_prefixes
 from retcon.activations.losses import TargetLoss
 from retcon.activations.prefix import Place
@@ -33,6 +33,7 @@ from retcon.activations.targets import (
     optimise_targets,
 )
 from retcon.cli.console import quiet_libraries
+from retcon.editing.planning import measured_rate
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
@@ -94,7 +95,7 @@ def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
         seconds, delta = runs.oracle(runs.edits[number], equal)
         slow.append(seconds)
         if number == oracle // 2:
-            rates.append(product_rate())
+            rates.append(measured_rate(2048))
             seconds, batched = runs.batched(equal)
             fast.append(seconds)
         naive.append(delta)
@@ -104,7 +105,7 @@ def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
     with_stop, stopped = runs.batched(STANDARD)
     default, _ = runs.batched(replace(STANDARD, micro_batch=0), runs.edits[:8])
     few, quick = runs.batched(FEW_CONTEXTS)
-    rates.append(product_rate())
+    rates.append(measured_rate(2048))
     rate, full = statistics.median(rates), statistics.median(fast)
     return {
         "targets_speedup": statistics.mean(slow) / full,

@@ -1,6 +1,7 @@
 """Scores against a loop over single prompts; formulas; invariances."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -174,3 +175,25 @@ def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
     together = estimate(rows(lambda i: str(i // 5)), "ES")
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
     assert intervals([row("1", relation="a")])["ES"] is None
+
+
+def test_generation_entropy_is_that_of_the_definition():
+    from retcon.evaluation.fluency import generation_entropy
+
+    assert generation_entropy("a a a a a a") == 0
+    # Four words, all different: 3 bigrams, 2 trigrams.
+    assert generation_entropy("one two three four") == pytest.approx(
+        (2 / 3 * math.log2(3) + 4 / 3 * 1) / 2
+    )
+    assert generation_entropy("no, no, no") < generation_entropy("no, yes, so")
+    assert generation_entropy("") == 0
+
+
+def test_text_sampled_behind_prompts_is_the_same_in_any_company():
+    from retcon.model.sampling import sample, sample_behind
+
+    model = pico()
+    heads = [model.tokens.encode(text) for text in ("The capital", "The capital city of France")]
+    texts = sample_behind(model, heads, total_tokens=12, seed=3, top_k=5)
+    alone = sample(model, heads[0], count=1, new_tokens=12 - len(heads[0]), seed=3, top_k=5)
+    assert texts[0] == alone[0] and texts[1].startswith("The capital city of France")

@@ -69,11 +69,13 @@ class Case:
     """One record of a data set: an edit and the prompts that judge it.
 
     Paraphrases should change with the edit; neighbours are prompts about other subjects whose
-    true answer is `edit.target_old` and which should stay as they are. `relation` groups cases
-    that are not independent (intervals are clustered by it).
+    true answer is `edit.target_old` and which should stay as they are. `openings` are beginnings
+    of texts about the subject, behind which fluency is measured. `relation` groups cases that are
+    not independent (intervals are clustered by it).
     """
 
     edit: Edit
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
     relation: str | None = None

@@ -73,10 +73,11 @@ def locked(lock: Path) -> Generator[None, None, None]:
         yield
 
 
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
     """Let `write` fill a temporary file beside `target`, then move it into place.
 
-    A reader sees the old file or the new one, never a part.
+    A reader sees the old file or the new one, never a part. sync: not only this process may die
+    right afterwards, but the machine.
 
     Raises:
         StorageError: no space or no permission.
@@ -86,6 +87,21 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         work = target.with_name(f".{target.name}-{uuid4().hex[:12]}")
         try:
             write(work)
+            if sync:
+                _sync(work)
             work.replace(target)
+            if sync:
+                _sync(target.parent)
         finally:
             work.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk holds a file, or what a folder lists."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,7 +1,8 @@
 """Read files of facts and cases: CounterFact (ROME's schema), or plain JSON lines.
 
 A plain line needs `prompt`, with its subject in braces, and `target`; it may have `target_old`,
-`paraphrases`, `neighbours`, `relation` and `id`. Whatever is wrong is reported with its line.
+`paraphrases`, `neighbours`, `openings`, `relation` and `id`. Whatever is wrong is reported with
+its line.
 """
 
 import gzip
@@ -36,6 +37,7 @@ class _Fact(_Strict):
     target_old: str | None = None
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
     relation: str | None = None
 
 
@@ -58,6 +60,7 @@ class _CounterFact(BaseModel):
     requested_rewrite: _Rewrite
     paraphrase_prompts: tuple[str, ...]
     neighborhood_prompts: tuple[str, ...]
+    generation_prompts: tuple[str, ...] = ()
 
 
 def load_cases(path: Path | str) -> list[Case]:
@@ -135,6 +138,7 @@ def _case_of_fact(record: _Fact, number: int) -> Case:
         edit=edit,
         paraphrases=record.paraphrases,
         neighbours=record.neighbours,
+        openings=record.openings,
         relation=record.relation,
     )
 
@@ -165,6 +169,8 @@ def _case_of_counterfact(record: _CounterFact) -> Case:
         edit=edit,
         paraphrases=record.paraphrase_prompts,
         neighbours=record.neighborhood_prompts,
+        # Records repeat them.
+        openings=tuple(dict.fromkeys(record.generation_prompts)),
         relation=rewrite.relation_id,
     )
 

@@ -4,44 +4,110 @@ single            one edit at a time, each on the untouched model
 batch:B           B at a time, each batch on the untouched model
 sequential        one after the other, each on the model that the ones before have made
 sequential-batch:B    the same in batches of B
+
+Where they stay, a refresh rule says on which weights their targets are made.
+
+each-batch     on those that the batch is written into
+never          on the untouched ones
+stale:T        on those of some batch before, until the values of the facts that wait have moved by
+               more than the share T of their targets (in nine of ten facts, by less)
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TypeVar
 
 from retcon.errors import InvalidSetting, UnknownName
 
 T = TypeVar("T")
 
+# More facts than any run has, and how many wait for one refresh where targets go stale.
+_ALL, _WINDOW = 2**40, 256
+
 _NAMES = ("single", "batch:B", "sequential", "sequential-batch:B")
+
+
+_RULES = ("each-batch", "never", "stale:T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """When targets are made anew on the weights as they have become.
+
+    stale: the drift, in units of ‖δ‖, of which the 90th percentile over the facts that wait must
+    not be above; 0 refreshes for each batch, infinity never. window: how many facts wait, at most.
+    """
+
+    stale: float
+    window: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Refresh":
+        """Read `each-batch`, `never` or `stale:T`, as in `stale:0.15`.
+
+        Raises:
+            UnknownName: another word.
+            InvalidSetting: a threshold that is missing, or no positive number.
+        """
+        name, _, number = text.partition(":")
+        if name in ("each-batch", "never") and not number:
+            return cls(stale=0.0, window=1) if name == "each-batch" else cls(stale=inf, window=_ALL)
+        if name != "stale":
+            raise UnknownName.among("refresh rule", text, _RULES)
+        try:
+            stale = float(number)
+        except ValueError:
+            stale = 0.0
+        if not 0 < stale < inf:
+            raise InvalidSetting(
+                f"The refresh rule stale needs a positive threshold, as in stale:0.15: {text!r}."
+            )
+        return cls(stale=stale, window=_WINDOW)
+
+    def __str__(self) -> str:
+        if self.stale == 0:
+            return "each-batch"
+        return "never" if self.stale == inf else f"stale:{self.stale:g}"
+
+    def ahead(self, batch_size: int) -> int:
+        """For how many facts targets are made at once: whole batches."""
+        return -(-self.window // batch_size) * batch_size
+
+
+EACH_BATCH = Refresh(stale=0.0, window=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """batch_size: edits in one update. carry: earlier updates stay in the weights."""
+    """batch_size: edits in one update. carry: earlier updates stay in the weights.
+
+    refresh: when targets are made anew; it matters only where edits are carried.
+    """
 
     batch_size: int
     carry: bool
+    refresh: Refresh = EACH_BATCH
 
     @classmethod
-    def parse(cls, text: str) -> "Schedule":
-        """Read `single`, `batch:B`, `sequential` or `sequential-batch:B`.
+    def parse(cls, text: str, refresh: str = "each-batch") -> "Schedule":
+        """Read `single`, `batch:B`, `sequential` or `sequential-batch:B`, and a refresh rule.
 
         Raises:
             UnknownName: another word.
             InvalidSetting: a batch size that is missing, or no positive number.
         """
         name, _, size = text.partition(":")
+        rule = Refresh.parse(refresh)
         if name in ("single", "sequential") and not size:
-            return cls(batch_size=1, carry=name == "sequential")
+            return cls(batch_size=1, carry=name == "sequential", refresh=rule)
         if name not in ("batch", "sequential-batch"):
             raise UnknownName.among("schedule", text, _NAMES)
         if not size.isdecimal() or int(size) < 1:
             raise InvalidSetting(
                 f"The schedule {name!r} needs a batch size, as in {name}:64; found {size!r}."
             )
-        return cls(batch_size=int(size), carry=name == "sequential-batch")
+        return cls(batch_size=int(size), carry=name == "sequential-batch", refresh=rule)
 
     def carried(self) -> "Schedule":
         """The same, if its edits stay.

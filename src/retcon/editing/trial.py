@@ -3,32 +3,39 @@
 pre         the untouched model
 immediate   right after the case's own batch
 final       after all edits (only where they carry)
+retention   earlier cases again, after 2, 4, 8, … batches (on demand, only where they carry)
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import Step, ahead, check, run, solve
+from retcon.editing.session import Past, Step, ahead, check, run, solve
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import Look, score_cases, score_looks
+from retcon.methods.base import Editor, State
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
-from retcon.model.overlay import UNCHANGED
 from retcon.progress import Progress, silent
 
 
 class StepRecord(NamedTuple):
     """What one batch took and did.
 
-    seconds: features and solve, as if nothing had been cached. cached: how many of the edits'
-    targets were. loss, target_steps: means over the batch's targets.
-    delta_norm: ‖ΔW‖ by layer. novelty: smallest share of a key that was new (ρ = 0: 0 collides).
+    at: edits written when it was. cached: how many of its edits' targets were. seconds: features
+    and solve, as if nothing had been cached. loss, target_steps, reached: means over the batch;
+    reached is the share of a residual that was written. By layer: delta_norm ‖ΔW‖ of the batch,
+    total_norm ‖W − W₀‖ with it, weight_norm ‖W₀‖. ridge: ρ. novelty: smallest share of a key that
+    was new (ρ = 0: 0 collides). refreshed, staleness: as in `Step`. peak_memory: bytes, of the
+    process so far.
     """
 
     index: int
+    at: int
     edits: int
     cached: int
     seconds: float
@@ -36,23 +43,95 @@ class StepRecord(NamedTuple):
     target_steps: float
     short_passes: bool
     delta_norm: dict[int, float]
+    total_norm: dict[int, float]
+    weight_norm: dict[int, float]
+    ridge: float
+    reached: float
     novelty: float
+    refreshed: bool
+    staleness: float | None
+    peak_memory: int | None
 
     @classmethod
-    def of(cls, step: Step) -> "StepRecord":
-        """What is kept of a step."""
-        targets = step.features.targets
+    def of(cls, model: ModelHandle, step: Step) -> "StepRecord":
+        """What is kept of a step, on the model into which it may have been written."""
+        targets, deltas = step.features.targets, step.update.deltas
+        delta_norm = {layer: delta.norm() for layer, delta in deltas.items()}
+        carried = not model.as_loaded
         return cls(
             index=step.index,
+            at=step.at,
             edits=len(step.edits),
             cached=int(targets.cached.sum()),
             seconds=step.seconds,
             loss=float(targets.loss.mean()),
             target_steps=float(targets.steps.float().mean()),
             short_passes=targets.short,
-            delta_norm={k: delta.norm() for k, delta in step.update.deltas.items()},
+            delta_norm=delta_norm,
+            total_norm={k: model.moved(k) for k in deltas} if carried else delta_norm,
+            weight_norm={k: model.original_norm(k) for k in deltas},
+            ridge=step.update.ridge,
+            reached=float(step.update.reached.mean()),
             novelty=float(step.update.novelty.min()),
+            refreshed=step.refreshed,
+            staleness=step.staleness,
+            peak_memory=_peak_memory(),
         )
+
+
+class Seen(NamedTuple):
+    """Steps that were solved together, and what was seen of them."""
+
+    steps: list[Step]
+    records: list[StepRecord]
+    rows: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What to score, and when.
+
+    when: of `immediate`, `final` and `retention`; final and retention only where edits carry.
+    among: ids of the cases that are scored (None: all).
+    """
+
+    when: tuple[str, ...] = ("immediate", "final")
+    among: frozenset[str] | None = None
+
+    def chosen(self, cases: Sequence[Case]) -> list[Case]:
+        """Those of the cases that are scored."""
+        return [c for c in cases if self.among is None or c.edit.id in self.among]
+
+    def scored(self, cases: Sequence[Case], step: Step) -> list[Case]:
+        """Those of a step's own cases that are scored."""
+        return self.chosen(cases[step.at - len(step.edits) : step.at])
+
+    def rows(
+        self,
+        model: ModelHandle,
+        cases: Sequence[Case],
+        schedule: Schedule,
+        step: Step,
+        progress: Progress,
+    ) -> list[Row]:
+        """The rows that are due after a carried step.
+
+        Where it is the first and last, its immediate scores are final too. Retention is looked at
+        after 2, 4, 8, … batches, of the cases of the batches before.
+        """
+        number, last = step.index + 1, step.at == len(cases)
+        rows: list[Row] = []
+        if "immediate" in self.when:
+            rows += score_cases(model, self.scored(cases, step), when="immediate", step=number)
+        older = self.chosen(cases[: step.at - len(step.edits)])
+        if "retention" in self.when and number & (number - 1) == 0 and not last and older:
+            rows += score_cases(model, older, when="retention", step=number, progress=progress)
+        if "final" in self.when and last:
+            if number == 1 and rows:
+                return rows + [row._replace(when="final") for row in rows]
+            final = self.chosen(cases)
+            rows += score_cases(model, final, when="final", step=number, progress=progress)
+        return rows
 
 
 class Trial(NamedTuple):
@@ -76,6 +155,7 @@ class Trial(NamedTuple):
             "method": self.choice.method.name,
             "layers": list(self.choice.layers),
             "schedule": str(self.schedule),
+            "refresh": str(self.schedule.refresh),
             "settings": self.choice.settings,
             "preset": preset.source if preset else None,
             "covariance": {
@@ -102,6 +182,7 @@ def evaluate(
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
     schedule: str = "single",
+    refresh: str = "each-batch",
     progress: Progress = silent,
 ) -> Trial:
     """Edit the cases by a schedule and score them; the model is as before afterwards.
@@ -109,31 +190,60 @@ def evaluate(
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
-    plan = Schedule.parse(schedule)
+    plan = Schedule.parse(schedule, refresh)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
-    edits = [case.edit for case in cases]
-    check(editor, edits, plan)
-    by_id = {case.edit.id: case for case in cases}
+    check(editor, [case.edit for case in cases], plan)
     rows = score_cases(model, cases, when="pre", progress=progress)
     state = editor.begin(model, progress)
     steps: list[StepRecord] = []
-    advance = run if plan.carry else solve
-    taken = advance(model, editor, state, edits, plan, progress)
-    while group := list(islice(taken, ahead(plan))):
-        rows += score_looks(
-            model,
-            [
-                Look(
-                    cases=[by_id[edit.id] for edit in step.edits],
-                    when="immediate",
-                    step=step.index + 1,
-                    deltas=UNCHANGED if plan.carry else step.update.deltas,
-                )
-                for step in group
-            ],
-        )
-        steps += [StepRecord.of(step) for step in group]
-        if plan.carry and sum(s.edits for s in steps) == len(edits):
-            rows += score_cases(model, cases, when="final", step=len(steps), progress=progress)
+    for seen in watch(model, editor, state, cases, plan, progress):
+        rows += seen.rows
+        steps += seen.records
     return Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)
+
+
+def watch(
+    model: ModelHandle,
+    editor: Editor,
+    state: State,
+    cases: Sequence[Case],
+    schedule: Schedule,
+    progress: Progress = silent,
+    *,
+    past: Sequence[Past] = (),
+    looks: Looks = Looks(),
+) -> Iterator[Seen]:
+    """Edit the cases by a schedule, and after each step, or group of steps, look.
+
+    While what was seen of carried steps is in the caller's hands, they are in the weights. past:
+    the first steps, which an earlier run has solved and seen.
+
+    Raises:
+        InvalidSetting, InvalidEdit: as `session.run`.
+    """
+    edits = [case.edit for case in cases]
+    if schedule.carry:
+        for step in run(model, editor, state, edits, schedule, progress, past=past):
+            rows = looks.rows(model, cases, schedule, step, progress)
+            yield Seen([step], [StepRecord.of(model, step)], rows)
+        return
+    taken = solve(model, editor, state, edits, schedule, progress, first=len(past))
+    while group := list(islice(taken, ahead(schedule))):
+        found = [
+            Look(looks.scored(cases, step), "immediate", step.index + 1, step.update.deltas)
+            for step in group
+            if "immediate" in looks.when
+        ]
+        records = [StepRecord.of(model, step) for step in group]
+        yield Seen(group, records, score_looks(model, found))
+
+
+def _peak_memory() -> int | None:
+    """Bytes that this process has held at most; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

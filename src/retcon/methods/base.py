@@ -33,6 +33,7 @@ from retcon.progress import Progress, silent
 
 # ρ as a setting: what `--set ridge=…` takes.
 Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RidgeBatch = Annotated[int, Field(ge=0)]
 
 
 class Features(NamedTuple):
@@ -74,10 +75,20 @@ class State(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The change of each layer, and of each edit's key the share that was new there."""
+    """The change of each layer, and what is to be remembered of it where edits are carried.
 
+    ids: of its edits. memory: the rows that each layer's metric grows by; empty where nothing is
+    accumulated. ridge: ρ as it was for this batch. novelty: of each edit's key the share that was
+    new. reached: of each residual the share that was written at the last layer,
+    1 − ‖ΔW k − r‖ / ‖r‖.
+    """
+
+    ids: tuple[str, ...]
     deltas: dict[int, LowRankDelta]
+    memory: dict[int, Float64[Tensor, "edits d_in"]]
+    ridge: float
     novelty: Float64[Tensor, " edits"]
+    reached: Float64[Tensor, " edits"]
 
 
 @runtime_checkable
@@ -96,9 +107,11 @@ class Editor(Protocol):
         self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
     ) -> Features: ...
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State
-    ) -> tuple[Update, State]: ...
+    def edit(self, model: ModelHandle, features: Features, state: State) -> Update: ...
+
+    def carry(self, state: State, update: Update) -> State: ...
+
+    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +119,9 @@ class LocateThenEdit:
     """Read keys, optimise targets, solve the one equation: ROME, EMMET and MEMIT are values of it.
 
     layers: the layers that are written, in order; targets are optimised at the last.
-    ridge: ρ, 0 for hard constraints. accumulate: carried edits stay in the metric (M ← M + KᵀK/ρ).
+    ridge: ρ, 0 for hard constraints. ridge_batch: the number of edits that `ridge` is meant for; a
+    batch of n has ρ · n / ridge_batch, so that ρ is the same per fact. 0: ρ is per batch.
+    accumulate: carried edits stay in the metric (M ← M + KᵀK/ρ).
     read_bare: aim with the averaged key, hold the constraint at the bare prompt's (ROME).
     exact_value: the averaged key should give t₀ + δ, rather than δ more than it gave (R-ROME).
     max_batch: how many edits one update may hold.
@@ -117,6 +132,7 @@ class LocateThenEdit:
     contexts: ContextOptions
     targets: TargetOptions
     moments: MomentOptions
+    ridge_batch: int = 0
     accumulate: bool = True
     read_bare: bool = False
     exact_value: bool = False
@@ -158,12 +174,12 @@ class LocateThenEdit:
         targets = recall_targets(
             model, edits, state.prefixes, last, self._target_options(model), progress
         )
-        valued = bare if self.read_bare or self.exact_value else keys
+        valued = self._valued(keys, bare)
         single = len(self.layers) == 1
         outputs = valued @ model.master(first).double().mT if single else None
         return Features(tuple(edits), targets, keys, bare, outputs)
 
-    def edit(self, model: ModelHandle, features: Features, state: State) -> tuple[Update, State]:
+    def edit(self, model: ModelHandle, features: Features, state: State) -> Update:
         """Solve for the change of each layer; the model is as before afterwards.
 
         Raises:
@@ -171,26 +187,51 @@ class LocateThenEdit:
             CollidingEdits: two edits have one key and the constraint is hard.
         """
         check_batch(self, len(features.edits))
+        ridge = self.ridge * (len(features.edits) / self.ridge_batch if self.ridge_batch else 1)
         deltas: dict[int, LowRankDelta] = {}
-        metrics = dict(state.metrics)
-        novelty = features.keys.new_ones(len(features.edits))
+        memory: dict[int, Tensor] = {}
+        novelty = reached = features.keys.new_ones(len(features.edits))
         with model.scratch():
             for done, layer in enumerate(self.layers):
                 keys, residual = self._key_and_residual(model, features, state, done)
                 read = features.bare if self.read_bare else None
                 try:
-                    written = write_keys(keys, metrics[layer], self.ridge, read=read)
+                    written = write_keys(keys, state.metrics[layer], ridge, read=read)
                 except Collision as collision:
                     raise _name_collision(collision, features, state, layer) from collision
                 deltas[layer] = LowRankDelta(left=residual.float(), right=written.rows.float())
+                reached = _reached(deltas[layer], keys if read is None else read)
                 novelty = torch.minimum(novelty, written.novelty)
                 if self.accumulate:
-                    metrics[layer] = metrics[layer].remember(written.memory, self.ridge)
+                    memory[layer] = written.memory
                 if layer != self.layers[-1]:
                     model.write({layer: deltas[layer]})
-        ids = tuple(edit.id for edit in features.edits) if self.accumulate else ()
-        after = state._replace(metrics=metrics, written=state.written + ids)
-        return Update(deltas, novelty), after
+        ids = tuple(edit.id for edit in features.edits)
+        return Update(ids, deltas, memory, ridge, novelty, reached)
+
+    def carry(self, state: State, update: Update) -> State:
+        """The state of the next batch, once an update stays in the weights."""
+        if not self.accumulate:
+            return state
+        metrics = {
+            layer: metric.remember(update.memory[layer], update.ridge)
+            for layer, metric in state.metrics.items()
+        }
+        return state._replace(metrics=metrics, written=state.written + update.ids)
+
+    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]:
+        """How far the output at each key has moved since its target was made, in units of ‖δ‖.
+
+        ‖(W − W_τ) k‖ / ‖δ‖ at one layer; over several layers, what the last block's output at the
+        subject has moved by.
+        """
+        size = features.targets.delta.double().norm(dim=-1)
+        if features.outputs is None:
+            moved = self._block_output(model, features) - features.targets.anchor.double()
+        else:
+            valued = self._valued(features.keys, features.bare)
+            moved = valued @ model.master(self.layers[0]).double().mT - features.outputs
+        return moved.norm(dim=-1) / size
 
     def _key_and_residual(
         self, model: ModelHandle, features: Features, state: State, done: int
@@ -198,13 +239,25 @@ class LocateThenEdit:
         """Keys and residuals of the next layer, on weights to which the layers before are added."""
         if len(self.layers) == 1:
             return features.keys, self._residual(model, features)
-        layer, last = self.layers[done], self.layers[-1]
-        keys = self._keys(model, features.edits, state, layer)
+        keys = self._keys(model, features.edits, state, self.layers[done])
+        wanted = features.targets.anchor.double() + features.targets.delta.double()
+        gap = wanted - self._block_output(model, features)
+        return keys, gap / (len(self.layers) - done)
+
+    def _block_output(
+        self, model: ModelHandle, features: Features
+    ) -> Float64[Tensor, "edits d_out"]:
+        """What the last edited block gives now at the end of each bare prompt's subject."""
+        last = self.layers[-1]
         located = [locate(model.tokens, edit, "") for edit in features.edits]
         block = {last: model.architecture.blocks[last]}
-        reached = read_at_lookup(model, located, block, of_input=False)[last]
-        wanted = features.targets.anchor.double() + features.targets.delta.double()
-        return keys, (wanted - reached.double()) / (len(self.layers) - done)
+        return read_at_lookup(model, located, block, of_input=False)[last].double()
+
+    def _valued(
+        self, keys: Float64[Tensor, "edits d_in"], bare: Float64[Tensor, "edits d_in"]
+    ) -> Float64[Tensor, "edits d_in"]:
+        """The keys whose value the targets change."""
+        return bare if self.read_bare or self.exact_value else keys
 
     def _residual(self, model: ModelHandle, features: Features) -> Float64[Tensor, "edits d_out"]:
         """Wanted minus present output at the key where the constraint holds, at the only layer.
@@ -251,6 +304,12 @@ def check_batch(editor: Editor, size: int) -> None:
             f"batch of ROME edits does not exist. Use emmet, its generalisation to batches, or "
             f"the schedules single and sequential."
         )
+
+
+def _reached(delta: LowRankDelta, keys: Float64[Tensor, "edits d_in"]) -> Float64[Tensor, " edits"]:
+    """The share of each residual that a change writes at its key."""
+    written = (keys.float() @ delta.right.mT) @ delta.left
+    return (1 - (written - delta.left).norm(dim=-1) / delta.left.norm(dim=-1)).double()
 
 
 def _only_first(state: State) -> Float64[Tensor, " contexts"]:

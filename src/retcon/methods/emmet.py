@@ -10,7 +10,7 @@ form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit, Ridge
+from retcon.methods.base import Editor, LocateThenEdit, Ridge, RidgeBatch
 from retcon.methods.registry import method
 
 
@@ -19,6 +19,7 @@ def emmet(
     layers: tuple[int, ...],
     *,
     ridge: Ridge = 0.0,
+    ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
@@ -27,11 +28,13 @@ def emmet(
     """Batches of facts, each written exactly (hard constraints).
 
     ridge: ρ; above 0 the constraints soften and the method is MEMIT with λ = ρ.
+    ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0: not).
     accumulate: keep carried facts as constraints of later batches.
     """
     return LocateThenEdit(
         layers=layers,
         ridge=ridge,
+        ridge_batch=ridge_batch,
         contexts=contexts,
         targets=targets,
         moments=moments,

@@ -12,7 +12,7 @@ batches of fixed keys and values add up to one big batch; `accumulate=false` is 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit, Ridge
+from retcon.methods.base import Editor, LocateThenEdit, Ridge, RidgeBatch
 from retcon.methods.registry import method
 
 
@@ -21,6 +21,7 @@ def memit(
     layers: tuple[int, ...],
     *,
     ridge: Ridge = 15_000.0,
+    ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
@@ -29,11 +30,13 @@ def memit(
     """Batches of facts, softly, over one or several layers.
 
     ridge: λ, the weight of what is to be preserved (published: mom2_update_weight).
+    ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0: not).
     accumulate: keep carried facts in the metric of later batches.
     """
     return LocateThenEdit(
         layers=layers,
         ridge=ridge,
+        ridge_batch=ridge_batch,
         contexts=contexts,
         targets=targets,
         moments=moments,

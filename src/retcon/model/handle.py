@@ -164,6 +164,22 @@ class ModelHandle:
                 if master is not None:
                     self._masters[layer] = master
 
+    def moved(self, layer: int) -> float:
+        """‖W − W₀‖: how far a layer's matrix is from what it was outside every open `scratch()`."""
+        now = self.master(layer)
+        return float((now - self._original(layer).to(now.dtype)).norm())
+
+    def original_norm(self, layer: int) -> float:
+        """‖W₀‖, of a layer's matrix as it was outside every open `scratch()`."""
+        return float(self._original(layer).float().norm())
+
+    def _original(self, layer: int) -> Tensor:
+        for saved in self._saved:
+            if layer in saved:
+                weight, master = saved[layer]
+                return weight if master is None else master
+        return self.master(layer)
+
     def weights_hash(self) -> str:
         """sha256 over every byte that would be saved, to prove that nothing moved."""
         digest = hashlib.sha256()

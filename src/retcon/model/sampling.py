@@ -27,12 +27,45 @@ def sample(
 
     top_k: draw from the k most probable tokens; 0 draws from the whole distribution.
     """
-    ids = torch.tensor([list(prompt)], device=handle.device)
+    rows = _sampled(handle, [prompt] * count, new_tokens, seed, top_k)
+    return [handle.tokens.decode(row) for row in rows]
+
+
+def sample_behind(
+    handle: ModelHandle,
+    prompts: Sequence[Sequence[int]],
+    *,
+    total_tokens: int,
+    seed: int,
+    top_k: int = 0,
+) -> list[str]:
+    """One continuation of each prompt, prompt included, of so many tokens in all.
+
+    Prompts of one length run together, so nothing is padded.
+    """
+    found = [""] * len(prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    for length in sorted(set(lengths)):
+        equal = [i for i in range(len(prompts)) if lengths[i] == length]
+        for part in by_length([length] * len(equal), _TOKENS):
+            rows = [equal[i] for i in part]
+            new = max(1, total_tokens - length)
+            out = _sampled(handle, [prompts[i] for i in rows], new, seed + rows[0], top_k)
+            for i, ids in zip(rows, out, strict=True):
+                found[i] = handle.tokens.decode(ids)
+    return found
+
+
+def _sampled(
+    handle: ModelHandle, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int, top_k: int
+) -> list[list[int]]:
+    """Sampled continuations of prompts of one length, in one batch; prompts included."""
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
     devices = [handle.device] if handle.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            sequences = _generate(handle)(
+            out = _generate(handle)(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -40,7 +73,6 @@ def sample(
                 top_p=1.0,
                 temperature=1.0,
                 max_new_tokens=new_tokens,
-                num_return_sequences=count,
                 pad_token_id=_padding(handle),
             )
         except RuntimeError as error:
@@ -50,7 +82,7 @@ def sample(
                     f"activations overflow in {handle.dtype}. Try --dtype float32."
                 ) from error
             raise
-    return [handle.tokens.decode(row.tolist()) for row in sequences]
+    return [[int(i) for i in row] for row in out.tolist()]
 
 
 def greedy(

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from retcon.editing.schedule import Schedule
-from retcon.study.points import Frozen
+from retcon.study.points import Frozen, Split
 
-# One more whenever the same cell would give other numbers.
+# One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
 
 
@@ -14,8 +16,9 @@ class Cell(Frozen):
     """One run of a study, resolved.
 
     name, method, settings: how to load the model and build the editor. They are no part of the
-    identity, which is made of what they come to: the model's fingerprint, and `editor`, the
-    slots of the one equation (layers, ridge, contexts, targets, moments, …).
+    identity, which is made of what they come to: the model's fingerprint, and `editor`, the slots
+    of the one equation (ridge, contexts, targets, moments, …) that differ from their defaults, so
+    that a slot which is added later leaves the cells of earlier studies theirs.
     data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it.
     """
 
@@ -28,6 +31,7 @@ class Cell(Frozen):
     editor: dict[str, object]
     data: str
     unique_subjects: bool
+    split: Split = "head"
     n: int
     seed: int
     order: int
@@ -39,15 +43,16 @@ class Cell(Frozen):
 
     @property
     def id(self) -> str:
-        """The name of the cell's folder: a hash of what decides its rows."""
-        decisive = self.model_dump(mode="json", exclude={"name", "method", "settings"})
+        """The name of the cell's folder: a hash of what decides its rows, and is no default."""
+        named = {"name", "method", "settings"}
+        decisive = self.model_dump(mode="json", exclude=named, exclude_defaults=True)
         text = json.dumps([_FORMAT, decisive], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def plan(self) -> Schedule:
-        """The schedule."""
-        return Schedule.parse(self.schedule)
+        """The schedule, with its refresh rule."""
+        return Schedule.parse(self.schedule, self.refresh)
 
     def canonical(self) -> "Cell":
         """The one cell of all that give the same rows.
@@ -66,5 +71,19 @@ class Cell(Frozen):
                 "schedule": str(plan),
                 "refresh": "each-batch",
                 "editor": {**self.editor, "accumulate": False},
+                "settings": {**self.settings, "accumulate": False},
             }
         )
+
+
+def differing(options: object) -> dict[str, Any]:
+    """The fields of an option group that differ from their defaults, groups in it likewise."""
+    assert is_dataclass(options)
+    found: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            found[field.name] = differing(value)
+        elif value != field.default:
+            found[field.name] = value
+    return found

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 Regime = Literal["single", "batch", "sequential", "sequential-batch"]
 
+# Facts that are scored come from the head of the seeded order, those for tuning from its tail.
+Split = Literal["head", "tail"]
+
 
 class Frozen(BaseModel):
     """A value that is written to a study's folder and read back."""

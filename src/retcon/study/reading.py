@@ -1,4 +1,4 @@
-"""Read a study's folder: its points, and of each finished cell the rows and steps. No torch here."""
+"""Read the folder of a study: points, and of finished cells rows and steps. No torch here."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
-GENERATIONS = "generations.parquet"
+GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
 
 
 class Model(Frozen):
@@ -124,6 +124,27 @@ class Study:
 
         chosen = self.rows(identity).filter(pl.col("when") == when)
         return [Row(*values) for values in chosen.select(Row._fields).iter_rows()]
+
+    def generations(self, identity: str) -> "pl.DataFrame | None":
+        """The texts a finished cell has let the model write; None where none were asked for.
+
+        Raises:
+            DamagedCell: the file is not the one that was written.
+        """
+        import polars as pl
+
+        if not (self.cell(identity) / GENERATIONS).exists():
+            return None
+        return pl.read_parquet(self._whole(identity, GENERATIONS))
+
+    def examples(self, identity: str) -> list[dict[str, str | None]]:
+        """Facts of a finished cell whose edits were carried, with what the model said of them.
+
+        Each has `prompt`, `target`, `target_old`, and its continuations `before` and `after`.
+        """
+        if not (self.cell(identity) / EXAMPLES).exists():
+            return []
+        return json.loads(self._whole(identity, EXAMPLES).read_text(encoding="utf-8"))
 
     def steps(self, identity: str) -> list[dict[str, object]]:
         """What each batch of a finished cell took and did (`editing.trial.StepRecord`)."""

@@ -1,0 +1,112 @@
+"""Which facts a study is about: the file, its checksum, and who gets which of them."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from retcon.data.cases import load_cases, take
+from retcon.edits import Case
+from retcon.errors import InvalidStudy
+from retcon.study.points import Split
+from retcon.study.reading import Data
+from retcon.study.spec import Spec
+
+# Cases that come with the package, or are made by it.
+_NAMED = ("starter", "toyworld")
+
+
+class Picked(NamedTuple):
+    """Cases in the order in which they are written, and the ids of those that are scored."""
+
+    cases: tuple[Case, ...]
+    scored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of a study. `tail` is how many of the last are kept for tuning."""
+
+    about: Data
+    cases: tuple[Case, ...]
+    tail: int
+    _orders: dict[int, list[Case]] = field(default_factory=dict, init=False, compare=False)
+
+    def ordered(self, seed: int) -> list[Case]:
+        """All in the seeded order; where subjects are to be unique, the first of each."""
+        if seed not in self._orders:
+            cases = take(self.cases, None, seed)
+            first: dict[str, Case] = {}
+            for case in cases:
+                unique = self.about.unique_subjects
+                first.setdefault(case.edit.subject if unique else case.edit.id, case)
+            self._orders[seed] = list(first.values())
+        return self._orders[seed]
+
+    def pick(self, *, n: int, seed: int, order: int, score: int, split: Split) -> Picked:
+        """The first n of the seeded order, or of those kept for tuning; the first `score` scored.
+
+        Raises:
+            InvalidStudy: there are not so many.
+        """
+        cases = self.ordered(seed)
+        kept = cases[len(cases) - self.tail :] if split == "tail" else cases
+        room = len(kept) if split == "tail" else len(cases) - self.tail
+        if n > room:
+            tuning = f", of which {self.tail} are kept for tuning" if self.tail else ""
+            raise InvalidStudy(
+                f"n = {n} facts are asked for, and {self.about.cases} has {len(cases)}"
+                f"{' with subjects of their own' if self.about.unique_subjects else ''}{tuning}. "
+                f"Lower n, or take a larger file."
+            )
+        chosen = kept[:n]
+        written = chosen if order == 0 else sorted(chosen, key=lambda c: _place(c, seed, order))
+        return Picked(tuple(written), tuple(case.edit.id for case in chosen[:score]))
+
+
+def load_facts(spec: Spec, data: Path | None) -> Facts:
+    """Find and read the file of a study's facts.
+
+    Raises:
+        InvalidStudy: no such file, or not the file that the study is about.
+        InvalidData: something in it is wrong.
+    """
+    wanted = spec.data
+    if wanted.cases in _NAMED:
+        cases = load_cases(wanted.cases)
+        found = hashlib.sha256(repr(cases).encode()).hexdigest()
+    else:
+        path = _find(wanted.cases, [data, os.environ.get("RETCON_DATA"), spec.folder])
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        cases = load_cases(path)
+    if wanted.sha256 not in (None, found):
+        raise InvalidStudy(
+            f"{wanted.cases} is not the file that this study is about: its sha256 is {found}, "
+            f"not {wanted.sha256}. Bring that one, or change `data.sha256` (and the study's name)."
+        )
+    tail = spec.tuning.n if spec.tuning else 0
+    about = Data(
+        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects, facts=len(cases)
+    )
+    return Facts(about, tuple(cases), tail)
+
+
+def _find(name: str, folders: Sequence[Path | str | None]) -> Path:
+    places = [Path(folder) for folder in folders if folder]
+    found = [place / name for place in places if (place / name).is_file()]
+    # A data folder may have a folder for each set.
+    found += [path for place in places[:-1] for path in sorted(place.glob(f"*/{name}"))]
+    if not found:
+        looked = ", ".join(str(place) for place in places)
+        raise InvalidStudy(
+            f"The study's facts {name!r} were not found in {looked}. Give their folder with "
+            f"--data, or set RETCON_DATA."
+        )
+    return found[0]
+
+
+def _place(case: Case, seed: int, order: int) -> str:
+    return hashlib.sha256(f"order:{seed}:{order}:{case.edit.id}".encode()).hexdigest()

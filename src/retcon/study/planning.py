@@ -1,0 +1,276 @@
+"""From a study file to its points and cells: what each place of the grid comes to on its model.
+
+Nothing is loaded but facts and the models' configurations. A cell is named by the fingerprint of
+its model's weights, so cells have their names only once the models have been seen.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from retcon.editing.schedule import Refresh, Schedule
+from retcon.editing.session import check_batch
+from retcon.errors import InvalidStudy, RetconError
+from retcon.evaluation.metrics import summarise
+from retcon.methods.base import LocateThenEdit
+from retcon.methods.presets import choose
+from retcon.model.architectures import Outline
+from retcon.model.load import find_dtype, outline
+from retcon.study.cells import Cell, differing
+from retcon.study.facts import Facts, Picked, load_facts
+from retcon.study.points import Point
+from retcon.study.reading import Data, Model, Study, Tuned
+from retcon.study.spec import Entry, Spec
+
+# A model's name and dtype.
+Loaded = tuple[str, str]
+UNSEEN = "unseen"
+_TUNED = "tuned"
+# For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
+_WHOM: tuple[str, ...] = ("model", "dtype", "method", "layers", "settings", "batch_size", "seed")
+
+
+class Place(NamedTuple):
+    """A point, and its cell; None where it is refused, or its ridge is still to be tuned."""
+
+    point: Point
+    cell: Cell | None
+    tuning: "Tuning | None"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The cells among which a ridge is chosen, and for whom."""
+
+    for_whom: dict[str, Any]
+    ridges: tuple[float, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        """What tells it from others."""
+        return _name(self.for_whom)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it will be run."""
+
+    spec: Spec
+    facts: Facts
+    models: tuple[Model, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def data(self) -> Data:
+        """What the facts are."""
+        return self.facts.about
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Every place of the grid, as it was named."""
+        return tuple(place.point for place in self.places)
+
+    @property
+    def tunings(self) -> tuple[Tuning, ...]:
+        """Every choice of a ridge, once."""
+        found = {p.tuning.name: p.tuning for p in self.places if p.tuning is not None}
+        return tuple(found.values())
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What is to be run, each once: tuning first, then by model and layers, few facts first."""
+        tuning = {cell.id: cell for choice in self.tunings for cell in choice.cells}
+        rest = {p.cell.id: p.cell for p in self.places if p.cell is not None}
+        ordered = sorted(rest.values(), key=lambda c: (c.name, c.dtype, c.layers, c.n))
+        return (*tuning.values(), *(cell for cell in ordered if cell.id not in tuning))
+
+    def cases(self, cell: Cell) -> Picked:
+        """The cases of a cell."""
+        return self.facts.pick(
+            n=cell.n, seed=cell.seed, order=cell.order, score=cell.score, split=cell.split
+        )
+
+
+def plan(
+    spec: Spec,
+    *,
+    data: Path | None = None,
+    fingerprints: Mapping[Loaded, str] | None = None,
+    tuned: Iterable[Tuned] = (),
+) -> Plan:
+    """What a study comes to. tuned: the ridges that have been chosen.
+
+    Raises:
+        InvalidStudy: a place of the grid that makes no sense, or too few facts.
+        RetconError: a model, method, layer or setting that does not exist.
+    """
+    facts = load_facts(spec, data)
+    seen = fingerprints or {}
+    entries = [each for entry in spec.entries for each in _every_layer(entry)]
+    models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
+    chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned}
+    planner = _Planner(spec, facts, models, chosen)
+    return Plan(spec, facts, tuple(models.values()), tuple(planner.place(e) for e in entries))
+
+
+def choose_ridges(plan: Plan, study: Study) -> tuple[Tuned, ...]:
+    """The ridge of each tuning whose cells are done: that of the best S, of equals the largest."""
+    return tuple(
+        _chosen(plan, tuning, study)
+        for tuning in plan.tunings
+        if all(study.is_done(cell.id) for cell in tuning.cells)
+    )
+
+
+def _chosen(plan: Plan, tuning: Tuning, study: Study) -> Tuned:
+    scores = [summarise(study.scored(cell.id, "immediate"))["S"] for cell in tuning.cells]
+    known = [(s, r) for s, r in zip(scores, tuning.ridges, strict=True) if s is not None]
+    if len(known) < len(scores):
+        raise InvalidStudy(
+            "A ridge is tuned by S, which needs facts with target_old, paraphrases and neighbours; "
+            f"{plan.data.cases} has some without. Give the ridge as a number."
+        )
+    tune = plan.spec.tuning
+    assert tune is not None
+    return Tuned(
+        **tuning.for_whom,
+        ridge=max(known)[1],
+        ridges=tuning.ridges,
+        scores=tuple(scores),
+        cells=tuple(cell.id for cell in tuning.cells),
+        n=tune.n,
+        score=min(tune.score, tune.n) or tune.n,
+    )
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What places share. ridges: those that were chosen, by for whom."""
+
+    spec: Spec
+    facts: Facts
+    models: Mapping[Loaded, Model]
+    ridges: Mapping[str, float]
+
+    def place(self, entry: Entry) -> Place:
+        """The point and the cell of a place of the grid, with the block's name in every error."""
+        try:
+            return self._place(entry)
+        except RetconError as error:
+            raise InvalidStudy(f"block {entry.block!r}: {error}") from error
+
+    def _place(self, entry: Entry) -> Place:
+        self.facts.pick(n=entry.n, seed=entry.seed, order=0, score=1, split="head")
+        tuned = entry.settings.get("ridge") == _TUNED
+        tuning = self._tuning(entry) if tuned else None
+        ridge = None if tuning is None else self.ridges.get(tuning.name)
+        # Until a ridge is chosen, any of the candidates tells whether the place can be run.
+        known = ridge if ridge is not None or tuning is None else tuning.ridges[0]
+        settings = entry.settings if tuning is None else {**entry.settings, "ridge": known}
+        schedule = Schedule(batch_size=entry.batch_size, carry=entry.schedule.startswith("seq"))
+        cell, editor = self._cell(entry, settings, str(schedule))
+        check_batch(editor, entry.batch_size)
+        capacity = _outline(entry.model).site(cell.layers[0]).d_in
+        refused = _refusal(editor, entry, schedule, capacity)
+        ready = refused is None and (tuning is None or ridge is not None)
+        seen = cell.fingerprint != UNSEEN
+        point = Point(
+            **entry.model_dump(exclude={"layers", "settings"}),
+            layers=cell.layers,
+            settings=settings if ready else entry.settings,
+            ridge=editor.ridge if ready or tuning is None else None,
+            tuned=tuned,
+            accumulate=editor.accumulate,
+            capacity=capacity,
+            cell=cell.id if ready and seen else None,
+            refused=refused,
+        )
+        return Place(point, cell if ready else None, tuning if refused is None else None)
+
+    def _cell(
+        self, entry: Entry, settings: Mapping[str, Any], schedule: str, **changes: Any
+    ) -> tuple[Cell, LocateThenEdit]:
+        """What an entry comes to with some settings."""
+        refresh = str(Refresh.parse(entry.refresh))
+        choice = choose(
+            _outline(entry.model), method=entry.method, layers=entry.layers, settings=settings
+        )
+        editor = choice.method.build(choice.layers, choice.settings)
+        assert isinstance(editor, LocateThenEdit)
+        kept = {"dtype", "n", "seed", "order", "when", "score", "generation"}
+        values: dict[str, Any] = {**entry.model_dump(include=kept), **changes}
+        cell = Cell(
+            **values,
+            name=entry.model,
+            method=choice.method.name,
+            settings=choice.settings,
+            fingerprint=self.models[entry.model, entry.dtype].fingerprint,
+            layers=choice.layers,
+            editor=json.loads(json.dumps(differing(editor))),
+            data=self.facts.about.sha256,
+            unique_subjects=self.facts.about.unique_subjects,
+            schedule=schedule,
+            refresh=refresh,
+        )
+        return cell.canonical(), editor
+
+    def _tuning(self, entry: Entry) -> Tuning:
+        """The cells by which an entry's ridge is chosen."""
+        tune = self.spec.tuning
+        if tune is None:
+            raise InvalidStudy("a ridge is `tuned`, and the study has no `tuning`: add its ridges.")
+        size = min(entry.batch_size, tune.n)
+        rest = {k: v for k, v in entry.settings.items() if k != "ridge"}
+        cells = [
+            self._cell(
+                entry, {**rest, "ridge": ridge}, str(Schedule(batch_size=size, carry=False)),
+                n=tune.n, score=min(tune.score, tune.n) or tune.n, order=0, split="tail",
+                when=("immediate",), generation=False,
+            )[0]
+            for ridge in tune.ridges
+        ]  # fmt: skip
+        whom = entry.model_dump(mode="json", include=set(_WHOM) - {"settings", "batch_size"})
+        whom |= {"layers": list(cells[0].layers), "settings": rest, "batch_size": size}
+        return Tuning(whom, tuple(tune.ridges), tuple(cells))
+
+
+def _refusal(editor: LocateThenEdit, entry: Entry, schedule: Schedule, capacity: int) -> str | None:
+    """Why hard constraints do not fit, where they do not."""
+    together = entry.n if schedule.carry and editor.accumulate else entry.batch_size
+    if editor.ridge > 0 or together <= capacity:
+        return None
+    return (
+        f"{together} facts as hard constraints (ridge 0) do not fit into a matrix with d_in = "
+        f"{capacity}"
+    )
+
+
+def _every_layer(entry: Entry) -> list[Entry]:
+    """An entry, or one for each layer of its model that can be edited."""
+    if entry.layers is not None:
+        return [entry]
+    sites = sorted(_outline(entry.model).architecture.sites)
+    return [entry.model_copy(update={"layers": (layer,)}) for layer in sites]
+
+
+def _model(entry: Entry, fingerprint: str) -> Model:
+    find_dtype(entry.dtype)
+    found = _outline(entry.model)
+    site = next(iter(found.architecture.sites.values()))
+    return Model(
+        name=entry.model, dtype=entry.dtype, fingerprint=fingerprint,
+        d_in=site.d_in, blocks=found.layers,
+    )  # fmt: skip
+
+
+@cache
+def _outline(name: str) -> Outline:
+    return outline(name)
+
+
+def _name(whom: Mapping[str, Any]) -> str:
+    return json.dumps(whom, sort_keys=True)

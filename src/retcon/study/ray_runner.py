@@ -1,0 +1,84 @@
+"""Run cells on a Ray cluster: a worker per place, each with its model loaded once.
+
+Workers write the same folder, so it must be on a disk that all nodes share. A cell whose worker
+died goes on from its last finished batch, on whichever worker takes it up.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from retcon.errors import InvalidSetting
+from retcon.study.worker import Ended, Task, Worker
+
+# Deaths of a worker, or of the node under it, after which a cell is given up.
+_RETRIES = 3
+
+
+def run_on_ray(
+    tasks: Sequence[Task], *, threads: int, device: str, workers: int, deadline: float | None
+) -> Iterator[Ended]:
+    """Run the tasks on as many workers (0: as the cluster has room for), in the order they end.
+
+    Joins the cluster at `RAY_ADDRESS`, or starts one on this machine.
+
+    Raises:
+        InvalidSetting: Ray is not installed, or the cluster has no room for one worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidSetting(
+            "The executor ray needs the package: pip install 'retcon-llm[ray]'. Without it, "
+            "--executor local runs the same cells here."
+        ) from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    places = min(len(tasks), workers or _room(ray.cluster_resources(), threads, device))
+    if places < 1:
+        raise InvalidSetting(
+            f"The Ray cluster has no room for a worker of {threads} threads on {device}: it has "
+            f"{ray.cluster_resources()}. Give a study fewer `threads`, or start larger nodes."
+        )
+    made = ray.remote(
+        num_cpus=threads,
+        num_gpus=int(device.startswith("cuda")),
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
+        runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}},
+    )(Worker)
+    idle = [made.remote(threads, device) for _ in range(places)]
+    yield from _share_out(ray, list(tasks), idle, deadline)
+
+
+def _share_out(
+    ray: Any, waiting: list[Task], idle: list[Any], deadline: float | None
+) -> Iterator[Ended]:
+    """Give each worker that has nothing to do the next task."""
+    running: dict[Any, tuple[Any, Task]] = {}
+    while True:
+        late = deadline is not None and time.monotonic() > deadline
+        while idle and waiting and not late:
+            worker, task = idle.pop(), waiting.pop(0)
+            running[worker.run.remote(task)] = (worker, task)
+        if not running:
+            break
+        (ready, *_), _ = ray.wait(list(running), num_returns=1)
+        worker, task = running.pop(ready)
+        idle.append(worker)
+        try:
+            yield ray.get(ready)
+        except ray.exceptions.RayActorError as error:
+            said = f"its worker died {_RETRIES + 1} times ({type(error).__name__})"
+            yield Ended(task.cell.id, "failed", (said,))
+    for worker in idle:
+        ray.kill(worker)
+
+
+def _room(resources: Mapping[str, float], threads: int, device: str) -> int:
+    """How many workers fit."""
+    places = int(resources.get("CPU", 0)) // threads
+    if device.startswith("cuda"):
+        return min(places, int(resources.get("GPU", 0)))
+    return places

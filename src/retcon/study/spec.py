@@ -1,0 +1,290 @@
+"""The study file: what a researcher writes, checked, and spread out into the places of its grid.
+
+Nothing here knows a model or a method: that comes with `planning`. So a file can be checked, and
+its schema printed, at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retcon.errors import InvalidStudy
+from retcon.study.points import Frozen, Regime
+
+# One more whenever files of an earlier version would mean something else.
+VERSION = 1
+
+T = TypeVar("T")
+# One value, or several that span an axis.
+Axis = T | list[T]
+Positive = Annotated[int, Field(ge=1)]
+When = Literal["pre", "immediate", "final", "retention"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class DataSpec(_Strict):
+    """Which facts.
+
+    cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter` or `toyworld`.
+    unique_subjects: keep one fact a subject, the first in the seeded order. sha256: what the file
+    must be, so that a study does not silently become another.
+    """
+
+    cases: str
+    unique_subjects: bool
+    sha256: str | None = None
+
+
+class TuningSpec(_Strict):
+    """How a ridge that is `tuned` is chosen.
+
+    For each batch size and layer by the S of batches on the untouched model, on facts from the end
+    of the seeded order, none of which is scored elsewhere. n: so many. score: so many of them are
+    scored (0: all).
+    """
+
+    ridges: Annotated[list[float], Field(min_length=1)]
+    n: Positive
+    score: Annotated[int, Field(ge=0)] = 0
+
+
+class Axes(_Strict):
+    """What a block says, or `defaults` says for all blocks; a list spans an axis.
+
+    layer: a number, several, or `all`; or layers: the layers of one run (a list of lists spans).
+    batch_size: of batch and sequential-batch; `n` is one batch of all facts. order: 0 is the seeded
+    order, another number another order of the same facts. score: how many facts are scored (0:
+    all).
+    """
+
+    model: Axis[str] | None = None
+    dtype: Axis[str] | None = None
+    method: Axis[str] | None = None
+    layer: Axis[int] | Literal["all"] | None = None
+    layers: list[int] | list[list[int]] | None = None
+    settings: dict[str, Any] | None = None
+    schedule: Axis[Regime] | None = None
+    batch_size: Axis[Positive | Literal["n"]] | None = None
+    n: Axis[Positive] | None = None
+    seed: Axis[int] | None = None
+    order: Axis[Annotated[int, Field(ge=0)]] | None = None
+    refresh: Axis[str] | None = None
+    score: Axis[Annotated[int, Field(ge=0)]] | None = None
+    when: list[When] | None = None
+    generation: bool | None = None
+
+
+class Block(Axes):
+    """A part of the grid, under a name."""
+
+    name: str
+
+
+class Entry(Frozen):
+    """One place of the grid before a model is known. layer: None is every layer."""
+
+    block: str
+    model: str
+    dtype: str
+    method: str
+    layers: tuple[int, ...] | None
+    settings: dict[str, Any]
+    schedule: Regime
+    batch_size: int
+    n: int
+    seed: int
+    order: int
+    refresh: str
+    score: int
+    when: tuple[When, ...]
+    generation: bool
+
+
+class Spec(_Strict):
+    """A study. Paths in it are relative to the folder of its file."""
+
+    retcon_study: int
+    name: str
+    description: str = ""
+    model: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: Positive | None = None
+    data: DataSpec
+    tuning: TuningSpec | None = None
+    defaults: Axes = Axes()
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    # The file as it was written, and where it was.
+    text: Annotated[str, Field(exclude=True, repr=False)] = ""
+    folder: Annotated[Path, Field(exclude=True, repr=False)] = Path()
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every place of the grid, in the file's order; of a block's axes the last turns fastest.
+
+        Raises:
+            InvalidStudy: something is missing, or does not go together.
+        """
+        return tuple(entry for block in self.blocks for entry in self._entries(block))
+
+    def _entries(self, block: Block) -> Iterator[Entry]:
+        said = {**_given(self.defaults), **_given(block)}
+        if "layer" in _given(block):
+            said.pop("layers", None)
+        elif "layers" in _given(block):
+            said.pop("layer", None)
+        said["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
+        where = f"block {block.name!r}"
+        axes = _axes(said, self, where)
+        for values in product(*axes.values()):
+            place = dict(zip(axes, values, strict=True))
+            yield _entry(block.name, place, said, where)
+
+
+def load_spec(path: Path | str) -> Spec:
+    """Read a study file.
+
+    Raises:
+        InvalidStudy: no such file, no YAML, or something in it is wrong; the message says where.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidStudy(f"{path} cannot be read: {error}") from error
+    return parse_spec(text, path)
+
+
+def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
+    """A study from the text of its file; `path` is where it was.
+
+    Raises:
+        InvalidStudy: as `load_spec`.
+    """
+    try:
+        said = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it is no YAML"
+        raise InvalidStudy(f"{path}{line}: {problem}.") from error
+    if not isinstance(said, dict) or "retcon_study" not in said:
+        raise InvalidStudy(
+            f"{path} is no study file: it must begin with `retcon_study: {VERSION}`."
+        )
+    if said["retcon_study"] != VERSION:
+        raise InvalidStudy(
+            f"{path} is of version {said['retcon_study']!r}; this Retcon reads {VERSION}. "
+            f"Update Retcon, or write the file for this version (`retcon study schema`)."
+        )
+    try:
+        spec = Spec.model_validate({**said, "text": text, "folder": path.parent})
+    except ValidationError as error:
+        raise InvalidStudy(f"{path}: {_explain(error)}") from None
+    _ = spec.entries  # what does not go together is told now
+    return spec
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of the file, for editors."""
+    schema = Spec.model_json_schema()
+    for internal in ("text", "folder"):
+        schema["properties"].pop(internal)
+    schema["properties"]["retcon_study"] = {"const": VERSION, "title": "Version of the format"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+_SPANNED = ("model", "dtype", "method", "schedule", "n", "batch_size", "seed", "order", "refresh")
+_DEFAULTS: Mapping[str, Any] = {
+    "seed": 0, "order": 0, "refresh": "each-batch", "score": 0, "batch_size": None,
+    "when": ["pre", "immediate", "final"], "generation": False,
+}  # fmt: skip
+
+
+def _given(axes: Axes) -> dict[str, Any]:
+    return {k: v for k, v in axes if v is not None and k not in ("name", "settings")}
+
+
+def _axes(said: dict[str, Any], spec: Spec, where: str) -> dict[str, list[Any]]:
+    """The values of every axis. A setting's axis is named `settings.` and its name."""
+    known = {"model": spec.model, "dtype": spec.dtype, **_DEFAULTS, **said}
+    for name in ("model", "method", "schedule", "n"):
+        if known.get(name) is None:
+            raise InvalidStudy(f"{where}: {name} is missing. Give it there or in defaults.")
+    axes = {name: _several(known[name]) for name in (*_SPANNED, "score")}
+    axes["layers"] = _layers(known, where)
+    for name, value in said["settings"].items():
+        axes[f"settings.{name}"] = _several(value)
+    return axes
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _layers(known: Mapping[str, Any], where: str) -> list[tuple[int, ...] | None]:
+    """Layer sets; None stands for each layer of the model."""
+    if "layer" in known and "layers" in known:
+        raise InvalidStudy(f"{where}: give either layer or layers, not both.")
+    if "layers" in known:
+        sets = known["layers"] if isinstance(known["layers"][0], list) else [known["layers"]]
+        return [tuple(layers) for layers in sets]
+    if "layer" not in known:
+        raise InvalidStudy(f"{where}: give a layer (a number, a list or all), or layers.")
+    return [None] if known["layer"] == "all" else [(n,) for n in _several(known["layer"])]
+
+
+def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: str) -> Entry:
+    n, size, schedule = place["n"], place["batch_size"], place["schedule"]
+    whole = schedule in ("batch", "sequential-batch")
+    if whole and size is None:
+        raise InvalidStudy(f"{where}: {schedule} needs a batch_size.")
+    if not whole and size not in (None, 1):
+        raise InvalidStudy(
+            f"{where}: {schedule} writes one fact at a time and takes no batch_size; "
+            f"did you mean {'sequential-batch' if schedule == 'sequential' else 'batch'}?"
+        )
+    size = n if size == "n" else size or 1
+    if size > n:
+        raise InvalidStudy(
+            f"{where}: a batch of {size} facts is larger than n = {n}. Raise n, or leave that "
+            f"batch size out."
+        )
+    when = said.get("when", _DEFAULTS["when"])
+    carried = schedule.startswith("sequential")
+    return Entry(
+        **{k: place[k] for k in ("model", "dtype", "method", "layers", "schedule", "n", "seed")},
+        block=block,
+        settings={k.removeprefix("settings."): v for k, v in place.items() if "." in k},
+        batch_size=size,
+        order=place["order"],
+        refresh=place["refresh"],
+        score=min(place["score"], n) or n,
+        when=tuple(w for w in when if carried or w in ("pre", "immediate")),
+        generation=said.get("generation", False),
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place and, of an unknown key, the nearest known."""
+    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    loc: tuple[int | str, ...] = found["loc"]
+    place = ".".join(str(part) for part in loc)
+    if found["type"] != "extra_forbidden":
+        return f"{place}: {found['msg']}."
+    *outer, last = map(str, loc)
+    inner = {"data": DataSpec, "tuning": TuningSpec, "defaults": Axes, "blocks": Block}
+    owner = inner.get(outer[0], Spec) if outer else Spec
+    known = sorted(set(owner.model_fields) - {"text", "folder"})
+    near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {place}.{hint} Known there: {', '.join(known)}."

@@ -1,0 +1,188 @@
+"""Run a cell, from its beginning or from where it was cut off, on a model that stays loaded."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from retcon.editing.trial import Looks, watch
+from retcon.edits import Case
+from retcon.errors import InvalidStudy, RetconError, StorageError
+from retcon.evaluation.fluency import Generation, generate
+from retcon.evaluation.generation import continuations
+from retcon.evaluation.rows import When
+from retcon.evaluation.scoring import score_cases
+from retcon.methods.base import Editor, State
+from retcon.methods.registry import find_method
+from retcon.model.handle import ModelHandle
+from retcon.model.load import load
+from retcon.progress import Progress, silent
+from retcon.study.cells import Cell
+from retcon.study.store import CellFolder, End, Part
+
+# Facts of a carried cell that are kept with what the model says before and after.
+_EXAMPLES = 8
+
+
+class Task(NamedTuple):
+    """A cell, the cases it is about, in the order in which they are written, and its folder.
+
+    scored: ids of the cases that are scored.
+    """
+
+    cell: Cell
+    cases: tuple[Case, ...]
+    scored: tuple[str, ...]
+    folder: Path
+
+
+class Ended(NamedTuple):
+    """How a task ended.
+
+    state: `done`, `busy` (another process is at work on it) or `failed`. notes: what was damaged
+    and has been run again; the reason, of a failure.
+    """
+
+    cell: str
+    state: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Worker:
+    """A model and what was computed for it, kept between the cells of a study.
+
+    Between cells the model is as it was loaded. Only the last model and the last state are held.
+    """
+
+    threads: int
+    device: str = "cpu"
+    _model: tuple[tuple[str, str], ModelHandle] | None = field(default=None, init=False)
+    _state: tuple[str, State] | None = field(default=None, init=False)
+
+    def model(self, name: str, dtype: str, progress: Progress = silent) -> ModelHandle:
+        """The model of that name, loaded if it is not the last one."""
+        if self._model is None or self._model[0] != (name, dtype):
+            self._model, self._state = None, None
+            handle = load(name, dtype=dtype, device=self.device, progress=progress)
+            self._model = ((name, dtype), handle)
+        return self._model[1]
+
+    def run(self, task: Task, progress: Progress = silent) -> Ended:
+        """Run a cell, from its last finished batch if there is one.
+
+        What goes wrong with the cell is kept in its folder and told; what it has seen stays.
+
+        Raises:
+            StorageError: no space, or no permission: no cell could be run then.
+        """
+        import torch
+
+        torch.set_num_threads(self.threads)
+        folder = CellFolder(task.folder)
+        with folder.claimed() as mine:
+            if not mine:
+                return Ended(task.cell.id, "busy")
+            if folder.done:
+                folder.clear_parts()
+                return Ended(task.cell.id, "done")
+            return self._run(task, folder, progress)
+
+    def _run(self, task: Task, folder: CellFolder, progress: Progress) -> Ended:
+        cell = task.cell
+        folder.begin(cell)
+        parts, damage = folder.parts()
+        notes = () if damage is None else (damage,)
+        try:
+            model = self._checked(cell, progress)
+            editor = find_method(cell.method).build(cell.layers, cell.settings)
+            state = self._begin(model, cell, editor, progress)
+            looks = Looks(when=cell.when, among=frozenset(task.scored))
+            asked = looks.chosen(task.cases) if "pre" in cell.when else []
+            pre = score_cases(model, asked, when="pre", progress=progress)
+            run = _Run(model, editor, state, task, folder, looks)
+            before = run.written("pre") if cell.generation else []
+            parts += run.go_on(parts, progress)
+        except StorageError:
+            raise
+        except RetconError as error:
+            folder.note_failure(str(error))
+            return Ended(cell.id, "failed", (*notes, str(error)))
+        folder.finish(parts, pre, before)
+        return Ended(cell.id, "done", notes)
+
+    def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:
+        """The cell's model, if it is the one that the cell was planned for."""
+        model = self.model(cell.name, cell.dtype, progress)
+        if model.fingerprint != cell.fingerprint:
+            raise InvalidStudy(
+                f"The weights of {cell.name} are not those that this study was begun with "
+                f"(fingerprint {model.fingerprint[:12]}, not {cell.fingerprint[:12]}). Bring the "
+                f"old ones back, or run the study into another folder."
+            )
+        return model
+
+    def _begin(self, model: ModelHandle, cell: Cell, editor: Editor, progress: Progress) -> State:
+        """Prefixes and factored second moments, from the last cell where they are the same."""
+        needed = [cell.fingerprint, cell.dtype, cell.layers]
+        needed += [cell.editor.get(group) for group in ("contexts", "moments")]
+        name = json.dumps(needed, sort_keys=True)
+        if self._state is None or self._state[0] != name:
+            self._state = None  # first, so that two factors are never held
+            self._state = (name, editor.begin(model, progress))
+        return self._state[1]
+
+
+class _Run(NamedTuple):
+    """A cell on its way through a model."""
+
+    model: ModelHandle
+    editor: Editor
+    state: State
+    task: Task
+    folder: CellFolder
+    looks: Looks
+
+    def go_on(self, parts: Sequence[Part], progress: Progress) -> list[Part]:
+        """Solve what is behind the parts of an earlier run, keeping each step as it is made."""
+        schedule, cases = self.task.cell.plan, self.task.cases
+        past = [step for part in parts for step in part.past]
+        texts = [case.edit.text for case in self._examples()] if schedule.carry else []
+        before = continuations(self.model, texts) if texts else []
+        made: list[Part] = []
+        index = len(past)
+        for seen in watch(
+            self.model, self.editor, self.state, cases, schedule, progress,
+            past=past, looks=self.looks,
+        ):  # fmt: skip
+            last = schedule.carry and seen.steps[-1].at == len(cases)
+            end = self._at_the_end(before, continuations(self.model, texts)) if last else None
+            made.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
+            index += len(seen.steps)
+        return made
+
+    def _examples(self) -> list[Case]:
+        """The cases that are shown before and after."""
+        return self.looks.chosen(self.task.cases)[:_EXAMPLES]
+
+    def _at_the_end(self, before: Sequence[str], after: Sequence[str]) -> End:
+        """What is kept of the model when all edits are in it."""
+        digest = hashlib.sha256()
+        for layer in self.editor.layers:
+            digest.update(self.model.master(layer).cpu().contiguous().numpy().tobytes())
+        examples = [
+            {
+                "case": case.edit.id, "prompt": case.edit.text, "target": case.edit.target,
+                "target_old": case.edit.target_old, "before": one, "after": two,
+            }
+            for case, one, two in zip(self._examples(), before, after, strict=True)
+        ]  # fmt: skip
+        written = self.written("final") if self.task.cell.generation else []
+        return End(digest.hexdigest(), examples, [list(text) for text in written])
+
+    def written(self, when: When) -> list[Generation]:
+        """What the model writes by itself about the scored cases."""
+        step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
+        return generate(self.model, self.looks.chosen(self.task.cases), when=when, step=step)

@@ -1,0 +1,51 @@
+"""A model of three blocks, six facts, and cells about them: the smallest study there is."""
+
+import json
+from pathlib import Path
+
+from pico import pico, tokenizer
+from retcon.data.cases import load_cases
+from retcon.methods.registry import find_method
+from retcon.study.cells import Cell, differing
+from retcon.study.worker import Task, Worker
+
+WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "Madrid"]
+FAST = {"steps": 3, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
+
+
+def write_model_and_facts(folder: Path) -> Path:
+    """The folder, with `model` and `facts.jsonl` in it."""
+    model = pico()
+    model.model.save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    facts = [
+        {"prompt": f"The mother tongue of {{{a} {b}}} is", "target": WORDS[i], "id": f"{a}{b}",
+         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a}
+        for i, a in enumerate(("Marie", "Danielle", "Rome"))
+        for j, b in enumerate(("Curie", "Paris"))
+    ]  # fmt: skip
+    lines = "\n".join(json.dumps(fact) for fact in facts)
+    (folder / "facts.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def task(folder: Path, name: str = "cell", **changes) -> Task:
+    cases = tuple(load_cases(folder / "facts.jsonl"))
+    method = changes.pop("method", "memit")
+    settings = find_method(method).resolve({**FAST, **changes.pop("settings", {})})
+    values = {
+        "name": str(folder / "model"), "method": method, "settings": settings, "layers": (1,),
+        "fingerprint": Worker(1).model(str(folder / "model"), "float32").fingerprint,
+        "dtype": "float32", "data": "abc", "unique_subjects": True, "n": len(cases), "seed": 0,
+        "order": 0, "schedule": "sequential", "refresh": "each-batch", "score": 0,
+        "when": ("pre", "immediate", "final", "retention"), "generation": False, **changes,
+    }  # fmt: skip
+    editor = json.loads(json.dumps(differing(find_method(method).build((1,), settings))))
+    cell = Cell(**{"editor": editor, **values})
+    return Task(cell, cases, tuple(c.edit.id for c in cases), folder / name)
+
+
+def finish(task: Task) -> dict[str, object]:
+    """Run a cell to its end: what its done.json says."""
+    assert Worker(1).run(task) == (task.cell.id, "done", ())
+    return json.loads((task.folder / "done.json").read_text(encoding="utf-8"))
