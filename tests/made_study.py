@@ -211,7 +211,12 @@ def write_cell(folder: Path, place: Point, chances: Model_) -> None:
     environment = {"retcon": "0.1.0", "python": "3.11", "torch": "2.13.0", "threads": 2,
                    "commit": "0123abc"}  # fmt: skip
     (cell / "environment.json").write_text(json.dumps(environment))
-    names = ("rows.parquet", "steps.jsonl")
+    examples = [
+        {"prompt": "The mother tongue of Danielle Darrieux is", "target": "English",
+         "target_old": "French", "before": " French, and she", "after": " English, and she"}
+    ]  # fmt: skip
+    (cell / "examples.json").write_text(json.dumps(examples))
+    names = ("rows.parquet", "steps.jsonl", "examples.json")
     files = {n: hashlib.sha256((cell / n).read_bytes()).hexdigest() for n in names}
     (cell / "done.json").write_text(json.dumps({"files": files, "matrices": {}}))
 
@@ -238,12 +243,6 @@ def make_study(
                   scores=(71.0, 80.5, 84.2, 81.0, None), cells=("c1", "c2", "c3", "c4", "c5"),
                   n=128, score=64)  # fmt: skip
     (folder / "tuned.json").write_text("[" + tuned.model_dump_json() + "]")
-    examples = [
-        {"case": f"fact-{i}", "prompt": "The mother tongue of Danielle Darrieux is",
-         "target": "English", "target_old": "French", "before": " French, and she",
-         "after": " English, and she"} for i in range(3)
-    ]  # fmt: skip
-    (folder / "examples.json").write_text(json.dumps(examples))
     return folder
 
 

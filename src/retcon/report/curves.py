@@ -9,7 +9,7 @@ from retcon.evaluation.metrics import estimate
 from retcon.evaluation.rows import Row
 from retcon.report.arms import SCORES, Arm, Results, describe, varying
 from retcon.report.findings.batch import closest, name_of, size_families
-from retcon.report.findings.claims import Finding
+from retcon.report.findings.claims import Finding, strangeness
 from retcon.report.findings.sequence import carried
 from retcon.report.layers import sweeps
 
@@ -87,10 +87,9 @@ def _sizes(results: Results, curves: list[dict[int, Arm]], when: str) -> list[Re
 def by_number(results: Results, when: str) -> list[Record]:
     """Carried edits, by N, one line for each batch size, in the setting nearest to the paper's."""
     groups: dict[tuple[object, ...], list[Arm]] = defaultdict(list)
-    for curve in carried(results, when):
-        for arm in curve.values():
-            held = curve[min(curve)].setting
-            groups[held.but("n", "batch_size", "score")].append(arm)
+    for arm in sorted(results.arms, key=lambda arm: strangeness(arm.setting)):
+        if arm.setting.carried and results.has(arm, when):
+            groups[arm.setting.but("n", "batch_size", "score")].append(arm)
     several = [arms for arms in groups.values() if len({arm.setting.n for arm in arms}) > 1]
     return [
         record

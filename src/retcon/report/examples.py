@@ -1,23 +1,32 @@
 """Examples before and after: what the model said, where that was kept, and probabilities."""
 
-import json
 from collections.abc import Sequence
 
-from retcon.report.arms import Arm, Results
+from retcon.report.arms import Arm, Results, describe
 from retcon.report.tables import MISSING, Table
-from retcon.study.reading import Study
 
 
-def told(study: Study) -> Table:
-    """What the model said before and after, from `examples.json` of the folder, where it is."""
-    path = study.folder / "examples.json"
-    found: list[dict[str, str]] = []
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-    columns = ("prompt", "target", "target_old", "before", "after")
-    rows = tuple(tuple(str(one.get(c) or MISSING) for c in columns) for one in found)
-    heads = ("prompt", "new target", "old target", "before", "after")
-    return Table("Examples, in the model's words", "Greedy continuations.", heads, rows)
+def told(results: Results) -> Table:
+    """What the model said before and after, of the carried arm of most facts that has kept it."""
+    heads = ("prompt", "new target", "old target", "before", "after all edits")
+    ordered = sorted(results.arms, key=lambda arm: (-arm.setting.n, -_final_score(results, arm)))
+    for arm in ordered:
+        found = results.study.examples(arm.runs[0].cell)
+        if found:
+            columns = ("prompt", "target", "target_old", "before", "after")
+            rows = tuple(tuple(one.get(c) or MISSING for c in columns) for one in found)
+            note = f"Greedy continuations. {_arm(arm)}"
+            return Table("Examples, in the model's words", note, heads, rows)
+    return Table("Examples, in the model's words", "", heads, ())
+
+
+def _final_score(results: Results, arm: Arm) -> float:
+    return results.estimate(arm, "final", "S").mean or 0.0
+
+
+def _arm(arm: Arm) -> str:
+    fields = ("method", "layers", "batch_size", "n", "accumulate", "refresh")
+    return describe(arm.setting, fields) + "."
 
 
 def by_probability(results: Results, most: int = 8) -> Table:
@@ -35,11 +44,9 @@ def by_probability(results: Results, most: int = 8) -> Table:
         (case, *(_per_cent(means.values.get(case) if means else None) for means in found))
         for case in chosen
     )
-    s = arm.setting
     note = (
-        f"Probability of the new target per token at the rewrite prompt, %, every "
-        f"{max(1, len(cases) // most)}th fact of {s.method.upper()}, layer "
-        f"{'+'.join(map(str, s.layers))}, batches of {s.batch_size:,}, N = {s.n:,}."
+        "Probability of the new target per token at the rewrite prompt, %, of facts evenly "
+        f"chosen. {_arm(arm)}"
     )
     return Table("Examples, by probability", note, columns, rows)
 

@@ -56,7 +56,7 @@ def make_report(study: Study) -> Report:
     """Read everything once."""
     results = Results(study)
     findings = all_findings(results)
-    examples = [table for table in (told(study), by_probability(results)) if table.rows]
+    examples = [table for table in (told(results), by_probability(results)) if table.rows]
     return Report(
         results, findings, all_charts(results, findings), tables.summary(results, findings),
         provenance(study), examples,

@@ -42,12 +42,17 @@ def methods_agree(results: Results) -> Finding:
 def _groups(results: Results) -> dict[Key, dict[str, Arm]]:
     """Single edits of two methods or more, by model, dtype, layers and number of facts."""
     found: dict[Key, dict[str, Arm]] = defaultdict(dict)
-    for arm in results.arms:
+    for arm in sorted(results.arms, key=_unlike_itself):
         s = arm.setting
         alone = s.batch_size == 1 and not s.carried and s.method in METHODS
         if alone and results.has(arm, WHEN):
             found[s.model, s.dtype, s.layers, s.n].setdefault(s.method, arm)
     return {key: arms for key, arms in found.items() if len(arms) > 1}
+
+
+def _unlike_itself(arm: Arm) -> bool:
+    """Whether MEMIT has no ridge, or EMMET one, as each other's published form has it."""
+    return (arm.setting.ridge == "hard") is (arm.setting.method == "memit")
 
 
 def _pairs(results: Results, key: Key, arms: dict[str, Arm], *, primary: bool) -> list[Claim]:
