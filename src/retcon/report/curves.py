@@ -1,6 +1,6 @@
 """What the charts show, as plain records. Missing is left out, never drawn as 0."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -61,8 +61,8 @@ def by_sequential_size(results: Results, when: str) -> list[Record]:
 
 
 def by_factor(results: Results) -> list[Record]:
-    """Carried edits at the largest N, by batch size, one line for each state of the factors."""
-    curves = [c for c in _fullest(carried(results, "final")) if len(c) > 1]
+    """Carried edits by batch size, one line for each state of the factors."""
+    curves = _richest([c for c in carried(results, "final") if len(c) > 1])
     methods = {curve[min(curve)].setting.method for curve in curves}
     chosen = "memit" if "memit" in methods else min(methods, default="")
     return _sizes(results, [c for c in curves if c[min(c)].setting.method == chosen], "final")
@@ -71,6 +71,13 @@ def by_factor(results: Results) -> list[Record]:
 def _fullest(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
     most = max((curve[min(curve)].setting.n for curve in curves), default=0)
     return [curve for curve in curves if curve[min(curve)].setting.n == most]
+
+
+def _richest(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
+    """The families of the N of which there are most; of the larger N where they are as many."""
+    count = Counter(curve[min(curve)].setting.n for curve in curves)
+    chosen = max(count, key=lambda n: (count[n], n), default=0)
+    return [curve for curve in curves if curve[min(curve)].setting.n == chosen]
 
 
 def _sizes(results: Results, curves: list[dict[int, Arm]], when: str) -> list[Record]:
@@ -142,8 +149,8 @@ def _aged(results: Results, cell: str, size: int) -> Iterator[tuple[int, Row]]:
 
 
 def norms(results: Results) -> list[Record]:
-    """‖W − W₀‖ as a share of ‖W₀‖ by edits written, for each carried arm at the largest N."""
-    curves = _fullest(carried(results, "final"))
+    """‖W − W₀‖ as a share of ‖W₀‖ by edits written, for each state of the factors."""
+    curves = _richest(carried(results, "final"))
     methods = {curve[min(curve)].setting.method for curve in curves}
     chosen = "memit" if "memit" in methods else min(methods, default="")
     shown = [curve for curve in curves if curve[min(curve)].setting.method == chosen]

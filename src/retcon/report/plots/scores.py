@@ -58,9 +58,9 @@ def factors(results: Results) -> Chart | None:
     if len({record["series"] for record in data}) < 2:
         return None
     return _by_size(
-        "factors", "What moves with batch size: one line for each state of the factors",
-        "Final scores in %, all facts after the last batch. A level line means that batch size "
-        "does nothing.", data,
+        "factors", f"What moves with batch size, {data[0]['n']:,} carried facts",
+        "Final scores in %, one line for each state of the factors. A level line means that batch "
+        "size does nothing.", data,
     )  # fmt: skip
 
 
