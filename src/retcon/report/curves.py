@@ -61,8 +61,13 @@ def by_sequential_size(results: Results, when: str) -> list[Record]:
 
 
 def by_factor(results: Results) -> list[Record]:
-    """Carried edits by batch size, one line for each state of the factors."""
+    """Carried edits by batch size, one line for each state of the factors.
+
+    Of several orders of the facts the first: what order does is among the effects.
+    """
     curves = _richest([c for c in carried(results, "final") if len(c) > 1])
+    first = min((curve[min(curve)].setting.order for curve in curves), default=0)
+    curves = [curve for curve in curves if curve[min(curve)].setting.order == first]
     methods = {curve[min(curve)].setting.method for curve in curves}
     chosen = "memit" if "memit" in methods else min(methods, default="")
     return _sizes(results, [c for c in curves if c[min(c)].setting.method == chosen], "final")
