@@ -198,3 +198,12 @@ def sum_of_outer_products(keys: Tensor) -> Tensor:
     for key in keys.double():
         total += torch.outer(key, key)
     return total
+
+
+def cluster_jackknife(statistic, values: dict[str, float], clusters: dict[str, str]) -> float:
+    """Standard error with one cluster left out at a time: √((G−1)/G Σ (θ₍₋g₎ − θ̄)²)."""
+    names = sorted(set(clusters.values()))
+    left = [statistic({c: v for c, v in values.items() if clusters[c] != g}) for g in names]
+    average = sum(left) / len(left)
+    groups = len(names)
+    return ((groups - 1) / groups * sum((x - average) ** 2 for x in left)) ** 0.5

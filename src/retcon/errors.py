@@ -78,3 +78,7 @@ class InvalidStudy(RetconError):
 
 class DamagedCell(RetconError):
     """A cell of a study whose files are not those that were written."""
+
+
+class MissingExtra(RetconError):
+    """A package of an optional extra that is not installed; the message names the extra."""

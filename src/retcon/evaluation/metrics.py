@@ -8,21 +8,13 @@ and counted, never taken for 0.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import exp, sqrt
+from math import exp
 from typing import NamedTuple
 
+from retcon.evaluation.inference import CaseMeans, Estimate, mean
 from retcon.evaluation.rows import Kind, Row
 
 Value = Callable[[Row], float | None]
-
-
-class Estimate(NamedTuple):
-    """A mean over cases, its 95 % interval, and how many cases it is over."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    cases: int
 
 
 def _won(row: Row) -> float | None:
@@ -88,24 +80,25 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def estimate(rows: Iterable[Row], metric: str) -> Estimate:
-    """One metric over some rows, in per cent."""
-    kind, value, least = METRICS[metric]
+def case_means(rows: Iterable[Row], metric: str) -> CaseMeans:
+    """One metric of each case, in per cent: the mean over its prompts."""
+    kind, value, _ = METRICS[metric]
     values: dict[str, list[float]] = defaultdict(list)
-    cluster: dict[str, str] = {}
+    clusters: dict[str, str] = {}
     for row in rows:
         found = value(row) if row.kind == kind else None
         if found is not None:
             values[row.case].append(100 * found)
-            cluster[row.case] = row.relation if row.relation is not None else f"case {row.case}"
-    if not values:
+            clusters[row.case] = row.relation if row.relation is not None else f"case {row.case}"
+    return CaseMeans({case: sum(found) / len(found) for case, found in values.items()}, clusters)
+
+
+def estimate(rows: Iterable[Row], metric: str) -> Estimate:
+    """One metric over some rows, in per cent."""
+    found = mean(case_means(rows, metric))
+    if found is None:
         return Estimate(None, None, None, 0)
-    means = {case: sum(found) / len(found) for case, found in values.items()}
-    mean = sum(means.values()) / len(means)
-    margin = _margin_of_error(means, cluster, mean)
-    if margin is None:
-        return Estimate(mean, None, None, len(means))
-    return Estimate(mean, max(mean - margin, least), min(mean + margin, 100.0), len(means))
+    return found.estimate(METRICS[metric].least, 100.0)
 
 
 def harmonic(scores: Sequence[float | None]) -> float | None:
@@ -131,36 +124,3 @@ def intervals(rows: Sequence[Row]) -> dict[str, tuple[float, float] | None]:
         name: None if e.low is None or e.high is None else (e.low, e.high)
         for name, e in found.items()
     }
-
-
-def _margin_of_error(
-    means: Mapping[str, float], cluster: Mapping[str, str], mean: float
-) -> float | None:
-    """Half the width of the interval, from the cluster-robust standard error of a mean.
-
-    Var = G/(G−1) Σ_g (Σ_{i∈g} (xᵢ − x̄))² / n², the CR1 estimator (Cameron & Miller 2015, J. Human
-    Resources 50(2)), with the t quantile of G−1 degrees of freedom.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    for case, value in means.items():
-        sums[cluster[case]] += value - mean
-    groups = len(sums)
-    if groups < 2:
-        return None
-    variance = groups / (groups - 1) * sum(s * s for s in sums.values()) / len(means) ** 2
-    return _t_quantile(groups - 1) * sqrt(variance)
-
-
-def _t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, by the Cornish-Fisher expansion around the normal's.
-
-    Good to 1 % from three degrees of freedom on; below that the known values.
-    """
-    exact = {1: 12.706, 2: 4.303}
-    if degrees in exact:
-        return exact[degrees]
-    z = 1.959964
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3

@@ -1,0 +1,307 @@
+"""What is compared: arms, the points that differ in nothing but the seed, and their scores.
+
+A statistic of an arm is over (seed, case) pairs, clustered by relation across seeds. Scores of
+different times are never put together: every question names its `when`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from retcon.evaluation.inference import (
+    CaseMeans,
+    Estimate,
+    Statistic,
+    combine,
+    harmonic_mean,
+    mean,
+)
+from retcon.evaluation.metrics import METRICS, case_means
+from retcon.evaluation.rows import Row
+from retcon.study.points import Point
+from retcon.study.reading import Study
+
+SCORES = ("ES", "PS", "NS", "S")
+OTHERS = (
+    "token_accuracy", "paraphrase_token_accuracy", "neighbour_token_accuracy", "exact_match",
+    "target_probability",
+)  # fmt: skip
+TIMES = ("pre", "immediate", "final", "retention")
+
+
+class Setting(NamedTuple):
+    """Everything that makes an arm, the seed aside.
+
+    ridge: the number, or `tuned` where it was chosen for each seed. accumulate, refresh: None
+    where no edits are carried. others: further settings as JSON.
+    """
+
+    model: str
+    dtype: str
+    method: str
+    layers: tuple[int, ...]
+    carried: bool
+    batch_size: int
+    n: int
+    ridge: str
+    ridge_batch: int
+    accumulate: bool | None
+    refresh: str | None
+    order: int
+    score: int
+    others: str
+
+    def but(self, *names: str) -> tuple[object, ...]:
+        """The rest of a setting, some fields left out: what must be equal to compare them."""
+        return tuple(v for k, v in self._asdict().items() if k not in names)
+
+
+class Run(NamedTuple):
+    """One seed of an arm."""
+
+    seed: int
+    cell: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Finished runs that differ in nothing but the seed."""
+
+    setting: Setting
+    runs: tuple[Run, ...]
+    point: Point
+
+    @property
+    def load(self) -> float:
+        """Facts per input dimension at the end."""
+        held = self.setting.n if self.setting.carried else self.setting.batch_size
+        return held / self.point.capacity
+
+    @property
+    def cells(self) -> frozenset[str]:
+        """The cells that its scores come from."""
+        return frozenset(run.cell for run in self.runs)
+
+
+class Evidence(NamedTuple):
+    """Rows that a number rests on: a cell's, of one time, as one metric reads them."""
+
+    cell: str
+    seed: int
+    when: str
+    metric: str
+
+
+def setting_of(point: Point) -> Setting:
+    """What a point is, by what can matter."""
+    alone = point.schedule in ("single", "sequential")
+    batch_size = 1 if alone else min(point.batch_size, point.n)
+    carried = point.schedule.startswith("sequential")
+    settings = dict(point.settings)
+    ridge_batch = settings.pop("ridge_batch", 0)
+    settings.pop("accumulate", None)
+    settings.pop("ridge", None)
+    fixed = "hard" if not point.ridge else f"{point.ridge:g}"
+    return Setting(
+        model=point.model,
+        dtype=point.dtype,
+        method=point.method,
+        layers=point.layers,
+        carried=carried,
+        batch_size=batch_size,
+        n=point.n,
+        ridge="tuned" if point.tuned else fixed,
+        ridge_batch=ridge_batch if isinstance(ridge_batch, int) else 0,
+        accumulate=point.accumulate if carried else None,
+        refresh=point.refresh if carried else None,
+        order=point.order,
+        score=point.score,
+        others=json.dumps(settings, sort_keys=True),
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's scores, read once and asked often."""
+
+    study: Study
+    _means: dict[str, dict[str, dict[str, CaseMeans]]] = field(
+        default_factory=dict[str, dict[str, dict[str, CaseMeans]]]
+    )
+    _pooled: dict[tuple[Setting, str, str], CaseMeans | None] = field(
+        default_factory=dict[tuple[Setting, str, str], CaseMeans | None]
+    )
+    _arms: list[Arm] = field(default_factory=list[Arm])
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms of which a run is finished, in the file's order."""
+        if not self._arms:
+            self._arms.extend(gather(self.study.finished()))
+        return self._arms
+
+    def means(self, cell: str, when: str, metric: str) -> CaseMeans | None:
+        """One metric of each case of a cell at one time; None where it was not scored then."""
+        if cell not in self._means:
+            self._means[cell] = self._read(cell)
+        return self._means[cell].get(when, {}).get(metric)
+
+    def _read(self, cell: str) -> dict[str, dict[str, CaseMeans]]:
+        rows: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for values in self.study.rows(cell).select(Row._fields).iter_rows():
+            row = Row(*values)
+            rows[row.when][row.kind].append(row)
+        return {
+            when: {
+                name: found
+                for name, metric in METRICS.items()
+                if (found := case_means(kinds[metric.kind], name)).values
+            }
+            for when, kinds in rows.items()
+            if when != "retention"  # which is of many times, see `report.curves`
+        }
+
+    def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
+        """One metric of each (seed, case) of an arm; clusters are one over all seeds."""
+        key = (arm.setting, when, metric)
+        if key not in self._pooled:
+            self._pooled[key] = self._pool(arm, when, metric)
+        return self._pooled[key]
+
+    def _pool(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
+        values: dict[str, float] = {}
+        clusters: dict[str, str] = {}
+        for run in arm.runs:
+            found = self.means(run.cell, when, metric)
+            if found is None:
+                continue
+            for case, value in found.values.items():
+                values[f"{run.seed} {case}"] = value
+                clusters[f"{run.seed} {case}"] = found.clusters[case]
+        return CaseMeans(values, clusters) if values else None
+
+    def statistic(
+        self, arm: Arm, when: str, metric: str, among: frozenset[str] | None = None
+    ) -> Statistic | None:
+        """A score of an arm at one time, over all its cases or some; None where there is none."""
+        if metric == "S":
+            parts = [self.statistic(arm, when, part, among) for part in SCORES[:3]]
+            known = [part for part in parts if part is not None]
+            return harmonic_mean(known) if len(known) == len(parts) else None
+        found = self.pooled(arm, when, metric)
+        if found is None:
+            return None
+        return mean(found if among is None else found.only(among))
+
+    def estimate(self, arm: Arm, when: str, metric: str) -> Estimate:
+        """A score with its interval; all None where there is none."""
+        found = self.statistic(arm, when, metric)
+        least = METRICS[metric].least if metric in METRICS else 0.0
+        return found.estimate(least, 100.0) if found else Estimate(None, None, None, 0)
+
+    def common(self, arms: Iterable[Arm], when: str, metric: str) -> frozenset[str]:
+        """The (seed, case) pairs that all arms have a score of."""
+        parts = SCORES[:3] if metric == "S" else (metric,)
+        shared: set[str] | None = None
+        for arm in arms:
+            for part in parts:
+                found = self.pooled(arm, when, part)
+                cases = set(found.values) if found else set[str]()
+                shared = cases if shared is None else shared & cases
+        return frozenset(shared or ())
+
+    def contrast(
+        self, terms: Sequence[tuple[float, Arm]], when: str, metric: str
+    ) -> Statistic | None:
+        """Σ wⱼ scoreⱼ over the cases that all arms share; None where they share none."""
+        among = self.common((arm for _, arm in terms), when, metric)
+        found = [(w, self.statistic(arm, when, metric, among)) for w, arm in terms]
+        known = [(w, s) for w, s in found if s is not None]
+        return combine(known) if known and len(known) == len(found) else None
+
+    def has(self, arm: Arm, when: str, metric: str = "ES") -> bool:
+        """Whether an arm was scored then."""
+        return any(self.means(run.cell, when, metric) is not None for run in arm.runs)
+
+
+def gather(points: Iterable[Point]) -> list[Arm]:
+    """Points as arms: equal ones of several blocks count once."""
+    found: dict[Setting, dict[int, Point]] = defaultdict(dict)
+    for point in points:
+        seeds = found[setting_of(point)]
+        known = seeds.get(point.seed)
+        if known is None or len(point.when) > len(known.when):
+            seeds[point.seed] = point
+    return [
+        Arm(
+            setting,
+            tuple(Run(seed, p.cell) for seed, p in sorted(seeds.items()) if p.cell is not None),
+            next(iter(seeds.values())),
+        )
+        for setting, seeds in found.items()
+    ]
+
+
+def evidence(arms: Iterable[Arm], when: str, metric: str) -> tuple[Evidence, ...]:
+    """Where the numbers of some arms come from."""
+    parts = SCORES[:3] if metric == "S" else (metric,)
+    return tuple(
+        dict.fromkeys(
+            Evidence(run.cell, run.seed, when, part)
+            for arm in arms
+            for run in arm.runs
+            for part in parts
+        )
+    )
+
+
+def families(
+    arms: Iterable[Arm], vary: str, keep: Callable[[Arm], bool]
+) -> Iterator[dict[object, Arm]]:
+    """Arms that differ in one field alone, by its value in order; two at least."""
+    groups: Mapping[tuple[object, ...], list[Arm]] = defaultdict(list)
+    for arm in arms:
+        if keep(arm):
+            groups[arm.setting.but(vary)].append(arm)
+    for group in groups.values():
+        if len(group) > 1:
+            by_value = {getattr(arm.setting, vary): arm for arm in group}
+            yield {value: by_value[value] for value in sorted(by_value)}
+
+
+_WORDS: Mapping[str, Callable[[Setting], str]] = {
+    "model": lambda s: s.model,
+    "method": lambda s: s.method.upper(),
+    "layers": lambda s: f"layer{'s' * (len(s.layers) > 1)} {', '.join(map(str, s.layers))}",
+    "carried": lambda s: "carried" if s.carried else "each batch on the untouched model",
+    "batch_size": lambda s: f"batches of {s.batch_size:,}",
+    "n": lambda s: f"N = {s.n:,}",
+    "ridge": lambda s: "hard constraint" if s.ridge == "hard" else f"λ {s.ridge}",
+    "ridge_batch": lambda s: "λ per fact" if s.ridge_batch else "λ per batch",
+    "accumulate": lambda s: {
+        None: "", True: "past keys kept", False: "past keys forgotten"
+    }[s.accumulate],
+    "refresh": lambda s: {
+        None: "", "each-batch": "targets refreshed", "never": "targets frozen"
+    }.get(s.refresh, f"targets {s.refresh}"),
+    "order": lambda s: f"order {s.order}",
+    "dtype": lambda s: s.dtype,
+    "score": lambda s: f"{s.score or s.n:,} scored",
+    "others": lambda s: s.others.strip("{}").replace('"', "") or "other settings as given",
+}  # fmt: skip
+
+
+def describe(setting: Setting, fields: Iterable[str]) -> str:
+    """A setting in words, by some of its fields."""
+    return ", ".join(words for name in fields if (words := _WORDS[name](setting)))
+
+
+def varying(arms: Sequence[Arm], *without: str) -> tuple[str, ...]:
+    """The fields in which arms differ, in the order in which they are best named."""
+    return tuple(
+        name
+        for name in _WORDS
+        if name not in without and len({getattr(arm.setting, name) for arm in arms}) > 1
+    )

@@ -1,0 +1,264 @@
+"""(f) What batch size is: its spread taken apart into the factors that move with it.
+
+A factor is switched by itself: two families of carried arms that are equal in everything but this
+factor and the batch size. All scores are final ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+from retcon.evaluation.inference import Estimate, combine
+from retcon.report.arms import SCORES, Arm, Results, Setting, describe
+from retcon.report.findings.claims import (
+    MARGIN,
+    Claim,
+    Finding,
+    Verdict,
+    contrast,
+    make,
+    measured,
+    points,
+    strangeness,
+    towards,
+)
+from retcon.report.findings.sequence import carried, extremes, paired
+
+WHEN = "final"
+
+# Each factor's field, its name, and its values from the one that holds batch size still.
+FACTORS: Mapping[str, str] = {
+    "accumulate": "Accumulation off",
+    "ridge_batch": "λ per fact",
+    "refresh": "Targets refreshed",
+    "dtype": "Precision",
+    "order": "Order of the facts",
+}
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+class Switch(NamedTuple):
+    """A factor turned: families of batch sizes before and after, and where all else stands."""
+
+    factor: str
+    off: dict[int, Arm]
+    on: dict[int, Arm]
+    place: str
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes that both have."""
+        return sorted(set(self.off) & set(self.on))
+
+
+def what_batch_size_is(results: Results) -> Finding:
+    """Whether batch size matters with all else held, and which factor makes it matter."""
+    found = Finding(
+        key="f",
+        name="What batch size is",
+        claim="Batch size as such does nothing: where past keys are kept, targets frozen and λ is "
+        f"one number, all sequential batch sizes end within {MARGIN:.0f} point of S. What is seen "
+        "between sizes comes from factors that move with it.",
+        paper="Not in the paper, whose runs forget past keys and refresh targets: there S differs "
+        "by up to 2.3 points between sizes at N = 4,096 (figures 4 and 5).",
+        explanation="The spread is the highest minus the lowest score over batch sizes. That it is "
+        "small is judged by the upper limits of all pairs of sizes; that a factor widens it, by "
+        "the gap between the two extreme sizes with the factor on, minus the gap between the same "
+        "two with it off, over the same facts, with the interval widened for the choice of the "
+        "pair. One factor is turned at a time, once from the still setting and once from the "
+        "paper's.",
+        charts=("factors", "effects"),
+    )
+    curves = [curve for curve in carried(results, WHEN) if len(curve) > 1]
+    turned = switches(curves)
+    claims = [*_still(results, curves), *(c for s in turned for c in _switched(results, s))]
+    if not claims:
+        return found.needs(
+            "final scores of carried edits in two batch sizes, with one of these turned: "
+            + ", ".join(FACTORS.values())
+        )
+    return replace(found, effect=_verdict_text(claims), claims=tuple(claims))
+
+
+def _is_still(setting: Setting) -> bool:
+    return bool(setting.accumulate) and setting.refresh == "never" and setting.ridge_batch == 0
+
+
+def _setting(curve: Mapping[int, Arm]) -> Setting:
+    """What stands for a family: its smallest batches, because one batch of all is of many."""
+    return curve[min(curve)].setting
+
+
+def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
+    """Families in which nothing but batch size moves: all sizes should score alike."""
+    found: list[Claim] = []
+    still = [c for c in curves if _is_still(_setting(c))]
+    for curve in sorted(
+        still, key=lambda c: (-len(c), -_setting(c).n, _level(_setting(c), "dtype"))
+    ):
+        setting = _setting(curve)
+        for metric in ("S", *SCORES[:3]):
+            width = width_of(results, curve, metric)
+            if width is None or width.mean is None:
+                continue
+            text = (
+                f"Nothing but batch size moves ({setting.method.upper()}, N = {setting.n:,}, "
+                f"{setting.dtype}): spread of {metric} over {len(curve)} sizes"
+            )
+            claim = make(
+                text, WHEN, metric, width, _small(width), curve.values(),
+                primary=metric == "S" and not any(c.primary for c in found),
+                factor="none",
+            )  # fmt: skip
+            found.append(claim)
+    return found
+
+
+def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimate | None:
+    """The spread over batch sizes; its upper limit is the largest of all pairs'."""
+    scores = paired(results, curve, WHEN, metric)
+    if len(scores) < 2:
+        return None
+    arms = list(curve.values())
+    high, low = extremes(scores)
+    widest = combine([(1.0, scores[high]), (-1.0, scores[low])])
+    found = measured(widest, arms, comparisons=len(list(combinations(scores, 2))))
+    gaps = [
+        measured(combine([(1.0, one), (-1.0, other)]), arms).high
+        for one, other in permutations(scores.values(), 2)
+    ]
+    if found.low is None or None in gaps:
+        return found
+    return found._replace(low=max(0.0, found.low), high=max(gap for gap in gaps if gap is not None))
+
+
+def _small(width: Estimate) -> Verdict:
+    if width.low is None or width.high is None:
+        return "inconclusive"
+    if width.high < MARGIN:
+        return "reproduced"
+    return "not reproduced" if width.low > MARGIN else "inconclusive"
+
+
+def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
+    """Pairs of families that differ in one factor, all else still, or all else as in the paper.
+
+    Of several the one of most sizes.
+    """
+    found: list[tuple[tuple[object, ...], Switch]] = []
+    for factor in FACTORS:
+        for off in curves:
+            for on in curves:
+                before, after = _setting(off), _setting(on)
+                if before.but(factor, "batch_size") != after.but(factor, "batch_size"):
+                    continue
+                if _level(before, factor) >= _level(after, factor):
+                    continue
+                place = _place(before, factor)
+                switch = Switch(factor, off, on, place)
+                if place and len([s for s in switch.sizes if s < before.n]) > 0:
+                    rank = (place == "paper", -len(switch.sizes), -before.n, *strangeness(before))
+                    found.append((rank, switch))
+    order = list(FACTORS)
+    ranked = sorted(found, key=lambda item: (order.index(item[1].factor), item[0]))
+    return list({(_setting(s.on).model, s.factor, s.place, _level(_setting(s.on), s.factor)): s
+                 for _, s in reversed(ranked)}.values())[::-1]  # fmt: skip
+
+
+def _level(setting: Setting, factor: str) -> tuple[int, str]:
+    """Where a factor stands; the lowest is the one that holds batch size still."""
+    value = getattr(setting, factor)
+    if factor == "accumulate":
+        return int(not value), ""
+    if factor == "refresh":
+        return int(value != "never") + int(value == "each-batch"), str(value)
+    if factor == "dtype":
+        return (_DTYPES.index(value) if value in _DTYPES else len(_DTYPES)), value
+    return int(value), ""
+
+
+def _place(setting: Setting, factor: str) -> str:
+    """Where everything but one factor stands: `still`, `paper`, or empty for in between."""
+    if _is_still(_held(setting, factor, accumulate=True, refresh="never")):
+        return "still"
+    held = _held(setting, factor, accumulate=False, refresh="each-batch")
+    papers = not held.accumulate and held.refresh == "each-batch" and held.ridge_batch == 0
+    return "paper" if papers else ""
+
+
+def _held(setting: Setting, factor: str, *, accumulate: bool, refresh: str) -> Setting:
+    values: dict[str, object] = {"accumulate": accumulate, "refresh": refresh, "ridge_batch": 0}
+    return setting._replace(**{factor: values[factor]}) if factor in values else setting
+
+
+def _switched(results: Results, switch: Switch) -> list[Claim]:
+    """What a factor does to the spread, and to each batch size by itself."""
+    told = "alone" if switch.place == "still" else "in the paper's setting"
+    name = FACTORS[switch.factor]
+    before, after = (describe(_setting(c), [switch.factor]) for c in (switch.off, switch.on))
+    label = f"{name}, {told} ({before} → {after})"
+    claims: list[Claim] = []
+    for metric in ("S", *SCORES[:3]):
+        widening = _widening(results, switch, metric)
+        if widening is not None:
+            effect, arms = widening
+            claim = make(
+                f"{label}: change of the spread of {metric}", WHEN, metric, effect,
+                towards(effect, 1), arms, factor=name, place=told, kind="spread",
+            )  # fmt: skip
+            claims.append(claim)
+        for size in switch.sizes:
+            one, other = switch.on[size], switch.off[size]
+            effect = contrast(results, [(1.0, one), (-1.0, other)], WHEN, metric)
+            if effect is not None and one.cells != other.cells:
+                text = f"{label}: {metric} at batches of {size:,}"
+                claim = make(
+                    text, WHEN, metric, effect, None, [one, other], factor=name, place=told,
+                    kind="level", batch_size=size, change=f"{before} → {after}",
+                )  # fmt: skip
+                claims.append(claim)
+    return claims
+
+
+def _widening(results: Results, switch: Switch, metric: str) -> tuple[Estimate, list[Arm]] | None:
+    """The gap of the extreme sizes with the factor on, minus that of the same two with it off."""
+    on = {size: switch.on[size] for size in switch.sizes}
+    off = {size: switch.off[size] for size in switch.sizes}
+    if len(on) < 2 or not results.common([*on.values(), *off.values()], WHEN, metric):
+        return None
+    high, low = extremes(paired(results, on, WHEN, metric))
+    terms = [(1.0, on[high]), (-1.0, on[low]), (-1.0, off[high]), (1.0, off[low])]
+    pairs = len(on) * (len(on) - 1) // 2
+    effect = contrast(results, terms, WHEN, metric, comparisons=pairs)
+    return (effect, [arm for _, arm in terms]) if effect else None
+
+
+def _verdict_text(claims: list[Claim]) -> str:
+    """The decomposition in sentences that are made from its numbers."""
+    sentences: list[str] = []
+    still = next((c for c in claims if c.primary), None)
+    if still:
+        said = {
+            "reproduced": "batch size does not matter",
+            "not reproduced": "batch size still matters",
+        }.get(still.verdict or "", "it cannot be told whether batch size matters")
+        sentences.append(f"With everything else held still, {said}: spread {points(still.effect)}.")
+    else:
+        sentences.append("No family holds everything but batch size still, so this is open.")
+    words: dict[Verdict | None, str] = {
+        "reproduced": "widens the spread of S by", "not reproduced": "does not widen it:",
+        "inconclusive": "may or may not widen it:", None: "",
+    }  # fmt: skip
+    for claim in claims:
+        if claim.about.get("kind") == "spread" and claim.metric == "S":
+            who = claim.text.split(": change of")[0]
+            slight = "" if not _slight(claim) else f", less than {MARGIN:.0f} point"
+            sentences.append(f"{who} {words[claim.verdict]} {points(claim.effect)}{slight}.")
+    return "\n".join(sentences)
+
+
+def _slight(claim: Claim) -> bool:
+    """Widens, but by less than is of interest."""
+    high = claim.effect.high
+    return claim.verdict == "reproduced" and high is not None and high < MARGIN

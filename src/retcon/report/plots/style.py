@@ -1,0 +1,176 @@
+"""Charts as Vega-Lite specifications: plain data, drawn by the page and as PNG and SVG.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers; ordered things (batch
+sizes) take an ordered scale. Bars are 95 % intervals.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from retcon.report.arms import SCORES
+
+Spec = dict[str, Any]
+
+INK, FAINT, GRID = "#22262b", "#6b7280", "#e8e6e1"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
+_METHODS = {"MEMIT": 0, "EMMET": 1, "ROME": 2}
+VERDICTS = {
+    "reproduced": "#00795a", "not reproduced": "#b3430a", "inconclusive": "#8a8f98",
+}  # fmt: skip
+FONT = "Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+
+CONFIG: Spec = {
+    "font": FONT,
+    "background": "white",
+    "view": {"stroke": None},
+    "title": {
+        "anchor": "start", "fontSize": 15, "fontWeight": 600, "color": INK, "offset": 14,
+        "subtitleColor": FAINT, "subtitleFontSize": 12, "subtitlePadding": 5,
+    },
+    "axis": {
+        "gridColor": GRID, "domainColor": "#b9bcc2", "tickColor": "#b9bcc2", "labelColor": FAINT,
+        "titleColor": INK, "titleFontWeight": 500, "labelFontSize": 11, "titleFontSize": 12,
+        "titlePadding": 8, "labelPadding": 4,
+    },
+    "header": {"labelFontSize": 13, "labelFontWeight": 600, "labelColor": INK, "title": None},
+    "legend": {
+        "orient": "bottom", "labelColor": INK, "titleColor": FAINT, "labelFontSize": 12,
+        "titleFontSize": 12, "titleFontWeight": 500, "labelLimit": 420, "symbolSize": 90,
+        "columns": 3, "offset": 14,
+    },
+}  # fmt: skip
+
+
+class Chart(NamedTuple):
+    """A chart: its name, what it shows and how to read it, and its specification."""
+
+    key: str
+    title: str
+    caption: str
+    spec: Spec
+
+
+def titled(key: str, title: str, caption: str, body: Spec) -> Chart:
+    """A chart with its title and caption in it."""
+    spec = {"title": {"text": title, "subtitle": caption}, "config": CONFIG, **body}
+    return Chart(key, title, caption, spec)
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order."""
+    return sorted(set(values))
+
+
+def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> Spec:
+    """A place on a log₂ axis that is labelled where there are data."""
+    ends = [min(values) / 1.25, max(values) * 1.25]
+    return {
+        "field": field, "type": "quantitative", "title": title,
+        "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
+        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False,
+                 "labelOverlap": "greedy", **axis},
+    }  # fmt: skip
+
+
+def _spaced(values: Sequence[int], most: int = 7) -> list[int]:
+    """At most so many labels, the last among them."""
+    every = -(-len(values) // most)
+    return list(reversed(list(reversed(values))[::every]))
+
+
+def dodged(data: Sequence[Any], field: str) -> list[Any]:
+    """The data with a `place` each, a little beside `field`, so that no series hides another."""
+    names = _ordered(data)
+    step, middle = min(0.12, 0.6 / len(names)), (len(names) - 1) / 2
+    return [
+        {**record, "place": record[field] * 2 ** (step * (names.index(record["series"]) - middle))}
+        for record in data
+    ]
+
+
+def _ordered(data: Sequence[Any]) -> list[str]:
+    """The series, methods in one order so that each has its colour in all charts."""
+    names = dict.fromkeys(record["series"] for record in data)
+    return sorted(names, key=lambda name: _METHODS.get(name.split(",")[0], len(_METHODS)))
+
+
+def series_colour(data: Sequence[Any]) -> Spec:
+    """One colour for each method or setting, in the order of the data."""
+    names = _ordered(data)
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    scale: Spec = {"domain": names, "range": colours}
+    legend: Spec | None = {"columns": 1 if max(map(len, names)) > 45 else 3, "title": None}
+    return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def size_colour() -> Spec:
+    """Batch sizes from light to dark."""
+    return {
+        "field": "batch_size", "type": "ordinal", "title": "batch size",
+        "scale": {"scheme": {"name": "viridis", "extent": [0.92, 0.05]}},
+        "legend": {"columns": 8},
+    }  # fmt: skip
+
+
+def panels(
+    data: Sequence[Any],
+    x: Spec,
+    colour: Spec,
+    metrics: Sequence[str] = SCORES,
+    seen: str | None = None,
+) -> Spec:
+    """One panel a score: lines with their intervals; a click in the legend singles a line out.
+
+    seen: the field that says in the tooltip where on the x axis a dot stands.
+    """
+    shown = [m for m in metrics if any(record["metric"] == m for record in data)]
+    score: Spec = {
+        "field": "score", "type": "quantitative", "title": None,
+        "scale": {"zero": False, "nice": 5}, "axis": {"tickCount": 5},
+    }  # fmt: skip
+    faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
+    tooltip = [
+        {"field": colour["field"], "title": "line"},
+        {"field": seen or x["field"], "title": x["title"]},
+        *({"field": f, "title": f, "format": ".1f"} for f in ("score", "low", "high")),
+        {"field": "when"}, {"field": "cases"},
+        *([{"field": "load", "format": ".3f"}] if "load" in data[0] else []),
+    ]  # fmt: skip
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#9aa0a8"},
+            "encoding": {"y": {"field": "untouched", "aggregate": "mean"}},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {
+                "x": x, "y": {**score, "field": "low"}, "y2": {"field": "high"}, "color": colour,
+                "opacity": faded,
+            },
+        },
+        {
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {"x": x, "y": score, "color": colour, "opacity": faded},
+        },
+        {
+            "mark": {"type": "circle", "size": 48, "opacity": 1},
+            "params": [{
+                "name": "chosen", "select": {"type": "point", "fields": [colour["field"]]},
+                "bind": "legend",
+            }],
+            "encoding": {
+                "x": x, "y": score, "color": colour, "opacity": faded, "tooltip": tooltip,
+            },
+        },
+    ]  # fmt: skip
+    if all(record["untouched"] is None for record in data):
+        layers = layers[1:]
+    return {
+        "data": {"values": list(data)},
+        "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
+        "columns": 4,
+        "spacing": 54,
+        "bounds": "flush",
+        "spec": {"width": 208, "height": 200, "layer": layers},
+        "resolve": {"scale": {"y": "independent"}},
+    }

@@ -1,0 +1,71 @@
+"""How a study was made, and how to make it again."""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+from retcon.report.tables import Table
+from retcon.study.reading import Study
+
+
+class Provenance(NamedTuple):
+    """What made the numbers, the commands that make them again, and the study's file."""
+
+    facts: Table
+    environments: Table
+    commands: str
+    spec: str
+
+    def markdown(self) -> str:
+        """All of it, for a file."""
+        return "\n".join([
+            self.facts.markdown(), self.environments.markdown(),
+            f"```sh\n{self.commands}\n```\n", f"```yaml\n{self.spec.rstrip()}\n```\n",
+        ])  # fmt: skip
+
+
+def provenance(study: Study) -> Provenance:
+    """From the study's record and from the environment of each finished cell."""
+    record = study.record
+    seeds = sorted({point.seed for point in study.points})
+    done = len({point.cell for point in study.finished()})
+    known = {p.cell for p in study.points if p.cell is not None}
+    rows = [
+        ("cells done", f"{done:,} of {len(known):,}"),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("threads", str(record.threads)),
+        ("facts", f"{record.data.cases}, {record.data.facts:,} usable"
+                  f"{', one a subject' if record.data.unique_subjects else ''}"),
+        ("sha256 of the facts", record.data.sha256),
+        *((f"model {m.name}", f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint "
+                              f"{m.fingerprint}") for m in record.models),
+    ]  # fmt: skip
+    facts = Table("What it is of", "", ("", "value"), tuple(rows))
+    path = study.folder / "study.yaml"
+    spec = path.read_text(encoding="utf-8") if path.exists() else ""
+    return Provenance(facts, _environments(study), _commands(study), spec)
+
+
+def _environments(study: Study) -> Table:
+    """The different environments that cells were made in, and how many cells in each."""
+    cells = sorted({point.cell for point in study.finished() if point.cell is not None})
+    found = Counter(json.dumps(study.environment(cell), sort_keys=True) for cell in cells)
+    rows = [
+        (f"{count:,}", ", ".join(f"{k} {v}" for k, v in json.loads(text).items()))
+        for text, count in found.most_common()
+    ]
+    return Table("Environments", "", ("cells", "made with"), tuple(rows))
+
+
+def _commands(study: Study) -> str:
+    """The commands that make the study and this report again."""
+    cells = [point.cell for point in study.finished() if point.cell is not None]
+    made = study.environment(cells[0]) if cells else {}
+    version = str(made.get("retcon", ""))
+    pinned = f"retcon-llm[report]=={version}" if version else "retcon-llm[report]"
+    return "\n".join([
+        f"pip install '{pinned}'",
+        "# study.yaml is the file below; where the data are: --data FOLDER, or RETCON_DATA",
+        "retcon study run study.yaml --out STUDY",
+        "retcon study report STUDY",
+    ])  # fmt: skip

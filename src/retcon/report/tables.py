@@ -1,0 +1,239 @@
+"""Tables as plain data, for the terminal, Markdown and CSV. No cell is ever a mean of two times."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from retcon.evaluation.inference import Estimate
+from retcon.report import curves
+from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
+from retcon.report.findings import Finding, all_findings
+from retcon.report.findings.claims import points, share
+from retcon.storage import write_whole
+from retcon.study.reading import Study
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MISSING = "–"
+_FIELDS = ("model", "dtype", "method", "layers", "ridge", "ridge_batch", "accumulate", "refresh",
+           "order", "others")  # fmt: skip
+_TIMES = {
+    "pre": "untouched model", "immediate": "right after each fact's own batch",
+    "final": "after the last batch",
+}  # fmt: skip
+
+
+class Table(NamedTuple):
+    """Cells as they are read. note: what holds for every row."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table with its title, for a file."""
+        lines = [f"### {self.title}", ""] + ([self.note, ""] if self.note else [])
+        lines += [_line(self.columns), _line(["---"] * len(self.columns))]
+        return "\n".join(lines + [_line(row) for row in self.rows]) + "\n"
+
+    def csv(self) -> str:
+        """Columns and rows; without title and note."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        return out.getvalue()
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -> list[Table]:
+    """All tables of a study: verdicts, scores by time, costs, tuned ridges, and what is missing."""
+    results = study if isinstance(study, Results) else Results(study)
+    found = all_findings(results) if findings is None else findings
+    tables = [
+        verdicts(found),
+        *(scores(results, when, SCORES) for when in _TIMES),
+        *(scores(results, when, OTHERS) for when in ("immediate", "final")),
+        costs(results), tuned(results.study), missing(results.study),
+    ]  # fmt: skip
+    return [table for table in tables if table.rows]
+
+
+def verdicts(findings: Sequence[Finding]) -> Table:
+    """The claims and what became of them, a line for each time at which one is judged."""
+    rows: list[tuple[str, ...]] = []
+    for finding in findings:
+        name = f"({finding.key}) {finding.name}"
+        if not finding.times:
+            rows.append((name, MISSING, "no data", MISSING))
+        for when in finding.times:
+            primary = [c for c in finding.claims if c.primary and c.when == when]
+            effect = "; ".join(points(claim.effect) for claim in primary)
+            rows.append((name, when, finding.verdict_at(when), effect))
+    return Table("Verdicts", "Effects with 95 % intervals, clustered by relation.",
+                 ("claim", "scores", "verdict", "effect"), tuple(rows))  # fmt: skip
+
+
+def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
+    """Scores of all arms at one time, with 95 % intervals."""
+    arms = [arm for arm in results.arms if results.has(arm, when)]
+    if when == "pre":
+        return _untouched(results, arms)
+    shown = [m for m in metrics if any(results.estimate(a, when, m).mean is not None for a in arms)]
+    fields, note = _fields(arms)
+    rows = [
+        (*_place(arm, fields), f"{results.estimate(arm, when, 'ES').cases:,}",
+         *(_score(results.estimate(arm, when, metric)) for metric in shown))
+        for arm in arms
+    ]  # fmt: skip
+    what = "Scores" if tuple(metrics) == SCORES else "Further scores"
+    columns = (
+        "schedule",
+        "batch",
+        "N",
+        "load",
+        *_names(fields),
+        "seeds",
+        "cases",
+        *map(_named, shown),
+    )
+    return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
+
+
+def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
+    """Scores of each untouched model, from the arm of most facts; it is one for all arms."""
+    ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
+    found = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
+    rows = [
+        (model, dtype, ", ".join(str(run.seed) for run in arm.runs),
+         f"{results.estimate(arm, 'pre', 'ES').cases:,}",
+         *(_score(results.estimate(arm, "pre", metric)) for metric in SCORES))
+        for (model, dtype), arm in found.items()
+    ]  # fmt: skip
+    columns = ("model", "dtype", "seeds", "cases", *SCORES)
+    return Table(f"Scores, pre ({_TIMES['pre']}), %", "", columns, tuple(rows))
+
+
+def _fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
+    """The fields in which arms differ, as columns; those in which they agree, as a note."""
+    fields = tuple(f for f in varying(arms, "batch_size", "n", "carried", "score") if f in _FIELDS)
+    if not arms:
+        return fields, ""
+    held = [f for f in ("model", "method", "layers", "dtype", "ridge", "order") if f not in fields]
+    return fields, f"Throughout: {describe(arms[0].setting, held)}." if held else ""
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    names = {"accumulate": "past keys", "refresh": "targets", "ridge": "λ", "ridge_batch": "λ per",
+             "layers": "layer"}  # fmt: skip
+    return [names.get(field, field) for field in fields]
+
+
+def _named(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _place(arm: Arm, fields: Sequence[str]) -> tuple[str, ...]:
+    s = arm.setting
+    schedule = ("sequential" if s.carried else "batch") if s.batch_size > 1 else (
+        "sequential" if s.carried else "single")  # fmt: skip
+    said = {
+        "layers": "+".join(map(str, s.layers)),
+        "accumulate": {None: MISSING, True: "kept", False: "forgotten"}[s.accumulate],
+        "refresh": {None: MISSING, "never": "frozen", "each-batch": "refreshed"}.get(
+            s.refresh, s.refresh or MISSING),
+        "ridge_batch": f"{s.ridge_batch:,} facts" if s.ridge_batch else "batch",
+        "method": s.method.upper(),
+    }  # fmt: skip
+    return (
+        schedule, f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
+        *(said.get(field, str(getattr(s, field))) for field in fields),
+        ", ".join(str(run.seed) for run in arm.runs),
+    )  # fmt: skip
+
+
+def _score(found: Estimate) -> str:
+    return share(found) if found.mean is not None else MISSING
+
+
+def costs(results: Results) -> Table:
+    """Seconds, ‖ΔW‖, share of residuals written and memory, by arm."""
+    fields, note = _fields(results.arms)
+    rows = [(*_place(arm, fields), *_cost(results, arm)) for arm in results.arms]
+    columns = ("schedule", "batch", "N", "load", *_names(fields), "seeds", "seconds an edit",
+               "‖W − W₀‖ / ‖W₀‖, %", "residual written, %", "peak memory, GiB")  # fmt: skip
+    return Table("Costs", note, columns, tuple(rows))
+
+
+def _cost(results: Results, arm: Arm) -> tuple[str, ...]:
+    steps = results.study.steps(arm.runs[0].cell)
+    seconds = curves.seconds_per_edit(results, arm)
+    moved = curves.moved(steps[-1]) if steps else None
+    reached = [float(str(s["reached"])) for s in steps if s.get("reached") is not None]
+    memory = [int(str(s["peak_memory"])) for s in steps if s.get("peak_memory") is not None]
+    return (
+        _number(seconds, 2), _number(moved, 2),
+        _number(100 * sum(reached) / len(reached), 1) if reached else MISSING,
+        _number(max(memory) / 2**30, 2) if memory else MISSING,
+    )  # fmt: skip
+
+
+def _number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def tuned(study: Study) -> Table:
+    """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
+    rows = [
+        (one.model, one.method.upper(), "+".join(map(str, one.layers)), f"{one.batch_size:,}",
+         str(one.seed), f"{one.ridge:g}", f"{one.n:,}",
+         "; ".join(f"{r:g}: {_number(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
+        for one in study.tuned
+    ]  # fmt: skip
+    note = (
+        "Tuned on the last facts of each seed's order, which are scored nowhere else; the ridge "
+        "of highest S was taken."
+    )
+    columns = ("model", "method", "layer", "batch", "seed", "chosen λ", "facts", "S by λ, %")
+    return Table("Tuned ridges", note, columns, tuple(rows))
+
+
+def missing(study: Study) -> Table:
+    """Points that were refused, with the reason, and points that are not done yet."""
+    rows = [
+        (p.block, p.model, p.method.upper(), p.schedule, f"{p.batch_size:,}", f"{p.n:,}",
+         "+".join(map(str, p.layers)), str(p.seed),
+         p.refused or ("waits for its ridge" if p.cell is None else "not done yet"))
+        for p in study.points
+        if p.refused or not study.is_done(p.cell)
+    ]  # fmt: skip
+    columns = ("block", "model", "method", "schedule", "batch", "N", "layer", "seed", "why")
+    return Table("Points without scores", "", columns, tuple(rows))
+
+
+def frame(study: Study) -> "pl.DataFrame":
+    """All rows of all finished cells, each beside the columns of its point."""
+    import polars as pl
+
+    frames: dict[str, pl.DataFrame] = {}
+    for point in study.finished():
+        if point.cell is None or point.cell in frames:
+            continue
+        columns = point.model_dump(exclude={"when", "settings", "layers", "cell", "refused"})
+        columns |= {"layers": ",".join(map(str, point.layers)), "settings": str(point.settings)}
+        rows = study.rows(point.cell)
+        named = [pl.lit(v).alias(k) for k, v in columns.items()]
+        frames[point.cell] = rows.with_columns(pl.lit(point.cell).alias("cell"), *named)
+    return pl.concat(frames.values(), how="vertical_relaxed") if frames else pl.DataFrame()
+
+
+def export(study: Study, path: Path) -> Path:
+    """Write one Parquet file of all rows, each beside the columns of its point."""
+    rows = frame(study)
+    write_whole(path, rows.write_parquet)
+    return path

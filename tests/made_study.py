@@ -1,0 +1,253 @@
+"""A study's folder with made-up rows, whose effects are known: `python tests/made_study.py DIR`.
+
+Which prompts are won depends on one uniform number a prompt, the same in all cells, so that cells
+of equal chances have equal rows, and differences are paired.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from retcon.evaluation.rows import Row
+from retcon.study.points import Point
+from retcon.study.reading import Data, Model, Record, Tuned
+
+D_IN, RELATIONS = 512, 24
+PROMPTS = {"rewrite": 1, "paraphrase": 2, "neighbour": 4}
+
+
+class Chances(NamedTuple):
+    """Probabilities of winning a prompt of each kind."""
+
+    rewrite: float
+    paraphrase: float
+    neighbour: float
+
+
+Model_ = Callable[[Point, str], Chances]
+
+
+def paper(point: Point, when: str) -> Chances:
+    """Chances with the paper's effects: what the default study is made of."""
+    if when == "pre":
+        return Chances(0.04, 0.06, 0.88)
+    doublings = np.log2(max(point.batch_size, 1))
+    away = abs(point.layers[0] - 1)
+    es, ps, ns = 0.99, 0.95 - 0.02 * away, 0.87 - 0.05 * away
+    if point.schedule == "batch":
+        ns -= 0.03 * doublings
+        ps -= 0.004 * doublings
+    if point.schedule.startswith("sequential"):
+        crowded = np.log2(point.n / 32)
+        ns -= 0.05 * crowded
+        ps -= 0.01 * crowded
+        early = 1 - doublings / np.log2(point.n)
+        if not point.accumulate:
+            ps += 0.03 * early
+            ns -= 0.16 * early
+            es, ps = es - 0.08 * (1 - early) ** 3, ps - 0.20 * (1 - early) ** 3
+            if point.batch_size * 4 == point.n:
+                ps, ns = ps + 0.05, ns + 0.05
+        if point.refresh == "each-batch":
+            ps += 0.02 * early
+            ns -= 0.03 * early
+        if point.settings.get("ridge_batch"):
+            ps -= 0.02 * early
+        if when == "final":
+            es -= 0.02 * early
+    return Chances(*(float(np.clip(p, 0.02, 0.995)) for p in (es, ps, ns)))
+
+
+def flat(point: Point, when: str) -> Chances:
+    """Chances on which nothing that is studied has any effect."""
+    return Chances(0.04, 0.06, 0.88) if when == "pre" else Chances(0.97, 0.9, 0.8)
+
+
+def point(block: str, **changes: object) -> Point:
+    """A point with its cell, which is a hash of what it is."""
+    values: dict[str, object] = {
+        "block": block, "model": "made-up", "dtype": "float32", "method": "memit", "layers": (1,),
+        "settings": {}, "schedule": "single", "batch_size": 1, "n": 128, "seed": 0, "order": 0,
+        "refresh": "each-batch", "when": ("pre", "immediate", "final"), "score": 0,
+        "generation": False, "ridge": 100.0, "tuned": False, "accumulate": True,
+        "capacity": D_IN, "cell": None, **changes,
+    }  # fmt: skip
+    decisive = {k: v for k, v in values.items() if k not in ("block", "refused", "tuned")}
+    name = hashlib.sha256(json.dumps(decisive, default=str).encode()).hexdigest()[:16]
+    return Point.model_validate(values | {"cell": None if "refused" in changes else name})
+
+
+def grid(block: str, axes: dict[str, Iterable[object]], **fixed: object) -> list[Point]:
+    """Points over the product of some axes; batches of all facts are cut to them."""
+    return [
+        point(block, **fixed, **dict(zip(axes, values, strict=True)))
+        for values in product(*axes.values())
+    ]
+
+
+def small_grid() -> list[Point]:
+    """What findings need, and no more."""
+    plain = {"accumulate": False}
+    return [
+        *grid("layers", {"layers": [(i,) for i in (0, 1, 2, 5)]}),
+        *grid("methods", {"method": ["rome", "emmet"]}),
+        *grid("batch", {"batch_size": [4, 16, 128]}, schedule="batch"),
+        *grid("number", {"batch_size": [4, 16, 32]}, n=32, schedule="sequential-batch", **plain),
+        *grid(
+            "sequential", {"accumulate": [True, False], "refresh": ["never", "each-batch"],
+                           "batch_size": [4, 16, 32, 128]}, schedule="sequential-batch",
+        ),
+        point("refused", method="rome", schedule="batch", batch_size=4, refused="ROME takes one "
+              "edit at a time; use emmet for batches."),
+    ]  # fmt: skip
+
+
+def large_grid() -> list[Point]:
+    """A study of every kind, two seeds: to look at the page."""
+    seeds, whole = {"seed": [0, 1]}, {"n": 512, "schedule": "sequential-batch"}
+    sizes = {"batch_size": [1, 4, 16, 64, 128, 512]}
+    kept = {"when": ("pre", "immediate", "final", "retention")}
+    mild = {"refresh": "never"}
+    return [
+        *grid("layers", {"method": ["memit", "emmet"], "layers": [(i,) for i in range(8)],
+                         **seeds}),
+        *grid("methods", {"method": ["rome"], **seeds}),
+        *grid("batch", {"method": ["memit", "emmet"], **sizes, **seeds}, n=512, schedule="batch"),
+        *grid("number", {"method": ["memit", "emmet"], "batch_size": [1, 4, 16, 64], **seeds}, n=64,
+              schedule="sequential-batch", accumulate=False),
+        *grid("number", {"batch_size": [1, 4, 16, 64, 256], **seeds}, n=256,
+              schedule="sequential-batch", accumulate=False),
+        *grid("sequential", {"method": ["memit", "emmet"], **sizes, **seeds}, accumulate=False,
+              **whole, **kept),
+        *grid("decomposition", {"accumulate": [True, False], **sizes}, **whole, **mild),
+        *grid("decomposition", {**sizes}, **whole),
+        *grid("decomposition", {"settings": [{"ridge_batch": 64}], **sizes}, **whole, **mild),
+        *grid("decomposition", {"dtype": ["bfloat16"], **sizes}, **whole, **mild),
+        point("refused", method="rome", schedule="batch", batch_size=4, refused="ROME takes one "
+              "edit at a time; use emmet for batches."),
+    ]  # fmt: skip
+
+
+def rows_of(place: Point, chances: Model_) -> pl.DataFrame:
+    """The rows of a cell, in the columns of `Row`."""
+    size = min(place.batch_size, place.n)
+    carried = place.schedule.startswith("sequential") or size >= place.n
+    when = [w for w in place.when if carried or w not in ("final", "retention")]
+    parts = [_scored(place, w, chances(place, w), s, only)
+             for w in when for s, only in _looks(w, place.n, size)]  # fmt: skip
+    return pl.concat(parts).select(Row._fields)
+
+
+def _looks(when: str, n: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Steps at which cases are scored, and which cases."""
+    cases, steps = np.arange(n), np.arange(n) // size + 1
+    last = int(steps[-1])
+    if when == "retention":
+        places = [2**k for k in range(1, 12) if 2**k < last]
+        return [(np.full((s - 1) * size, s), cases[: (s - 1) * size]) for s in places]
+    fixed = {"pre": np.zeros(n, int), "immediate": steps, "final": np.full(n, last)}
+    return [(fixed[when], cases)]
+
+
+def _scored(
+    place: Point, when: str, chances: Chances, steps: np.ndarray, cases: np.ndarray
+) -> pl.DataFrame:
+    frames: list[pl.DataFrame] = []
+    for kind, count in PROMPTS.items():
+        luck = np.random.default_rng([place.seed, count]).random((4096, count))[cases].ravel()
+        shift = np.random.default_rng([7, count]).normal(0, 0.03, RELATIONS)
+        which = np.repeat(cases, count)
+        chance = getattr(chances, kind) + shift[which % RELATIONS] * (when != "pre")
+        won = luck < np.clip(chance, 0.01, 0.995)
+        near, far = 0.5 + 0.3 * luck, 2.5 + luck
+        wins_new = won if kind != "neighbour" else ~won
+        frames.append(pl.DataFrame({
+            "case": [f"fact-{i}" for i in which],
+            "relation": [f"P{i % RELATIONS}" for i in which],
+            "kind": kind, "index": np.tile(np.arange(count), len(cases)), "when": when,
+            "step": np.repeat(steps, count),
+            "nll_new": np.where(wins_new, near, far), "n_new": 1,
+            "hits_new": wins_new.astype(int),
+            "nll_old": np.where(wins_new, far, near), "n_old": 1,
+            "hits_old": (~wins_new).astype(int), "exact": None,
+        }, schema_overrides={"exact": pl.Boolean}))  # fmt: skip
+    return pl.concat(frames)
+
+
+def steps_of(place: Point) -> list[dict[str, object]]:
+    """The records of a cell's batches."""
+    size = min(place.batch_size, place.n)
+    count, carried = -(-place.n // size), place.schedule.startswith("sequential")
+    return [
+        {
+            "index": i, "at": (i + 1) * size, "edits": size, "cached": 0,
+            "seconds": 0.4 * size + 0.5, "loss": 0.05, "target_steps": 18.0, "short_passes": True,
+            "delta_norm": {place.layers[0]: size**0.5},
+            "total_norm": {place.layers[0]: (((i + 1) * size) if carried else size) ** 0.5
+                           * (1.0 if place.accumulate else 1.4 - 0.04 * np.log2(size))},
+            "weight_norm": {place.layers[0]: 60.0}, "ridge": place.ridge, "reached": 0.96,
+            "novelty": 0.9, "refreshed": place.refresh == "each-batch", "staleness": None,
+            "peak_memory": 900_000_000,
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def write_cell(folder: Path, place: Point, chances: Model_) -> None:
+    """One finished cell."""
+    cell = folder / "cells" / str(place.cell)
+    cell.mkdir(parents=True, exist_ok=True)
+    rows_of(place, chances).write_parquet(cell / "rows.parquet")
+    lines = "".join(json.dumps(step) + "\n" for step in steps_of(place))
+    (cell / "steps.jsonl").write_text(lines)
+    (cell / "cell.json").write_text(place.model_dump_json())
+    environment = {"retcon": "0.1.0", "python": "3.11", "torch": "2.13.0", "threads": 2,
+                   "commit": "0123abc"}  # fmt: skip
+    (cell / "environment.json").write_text(json.dumps(environment))
+    examples = [
+        {"prompt": "The mother tongue of Danielle Darrieux is", "target": "English",
+         "target_old": "French", "before": " French, and she", "after": " English, and she"}
+    ]  # fmt: skip
+    (cell / "examples.json").write_text(json.dumps(examples))
+    names = ("rows.parquet", "steps.jsonl", "examples.json")
+    files = {n: hashlib.sha256((cell / n).read_bytes()).hexdigest() for n in names}
+    (cell / "done.json").write_text(json.dumps({"files": files, "matrices": {}}))
+
+
+def make_study(
+    folder: Path,
+    points: list[Point],
+    chances: Model_ = paper,
+    undone: Callable[[Point], bool] = lambda point: False,
+) -> Path:
+    """A study's folder, some points undone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in points:
+        if place.cell is not None and not undone(place):
+            write_cell(folder, place, chances)
+    model = Model(name="made-up", dtype="float32", fingerprint="f" * 16, d_in=D_IN, blocks=8)
+    data = Data(cases="made-up.json", sha256="a" * 64, unique_subjects=True, facts=2048)
+    record = Record(format=1, name="made up", description="Rows drawn with known effects.",
+                    threads=2, models=(model,), data=data, points=tuple(points))  # fmt: skip
+    (folder / "study.json").write_text(record.model_dump_json())
+    (folder / "study.yaml").write_text("retcon_study: 1\nname: made up\nmodel: made-up\n")
+    tuned = Tuned(model="made-up", dtype="float32", method="memit", layers=(1,), settings={},
+                  batch_size=64, seed=0, ridge=100.0, ridges=(10.0, 30.0, 100.0, 300.0, 1000.0),
+                  scores=(71.0, 80.5, 84.2, 81.0, None), cells=("c1", "c2", "c3", "c4", "c5"),
+                  n=128, score=64)  # fmt: skip
+    (folder / "tuned.json").write_text("[" + tuned.model_dump_json() + "]")
+    return folder
+
+
+if __name__ == "__main__":
+    make_study(
+        Path(sys.argv[1]), large_grid(),
+        undone=lambda p: p.seed == 1 and p.batch_size == 1 and p.method == "emmet",
+    )  # fmt: skip

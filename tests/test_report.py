@@ -1,0 +1,252 @@
+"""The report on made-up rows whose effects are known."""
+
+import csv
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from made_study import Chances, flat, make_study, paper, point, small_grid
+from oracles import cluster_jackknife
+from retcon.evaluation.inference import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
+from retcon.evaluation.metrics import estimate, summarise
+from retcon.report import page, tables
+from retcon.report.arms import Results
+from retcon.report.findings import Finding, all_findings
+from retcon.report.findings.claims import Estimate, equal, not_worse, towards
+from retcon.report.layers import recommend
+from retcon.study.reading import Study, read_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    late = lambda p: p.block == "methods" and p.method == "rome"  # noqa: E731
+    return make_study(tmp_path_factory.mktemp("paper"), small_grid(), paper, undone=late)
+
+
+@pytest.fixture(scope="module")
+def study(folder) -> Study:
+    return read_study(folder)
+
+
+@pytest.fixture(scope="module")
+def findings(study) -> dict[str, Finding]:
+    return {finding.key: finding for finding in all_findings(study)}
+
+
+@pytest.fixture(scope="module")
+def level(tmp_path_factory) -> Study:
+    return read_study(make_study(tmp_path_factory.mktemp("flat"), small_grid(), flat))
+
+
+@pytest.fixture(scope="module")
+def written(folder) -> page.Written:
+    return page.write_report(folder)
+
+
+def drawn(cases=120, relations=15, seed=0):
+    random = np.random.default_rng(seed)
+    names = [str(i) for i in range(cases)]
+    clusters = {name: f"P{i % relations}" for i, name in enumerate(names)}
+    shift = random.normal(0, 8, relations)
+    values = lambda centre: CaseMeans(  # noqa: E731
+        {n: float(np.clip(random.normal(centre, 9) + shift[i % relations], 1, 100))
+         for i, n in enumerate(names)}, clusters)  # fmt: skip
+    return values(90), values(80), values(60)
+
+
+def test_statistics_are_linear_and_a_difference_to_itself_is_nothing():
+    first, second, _ = (mean(found) for found in drawn())
+    assert first and second
+    nothing = combine([(1.0, first), (-1.0, first)]).estimate()
+    assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
+    assert slope([(0.0, first), (1.0, second)]).value == pytest.approx(second.value - first.value)
+
+
+def test_a_paired_difference_is_the_mean_of_differences():
+    first, second, _ = drawn()
+    apart = combine([(1.0, mean(first)), (-1.0, mean(second))]).estimate()
+    gaps = {case: first.values[case] - second.values[case] for case in first.values}
+    together = mean(CaseMeans(gaps, first.clusters)).estimate()
+    assert apart == pytest.approx(together)
+
+
+def test_the_interval_of_s_agrees_with_the_jackknife():
+    parts = drawn()
+    s = harmonic_mean([mean(part) for part in parts])
+
+    def naive(kept):
+        means = [np.mean([part.values[case] for case in kept]) for part in parts]
+        return 3 / sum(1 / m for m in means)
+
+    values, clusters = parts[0]
+    assert s.value == pytest.approx(naive(values))
+    assert s.error == pytest.approx(cluster_jackknife(naive, values, clusters), rel=0.05)
+
+
+def test_s_of_zero_has_no_interval():
+    zero = mean(CaseMeans({"1": 0.0, "2": 0.0}, {"1": "a", "2": "b"}))
+    s = harmonic_mean([zero, zero, zero])
+    assert (s.value, s.estimate().low) == (0, None)
+    assert combine([(1.0, s), (-1.0, zero)]).estimate().low is None
+
+
+@pytest.mark.parametrize(
+    ("degrees", "probability", "value"),
+    [(1, 0.975, 12.706), (2, 0.975, 4.303), (5, 0.975, 2.571), (20, 0.995, 2.845),
+     (30, 0.9983, 3.186)],
+)  # fmt: skip
+def test_t_quantiles(degrees, probability, value):
+    assert t_quantile(degrees, probability) == pytest.approx(value, rel=0.01)
+
+
+def test_more_comparisons_widen():
+    found = mean(drawn()[0])
+    assert found.estimate(comparisons=10).low < found.estimate().low
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "direction", "sameness", "best"),
+    [(-3.0, -2.0, "reproduced", "not reproduced", "not reproduced"),
+     (2.0, 3.0, "not reproduced", "not reproduced", "reproduced"),
+     (-0.5, 0.5, "not reproduced", "reproduced", "reproduced"),
+     (-3.0, 0.5, "inconclusive", "inconclusive", "inconclusive"),
+     (None, None, "inconclusive", "inconclusive", "inconclusive")],
+)  # fmt: skip
+def test_the_rule(low, high, direction, sameness, best):
+    effect = Estimate(0.0, low, high, 10)
+    assert (towards(effect, -1), equal(effect), not_worse(effect)) == (direction, sameness, best)
+
+
+def test_scores_of_arms_are_those_of_the_metrics(study):
+    results = Results(study)
+    arm = next(arm for arm in results.arms if results.has(arm, "final"))
+    rows = study.scored(arm.runs[0].cell, "final")
+    for metric in ("ES", "PS", "NS"):
+        assert results.estimate(arm, "final", metric) == pytest.approx(estimate(rows, metric))
+    assert results.estimate(arm, "final", "S").mean == pytest.approx(summarise(rows)["S"])
+
+
+def test_known_effects_are_found(findings):
+    found = {key: finding.verdict for key, finding in findings.items()}
+    assert {found[key] for key in ("a", "b1", "b2", "c")} == {"reproduced"}
+    assert found["e"] == "inconclusive"  # 32 facts at the smaller N cannot tell
+
+
+def test_absent_effects_are_not(level):
+    found = {finding.key: finding for finding in all_findings(level)}
+    assert found["b1"].verdict != "reproduced"
+    assert found["b2"].verdict != "reproduced"
+    # Nothing differs, but 128 facts cannot exclude a difference of one point.
+    assert found["d"].verdict == "inconclusive"
+
+
+def test_which_factor_matters_is_told(findings):
+    finding = findings["f"]
+    spreads = {c.about["factor"]: c for c in finding.claims if c.about.get("kind") == "spread"
+               and c.metric == "S" and c.about["place"] == "alone"}  # fmt: skip
+    assert spreads["Accumulation off"].verdict == "reproduced"
+    assert "widens the spread of S by +" in finding.effect
+
+
+def test_seeds_are_pooled_and_their_cases_kept_apart(tmp_path):
+    places = [point("batch", schedule="batch", batch_size=b, n=32, seed=s)
+              for b in (4, 16) for s in (0, 1)]  # fmt: skip
+    results = Results(read_study(make_study(tmp_path, places)))
+    assert [len(arm.runs) for arm in results.arms] == [2, 2]
+    assert results.estimate(results.arms[0], "immediate", "ES").cases == 64
+
+
+def test_the_recommended_layer_and_its_ties(study, tmp_path):
+    best = recommend(study)[0]
+    assert best.layer == (1,) and (5,) not in best.tied
+    alike = lambda p, when: Chances(0.9, 0.9, 0.8)  # noqa: E731
+    places = [point("layers", layers=(i,)) for i in range(3)]
+    tied = recommend(read_study(make_study(tmp_path, places, alike)))[0]
+    assert len(tied.tied) == 2
+
+
+def test_times_are_never_mixed(study, findings):
+    for finding in findings.values():
+        assert all({item.when for item in claim.evidence} == {claim.when}
+                   for claim in finding.claims)  # fmt: skip
+    titles = [table.title for table in tables.summary(study, list(findings.values()))]
+    assert sum("immediate" in title for title in titles) == 2
+
+
+def test_an_empty_study_says_what_is_missing(tmp_path):
+    empty = make_study(tmp_path, small_grid(), undone=lambda p: True)
+    for finding in all_findings(read_study(empty)):
+        assert finding.verdict == "no data" and finding.missing.startswith("Needs ")
+    assert page.write_report(empty).html.exists()
+
+
+def test_missing_and_refused_points_are_listed(study):
+    table = tables.missing(study)
+    assert {row[-1] for row in table.rows} == {
+        "not done yet", "ROME takes one edit at a time; use emmet for batches."
+    }  # fmt: skip
+
+
+def test_tables_as_markdown_and_csv():
+    table = tables.Table("T", "", ("a", "b"), (("1|2", "–"),))
+    assert table.markdown().splitlines()[-1] == "| 1\\|2 | – |"
+    assert list(csv.reader(table.csv().splitlines())) == [["a", "b"], ["1|2", "–"]]
+
+
+def test_all_rows_go_into_one_file(study, tmp_path):
+    rows = pl.read_parquet(tables.export(study, tmp_path / "rows.parquet"))
+    assert {"cell", "case", "when", "nll_new", "batch_size", "method"} <= set(rows.columns)
+    assert rows["cell"].n_unique() == len({p.cell for p in study.finished()})
+
+
+class Loads(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        source = named.get("src") or (named.get("href") if tag == "link" else None)
+        if source:
+            self.found.append(source)
+
+
+def test_the_page_is_whole_and_loads_nothing(written, findings):
+    text = written.html.read_text()
+    loads = Loads()
+    loads.feed(text)
+    assert not [s for s in loads.found if re.match(r"(https?:)?//", s)]
+    assert "@import" not in text and "url(http" not in text
+    for finding in findings.values():
+        assert f'id="finding-{finding.key}"' in text and finding.name in text
+    assert text.count('class="chart"') == len(written.charts) / 2
+    for link in re.findall(r'href="([^#":]+)"', text):
+        assert (written.html.parent / link).exists(), link
+
+
+def test_beside_the_page_lie_the_rows_behind_each_finding(written, findings):
+    rows = pl.read_csv(written.html.parent / "finding-b1-rows.csv")
+    kept = rows.filter(pl.col("metric") == "NS").group_by("cell").agg(pl.col("score").mean())
+    means = dict(kept.iter_rows())
+    small, large = min(means.values()), max(means.values())
+    assert findings["b1"].leading.effect.mean == pytest.approx(small - large)
+    assert "## (b1)" in written.markdown.read_text()
+
+
+def test_the_page_needs_its_extra(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(page.MissingExtra, match=r"retcon-llm\[report\]"):
+        page.write_report(folder)
+
+
+def test_a_report_needs_no_torch():
+    code = "import sys, retcon.report.page; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
