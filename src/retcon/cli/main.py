@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from retcon import __version__
-from retcon.cli.commands import cache, demo, edit, evaluate, methods, patch, probe, stats
+from retcon.cli.commands import (
+    cache,
+    demo,
+    edit,
+    evaluate,
+    methods,
+    patch,
+    probe,
+    stats,
+    study,
+    sweep,
+)
 from retcon.cli.console import fail
 from retcon.errors import RetconError
 
@@ -47,6 +58,8 @@ app.command("probe")(probe.probe)
 app.command("stats")(stats.stats)
 app.command("methods")(methods.methods)
 app.add_typer(patch.app, name="patch")
+app.add_typer(study.app, name="study")
+app.command("sweep")(sweep.sweep)
 app.command("cache")(cache.cache)
 app.command("demo")(demo.demo)
 

@@ -16,25 +16,27 @@ def print_plan(model: ModelChoice, edit: EditChoice, edits: int) -> None:
         found = outline(model.name, revision=model.revision, progress=progress)
     choice = choose(found, method=edit.method, layers=edit.layers, settings=edit.settings)
     made = plan(found, choice, edits, bytes_per_weight=size)
-    weights = f"{_gibibytes(made.weight_bytes)} ({made.parameters / 1e6:.0f} M in {model.dtype})"
-    moments = f"{_gibibytes(made.moment_bytes)} from {made.corpus_tokens:,} tokens"
+    weights = f"{gibibytes(made.weight_bytes)} ({made.parameters / 1e6:.0f} M in {model.dtype})"
+    moments = f"{gibibytes(made.moment_bytes)} from {made.corpus_tokens:,} tokens"
     rows = [
         ["method", f"{choice.method.name} at layer {', '.join(map(str, choice.layers))}"],
         ["weights", weights],
         ["second moments", moments],
         ["this machine", f"{made.gflops:.0f} GFLOP/s in a float32 product"],
-        [f"targets of {edits}", _duration(made.target_seconds)],
-        ["second moments (once)", _duration(made.moment_seconds)],
-        ["sampling the corpus (once)", _duration(made.sampling_seconds)],
+        [f"targets of {edits}", duration(made.target_seconds)],
+        ["second moments (once)", duration(made.moment_seconds)],
+        ["sampling the corpus (once)", duration(made.sampling_seconds)],
     ]
     out.print(table(f"Plan for {model.name}", ["", "estimate"], rows))
 
 
-def _gibibytes(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def gibibytes(size: int) -> str:
+    """Bytes, as a reader wants them."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, as a reader wants them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -9,6 +9,7 @@ rate is that of a float32 matrix product measured here and now, so take it as an
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,24 @@ from retcon.model.architectures import Outline
 _SUFFIX, _TARGET = 8, 2
 # Sampling runs one token at a time and reaches a part of the rate of large products.
 _SAMPLING_SHARE = 0.5
+
+
+class Costs(NamedTuple):
+    """What a method costs on a model, in FLOPs, bytes and tokens, whatever the machine.
+
+    target: of one edit. token: of one token forward through the whole model. moments, sampling:
+    once for the layers.
+    """
+
+    parameters: int
+    d_in: int
+    d_out: int
+    corpus_tokens: int
+    moment_bytes: int
+    target: float
+    token: float
+    moments: float
+    sampling: float
 
 
 class Plan(NamedTuple):
@@ -35,34 +54,50 @@ class Plan(NamedTuple):
     sampling_seconds: float
 
 
-def plan(outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int) -> Plan:
-    """The plan of editing so many facts."""
+def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object]) -> Costs:
+    """What editing these layers costs with a method's settings, all of them."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in outline.architecture.blocks]
     parameters = sum(p.numel() for p in outline.model.parameters())
     head = sum(p.numel() for p in outline.architecture.head.parameters())
-    deepest = max(choice.layers)
-    values = choice.settings
-    rows, steps = _whole(values["prefixes"]) + 2, _whole(values["steps"])
-    target = steps * rows * (2 * _SUFFIX * sum(blocks[deepest + 1 :]) + 2 * _TARGET * head) * 2
-    d_in = max(outline.site(layer).d_in for layer in choice.layers)
+    contexts, few = _whole(settings["prefixes"]) + 1, _whole(settings["contexts_per_step"])
+    # The prompts of one step, and the one at which the divergence is measured.
+    rows = (min(few, contexts) if few else contexts) + 1
+    behind = 2 * _SUFFIX * sum(blocks[max(layers) + 1 :]) + 2 * _TARGET * head
+    sites = [outline.site(layer) for layer in layers]
+    d_in = max(site.d_in for site in sites)
     wanted = MomentOptions(
-        corpus_tokens=_whole(values["corpus_tokens"]),
-        tokens_per_dimension=_whole(values["tokens_per_dimension"]),
+        corpus_tokens=_whole(settings["corpus_tokens"]),
+        tokens_per_dimension=_whole(settings["tokens_per_dimension"]),
     )
     tokens = wanted.tokens(d_in)
-    # Half of each product k kᵀ is computed; the factor takes the memory of the sum.
-    moments = tokens * (2 * sum(blocks[: deepest + 1]) + len(choice.layers) * d_in**2)
-    sampled = tokens * 2 * parameters if values["corpus"] == "self" else 0
+    return Costs(
+        parameters=parameters,
+        d_in=d_in,
+        d_out=max(site.d_out for site in sites),
+        corpus_tokens=tokens,
+        # The factor takes the memory of the sum.
+        moment_bytes=len(layers) * d_in**2 * 8,
+        target=2.0 * _whole(settings["steps"]) * rows * behind,
+        token=2.0 * parameters,
+        # Half of each product k kᵀ is computed.
+        moments=float(tokens) * (2 * sum(blocks[: max(layers) + 1]) + len(layers) * d_in**2),
+        sampling=tokens * 2 * parameters / _SAMPLING_SHARE if settings["corpus"] == "self" else 0.0,
+    )
+
+
+def plan(outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int) -> Plan:
+    """The plan of editing so many facts."""
+    found = costs(outline, choice.layers, choice.settings)
     rate = measured_rate()
     return Plan(
-        parameters=parameters,
-        weight_bytes=parameters * bytes_per_weight,
-        moment_bytes=len(choice.layers) * d_in**2 * 8,
-        corpus_tokens=tokens,
+        parameters=found.parameters,
+        weight_bytes=found.parameters * bytes_per_weight,
+        moment_bytes=found.moment_bytes,
+        corpus_tokens=found.corpus_tokens,
         gflops=rate / 1e9,
-        target_seconds=edits * target / rate,
-        moment_seconds=moments / rate,
-        sampling_seconds=sampled / rate / _SAMPLING_SHARE,
+        target_seconds=edits * found.target / rate,
+        moment_seconds=found.moments / rate,
+        sampling_seconds=found.sampling / rate,
     )
 
 

@@ -101,8 +101,11 @@ def plan(
     data: Path | None = None,
     fingerprints: Mapping[Loaded, str] | None = None,
     tuned: Iterable[Tuned] = (),
+    guess: bool = False,
 ) -> Plan:
     """What a study comes to. tuned: the ridges that have been chosen.
+
+    guess: where none has been, take the middle candidate, so that all cells are there to count.
 
     Raises:
         InvalidStudy: a place of the grid that makes no sense, or too few facts.
@@ -113,7 +116,7 @@ def plan(
     entries = [each for entry in spec.entries for each in _every_layer(entry)]
     models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
     chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned}
-    planner = _Planner(spec, facts, models, chosen)
+    planner = _Planner(spec, facts, models, chosen, guess)
     return Plan(spec, facts, tuple(models.values()), tuple(planner.place(e) for e in entries))
 
 
@@ -149,12 +152,13 @@ def _chosen(plan: Plan, tuning: Tuning, study: Study) -> Tuned:
 
 @dataclass(frozen=True)
 class _Planner:
-    """What places share. ridges: those that were chosen, by for whom."""
+    """What places share. ridges: those that were chosen, by for whom; guess: as of `plan`."""
 
     spec: Spec
     facts: Facts
     models: Mapping[Loaded, Model]
     ridges: Mapping[str, float]
+    guess: bool
 
     def place(self, entry: Entry) -> Place:
         """The point and the cell of a place of the grid, with the block's name in every error."""
@@ -167,14 +171,16 @@ class _Planner:
         self.facts.pick(n=entry.n, seed=entry.seed, order=0, score=1, split="head")
         tuned = entry.settings.get("ridge") == _TUNED
         tuning = self._tuning(entry) if tuned else None
-        ridge = None if tuning is None else self.ridges.get(tuning.name)
+        ridge = None if tuning is None else self._ridge(tuning)
         # Until a ridge is chosen, any of the candidates tells whether the place can be run.
         known = ridge if ridge is not None or tuning is None else tuning.ridges[0]
-        settings = entry.settings if tuning is None else {**entry.settings, "ridge": known}
+        settings: dict[str, Any] = dict(entry.settings)
+        if tuning is not None:
+            settings["ridge"] = known
         schedule = Schedule(batch_size=entry.batch_size, carry=entry.schedule.startswith("seq"))
         cell, editor = self._cell(entry, settings, str(schedule))
         check_batch(editor, entry.batch_size)
-        capacity = _outline(entry.model).site(cell.layers[0]).d_in
+        capacity = outline_of(entry.model).site(cell.layers[0]).d_in
         refused = _refusal(editor, entry, schedule, capacity)
         ready = refused is None and (tuning is None or ridge is not None)
         seen = cell.fingerprint != UNSEEN
@@ -191,13 +197,17 @@ class _Planner:
         )
         return Place(point, cell if ready else None, tuning if refused is None else None)
 
+    def _ridge(self, tuning: Tuning) -> float | None:
+        middle = tuning.ridges[len(tuning.ridges) // 2] if self.guess else None
+        return self.ridges.get(tuning.name, middle)
+
     def _cell(
         self, entry: Entry, settings: Mapping[str, Any], schedule: str, **changes: Any
     ) -> tuple[Cell, LocateThenEdit]:
         """What an entry comes to with some settings."""
         refresh = str(Refresh.parse(entry.refresh))
         choice = choose(
-            _outline(entry.model), method=entry.method, layers=entry.layers, settings=settings
+            outline_of(entry.model), method=entry.method, layers=entry.layers, settings=settings
         )
         editor = choice.method.build(choice.layers, choice.settings)
         assert isinstance(editor, LocateThenEdit)
@@ -253,13 +263,13 @@ def _every_layer(entry: Entry) -> list[Entry]:
     """An entry, or one for each layer of its model that can be edited."""
     if entry.layers is not None:
         return [entry]
-    sites = sorted(_outline(entry.model).architecture.sites)
+    sites = sorted(outline_of(entry.model).architecture.sites)
     return [entry.model_copy(update={"layers": (layer,)}) for layer in sites]
 
 
 def _model(entry: Entry, fingerprint: str) -> Model:
     find_dtype(entry.dtype)
-    found = _outline(entry.model)
+    found = outline_of(entry.model)
     site = next(iter(found.architecture.sites.values()))
     return Model(
         name=entry.model, dtype=entry.dtype, fingerprint=fingerprint,
@@ -268,7 +278,8 @@ def _model(entry: Entry, fingerprint: str) -> Model:
 
 
 @cache
-def _outline(name: str) -> Outline:
+def outline_of(name: str) -> Outline:
+    """The structure of a model, found once."""
     return outline(name)
 
 

@@ -5,6 +5,7 @@ its schema printed, at once.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import product
@@ -137,11 +138,10 @@ class Spec(_Strict):
         return tuple(entry for block in self.blocks for entry in self._entries(block))
 
     def _entries(self, block: Block) -> Iterator[Entry]:
-        said = {**_given(self.defaults), **_given(block)}
-        if "layer" in _given(block):
-            said.pop("layers", None)
-        elif "layers" in _given(block):
-            said.pop("layer", None)
+        own, said = _given(block), _given(self.defaults)
+        if own.keys() & {"layer", "layers"}:
+            said = {k: v for k, v in said.items() if k not in ("layer", "layers")}
+        said |= own
         said["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
         where = f"block {block.name!r}"
         axes = _axes(said, self, where)
@@ -171,7 +171,7 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
         InvalidStudy: as `load_spec`.
     """
     try:
-        said = yaml.safe_load(text)
+        said = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -190,8 +190,30 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
         spec = Spec.model_validate({**said, "text": text, "folder": path.parent})
     except ValidationError as error:
         raise InvalidStudy(f"{path}: {_explain(error)}") from None
-    _ = spec.entries  # what does not go together is told now
+    try:
+        _ = spec.entries  # what does not go together is told now
+    except InvalidStudy as error:
+        raise InvalidStudy(f"{path}: {error}") from None
     return spec
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its authors expect it: 1e3 is a number, and no key may stand twice in one place."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 def json_schema() -> dict[str, Any]:
@@ -203,6 +225,8 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+# Settings whose one value is a list; a list of lists spans an axis of them.
+LISTS = ("prefix_tokens",)
 _SPANNED = ("model", "dtype", "method", "schedule", "n", "batch_size", "seed", "order", "refresh")
 _DEFAULTS: Mapping[str, Any] = {
     "seed": 0, "order": 0, "refresh": "each-batch", "score": 0, "batch_size": None,
@@ -223,7 +247,8 @@ def _axes(said: dict[str, Any], spec: Spec, where: str) -> dict[str, list[Any]]:
     axes = {name: _several(known[name]) for name in (*_SPANNED, "score")}
     axes["layers"] = _layers(known, where)
     for name, value in said["settings"].items():
-        axes[f"settings.{name}"] = _several(value)
+        one = name in LISTS and not any(isinstance(part, list) for part in _several(value))
+        axes[f"settings.{name}"] = [value] if one else _several(value)
     return axes
 
 

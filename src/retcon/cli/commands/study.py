@@ -1,0 +1,214 @@
+"""`retcon study`: from a YAML file to a report."""
+
+import json as json_library
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retcon.cli.console import bars, err, out, quiet_libraries, table, write_json
+from retcon.cli.options import Json
+from retcon.errors import InvalidStudy
+from retcon.storage import check_writable
+
+if TYPE_CHECKING:
+    from retcon.study.spec import Spec
+
+app = typer.Typer(
+    help="Run a grid of editing experiments from one YAML file, and report on it.",
+    no_args_is_help=True,
+)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The study, as YAML.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study that was run.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of the study; made if need be.")]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Where the file of facts is. Default: RETCON_DATA, or beside FILE."
+    ),
+]
+Executor = Annotated[str, typer.Option("--executor", help="local, or ray (extra `ray`).")]
+Workers = Annotated[int, typer.Option("--workers", help="Of Ray; 0: as many as fit.")]
+Limit = Annotated[
+    float | None, typer.Option("--limit", help="Begin no cell after so many seconds.")
+]
+
+
+@app.command()
+def validate(file: File) -> None:
+    """Check a study file: keys, types, and what does not go together. Loads nothing."""
+    from retcon.study.spec import load_spec
+
+    spec = load_spec(file)
+    every = " (a place of `layer: all` counts once)" if _spans_layers(spec) else ""
+    out.print(
+        f"[green]✓[/] {spec.name}: {len(spec.blocks)} blocks, {len(spec.entries)} places{every}.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def plan(
+    file: File,
+    folder: Annotated[Path | None, typer.Option("--out", help="A folder it was run in.")] = None,
+    data: DataFolder = None,
+    rate: Annotated[
+        float | None, typer.Option("--gflops", help="Of another machine. Default: measured here.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Show cells, time, memory and disk, and what is done already. Loads no weights."""
+    from retcon.study.spec import load_spec
+
+    spec = load_spec(file)
+    check_writable(json)
+    with bars() as progress:
+        progress("planning", 0, 1)
+        quiet_libraries()
+        from retcon.cli.studies import print_plan
+        from retcon.editing.planning import measured_rate
+        from retcon.study.estimates import estimate
+        from retcon.study.planning import plan as make
+        from retcon.study.reading import read_study
+
+        known = None if folder is None else read_study(folder)
+        prints = {} if known is None else {
+            (m.name, m.dtype): m.fingerprint for m in known.record.models
+        }  # fmt: skip
+        tuned = () if known is None else known.tuned
+        made = make(spec, data=data, fingerprints=prints, tuned=tuned, guess=True)
+        done = {c.id for c in made.cells if known is not None and known.is_done(c.id)}
+        speed = measured_rate() if rate is None else rate * 1e9
+        costs = estimate(made, speed, done)
+        progress("planning", 1, 1)
+    print_plan(made, costs, done, speed)
+    cells = {k: {**c._asdict(), "seconds": c.seconds} for k, c in costs.items()}
+    write_json(
+        json,
+        {
+            "name": spec.name, "places": len(made.points), "cells": len(made.cells),
+            "done": sorted(done), "gflops": speed / 1e9, "to_be_run": cells,
+            "refused": [p.model_dump(mode="json") for p in made.points if p.refused],
+        },
+    )  # fmt: skip
+
+
+@app.command()
+def run(
+    file: File,
+    folder: Out,
+    data: DataFolder = None,
+    executor: Executor = "local",
+    workers: Workers = 0,
+    limit: Limit = None,
+) -> None:
+    """Run the cells that are not done yet; interrupt it whenever you like."""
+    from retcon.study.spec import load_spec
+
+    run_spec(load_spec(file), folder, data, executor, workers, limit)
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    data: DataFolder = None,
+    executor: Executor = "local",
+    workers: Workers = 0,
+    limit: Limit = None,
+) -> None:
+    """Go on with the study of a folder, by the file it was last run with."""
+    from retcon.study.reading import read_study
+    from retcon.study.spec import load_spec
+
+    read_study(folder)
+    run_spec(load_spec(folder / "study.yaml"), folder, data, executor, workers, limit)
+
+
+@app.command()
+def status(folder: Folder, json: Json = None) -> None:
+    """Show how far a study is."""
+    from retcon.cli.studies import print_status
+    from retcon.study.reading import read_study
+
+    study = read_study(folder)
+    print_status(study)
+    points = [{**p.model_dump(mode="json"), "done": study.is_done(p.cell)} for p in study.points]
+    write_json(json, {"name": study.record.name, "points": points})
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write the report of what is done, and show its tables. Needs no torch."""
+    from retcon.report import page, tables
+    from retcon.study.reading import read_study
+
+    study = read_study(folder)
+    with bars() as progress:
+        progress("writing the report", 0, 1)
+        made: Any = page.write_report(folder)
+        summary = tables.summary(study)
+        progress("writing the report", 1, 1)
+    for one in summary:
+        if one.rows:
+            out.print(table(one.title, one.columns, one.rows))
+    out.print(f"Wrote [bold]{made.html}[/].", soft_wrap=True)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet file.")],
+) -> None:
+    """Put all rows, each with its place in the grid, into one parquet file. Needs no torch."""
+    from retcon.report import tables
+    from retcon.study.reading import read_study
+
+    check_writable(output)
+    written = tables.export(read_study(folder), output)
+    out.print(f"Wrote [bold]{written}[/] ({written.stat().st_size / 1e6:.1f} MB).", soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors."""
+    from retcon.study.spec import json_schema
+
+    typer.echo(json_library.dumps(json_schema(), indent=2))
+
+
+def run_spec(
+    spec: "Spec",
+    folder: Path,
+    data: Path | None = None,
+    executor: str = "local",
+    workers: int = 0,
+    limit: float | None = None,
+) -> None:
+    """Run a study and say how it ended.
+
+    Raises:
+        InvalidStudy: it cannot be run, or some cells failed.
+    """
+    from retcon.cli.studies import print_outcome
+
+    try:
+        with bars() as progress:
+            quiet_libraries()
+            from retcon.study.runner import run_study
+
+            outcome = run_study(
+                spec, folder, data=data, executor=executor, workers=workers, limit=limit,
+                progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        err.print(f"Interrupted. Batches that were finished are kept: retcon study resume {folder}")
+        raise
+    print_outcome(outcome, folder)
+    if outcome.failed:
+        raise InvalidStudy(
+            f"{len(outcome.failed)} cells could not be run; their reasons are above."
+        )
+
+
+def _spans_layers(spec: "Spec") -> bool:
+    return any(entry.layers is None for entry in spec.entries)

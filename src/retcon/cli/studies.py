@@ -1,0 +1,119 @@
+"""What the commands of a study print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retcon.cli.console import out, table
+from retcon.cli.plan import duration, gibibytes
+
+if TYPE_CHECKING:
+    from retcon.study.estimates import Estimate
+    from retcon.study.planning import Plan
+    from retcon.study.reading import Study
+    from retcon.study.runner import Outcome
+
+_COLUMNS = ("block", "places", "cells", "done", "refused", "time left")
+
+
+def print_plan(made: "Plan", costs: "dict[str, Estimate]", done: set[str], rate: float) -> None:
+    """Blocks with their cells and time, then what it all takes."""
+    rows = _tuning_rows(made, costs, done)
+    seen: set[str] = {cell.id for tuning in made.tunings for cell in tuning.cells}
+    for name in dict.fromkeys(point.block for point in made.points):
+        places = [place for place in made.places if place.point.block == name]
+        cells = {place.cell.id for place in places if place.cell is not None} - seen
+        seen |= cells
+        refused = sum(place.point.refused is not None for place in places)
+        rows.append(_row(name, len(places), cells, refused, costs, done))
+    title = f"{made.spec.name}: {len(made.points)} places, {len(made.cells)} cells"
+    out.print(table(title, _COLUMNS, rows))
+    print_refusals([(p.block, p.refused) for p in made.points if p.refused is not None])
+    print_costs(list(costs.values()), rate)
+
+
+def print_refusals(refused: Sequence[tuple[str, str]]) -> None:
+    """Each reason once, with how many places it is of."""
+    for block, why in dict.fromkeys(refused):
+        number = refused.count((block, why))
+        out.print(f"[yellow]refused[/] {block}, {number} of its places: {why}", soft_wrap=True)
+
+
+def print_costs(costs: "list[Estimate]", rate: float) -> None:
+    """Time by what it goes to, memory and disk."""
+    if not costs:
+        out.print("All cells are done.")
+        return
+    made = sum(c.made for c in costs)
+    names = {
+        "moments": "second moments, sampling", "targets": f"{made:,} targets, at most",
+        "solves": "solves", "scoring": "scoring", "seconds": "all",
+    }  # fmt: skip
+    rows = [[text, duration(sum((getattr(c, k) for c in costs), 0.0))] for k, text in names.items()]
+    rows += [
+        ["memory, at most", gibibytes(max(c.memory for c in costs))],
+        ["disk, when done", gibibytes(sum(c.disk for c in costs))],
+        ["disk, on the way", gibibytes(max(c.scratch for c in costs))],
+    ]
+    title = f"At {rate / 1e9:,.0f} GFLOP/s; an order of size"
+    out.print(table(title, ["", "estimate"], rows))
+
+
+def print_outcome(outcome: "Outcome", folder: Path) -> None:
+    """How a run ended, and what to do next."""
+    for note in outcome.notes:
+        out.print(f"[yellow]note[/] {note}", soft_wrap=True, markup=True)
+    for cell, why in outcome.failed.items():
+        out.print(f"[red]failed[/] {cell}: {why}", soft_wrap=True)
+    out.print(f"{outcome.done} of {outcome.cells} cells are done.", soft_wrap=True)
+    left = outcome.cells - outcome.done - len(outcome.failed) - outcome.busy
+    if outcome.busy:
+        out.print(f"{outcome.busy} are being run by another process.")
+    if left > 0:
+        out.print(f"{left} are left: retcon study resume {folder}", soft_wrap=True)
+    elif outcome.done:
+        out.print(f"Read them: retcon study report {folder}", soft_wrap=True)
+
+
+def print_status(study: "Study") -> None:
+    """Blocks with how many of their cells are done, without looking at any model."""
+    rows: list[list[str]] = []
+    for name in dict.fromkeys(point.block for point in study.points):
+        points = [point for point in study.points if point.block == name]
+        named = {p.cell for p in points if p.cell is not None}
+        done = sum(study.is_done(cell) for cell in named)
+        waits = sum(p.cell is None and p.refused is None for p in points)
+        refused = sum(p.refused is not None for p in points)
+        under = sum(_begun(study, cell) for cell in named)
+        rows.append([name, *map(str, (len(points), len(named), done, under, waits, refused))])
+    columns = ["block", "places", "cells", "done", "begun", "to be tuned", "refused"]
+    done = {p.cell for p in study.finished()}
+    known = {p.cell for p in study.points if p.cell is not None}
+    title = f"{study.record.name}: {len(done)} of {len(known)} cells done"
+    out.print(table(title, columns, rows))
+    print_refusals([(p.block, p.refused) for p in study.points if p.refused is not None])
+    for cell in sorted(known):
+        failed = study.cell(cell) / "failed.json"
+        if failed.exists():
+            out.print(
+                f"[red]failed[/] {cell}: {failed.read_text(encoding='utf-8')}", soft_wrap=True
+            )
+
+
+def _begun(study: "Study", cell: str) -> bool:
+    """Whether a cell has batches behind it and others before it."""
+    return not study.is_done(cell) and any(study.cell(cell).glob("step-*.safetensors"))
+
+
+def _tuning_rows(made: "Plan", costs: "dict[str, Estimate]", done: set[str]) -> list[list[str]]:
+    cells = {cell.id for tuning in made.tunings for cell in tuning.cells}
+    return [_row("(tuning of ridges)", len(made.tunings), cells, 0, costs, done)] if cells else []
+
+
+def _row(
+    name: str, places: int, cells: set[str], refused: int,
+    costs: "dict[str, Estimate]", done: set[str],
+) -> list[str]:  # fmt: skip
+    left = sum((costs[cell].seconds for cell in cells if cell in costs), 0.0)
+    finished = len(cells & done)
+    return [name, str(places), str(len(cells)), str(finished), str(refused), duration(left)]

@@ -1,0 +1,138 @@
+"""What a study will take: seconds, memory and disk of each cell that is not done yet.
+
+From configurations alone, at a rate that is handed in, so these are orders of size. What cells
+share is counted with the first that needs it: moments of a layer, scores of the untouched model,
+and targets that are made on it. Targets on edited weights are each cell's own.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from retcon.editing.planning import Costs, costs
+from retcon.edits import Case
+from retcon.model.load import find_dtype
+from retcon.study.cells import Cell
+from retcon.study.facts import Picked
+from retcon.study.planning import Plan, outline_of
+
+# Typical tokens of a prompt with its two targets.
+_PROMPT = 14
+# Solves are in float64, which takes about twice as long.
+_DOUBLE = 2
+# Bytes of a scored prompt and of a batch's record, as they are kept.
+_ROW, _STEP = 24, 700
+
+
+class Estimate(NamedTuple):
+    """Seconds by what they go to; bytes of memory at most, of disk when done and on the way.
+
+    targets: where each takes all its steps; most stop earlier. made: how many targets.
+    """
+
+    moments: float
+    targets: float
+    solves: float
+    scoring: float
+    memory: int
+    disk: int
+    scratch: int
+    made: int
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self.moments + self.targets + self.solves + self.scoring
+
+
+def estimate(made: Plan, rate: float, done: Collection[str] = ()) -> dict[str, Estimate]:
+    """What each cell of a plan takes at so many FLOP/s, in the order in which they are run."""
+    ledger = _Ledger(rate)
+    found = {cell.id: ledger.enter(cell, made.cases(cell)) for cell in _first(made, done)}
+    return {name: cost for name, cost in found.items() if name not in done}
+
+
+def _first(made: Plan, done: Collection[str]) -> list[Cell]:
+    """The cells, those that are done first: what they needed is in the cache."""
+    return sorted(made.cells, key=lambda cell: cell.id not in done)
+
+
+@dataclass
+class _Ledger:
+    """What has been paid for: moments, targets and scores of untouched models, by their names."""
+
+    rate: float
+    moments: set[str] = field(default_factory=set)
+    targets: dict[str, set[str]] = field(default_factory=dict)
+    scores: dict[str, set[str]] = field(default_factory=dict)
+
+    def enter(self, cell: Cell, picked: Picked) -> Estimate:
+        """The cost of a cell beyond what is paid."""
+        cases, wanted = picked.cases, set(picked.scored)
+        scored = [case for case in cases if case.edit.id in wanted]
+        cost = costs(outline_of(cell.name), cell.layers, cell.settings)
+        weights = cost.parameters * find_dtype(cell.dtype).itemsize
+        held = cell.n if cell.plan.carry else cell.plan.batch_size
+        factors = held * (cost.d_in + cost.d_out) * 4 * len(cell.layers)
+        each = sum(map(_prompts, scored))
+        model = json.dumps([cell.name, cell.dtype, cell.fingerprint])
+        first = self._new(self.scores, model, scored) if "pre" in cell.when else []
+        edited = _looks(cell) * each
+        prompts = edited + sum(map(_prompts, first))
+        masters = len(cell.layers) * cost.d_in * cost.d_out * 4
+        made = self._targets(cell, model, cases)
+        batches = -(-cell.n // cell.plan.batch_size)
+        return Estimate(
+            moments=self._moments(cell, model, cost) / self.rate,
+            targets=made * cost.target / self.rate,
+            solves=_solves(cell, cost) / self.rate,
+            scoring=prompts * _PROMPT * cost.token / self.rate,
+            # Activations are kept below a quarter of the weights.
+            memory=weights * 5 // 4 + cost.moment_bytes + masters + 2 * factors,
+            disk=(edited + each * ("pre" in cell.when)) * _ROW + batches * _STEP,
+            scratch=factors * 3 if cell.plan.carry else 0,
+            made=made,
+        )
+
+    def _moments(self, cell: Cell, model: str, cost: Costs) -> float:
+        options = json.dumps(cell.editor.get("moments"), sort_keys=True)
+        names = {f"{model} {layer} {options}" for layer in cell.layers}
+        corpus = f"{model} {options}"
+        share = len(names - self.moments) / len(names)
+        sampling = 0.0 if corpus in self.moments else cost.sampling
+        self.moments |= names | {corpus}
+        factor = share * len(cell.layers) * _DOUBLE * cost.d_in**3 / 3
+        return share * cost.moments + sampling + factor
+
+    def _targets(self, cell: Cell, model: str, cases: Sequence[Case]) -> int:
+        """How many targets have to be made."""
+        slots = [cell.layers[-1], cell.editor.get("contexts"), cell.editor.get("targets")]
+        name = f"{model} {json.dumps(slots, sort_keys=True)}"
+        own = cell.plan.carry and cell.refresh != "never"
+        shared = cases[: cell.plan.batch_size] if own else cases
+        return len(self._new(self.targets, name, shared)) + len(cases) - len(shared)
+
+    def _new(self, paid: dict[str, set[str]], name: str, cases: Sequence[Case]) -> list[Case]:
+        known = paid.setdefault(name, set())
+        new = [case for case in cases if case.edit.id not in known]
+        known.update(case.edit.id for case in new)
+        return new
+
+
+def _prompts(case: Case) -> int:
+    return 1 + len(case.paraphrases) + len(case.neighbours)
+
+
+def _looks(cell: Cell) -> int:
+    """How often the scored facts are looked at on edited weights."""
+    # Retention: after 2, 4, 8, … batches all facts before; half of them, a quarter, …
+    carried = [when for when in ("final", "retention") if when in cell.when]
+    return ("immediate" in cell.when) + (len(carried) if cell.plan.carry else 0)
+
+
+def _solves(cell: Cell, cost: Costs) -> float:
+    """Whitening of each key, its products with those it is solved with, and writing the change."""
+    met = cell.n if cell.plan.carry and cell.settings.get("accumulate") else cell.plan.batch_size
+    each = cost.d_in * (cost.d_in + met + cost.d_out)
+    return float(_DOUBLE * 2 * cell.n * each * len(cell.layers))

@@ -1,0 +1,262 @@
+"""Study files: what they span, what is refused, and what each place comes to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retcon.cli.main import run
+from retcon.errors import InvalidStudy, RetconError
+from retcon.methods.registry import find_method, methods
+from retcon.study.estimates import estimate
+from retcon.study.planning import plan
+from retcon.study.spec import LISTS, json_schema, load_spec, parse_spec
+from tiny_study import FAST, write_model_and_facts
+
+ROOT = Path(__file__).parents[1]
+HEAD = """retcon_study: 1
+name: tiny
+model: ./model
+data: {cases: facts.jsonl, unique_subjects: true}
+"""
+FASTER = json.dumps(FAST)
+
+
+def text(*blocks: str, more: str = "") -> str:
+    lines = "".join(f"  - {{name: b{i}, {block}}}\n" for i, block in enumerate(blocks))
+    defaults = f"defaults: {{method: memit, layer: 1, settings: {FASTER}}}\n"
+    return f"{HEAD}{defaults}{more}blocks:\n{lines}"
+
+
+def spec(*blocks: str, more: str = ""):
+    return parse_spec(text(*blocks, more=more), Path("study.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_model_and_facts(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+@pytest.fixture
+def retcon(monkeypatch, capsys):
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retcon", *words])
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_lists_span_the_grid_in_a_stable_order():
+    block = (
+        "schedule: batch, batch_size: [2, n], n: [3, 4], seed: [0, 1], settings: {ridge: [1, 2]}"
+    )
+    entries = spec(block).entries
+    assert len(entries) == 16 and entries == spec(block).entries
+    assert [e.settings["ridge"] for e in entries[:4]] == [1, 2, 1, 2]
+    assert {(e.n, e.batch_size) for e in entries} == {(3, 2), (3, 3), (4, 2), (4, 4)}
+    assert all(e.settings["steps"] == 3 for e in entries)  # of defaults
+    assert all(e.when == ("pre", "immediate") for e in entries)  # nothing is carried
+
+
+def test_layers_are_one_set_and_lists_of_them_span():
+    layers = [e.layers for e in spec("schedule: single, n: 2, layers: [1, 2]").entries]
+    assert layers == [(1, 2)]
+    spanned = spec("schedule: single, n: 2, layers: [[1, 2], [0]]").entries
+    assert [e.layers for e in spanned] == [(1, 2), (0,)]
+    assert [e.layers for e in spec("schedule: single, n: 2, layer: all").entries] == [None]
+
+
+def test_a_setting_that_is_a_list_is_one_value_and_lists_of_it_span():
+    one = spec("schedule: single, n: 2, settings: {prefix_tokens: [5, 10]}").entries
+    assert [e.settings["prefix_tokens"] for e in one] == [[5, 10]]
+    two = spec("schedule: single, n: 2, settings: {prefix_tokens: [[5], [5, 10]]}").entries
+    assert [e.settings["prefix_tokens"] for e in two] == [[5], [5, 10]]
+    kinds = {k: s.kind for name in methods() for k, s in find_method(name).settings().items()}
+    assert {name for name, kind in kinds.items() if "tuple" in str(kind)} == set(LISTS)
+
+
+BATCH = "schedule: batch, batch_size: 2, n: 4"
+BAD_FILES = [
+    (text("schedul: batch, n: 4"), r"unknown key blocks.0.schedul. Did you mean 'schedule'"),
+    (HEAD + "tunning: {}\nblocks: []\n", "Did you mean 'tuning'"),
+    (text(BATCH).replace("cases:", "casses:"), "data.casses. Did you mean 'cases'"),
+    (text(BATCH, more="model: x\n"), "line 6: the key 'model' stands there twice"),
+    (text("schedule: batch, batch_size: 8, n: 4"), "batch of 8 facts is larger than n = 4"),
+    (text("schedule: batch, n: 4"), "batch needs a batch_size"),
+    (text("schedule: sequential, batch_size: 4, n: 4"), "did you mean sequential-batch"),
+    (text("schedule: single"), "n is missing"),
+    (text("schedule: single, n: many"), "blocks.0.n"),
+    (text("schedule: once, n: 4"), "blocks.0.schedule"),
+    (text("schedule: single, n: 4, layer: 1, layers: [1]"), "either layer or layers"),
+    (text(BATCH).replace("retcon_study: 1", "retcon_study: 2"), "Update Retcon"),
+    (text(BATCH).replace("retcon_study: 1\n", ""), "must begin with"),
+    ("retcon_study: 1\nname: [\n", "line 3"),
+    ("", "no study file"),
+]
+
+
+@pytest.mark.parametrize(("written", "said"), BAD_FILES, ids=[said for _, said in BAD_FILES])
+def test_a_bad_file_is_refused_at_once(tmp_path, retcon, written, said):
+    with pytest.raises(InvalidStudy, match=said):
+        parse_spec(written)
+    (tmp_path / "bad.yaml").write_text(written, encoding="utf-8")
+    code, _, err = retcon("study", "validate", str(tmp_path / "bad.yaml"))
+    assert code == 2 and "bad.yaml" in err
+
+
+BAD_GRIDS = [
+    ("method: rome, schedule: batch, batch_size: 2, n: 4", "batch of ROME"),
+    ("schedule: single, n: 9", "n = 9 facts are asked for, and facts.jsonl has 6"),
+    ("method: memmit, schedule: single, n: 4", "Did you mean 'memit'"),
+    ("schedule: single, n: 4, settings: {rigde: 3}", "Did you mean 'ridge'"),
+    ("schedule: single, n: 4, settings: {steps: few}", "steps='few'"),
+    ("schedule: single, n: 4, layer: 7", "0 to 2"),
+    ("schedule: single, n: 4, dtype: int8", "float32"),
+    ("schedule: single, n: 4, model: ./nowhere", "no folder"),
+    ("schedule: sequential, n: 4, refresh: somtimes", "refresh rule"),
+    ("schedule: single, n: 4, settings: {ridge: tuned}", "no `tuning`"),
+]
+
+
+@pytest.mark.parametrize(("block", "said"), BAD_GRIDS, ids=[said for _, said in BAD_GRIDS])
+def test_a_bad_grid_is_refused_before_a_model_is_loaded(folder, monkeypatch, block, said):
+    def load(*_args, **_kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("retcon.study.worker.load", load)
+    with pytest.raises(RetconError, match=said):
+        plan(spec(block))
+
+
+def test_tuning_facts_are_scored_nowhere_else_and_need_their_room(folder):
+    tuning = "tuning: {ridges: [1, 1e3], n: 2}\n"
+    made = plan(spec("schedule: batch, batch_size: 2, n: 4, settings: {ridge: tuned}", more=tuning))
+    assert made.places[0].cell is None and len(made.cells) == 2
+    tail = {c.edit.id for c in made.cases(made.cells[0]).cases}
+    head = {c.edit.id for c in made.facts.ordered(0)[:4]}
+    assert len(tail) == 2 and not tail & head
+    assert [cell.settings["ridge"] for cell in made.cells] == [1, 1000]
+    with pytest.raises(InvalidStudy, match="2 are kept for tuning"):
+        plan(spec("schedule: single, n: 5, settings: {ridge: tuned}", more=tuning))
+
+
+def test_subsets_are_nested_and_orders_permute_them(folder):
+    facts = plan(spec("schedule: single, n: 4")).facts
+
+    def ids(**how):
+        cases, scored = facts.pick(**{"seed": 0, "order": 0, "score": 2, "split": "head", **how})
+        return [c.edit.id for c in cases], list(scored)
+
+    small, large = ids(n=3)[0], ids(n=6)[0]
+    assert large[:3] == small and ids(n=6, seed=1)[0] != large
+    other, scored = ids(n=6, order=1)
+    assert other != large and sorted(other) == sorted(large) and scored == large[:2]
+
+
+def test_a_subject_counts_once_if_subjects_are_unique(folder):
+    again = (folder / "facts.jsonl").read_text().splitlines()[0].replace('"id": "', '"id": "x')
+    with (folder / "facts.jsonl").open("a") as stream:
+        stream.write("\n" + again)
+    one = plan(spec("schedule: single, n: 6")).facts
+    assert len(one.ordered(0)) == 6 and len(one.cases) == 7
+    both = plan(parse_spec(text("schedule: single, n: 7").replace("true}", "false}")))
+    assert len(both.facts.ordered(0)) == 7
+
+
+def test_another_file_of_that_name_is_refused(folder):
+    with pytest.raises(InvalidStudy, match="is not the file that this study is about"):
+        plan(
+            parse_spec(text(BATCH).replace("cases: facts.jsonl", "cases: facts.jsonl, sha256: ab"))
+        )
+
+
+def test_two_names_for_the_same_weights_are_one_cell(folder):
+    made = plan(
+        spec(
+            "method: [emmet, memit], schedule: batch, batch_size: 2, n: 4, settings: {ridge: 300}",
+            "schedule: sequential-batch, batch_size: n, n: 4, settings: {accumulate: [true, no]}",
+            "schedule: batch, batch_size: 1, n: 3",
+            "schedule: single, n: 3",
+        )
+    )
+    assert len(made.points) == 6 and len(made.cells) == 3
+
+
+def test_more_hard_constraints_than_dimensions_are_refused_and_the_rest_goes_on(folder):
+    lines = (folder / "facts.jsonl").read_text().splitlines()
+    more = [json.dumps({**json.loads(line), "id": f"{i}-{k}", "prompt": f"The {{s{i} n{k}}} is"})
+            for i in range(10) for k, line in enumerate(lines)]  # fmt: skip
+    (folder / "facts.jsonl").write_text("\n".join(more))
+    hard = "method: emmet, n: 60, schedule: sequential-batch, batch_size: [20, 60], settings: "
+    made = plan(spec(hard + "{accumulate: [true, false]}"))
+    refused = [p.refused for p in made.points]
+    assert [why is not None for why in refused] == [True, False, True, True]
+    assert "d_in = 48" in str(refused[0]) and len(made.cells) == 1
+
+
+def test_growing_the_grid_leaves_cells_their_names(folder):
+    small = plan(spec("schedule: batch, batch_size: 2, n: 4"))
+    large = plan(spec("schedule: batch, batch_size: [1, 2, 4], n: 4, seed: [0, 1]"))
+    assert {c.id for c in small.cells} < {c.id for c in large.cells}
+
+
+def test_estimates_count_what_is_shared_once(folder):
+    made = plan(spec("schedule: batch, batch_size: [1, 2, 4], n: 4", "schedule: sequential, n: 4"))
+    costs = list(estimate(made, 1e9).values())
+    assert [c.made for c in costs] == [4, 0, 0, 3]
+    assert costs[0].moments > 0 and all(c.moments == 0 for c in costs[1:])
+    done = {made.cells[0].id}
+    assert len(estimate(made, 1e9, done)) == 3
+
+
+def test_the_command_line_plans_runs_and_tells(folder, retcon, entries):
+    (folder / "s.yaml").write_text(text("schedule: batch, batch_size: [1, 2], n: 2"))
+    code, out, err = retcon("study", "validate", "s.yaml")
+    assert code == 0 and "2 places" in out, err
+    code, out, err = retcon("study", "plan", "s.yaml", "--json", "p.json")
+    assert code == 0 and "2 targets, at most" in out, err
+    assert json.loads((folder / "p.json").read_text())["cells"] == 2
+    code, out, err = retcon("study", "run", "s.yaml", "--out", "done")
+    assert code == 0 and "2 of 2 cells are done" in out, err
+    code, out, err = retcon("study", "status", "done", "--json", "s.json")
+    assert code == 0 and "2 of 2" in out, err
+    code, out, err = retcon("study", "plan", "s.yaml", "--out", "done")
+    assert code == 0 and "All cells are done" in out, err
+    code, out, err = retcon("study", "resume", "done", "--data", ".")
+    assert code == 0 and "2 of 2 cells are done" in out, err
+    (folder / "t.yaml").write_text(text(BATCH).replace("name: tiny", "name: other"))
+    code, _, err = retcon("study", "run", "t.yaml", "--out", "done")
+    assert code == 2 and "folder of its own" in err
+    found = json.loads((folder / "done" / "study.json").read_text())
+    (folder / "done" / "study.json").write_text(json.dumps({**found, "format": 99}))
+    code, _, err = retcon("study", "status", "done")
+    assert code == 2 and "newer version" in err
+
+
+def test_there_is_a_current_schema():
+    committed = json.loads((ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == json_schema(), "retcon study schema > docs/study.schema.json"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples/studies").glob("*.yaml")))
+def test_examples_can_be_read(name):
+    assert load_spec(ROOT / "examples" / "studies" / name).entries
+
+
+def test_reading_a_study_file_needs_no_torch():
+    code = (
+        "import sys\nfrom retcon.study.spec import load_spec\nimport retcon.study.reading\n"
+        "import retcon.cli.studies\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
