@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retcon.data.corpus import open_text
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidData, InvalidEdit
+from retcon.toyworld.world import NAME, toy_cases
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -66,13 +67,16 @@ class _CounterFact(BaseModel):
 def load_cases(path: Path | str) -> list[Case]:
     """All cases of a file, in its order. `.json` is CounterFact, `.jsonl` the plain form.
 
-    Either may be gzipped. The name `starter` gives the facts that come with the package.
+    Either may be gzipped. The name `starter` gives the facts that come with the package, and
+    `toyworld` those of its invented world.
 
     Raises:
         InvalidData: no such file, or something in it is wrong; the message says where.
     """
     if str(path) == "starter":
         return starter_cases()
+    if str(path) == NAME:
+        return list(toy_cases())
     path = Path(path)
     try:
         with open_text(path) as stream:

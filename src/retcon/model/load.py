@@ -16,7 +16,9 @@ from retcon.model import smollm2
 from retcon.model.architectures import Outline, discover
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+from retcon.toyworld import train as toyworld
 
+ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -35,7 +37,7 @@ def load(
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
-    name: `smollm2-135m`, a folder, or a hub id. device: anything torch knows, or `auto` to let
+    name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or `auto` to let
     accelerate place a model that one device does not hold.
 
     Raises:
@@ -63,10 +65,15 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     Raises:
         ModelNotFound, UnsupportedModel: as for `load`.
     """
-    source = _source(name, progress)
+    # The toy model need not have been trained to be known.
+    source = name if name == toyworld.ALIAS else _source(name, progress)
     try:
-        config = AutoConfig.from_pretrained(
-            source, revision=revision, local_files_only=Path(source).is_dir() or _offline()
+        config = (
+            toyworld.configuration()
+            if name == toyworld.ALIAS
+            else AutoConfig.from_pretrained(
+                source, revision=revision, local_files_only=Path(source).is_dir() or _offline()
+            )
         )
         with torch.device("meta"):
             # Masks of the other implementations look at values, which meta tensors do not have.
@@ -90,6 +97,8 @@ def find_dtype(name: str) -> torch.dtype:
 def _source(name: str, progress: Progress) -> str:
     if name == smollm2.ALIAS:
         return str(smollm2.folder(progress))
+    if name == toyworld.ALIAS:
+        return str(toyworld.folder(progress))
     if name and Path(name).is_dir():
         return name
     if Path(name).is_file():
@@ -98,8 +107,8 @@ def _source(name: str, progress: Progress) -> str:
         )
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFound(f"There is no folder {name!r}. Give a folder, a hub id, or an alias.")
-    if "/" not in name and difflib.get_close_matches(name, [smollm2.ALIAS], cutoff=0.5):
-        raise UnknownName.among("model", name, [smollm2.ALIAS])
+    if "/" not in name and difflib.get_close_matches(name, ALIASES, cutoff=0.5):
+        raise UnknownName.among("model", name, ALIASES)
     return name
 
 

@@ -1,0 +1,224 @@
+"""The model that knows the invented world: a small, wide Llama, trained here on first use.
+
+Two blocks of width 96 around MLPs of 6,144: narrow enough to be trained on a processor in minutes,
+and wide enough, where it is edited, that thousands of facts fit as hard constraints. Training is
+the same to the last bit at one thread count on one kind of processor.
+"""
+
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from retcon.progress import Progress, silent
+from retcon.storage import cache_folder, locked, make_folder, storing
+from retcon.toyworld.world import NAME, OPENINGS, VERSION, World, world
+
+ALIAS = NAME
+_TRAINING = "training the model of the toy world (once)"
+_SPECIAL = ("<pad>", "<unk>", ".")
+_PAD, _STOP = 0, 2
+
+
+class Recipe(NamedTuple):
+    """How the model is made; a name in the cache.
+
+    batch: sentences of a step. rate: of AdamW. held: share of the steps at the full rate, which then
+    falls to 0 along a line. answers: weight of an answer among the tokens of its sentence; with 1,
+    facts are learned last and take many times as long. opened: share of the sentences that stand
+    behind an opening.
+    """
+
+    hidden: int = 96
+    d_in: int = 6_144
+    blocks: int = 2
+    heads: int = 4
+    steps: int = 640
+    batch: int = 128
+    rate: float = 3e-3
+    held: float = 0.5
+    answers: float = 16.0
+    opened: float = 0.25
+    threads: int = 2
+    seed: int = 0
+
+
+RECIPE = Recipe()
+
+
+def folder(progress: Progress = silent, recipe: Recipe = RECIPE) -> Path:
+    """The folder of the trained model, made on first use.
+
+    Raises:
+        StorageError: no space for it (20 MB).
+    """
+    name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:12]
+    target = cache_folder() / "models" / f"{ALIAS}-{name}"
+    if (target / "config.json").exists():
+        return target
+    make_folder(target.parent)
+    with locked(Path(f"{target}.lock")):
+        if not (target / "config.json").exists():
+            _keep(train(world(), recipe, progress), target)
+    return target
+
+
+def configuration(recipe: Recipe = RECIPE) -> LlamaConfig:
+    """What is known of the model before it is trained."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.d_in,
+        num_hidden_layers=recipe.blocks,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=_PAD,
+    )
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each word of the world, and one for the full stop."""
+    words = [f"▁{word}" for word in world().words()]
+    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *words))}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Strip()
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+        ]
+    )
+    made.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train(known: World, recipe: Recipe, progress: Progress = silent) -> LlamaForCausalLM:
+    """A model that has read the world's sentences until it knows them by heart."""
+    with torch.random.fork_rng(devices=[]), _threads(recipe.threads):
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(configuration(recipe))
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.rate, weight_decay=0.0, betas=(0.9, 0.98)
+        )
+        falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+        texts = _Texts(known, recipe)
+        for step in range(recipe.steps):
+            progress(_TRAINING, step, recipe.steps)
+            loss = _loss(model, texts.batch(), recipe.answers)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            falling.step()
+        progress(_TRAINING, recipe.steps, recipe.steps)
+    return model.eval()
+
+
+def recall(model: LlamaForCausalLM, known: World) -> Tensor:
+    """For each fact, in each of its phrasings, whether its answer is the most probable next word.
+
+    Returns: (facts, phrasings), true where it is.
+    """
+    tokens = tokenizer()
+    told = list(known.sentences())
+    ids: list[list[int]] = tokens([text for text, _ in told])["input_ids"]
+    wanted = [tokens(f"x {answer}")["input_ids"][-1] for _, answer in told]
+    found = torch.zeros(len(told), dtype=torch.bool)
+    with torch.no_grad():
+        for length in sorted({len(row) for row in ids}):
+            rows = [i for i, row in enumerate(ids) if len(row) == length]
+            for part in torch.tensor(rows).split(1024):
+                batch = torch.tensor([ids[i] for i in part.tolist()])
+                said = model(batch, logits_to_keep=1).logits[:, -1].argmax(-1)
+                found[part] = said == torch.tensor([wanted[i] for i in part.tolist()])
+    return found.view(len(known.facts), -1)
+
+
+class _Texts:
+    """Batches of sentences: every sentence once, in a new order, before any comes again."""
+
+    def __init__(self, known: World, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.draw = random.Random(recipe.seed)
+        self.sentences = [f"{text} {answer}." for text, answer in known.sentences()]
+        self.waiting: list[str] = []
+
+    def batch(self) -> Tensor:
+        """Token ids, filled up with padding on the right."""
+        while len(self.waiting) < self.recipe.batch:
+            self.waiting += self.draw.sample(self.sentences, len(self.sentences))
+        now = self.waiting[: self.recipe.batch]
+        del self.waiting[: self.recipe.batch]
+        return _padded([self._text(sentence) for sentence in now])
+
+    def _text(self, sentence: str) -> str:
+        if self.draw.random() >= self.recipe.opened:
+            return sentence
+        return f"{self.draw.choice(OPENINGS)} {sentence[0].lower()}{sentence[1:]}"
+
+
+def _padded(texts: Sequence[str]) -> Tensor:
+    made = tokenizer()(list(texts), padding=True, padding_side="right", return_tensors="pt")
+    ids = made["input_ids"]
+    assert isinstance(ids, Tensor)
+    return ids
+
+
+def _loss(model: LlamaForCausalLM, ids: Tensor, answers: float) -> Tensor:
+    """Mean NLL of every token that is no padding, given those before it; answers count more."""
+    logits, wanted = model(ids).logits[:, :-1], ids[:, 1:]
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), wanted.flatten(), reduction="none"
+    )
+    weights = (wanted != _PAD).float()
+    # What stands before the full stop.
+    weights[:, :-1][wanted[:, 1:] == _STOP] = answers
+    return (losses * weights.flatten()).sum() / weights.sum()
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    return min(1.0, (1 - step / recipe.steps) / (1 - recipe.held), (step + 1) / 10)
+
+
+@contextmanager
+def _threads(count: int) -> Generator[None, None, None]:
+    """So many threads inside: bits depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _keep(model: LlamaForCausalLM, target: Path) -> None:
+    """Save beside the target, then move into place."""
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".training-"))
+    try:
+        with storing(target):
+            model.save_pretrained(work)
+            tokenizer().save_pretrained(work)
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
