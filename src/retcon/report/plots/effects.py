@@ -135,7 +135,7 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 208, "height": 200, "layer": layer},
+        "spec": {"width": 204, "height": 200, "layer": layer},
         "resolve": {"scale": {"y": "independent"}},
     }
     return titled(
