@@ -9,7 +9,7 @@ TIMES = {
     "immediate": "Right after each fact’s own batch",
     "final": "After the last batch",
 }
-_ORDER: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive", "no data")
+_ORDER: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 
 
 class Headline(NamedTuple):
@@ -24,7 +24,9 @@ def headline(findings: Sequence[Finding]) -> Headline:
     asked = next((f for f in findings if f.key == "b2"), None)
     answers = tuple(_answer(asked, when) for when in asked.times) if asked else ()
     tallies = tuple(t for when in TIMES if (t := _tally(findings, when)))
-    return Headline(answers, tallies)
+    open_ = [f.key for f in findings if not f.times]
+    more = (f"Claims without data yet: {', '.join(open_)}.",) if open_ else ()
+    return Headline(answers, (*tallies, *more))
 
 
 def _answer(finding: Finding, when: str) -> str:
@@ -55,4 +57,4 @@ def _tally(findings: Sequence[Finding], when: str) -> str:
         keys = [f.key for f in judged if f.verdict_at(when) == verdict]
         if keys:
             parts.append(f"{len(keys)} {verdict} ({', '.join(keys)})")
-    return f"{TIMES[when]}: {', '.join(parts)}."
+    return f"Claims by {when} scores: {', '.join(parts)}."

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -128,13 +128,25 @@ def place_columns(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def words(arms: Sequence[Arm]) -> list[str]:
-    """Each arm in words, by what tells it from the others; batch size and N aside."""
+    """Each arm in words, by what tells it from the others; batch size and N aside.
+
+    Of layer, precision, order and further settings only what most arms do not have.
+    """
     fields, _ = setting_fields(arms)
+    usual = {f: Counter(getattr(a.setting, f) for a in arms).most_common(1)[0][0]
+             for f in ("layers", "dtype", "order", "others") if arms}  # fmt: skip
     said: list[str] = []
     for arm in arms:
-        known = describe(arm.setting, [f for f in fields if f != "others"])
-        extra = others(arm, arms) if "others" in fields else ""
+        named = [f for f in fields if f not in usual or getattr(arm.setting, f) != usual[f]]
+        known = describe(arm.setting, [f for f in named if f != "others"])
+        extra = others(arm, arms) if "others" in named else ""
         said.append(", ".join(part for part in (_schedule(arm), known, extra) if part))
+    return [_shorter(one) for one in said]
+
+
+def _shorter(said: str) -> str:
+    for long, short in (("hard constraint", "hard"), ("past keys ", "keys "), ("_", " ")):
+        said = said.replace(long, short)
     return said
 
 

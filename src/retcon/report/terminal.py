@@ -1,5 +1,6 @@
 """The tables of a report as a terminal of 100 columns can show them; the page has them whole."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from retcon.evaluation.inference import Estimate
@@ -45,7 +46,16 @@ def _scores(results: Results, when: str) -> Table:
         for arm, said in zip(arms, words(arms), strict=True)
     ]  # fmt: skip
     columns = ("batch", "N", "load", "setting", "cases", *SCORES)
-    return Table(f"Scores, {when}, % ± half of the 95 % interval", "", columns, tuple(rows))
+    title = f"Scores, {when}, % ± half of the 95 % interval{_usual(arms)}"
+    return Table(title, "", columns, tuple(rows))
+
+
+def _usual(arms: Sequence[Arm]) -> str:
+    """The layer that is not named because most have it."""
+    if not arms:
+        return ""
+    layers = Counter(arm.setting.layers for arm in arms).most_common(1)[0][0]
+    return f"; layer {'+'.join(map(str, layers))} where none is named"
 
 
 def _costs(results: Results) -> Table:

@@ -71,11 +71,11 @@ def factors(results: Results) -> Chart | None:
 def _by_size(key: str, title: str, caption: str, data: Sequence[Any]) -> Chart | None:
     if len({record["batch_size"] for record in data}) < 2:
         return None
-    title, label = "batch size (log₂)", {}
+    axis, label = "batch size (log₂)", {}
     if key == "batch":  # where the weights hold one batch at a time
-        title = "batch size B (log₂) and load B/d_in"
-        label = {"labelExpr": loaded(data[0]["d_in"])}
-    x = log2_axis("place", title, distinct(r["batch_size"] for r in data), **label)
+        axis = "batch size B (log₂), load B/d_in"
+        label = {"labelExpr": loaded(data[0]["d_in"], ".1r")}
+    x = log2_axis("place", axis, distinct(r["batch_size"] for r in data), **label)
     body = panels(dodged(data, "batch_size"), x, series_colour(data), seen="batch_size")
     return titled(key, title, caption, body)
 

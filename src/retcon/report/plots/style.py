@@ -72,9 +72,9 @@ def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> 
     }  # fmt: skip
 
 
-def loaded(d_in: int) -> str:
+def loaded(d_in: int, load: str = ".2f") -> str:
     """Labels of two lines: how many facts, and how full they make the matrix."""
-    return f"[format(datum.value, ','), format(datum.value / {d_in}, '.2~r')]"
+    return f"[format(datum.value, ','), format(datum.value / {d_in}, '{load}')]"
 
 
 def spaced(values: Sequence[int], most: int = 8) -> list[int]:
