@@ -1,6 +1,8 @@
 """The report on made-up rows whose effects are known."""
 
 import csv
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -10,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from made_study import Chances, flat, make_study, paper, point, small_grid
 from oracles import cluster_jackknife
+from retcon.cli.commands.study import app
 from retcon.evaluation.inference import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
 from retcon.evaluation.metrics import estimate, summarise
 from retcon.report import page, tables
 from retcon.report.arms import Results
 from retcon.report.findings import Finding, all_findings
-from retcon.report.findings.claims import Estimate, equal, not_worse, towards
+from retcon.report.findings.claims import Estimate, equal, measured, not_worse, towards
+from retcon.report.fluency import fluency
+from retcon.report.headline import headline
 from retcon.report.layers import recommend
+from retcon.report.plots.style import ranged
 from retcon.study.reading import Study, read_study
 
 
@@ -146,6 +153,64 @@ def test_absent_effects_are_not(level):
     assert found["d"].verdict == "inconclusive"
 
 
+def test_no_difference_up_to_rounding_is_not_taken_for_certain(study):
+    first, second = Results(study).arms[:2]
+    noise = combine([(1.0, mean(drawn()[0])), (-1.0 + 1e-15, mean(drawn()[0]))])
+    effect = measured(noise, [first, second])
+    assert effect.high - effect.low == pytest.approx(600 / 120)
+
+
+def test_the_best_of_a_half_done_sweep_is_not_yet_the_best(tmp_path):
+    late = lambda p: p.block == "layers" and p.layers == (5,)  # noqa: E731
+    half = read_study(make_study(tmp_path, small_grid(), undone=late))
+    found = all_findings(half)[0]
+    assert found.verdict == "inconclusive" and "1 layers are not done yet" in found.missing
+
+
+def test_a_factor_alone_leaves_the_claim_open_and_says_what_it_needs(tmp_path):
+    late = lambda p: p.block == "sequential" and p.refresh == "never"  # noqa: E731
+    half = read_study(make_study(tmp_path, small_grid(), undone=late))
+    found = all_findings(half)[-1]
+    assert (found.key, found.verdict) == ("f", "no data")
+    assert found.claims and found.missing.startswith("Needs ")
+
+
+def test_the_headline_answers_the_title_question(findings):
+    said = headline(list(findings.values()))
+    assert "no, one large batch is worse" in said.answers[0]
+    assert "4 reproduced (a, b1, b2, c)" in said.tallies[0]
+
+
+def test_axes_are_never_of_one_number():
+    alike = {"metric": "ES", "score": 100.0, "low": 100.0, "high": 100.0}
+    assert [(r["bottom"], r["top"]) for r in ranged([alike])] == [(96.0, 100.0)]
+
+
+def test_texts_are_reported_where_there_are_some(tmp_path):
+    place = point("texts", schedule="sequential-batch", batch_size=4, n=8, generation=True)
+    folder = make_study(tmp_path, [place])
+    texts = [
+        {"case": f"fact-{i}", "relation": f"P{i}", "when": when, "step": 1, "index": 0,
+         "text": "", "entropy": entropy + i / 10}
+        for i in range(4) for when, entropy in (("pre", 6.0), ("final", 5.5))
+    ]  # fmt: skip
+    cell = folder / "cells" / str(place.cell)
+    pl.DataFrame(texts).write_parquet(cell / "generations.parquet")
+    done = json.loads((cell / "done.json").read_text())
+    whole = hashlib.sha256((cell / "generations.parquet").read_bytes()).hexdigest()
+    done["files"]["generations.parquet"] = whole
+    (cell / "done.json").write_text(json.dumps(done))
+    row = fluency(Results(read_study(folder))).rows[0]
+    assert row[-4] == "4" and row[-3].startswith("615 [") and row[-1].startswith("−50 [")
+
+
+def test_tables_fit_a_terminal(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    said = CliRunner().invoke(app, ["report", str(folder)]).output
+    assert max(map(len, said.splitlines()[:-1])) <= 120
+    assert "Is a bigger batch better here?" in said and str(folder / "report.html") in said
+
+
 def test_which_factor_matters_is_told(findings):
     finding = findings["f"]
     spreads = {c.about["factor"]: c for c in finding.claims if c.about.get("kind") == "spread"
@@ -188,6 +253,7 @@ def test_an_empty_study_says_what_is_missing(tmp_path):
 
 def test_missing_and_refused_points_are_listed(study):
     table = tables.missing(study)
+    assert sum(int(row[-2]) for row in table.rows) == 2
     assert {row[-1] for row in table.rows} == {
         "not done yet", "ROME takes one edit at a time; use emmet for batches."
     }  # fmt: skip
@@ -219,6 +285,12 @@ class Loads(HTMLParser):
             self.found.append(source)
 
 
+def test_the_page_lies_in_the_folder_and_all_else_beside_it(written, folder):
+    assert written.html == folder / "report.html"
+    beside = (written.markdown, written.rows, *written.charts, *written.tables)
+    assert all(path.is_relative_to(folder / "report") for path in beside)
+
+
 def test_the_page_is_whole_and_loads_nothing(written, findings):
     text = written.html.read_text()
     loads = Loads()
@@ -233,7 +305,7 @@ def test_the_page_is_whole_and_loads_nothing(written, findings):
 
 
 def test_beside_the_page_lie_the_rows_behind_each_finding(written, findings):
-    rows = pl.read_csv(written.html.parent / "finding-b1-rows.csv")
+    rows = pl.read_csv(written.rows.parent / "finding-b1-rows.csv")
     kept = rows.filter(pl.col("metric") == "NS").group_by("cell").agg(pl.col("score").mean())
     means = dict(kept.iter_rows())
     small, large = min(means.values()), max(means.values())

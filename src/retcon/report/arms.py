@@ -221,6 +221,14 @@ class Results:
         known = [(w, s) for w, s in found if s is not None]
         return combine(known) if known and len(known) == len(found) else None
 
+    def waiting(self, setting: Setting, vary: str) -> int:
+        """How many settings of the study differ from one in this alone, and have no run yet."""
+        done = {getattr(arm.setting, vary) for arm in self.arms
+                if arm.setting.but(vary) == setting.but(vary)}  # fmt: skip
+        asked = {getattr(one, vary) for point in self.study.points if not point.refused
+                 if (one := setting_of(point)).but(vary) == setting.but(vary)}  # fmt: skip
+        return len(asked - done)
+
     def has(self, arm: Arm, when: str, metric: str = "ES") -> bool:
         """Whether an arm was scored then."""
         return any(self.means(run.cell, when, metric) is not None for run in arm.runs)

@@ -91,7 +91,13 @@ def _sizes(results: Results, curves: list[dict[int, Arm]], when: str) -> list[Re
         for curve in curves
         for size, arm in curve.items()
         for record in scored(
-            results, arm, when, batch_size=size, n=arm.setting.n, series=name_of(curve, curves)
+            results,
+            arm,
+            when,
+            batch_size=size,
+            n=arm.setting.n,
+            d_in=arm.point.capacity,
+            series=name_of(curve, curves),
         )
     ]
 
@@ -102,7 +108,7 @@ def by_number(results: Results, when: str) -> list[Record]:
     for arm in sorted(results.arms, key=lambda arm: strangeness(arm.setting)):
         if arm.setting.carried and results.has(arm, when):
             groups[arm.setting.but("n", "batch_size", "score")].append(arm)
-    several = [arms for arms in groups.values() if len({arm.setting.n for arm in arms}) > 1]
+    several = [arms for arms in groups.values() if _in_line(arms)]
     return [
         record
         for arms in several[:1]
@@ -112,6 +118,12 @@ def by_number(results: Results, when: str) -> list[Record]:
             d_in=arm.point.capacity,
         )
     ]  # fmt: skip
+
+
+def _in_line(arms: Sequence[Arm]) -> bool:
+    """Whether a batch size has been run at two N: dots alone show no trend."""
+    sizes = Counter(arm.setting.batch_size for arm in arms)
+    return max(sizes.values()) > 1
 
 
 def retained(results: Results) -> list[Record]:

@@ -1,7 +1,7 @@
 """The report: one HTML page that works offline, and beside it Markdown, charts, CSV and Parquet.
 
-Everything goes to DIR/report/. The page holds its styles, its charts and the program that draws
-them; it loads nothing.
+The page is DIR/report.html, all else is in DIR/report/. The page holds its styles, its charts and
+the program that draws them; it loads nothing.
 """
 
 import json
@@ -17,6 +17,8 @@ from retcon.report.evidence import findings_table, rows_behind
 from retcon.report.examples import by_probability, told
 from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import MARGIN, points
+from retcon.report.fluency import fluency
+from retcon.report.headline import headline
 from retcon.report.layers import recommend
 from retcon.report.plots import Chart, all_charts
 from retcon.report.provenance import Provenance, provenance
@@ -58,13 +60,20 @@ def make_report(study: Study) -> Report:
     findings = all_findings(results)
     examples = [table for table in (told(results), by_probability(results)) if table.rows]
     return Report(
-        results, findings, all_charts(results, findings), tables.summary(results, findings),
+        results, findings, all_charts(results, findings),
+        [*tables.summary(results, findings), *(t for t in [fluency(results)] if t.rows)],
         provenance(study), examples,
     )  # fmt: skip
 
 
 def write_report(folder: Path | str) -> Written:
-    """Write the report of a study's folder, as far as the study has got.
+    """Write the report of a study's folder, as far as the study has got. See `write`."""
+    _need_extra()
+    return write(make_report(read_study(folder)))
+
+
+def write(report: Report) -> Written:
+    """Write the page, and beside it all that it links.
 
     Raises:
         InvalidStudy, DamagedCell: the folder is no study, or a cell's files have changed.
@@ -72,8 +81,7 @@ def write_report(folder: Path | str) -> Written:
         StorageError: no space or no permission.
     """
     _need_extra()
-    study = read_study(folder)
-    report = make_report(study)
+    study = report.study
     out = make_folder(study.folder / "report")
     charts = [path for chart in report.charts.values() for path in _draw(out, chart)]
     written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in report.tables]
@@ -85,7 +93,7 @@ def write_report(folder: Path | str) -> Written:
             written.append(path)
     rows = tables.export(study, out / "rows.parquet")
     markdown = _write(out / "report.md", to_markdown(report))
-    html = _write(out / "report.html", to_html(report))
+    html = _write(study.folder / "report.html", to_html(report))
     return Written(html, markdown, rows, tuple(charts), tuple(written))
 
 
@@ -108,6 +116,7 @@ def to_html(report: Report) -> str:
         report=report,
         study=report.study,
         margin=f"{MARGIN:.0f}",
+        headline=headline(report.findings),
         others=[c for k, c in report.charts.items() if k not in shown and k != "verdicts"],
         program=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         # "</" would end the script that holds the data.
@@ -124,7 +133,9 @@ def _harmless(value: object) -> str:
 def to_markdown(report: Report) -> str:
     """The same in Markdown: verdicts, findings, tables, and how to repeat it."""
     record = report.study.record
+    said = headline(report.findings)
     parts = [f"# {record.name}\n", f"{record.description}\n"]
+    parts += [f"{line}\n" for line in (*said.answers, *said.tallies)]
     first, *rest = report.tables
     parts.append(first.markdown())
     for finding in report.findings:

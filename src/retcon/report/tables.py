@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +14,7 @@ from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
 from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import points, share
 from retcon.storage import write_whole
+from retcon.study.points import Point
 from retcon.study.reading import Study
 
 if TYPE_CHECKING:
@@ -85,23 +88,14 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
     if when == "pre":
         return _untouched(results, arms)
     shown = [m for m in metrics if any(results.estimate(a, when, m).mean is not None for a in arms)]
-    fields, note = _fields(arms)
+    fields, note = setting_fields(arms)
     rows = [
-        (*_place(arm, fields), f"{results.estimate(arm, when, 'ES').cases:,}",
+        (*place(arm, arms, fields), f"{results.estimate(arm, when, 'ES').cases:,}",
          *(_score(results.estimate(arm, when, metric)) for metric in shown))
         for arm in arms
     ]  # fmt: skip
     what = "Scores" if tuple(metrics) == SCORES else "Further scores"
-    columns = (
-        "schedule",
-        "batch",
-        "N",
-        "load",
-        *_names(fields),
-        "seeds",
-        "cases",
-        *map(_named, shown),
-    )
+    columns = (*place_columns(fields), "cases", *map(_named, shown))
     return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
 
 
@@ -119,13 +113,55 @@ def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
     return Table(f"Scores, pre ({_TIMES['pre']}), %", "", columns, tuple(rows))
 
 
-def _fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
+def setting_fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
     """The fields in which arms differ, as columns; those in which they agree, as a note."""
     fields = tuple(f for f in varying(arms, "batch_size", "n", "carried", "score") if f in _FIELDS)
     if not arms:
         return fields, ""
     held = [f for f in ("model", "method", "layers", "dtype", "ridge", "order") if f not in fields]
     return fields, f"Throughout: {describe(arms[0].setting, held)}." if held else ""
+
+
+def place_columns(fields: Sequence[str]) -> tuple[str, ...]:
+    """The columns that say where an arm stands."""
+    return ("schedule", "batch", "N", "load", *_names(fields), "seeds")
+
+
+def words(arms: Sequence[Arm]) -> list[str]:
+    """Each arm in words, by what tells it from the others; batch size and N aside.
+
+    Of layer, precision, order and further settings only what most arms do not have.
+    """
+    fields, _ = setting_fields(arms)
+    usual = {f: Counter(getattr(a.setting, f) for a in arms).most_common(1)[0][0]
+             for f in ("layers", "dtype", "order", "others") if arms}  # fmt: skip
+    said: list[str] = []
+    for arm in arms:
+        named = [f for f in fields if f not in usual or getattr(arm.setting, f) != usual[f]]
+        known = describe(arm.setting, [f for f in named if f != "others"])
+        extra = others(arm, arms) if "others" in named else ""
+        said.append(", ".join(part for part in (_schedule(arm), known, extra) if part))
+    return [_shorter(one) for one in said]
+
+
+def _shorter(said: str) -> str:
+    for long, short in (("hard constraint", "hard"), ("past keys ", "keys "), ("_", " ")):
+        said = said.replace(long, short)
+    return said
+
+
+def others(arm: Arm, among: Sequence[Arm]) -> str:
+    """An arm's further settings, those alone in which some arms differ."""
+    every = [json.loads(one.setting.others) for one in among]
+    mine = json.loads(arm.setting.others)
+    varied = [k for k in mine if len({json.dumps(one.get(k)) for one in every}) > 1]
+    return ", ".join(f"{k} {mine[k]}" for k in varied)
+
+
+def _schedule(arm: Arm) -> str:
+    if arm.setting.carried:
+        return "sequential"
+    return "batch" if arm.setting.batch_size > 1 else "single"
 
 
 def _names(fields: Sequence[str]) -> list[str]:
@@ -138,10 +174,9 @@ def _named(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _place(arm: Arm, fields: Sequence[str]) -> tuple[str, ...]:
+def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, ...]:
+    """Where an arm stands, in the columns of `place_columns`."""
     s = arm.setting
-    schedule = ("sequential" if s.carried else "batch") if s.batch_size > 1 else (
-        "sequential" if s.carried else "single")  # fmt: skip
     said = {
         "layers": "+".join(map(str, s.layers)),
         "accumulate": {None: MISSING, True: "kept", False: "forgotten"}[s.accumulate],
@@ -149,9 +184,10 @@ def _place(arm: Arm, fields: Sequence[str]) -> tuple[str, ...]:
             s.refresh, s.refresh or MISSING),
         "ridge_batch": f"{s.ridge_batch:,} facts" if s.ridge_batch else "batch",
         "method": s.method.upper(),
+        "others": others(arm, among) or MISSING,
     }  # fmt: skip
     return (
-        schedule, f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
+        _schedule(arm), f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
         *(said.get(field, str(getattr(s, field))) for field in fields),
         ", ".join(str(run.seed) for run in arm.runs),
     )  # fmt: skip
@@ -163,14 +199,16 @@ def _score(found: Estimate) -> str:
 
 def costs(results: Results) -> Table:
     """Seconds, ‖ΔW‖, share of residuals written and memory, by arm."""
-    fields, note = _fields(results.arms)
-    rows = [(*_place(arm, fields), *_cost(results, arm)) for arm in results.arms]
-    columns = ("schedule", "batch", "N", "load", *_names(fields), "seeds", "seconds an edit",
+    fields, note = setting_fields(results.arms)
+    arms = results.arms
+    rows = [(*place(arm, arms, fields), *costs_of(results, arm)) for arm in arms]
+    columns = (*place_columns(fields), "seconds an edit",
                "‖W − W₀‖ / ‖W₀‖, %", "residual written, %", "peak memory, GiB")  # fmt: skip
     return Table("Costs", note, columns, tuple(rows))
 
 
-def _cost(results: Results, arm: Arm) -> tuple[str, ...]:
+def costs_of(results: Results, arm: Arm) -> tuple[str, ...]:
+    """The four numbers of an arm's costs."""
     steps = results.study.steps(arm.runs[0].cell)
     seconds = curves.seconds_per_edit(results, arm)
     moved = curves.moved(steps[-1]) if steps else None
@@ -204,16 +242,41 @@ def tuned(study: Study) -> Table:
 
 
 def missing(study: Study) -> Table:
-    """Points that were refused, with the reason, and points that are not done yet."""
+    """Points that were refused, with the reason, and points that are not done yet; alike in one."""
+    groups: dict[tuple[str, ...], list[Point]] = defaultdict(list)
+    for p in study.points:
+        if p.refused or not study.is_done(p.cell):
+            why = p.refused or ("waits for its ridge" if p.cell is None else "not done yet")
+            groups[p.block, p.method.upper(), p.schedule, why].append(p)
     rows = [
-        (p.block, p.model, p.method.upper(), p.schedule, f"{p.batch_size:,}", f"{p.n:,}",
-         "+".join(map(str, p.layers)), str(p.seed),
-         p.refused or ("waits for its ridge" if p.cell is None else "not done yet"))
-        for p in study.points
-        if p.refused or not study.is_done(p.cell)
+        (block, method, schedule, _list(p.batch_size for p in points), _list(p.n for p in points),
+         _layers(points), _list(p.seed for p in points), f"{len(points):,}", why)
+        for (block, method, schedule, why), points in groups.items()
     ]  # fmt: skip
-    columns = ("block", "model", "method", "schedule", "batch", "N", "layer", "seed", "why")
+    columns = ("block", "method", "schedule", "batch", "N", "layer", "seed", "points", "why")
     return Table("Points without scores", "", columns, tuple(rows))
+
+
+def _layers(points: Sequence[Point]) -> str:
+    alone = all(len(p.layers) == 1 for p in points)
+    if alone:
+        return _list(p.layers[0] for p in points)
+    return ", ".join(dict.fromkeys("+".join(map(str, p.layers)) for p in points))
+
+
+def _list(numbers: Iterable[int]) -> str:
+    """Distinct numbers in order, runs of three or more as a range: 1, 4, 7–29."""
+    runs: list[list[int]] = []
+    for value in sorted(set(numbers)):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    said = [
+        f"{run[0]:,}–{run[-1]:,}" if len(run) > 2 else ", ".join(f"{v:,}" for v in run)
+        for run in runs
+    ]
+    return ", ".join(said)
 
 
 def frame(study: Study) -> "pl.DataFrame":

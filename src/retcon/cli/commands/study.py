@@ -2,9 +2,10 @@
 
 import json as json_library
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from retcon.cli.console import bars, err, out, quiet_libraries, table, write_json
 from retcon.cli.options import Json
@@ -139,19 +140,30 @@ def status(folder: Folder, json: Json = None) -> None:
 @app.command()
 def report(folder: Folder) -> None:
     """Write the report of what is done, and show its tables. Needs no torch."""
-    from retcon.report import page, tables
+    from retcon.report import page
+    from retcon.report.headline import headline
+    from retcon.report.terminal import brief
     from retcon.study.reading import read_study
 
-    study = read_study(folder)
     with bars() as progress:
-        progress("writing the report", 0, 1)
-        made: Any = page.write_report(folder)
-        summary = tables.summary(study)
-        progress("writing the report", 1, 1)
-    for one in summary:
-        if one.rows:
-            out.print(table(one.title, one.columns, one.rows))
-    out.print(f"Wrote [bold]{made.html}[/].", soft_wrap=True)
+        progress("reading the rows", 0, 1)
+        made = page.make_report(read_study(folder))
+        progress("reading the rows", 1, 1)
+    for one in brief(made.results, made.findings):
+        out.print(table(one.title, one.columns, one.rows))
+    said = headline(made.findings)
+    if said.answers:
+        out.print("[bold]Is a bigger batch better here?[/]")
+    for line in (*said.answers, *said.tallies):
+        out.print(line, markup=False)
+    with bars() as progress:
+        progress("drawing the page", 0, 1)
+        written = page.write(made)
+        progress("drawing the page", 1, 1)
+    out.print(
+        f"Wrote [bold]{escape(str(written.html))}[/], and {escape(str(written.rows.parent))}/ "
+        "with charts, tables and rows.", soft_wrap=True,
+    )  # fmt: skip
 
 
 @app.command()

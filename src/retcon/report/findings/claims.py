@@ -19,6 +19,9 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive", "no data"]
 # The smallest effect of interest, in points of a score.
 MARGIN = 1.0
 
+# Sums of equal numbers in another order: no difference, though not exactly 0.
+_ROUNDING = 1e-9
+
 
 class Claim(NamedTuple):
     """One number that a claim stands or falls with. verdict None: measured, and not judged.
@@ -117,6 +120,11 @@ def not_worse(effect: Estimate) -> Verdict:
     return "not reproduced" if effect.high < 0 else "inconclusive"
 
 
+def so_far(verdict: Verdict, waiting: int) -> Verdict:
+    """The best of those that are done need not be the best of all: not yet reproduced."""
+    return "inconclusive" if waiting and verdict == "reproduced" else verdict
+
+
 def _within(low: float, high: float) -> bool:
     return low >= -MARGIN and high <= MARGIN
 
@@ -128,7 +136,9 @@ def measured(statistic: Statistic, arms: Sequence[Arm], comparisons: int = 1) ->
     would: the interval is then the rule of three, ± 3/n (Hanley & Lippman-Hand 1983, JAMA 249(13)).
     """
     found = statistic.estimate(comparisons=comparisons)
-    if found.low != found.high or found.mean is None or len({arm.cells for arm in arms}) < 2:
+    if found.low is None or found.high is None or found.mean is None:
+        return found
+    if found.high - found.low > _ROUNDING or len({arm.cells for arm in arms}) < 2:
         return found
     margin = 300 / found.cases
     return found._replace(low=found.mean - margin, high=found.mean + margin)

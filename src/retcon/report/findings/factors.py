@@ -78,7 +78,13 @@ def what_batch_size_is(results: Results) -> Finding:
             "final scores of carried edits in two batch sizes, with one of these turned: "
             + ", ".join(FACTORS.values())
         )
-    return replace(found, effect=_verdict_text(claims), claims=tuple(claims))
+    found = replace(found, effect=_verdict_text(claims), claims=tuple(claims))
+    if any(claim.primary for claim in claims):
+        return found
+    return found.needs(
+        "final scores of carried edits with past keys kept, targets frozen and one λ, in two "
+        "batch sizes or more; factors that were turned elsewhere are below"
+    )
 
 
 def _is_still(setting: Setting) -> bool:

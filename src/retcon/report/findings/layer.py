@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from retcon.report.arms import Arm, Results
-from retcon.report.findings.claims import Claim, Finding, contrast, make, not_worse, points, share
+from retcon.report.findings.claims import (
+    Claim,
+    Finding,
+    contrast,
+    make,
+    not_worse,
+    points,
+    share,
+    so_far,
+)
 from retcon.report.layers import WHEN, Recommendation, best_of, sweeps
 
 # Of Llama-3-8B's 32 blocks, counted from 0.
@@ -34,6 +43,9 @@ def best_layer(results: Results) -> Finding:
         "same facts, so its S is a little flattered."
     )
     missing = None if claims else "Layer 1 is not among the layers of this study."
+    waiting = max(results.waiting(next(iter(s.values())).setting, "layers") for s, _ in known)
+    if claims and waiting:
+        missing = f"{waiting} layers are not done yet; until then it can only be refuted."
     return replace(
         found, effect=text, explanation=explanation, claims=tuple(claims), missing=missing
     )
@@ -53,7 +65,8 @@ def _claims(
     if effect is None:
         return []
     text = f"{_who(best)}: layer 1 − layer {_name(rival.setting.layers)}, the best of the others"
-    return [make(text, WHEN, "S", effect, not_worse(effect), [one, rival], primary=True)]
+    verdict = so_far(not_worse(effect), results.waiting(one.setting, "layers"))
+    return [make(text, WHEN, "S", effect, verdict, [one, rival], primary=True)]
 
 
 def _sentence(best: Recommendation) -> str:

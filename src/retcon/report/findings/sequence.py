@@ -17,6 +17,7 @@ from retcon.report.findings.claims import (
     not_worse,
     points,
     share,
+    so_far,
     towards,
 )
 
@@ -145,7 +146,8 @@ def _best(results: Results, curve: Curve, when: str, name: str, *, primary: bool
         return []
     text = f"{name}: S of batches of {size:,} − batches of {rival:,}, the best of the others"
     arms = [curve[size], curve[rival]]
-    return [make(text, when, "S", effect, not_worse(effect), arms, primary=primary)]
+    verdict = so_far(not_worse(effect), results.waiting(curve[min(curve)].setting, "batch_size"))
+    return [make(text, when, "S", effect, verdict, arms, primary=primary)]
 
 
 def _ranking(results: Results, curve: Curve, when: str, name: str) -> str:

@@ -135,7 +135,7 @@ def switched(findings: Sequence[Finding]) -> Chart | None:
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 208, "height": 200, "layer": layer},
+        "spec": {"width": 204, "height": 200, "layer": layer},
         "resolve": {"scale": {"y": "independent"}},
     }
     return titled(
@@ -191,7 +191,7 @@ def norms(results: Results) -> Chart | None:
     enc: Spec = {"x": x, "y": y, "color": size_colour(), "tooltip": told}
     layer: list[Spec] = [
         {"mark": {"type": "line", "strokeWidth": 2}, "encoding": enc},
-        {"mark": {"type": "circle", "size": 14, "opacity": 1}, "encoding": enc},
+        {"mark": {"type": "circle", "size": 26, "opacity": 1}, "encoding": enc},
     ]
     body = {
         "data": {"values": data},
@@ -215,7 +215,8 @@ def tuning(results: Results) -> Chart | None:
         return None
     x: Spec = {"field": "ridge", "type": "quantitative", "title": "ridge λ (log)",
                "scale": {"type": "log"},
-               "axis": {"grid": False, "tickCount": 6, "format": "~s"}}  # fmt: skip
+               "axis": {"grid": False, "values": distinct(r["ridge"] for r in data),
+                        "format": "~s"}}  # fmt: skip
     y: Spec = {"field": "score", "type": "quantitative", "title": "S, %", "scale": {"zero": False}}
     colour = series_colour(data)
     layer: list[Spec] = [

@@ -10,10 +10,12 @@ from retcon.report.plots.style import (
     Spec,
     distinct,
     dodged,
+    loaded,
     log2_axis,
     panels,
     series_colour,
     size_colour,
+    spaced,
     titled,
 )
 
@@ -23,8 +25,10 @@ def layers(results: Results) -> Chart | None:
     data = curves.by_layer(results)
     if not data:
         return None
-    x: Spec = {"field": "layer", "type": "quantitative", "title": "layer",
-               "axis": {"tickMinStep": 1, "grid": False, "format": "d"}}  # fmt: skip
+    swept = distinct(record["layer"] for record in data)
+    x: Spec = {"field": "layer", "type": "quantitative", "title": "layer (0 is the first block)",
+               "scale": {"domain": [swept[0] - 0.5, swept[-1] + 0.5], "nice": False},
+               "axis": {"values": spaced(swept), "grid": False, "format": "d"}}  # fmt: skip
     return titled(
         "layers", "Single edits by layer",
         "Immediate scores in %, one edit at a time on the untouched model. Dashes: NS of the "
@@ -67,7 +71,11 @@ def factors(results: Results) -> Chart | None:
 def _by_size(key: str, title: str, caption: str, data: Sequence[Any]) -> Chart | None:
     if len({record["batch_size"] for record in data}) < 2:
         return None
-    x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
+    axis, label = "batch size (log₂)", {}
+    if key == "batch":  # where the weights hold one batch at a time
+        axis = "batch size B (log₂), load B/d_in"
+        label = {"labelExpr": loaded(data[0]["d_in"], ".1r")}
+    x = log2_axis("place", axis, distinct(r["batch_size"] for r in data), **label)
     body = panels(dodged(data, "batch_size"), x, series_colour(data), seen="batch_size")
     return titled(key, title, caption, body)
 
@@ -78,9 +86,8 @@ def number(results: Results, when: str) -> Chart | None:
     if len({record["n"] for record in data}) < 2:
         return None
     width = data[0]["d_in"]
-    label = f"[format(datum.value, ','), format(datum.value / {width}, '.2f')]"
     x = log2_axis("n", "facts N (log₂) and load N/d_in",
-                  distinct(r["n"] for r in data), labelExpr=label)  # fmt: skip
+                  distinct(r["n"] for r in data), labelExpr=loaded(width))  # fmt: skip
     return titled(
         f"number-{when}", f"More facts, {when} scores by batch size",
         f"{when.capitalize()} scores in % of runs of N facts. d_in = {width:,}.",

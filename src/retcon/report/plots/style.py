@@ -67,12 +67,17 @@ def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> 
     return {
         "field": field, "type": "quantitative", "title": title,
         "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
-        "axis": {"values": _spaced(values), "grid": False, "labelFlush": False,
+        "axis": {"values": spaced(values), "grid": False, "labelFlush": False,
                  "labelOverlap": "greedy", **axis},
     }  # fmt: skip
 
 
-def _spaced(values: Sequence[int], most: int = 7) -> list[int]:
+def loaded(d_in: int, load: str = ".2f") -> str:
+    """Labels of two lines: how many facts, and how full they make the matrix."""
+    return f"[format(datum.value, ','), format(datum.value / {d_in}, '{load}')]"
+
+
+def spaced(values: Sequence[int], most: int = 8) -> list[int]:
     """At most so many labels, the last among them."""
     every = -(-len(values) // most)
     return list(reversed(list(reversed(values))[::every]))
@@ -85,6 +90,34 @@ def dodged(data: Sequence[Any], field: str) -> list[Any]:
     return [
         {**record, "place": record[field] * 2 ** (step * (names.index(record["series"]) - middle))}
         for record in data
+    ]
+
+
+def ranged(data: Sequence[Any], least: float = 4.0) -> list[Any]:
+    """The data with the ends of its panel's axis: scores that are all alike still span something.
+
+    Ends are those of the intervals, `least` points apart or more, and never above 100.
+    """
+    ends: dict[str, tuple[float, float]] = {}
+    for record in data:
+        known = [v for f in ("score", "low", "high") if (v := record[f]) is not None]
+        low, high = ends.get(record["metric"], (100.0, 0.0))
+        ends[record["metric"]] = min(low, *known), max(high, *known)
+    for metric, (low, high) in ends.items():
+        short = max(0.0, least - (high - low))
+        top = min(100.0, high + short / 2)
+        ends[metric] = max(0.0, min(low, top - least)), top
+    return [{**r, "bottom": ends[r["metric"]][0], "top": ends[r["metric"]][1]} for r in data]
+
+
+def _room(x: Spec) -> list[Spec]:
+    """Marks that cannot be seen and hold a panel's axis open."""
+    return [
+        {
+            "mark": {"type": "point", "opacity": 0, "tooltip": False},
+            "encoding": {"x": x, "y": {"field": end, "type": "quantitative"}},
+        }
+        for end in ("bottom", "top")
     ]
 
 
@@ -166,11 +199,11 @@ def panels(
     if all(record["untouched"] is None for record in data):
         layers = layers[1:]
     return {
-        "data": {"values": list(data)},
+        "data": {"values": ranged(data)},
         "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 208, "height": 200, "layer": layers},
+        "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
         "resolve": {"scale": {"y": "independent"}},
     }
