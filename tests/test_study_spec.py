@@ -36,7 +36,7 @@ def spec(*blocks: str, more: str = ""):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(write_model_and_facts(tmp_path))
+    monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 

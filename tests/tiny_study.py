@@ -13,14 +13,15 @@ WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "
 FAST = {"steps": 3, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 
 
-def write_model_and_facts(folder: Path) -> Path:
+def write_model_and_facts(folder: Path, *, paraphrased: bool = False) -> Path:
     """The folder, with `model` and `facts.jsonl` in it."""
     model = pico()
     model.model.save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     facts = [
         {"prompt": f"The mother tongue of {{{a} {b}}} is", "target": WORDS[i], "id": f"{a}{b}",
-         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a}
+         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a,
+         "paraphrases": [f"{a} {b} was born in"] * paraphrased}
         for i, a in enumerate(("Marie", "Danielle", "Rome"))
         for j, b in enumerate(("Curie", "Paris"))
     ]  # fmt: skip
