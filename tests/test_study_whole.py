@@ -18,7 +18,7 @@ from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
-from tiny_study import FAST, write_model_and_facts
+from tiny_study import FAST, process, write_model_and_facts
 
 TEXT = f"""retcon_study: 1
 name: tiny

@@ -49,7 +49,7 @@ class TuningSpec(_Strict):
     """How a ridge that is `tuned` is chosen.
 
     For each batch size and layer by the S of batches on the untouched model, on facts from the end
-    of the seeded order, none of which is scored elsewhere. n: so many. score: so many of them are
+    of the seeded order, none of which is scored with that seed. n: so many. score: so many of them are
     scored (0: all).
     """
 
@@ -111,7 +111,7 @@ class Entry(Frozen):
 
 
 class Spec(_Strict):
-    """A study. Paths in it are relative to the folder of its file."""
+    """A study. Facts are looked for beside its file too, a model's folder in the working one."""
 
     retcon_study: int
     name: str
