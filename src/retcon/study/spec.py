@@ -49,8 +49,8 @@ class TuningSpec(_Strict):
     """How a ridge that is `tuned` is chosen.
 
     For each batch size and layer by the S of batches on the untouched model, on facts from the end
-    of the seeded order, none of which is scored with that seed. n: so many. score: so many of them are
-    scored (0: all).
+    of the seeded order, none of which is scored with that seed. n: so many. score: so many of them
+    are scored (0: all).
     """
 
     ridges: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
