@@ -78,6 +78,14 @@ def test_a_small_threshold_is_each_batch_and_a_large_one_never(entries):
     assert not any(step.refreshed for step in steps[1:]) and torch.equal(never[1], large[1])
 
 
+def test_facts_that_the_model_knows_are_no_reason_to_make_targets_anew(entries):
+    """Their δ is 0: there is no unit of drift, and rounding for a residual."""
+    steps, _ = fold("sequential-batch:2", "stale:0.1", stop_below=1e6)
+    assert not any(step.features.targets.delta.any() for step in steps)
+    assert [step.staleness for step in steps] == [None, 0, 0]
+    assert all(step.update.reached.isfinite().all() for step in steps)
+
+
 def test_drift_is_what_the_outputs_have_moved(entries):
     model = pico(dtype=torch.float64)
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})

@@ -6,13 +6,17 @@ import signal
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import psutil
 import pytest
 
+from retcon.errors import StorageError
 from retcon.study.local import run_here
+from retcon.study.runner import run_study
+from retcon.study.spec import parse_spec
 from retcon.study.worker import Worker
-from tiny_study import task, write_model_and_facts
+from tiny_study import FAST, task, write_model_and_facts
 
 ray = pytest.importorskip("ray")
 
@@ -63,6 +67,46 @@ def test_rows_are_the_same_whoever_ran_them(cluster, folder):
     for one, other in zip(here, there, strict=True):
         assert done(one)["weights"] == done(other)["weights"]
         assert done(one)["files"]["rows.parquet"] == done(other)["files"]["rows.parquet"]
+
+
+STUDY = f"""retcon_study: 1
+name: tiny
+threads: 1
+model: ./model
+data: {{cases: facts.jsonl, unique_subjects: true}}
+tuning: {{ridges: [3, 30], n: 2}}
+defaults: {{method: memit, layer: 1, n: 4, settings: {json.dumps(FAST)}}}
+blocks:
+  - {{name: batch, schedule: batch, batch_size: 2, settings: {{ridge: tuned}}}}
+  - {{name: carried, schedule: sequential, settings: {{accumulate: [true, false]}}}}
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_study_is_the_same_on_two_nodes(cluster, tmp_path, monkeypatch, entries):
+    """Folders are relative here, and a worker's own folder is another."""
+    monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
+    spec = parse_spec(STUDY, Path("s.yaml"))
+    here, there = run_study(spec, Path("here")), run_study(spec, Path("there"), executor="ray")
+    assert here == there and here.done == here.cells and not here.failed
+    for path in Path("here").glob("cells/*/done.json"):
+        other = json.loads((Path("there") / path.relative_to("here")).read_text(encoding="utf-8"))
+        one = json.loads(path.read_text(encoding="utf-8"))
+        assert one["weights"] == other["weights"]
+        assert one["files"]["rows.parquet"] == other["files"]["rows.parquet"]
+    assert Path("here/tuned.json").read_bytes() == Path("there/tuned.json").read_bytes()
+    assert Path("here/study.json").read_bytes() == Path("there/study.json").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_worker_cannot_write_is_told_in_one_line(cluster, folder):
+    from retcon.study.ray_runner import run_on_ray
+
+    (folder / "file").touch()
+    one = task(folder, "file/cell")
+    with pytest.raises(StorageError) as caught:
+        list(run_on_ray([one], threads=1, device="cpu", workers=1, deadline=None))
+    assert "could not be written" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore")

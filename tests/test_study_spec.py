@@ -36,7 +36,7 @@ def spec(*blocks: str, more: str = ""):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(write_model_and_facts(tmp_path))
+    monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
@@ -66,6 +66,11 @@ def test_lists_span_the_grid_in_a_stable_order():
     assert {(e.n, e.batch_size) for e in entries} == {(3, 2), (3, 3), (4, 2), (4, 4)}
     assert all(e.settings["steps"] == 3 for e in entries)  # of defaults
     assert all(e.when == ("pre", "immediate") for e in entries)  # nothing is carried
+
+
+def test_a_size_that_is_listed_twice_is_one_place():
+    entries = spec("schedule: batch, batch_size: [2, n], n: [2, 4]").entries
+    assert [(e.n, e.batch_size) for e in entries] == [(2, 2), (4, 2), (4, 4)]
 
 
 def test_layers_are_one_set_and_lists_of_them_span():
@@ -101,6 +106,19 @@ BAD_FILES = [
     (text(BATCH).replace("retcon_study: 1", "retcon_study: 2"), "Update Retcon"),
     (text(BATCH).replace("retcon_study: 1\n", ""), "must begin with"),
     ("retcon_study: 1\nname: [\n", "line 3"),
+    (text("schedule: single, n: 0"), "blocks.0.n: 0 is not a whole number, 1 or more"),
+    (text("schedule: batch, batch_size: [2, 0], n: 4"), r"batch_size: \[2, 0\] is not"),
+    (text("schedule: single, n: []"), "n is an empty list"),
+    (text("schedule: single, n: 4, layers: []"), "layers is an empty list"),
+    (text("schedule: single, n: 4, settings: {ridge: []}"), "settings.ridge is an empty list"),
+    (text("schedule: single, n: 4, seed: [1, 1]"), "seed has 1 twice"),
+    (text("schedule: single, n: 4, when: [final]"), "no final scores with the schedule single"),
+    (text("schedule: single, n: 4, when: [pre, retention, final]"), "no retention scores"),
+    (text("schedule: sequential, n: 4, when: [retention]"), "Add final to when"),
+    (text(BATCH, more="tuning: {ridges: [-1], n: 2}\n"), "numbers, 0 or more"),
+    (text(BATCH, BATCH).replace("name: b1", "name: b0"), "two blocks have the name 'b0'"),
+    (text(BATCH).replace("name: tiny", "name: tiny\ntext: x"), "unknown key text"),
+    (HEAD, "the file lacks the key blocks"),
     ("", "no study file"),
 ]
 
@@ -148,6 +166,15 @@ def test_tuning_facts_are_scored_nowhere_else_and_need_their_room(folder):
     assert [cell.settings["ridge"] for cell in made.cells] == [1, 1000]
     with pytest.raises(InvalidStudy, match="2 are kept for tuning"):
         plan(spec("schedule: single, n: 5, settings: {ridge: tuned}", more=tuning))
+
+
+def test_facts_without_s_tune_nothing(folder):
+    facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
+    lines = [json.dumps(fact | {"paraphrases": []}) for fact in facts]
+    (folder / "facts.jsonl").write_text("\n".join(lines))
+    tuning = "tuning: {ridges: [1, 1e3], n: 2}\n"
+    with pytest.raises(InvalidStudy, match="A ridge is tuned by S"):
+        plan(spec("schedule: single, n: 2, settings: {ridge: tuned}", more=tuning))
 
 
 def test_subsets_are_nested_and_orders_permute_them(folder):

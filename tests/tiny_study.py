@@ -1,26 +1,32 @@
 """A model of three blocks, six facts, and cells about them: the smallest study there is."""
 
 import json
+import multiprocessing
+import os
+import sys
 from pathlib import Path
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
 from retcon.methods.registry import find_method
 from retcon.study.cells import Cell, differing
+from retcon.study.runner import run_study
+from retcon.study.spec import parse_spec
 from retcon.study.worker import Task, Worker
 
 WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "Madrid"]
 FAST = {"steps": 3, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 
 
-def write_model_and_facts(folder: Path) -> Path:
+def write_model_and_facts(folder: Path, *, paraphrased: bool = False) -> Path:
     """The folder, with `model` and `facts.jsonl` in it."""
     model = pico()
     model.model.save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     facts = [
         {"prompt": f"The mother tongue of {{{a} {b}}} is", "target": WORDS[i], "id": f"{a}{b}",
-         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a}
+         "target_old": WORDS[j], "neighbours": [f"{a} is"], "relation": a,
+         "paraphrases": [f"{a} {b} was born in"] * paraphrased}
         for i, a in enumerate(("Marie", "Danielle", "Rome"))
         for j, b in enumerate(("Curie", "Paris"))
     ]  # fmt: skip
@@ -43,6 +49,23 @@ def task(folder: Path, name: str = "cell", **changes) -> Task:
     editor = json.loads(json.dumps(differing(find_method(method).build((1,), settings))))
     cell = Cell(**{"editor": editor, **values})
     return Task(cell, cases, tuple(c.edit.id for c in cases), folder / name)
+
+
+def process(folder: Path, text: str, into: str):
+    """A fresh process that runs a study. Not a fork of this one, whose threads it would miss."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_study"])
+    made = context.Process(target=_run, args=(folder, text, into, dict(os.environ)))
+    made.start()
+    return made
+
+
+def _run(folder: Path, text: str, into: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.environ.pop("RETCON_CACHE_LIMIT", None)
+    os.chdir(folder)
+    outcome = run_study(parse_spec(text, Path("s.yaml")), Path(into))
+    sys.exit(bool(outcome.failed))
 
 
 def finish(task: Task) -> dict[str, object]:

@@ -19,6 +19,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+class Interrupted(Exception):
+    """Ctrl-C, with what has become of the work."""
+
+
 def fail(message: str) -> None:
     """Say what went wrong, on the error stream."""
     err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)

@@ -21,7 +21,7 @@ from retcon.cli.commands import (
     study,
     sweep,
 )
-from retcon.cli.console import fail
+from retcon.cli.console import Interrupted, fail
 from retcon.errors import RetconError
 
 INTERRUPTED = 130
@@ -71,6 +71,9 @@ def run() -> None:
     except RetconError as error:
         fail(str(error))
         sys.exit(2)
+    except Interrupted as stop:
+        fail(str(stop))
+        sys.exit(INTERRUPTED)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             fail("Interrupted. The model and all files are as before.")

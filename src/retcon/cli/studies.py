@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from retcon.cli.console import out, table
 from retcon.cli.plan import duration, gibibytes
 
@@ -36,7 +38,10 @@ def print_refusals(refused: Sequence[tuple[str, str]]) -> None:
     """Each reason once, with how many places it is of."""
     for block, why in dict.fromkeys(refused):
         number = refused.count((block, why))
-        out.print(f"[yellow]refused[/] {block}, {number} of its places: {why}", soft_wrap=True)
+        out.print(
+            f"[yellow]refused[/] {escape(f'{block}, {number} of its places: {why}')}",
+            soft_wrap=True,
+        )
 
 
 def print_costs(costs: "list[Estimate]", rate: float) -> None:
@@ -62,9 +67,9 @@ def print_costs(costs: "list[Estimate]", rate: float) -> None:
 def print_outcome(outcome: "Outcome", folder: Path) -> None:
     """How a run ended, and what to do next."""
     for note in outcome.notes:
-        out.print(f"[yellow]note[/] {note}", soft_wrap=True, markup=True)
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for cell, why in outcome.failed.items():
-        out.print(f"[red]failed[/] {cell}: {why}", soft_wrap=True)
+        print_failure(cell, why)
     out.print(f"{outcome.done} of {outcome.cells} cells are done.", soft_wrap=True)
     left = outcome.cells - outcome.done - len(outcome.failed) - outcome.busy
     if outcome.busy:
@@ -73,6 +78,11 @@ def print_outcome(outcome: "Outcome", folder: Path) -> None:
         out.print(f"{left} are left: retcon study resume {folder}", soft_wrap=True)
     elif outcome.done:
         out.print(f"Read them: retcon study report {folder}", soft_wrap=True)
+
+
+def print_failure(cell: str, why: str) -> None:
+    """Why a cell could not be run."""
+    out.print(f"[red]failed[/] {cell}: {escape(why)}", soft_wrap=True)
 
 
 def print_status(study: "Study") -> None:
@@ -93,11 +103,9 @@ def print_status(study: "Study") -> None:
     out.print(table(title, columns, rows))
     print_refusals([(p.block, p.refused) for p in study.points if p.refused is not None])
     for cell in sorted(known):
-        failed = study.cell(cell) / "failed.json"
-        if failed.exists():
-            out.print(
-                f"[red]failed[/] {cell}: {failed.read_text(encoding='utf-8')}", soft_wrap=True
-            )
+        why = study.failure(cell)
+        if why is not None:
+            print_failure(cell, why)
 
 
 def _begun(study: "Study", cell: str) -> bool:

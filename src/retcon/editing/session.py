@@ -189,10 +189,15 @@ class _Fold:
         self.shared = _shared_seconds(self.waiting, time.perf_counter() - started)
 
     def _staleness(self) -> float | None:
-        """The 90th percentile of the drift of the facts that wait; None where none does."""
+        """The 90th percentile of the drift of the facts that wait; None where none does.
+
+        Facts whose δ is 0 have no unit to measure it in, and are left out; 0 where all are such.
+        """
         if self.waiting is None or not self.waiting.edits or self.schedule.refresh.stale == 0:
             return None
-        return float(self.editor.drift(self.model, self.waiting).quantile(_STALE_SHARE))
+        drift = self.editor.drift(self.model, self.waiting)
+        drift = drift[~drift.isnan()]
+        return float(drift.quantile(_STALE_SHARE)) if len(drift) else 0.0
 
     def _write(self, update: Update) -> None:
         self.model.write(update.deltas)

@@ -223,7 +223,7 @@ class LocateThenEdit:
         """How far the output at each key has moved since its target was made, in units of ‖δ‖.
 
         ‖(W − W_τ) k‖ / ‖δ‖ at one layer; over several layers, what the last block's output at the
-        subject has moved by.
+        subject has moved by. NaN where δ is 0: the model knew the fact.
         """
         size = features.targets.delta.double().norm(dim=-1)
         if features.outputs is None:
@@ -231,7 +231,7 @@ class LocateThenEdit:
         else:
             valued = self._valued(features.keys, features.bare)
             moved = valued @ model.master(self.layers[0]).double().mT - features.outputs
-        return moved.norm(dim=-1) / size
+        return torch.where(size > 0, moved.norm(dim=-1) / size, torch.nan)
 
     def _key_and_residual(
         self, model: ModelHandle, features: Features, state: State, done: int
@@ -307,9 +307,11 @@ def check_batch(editor: Editor, size: int) -> None:
 
 
 def _reached(delta: LowRankDelta, keys: Float64[Tensor, "edits d_in"]) -> Float64[Tensor, " edits"]:
-    """The share of each residual that a change writes at its key."""
+    """The share of each residual that a change writes at its key; of none, all of it."""
     written = (keys.float() @ delta.right.mT) @ delta.left
-    return (1 - (written - delta.left).norm(dim=-1) / delta.left.norm(dim=-1)).double()
+    size = delta.left.norm(dim=-1)
+    reached = (1 - (written - delta.left).norm(dim=-1) / size).double()
+    return torch.where(size > 0, reached, 1.0)
 
 
 def _only_first(state: State) -> Float64[Tensor, " contexts"]:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retcon.data.corpus import FileCorpus, parse_corpus
 from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch
 from retcon.errors import InvalidStudy, RetconError
@@ -75,6 +76,16 @@ class Plan:
         return tuple(place.point for place in self.places)
 
     @property
+    def corpora(self) -> dict[str, str]:
+        """Of each file that second moments are read from, what names its content."""
+        moments = [cell.editor.get("moments") for cell in self.cells]
+        names = {
+            str(each["corpus"]) for each in moments if isinstance(each, dict) and "corpus" in each
+        }
+        found = {name: parse_corpus(name) for name in sorted(names)}
+        return {name: each.identity for name, each in found.items() if isinstance(each, FileCorpus)}
+
+    @property
     def tunings(self) -> tuple[Tuning, ...]:
         """Every choice of a ridge, once."""
         found = {p.tuning.name: p.tuning for p in self.places if p.tuning is not None}
@@ -115,7 +126,8 @@ def plan(
     seen = fingerprints or {}
     entries = [each for entry in spec.entries for each in _every_layer(entry)]
     models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
-    chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned}
+    asked = None if spec.tuning is None else tuple(spec.tuning.ridges)
+    chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned if t.ridges == asked}
     planner = _Planner(spec, facts, models, chosen, guess)
     return Plan(spec, facts, tuple(models.values()), tuple(planner.place(e) for e in entries))
 
@@ -133,10 +145,7 @@ def _chosen(plan: Plan, tuning: Tuning, study: Study) -> Tuned:
     scores = [summarise(study.scored(cell.id, "immediate"))["S"] for cell in tuning.cells]
     known = [(s, r) for s, r in zip(scores, tuning.ridges, strict=True) if s is not None]
     if len(known) < len(scores):
-        raise InvalidStudy(
-            "A ridge is tuned by S, which needs facts with target_old, paraphrases and neighbours; "
-            f"{plan.data.cases} has some without. Give the ridge as a number."
-        )
+        raise InvalidStudy(_no_score(plan.data.cases))
     tune = plan.spec.tuning
     assert tune is not None
     return Tuned(
@@ -233,12 +242,14 @@ class _Planner:
         tune = self.spec.tuning
         if tune is None:
             raise InvalidStudy("a ridge is `tuned`, and the study has no `tuning`: add its ridges.")
+        count = min(tune.score, tune.n) or tune.n
+        self._check_scored(entry, tune.n, count)
         size = min(entry.batch_size, tune.n)
         rest = {k: v for k, v in entry.settings.items() if k != "ridge"}
         cells = [
             self._cell(
                 entry, {**rest, "ridge": ridge}, str(Schedule(batch_size=size, carry=False)),
-                n=tune.n, score=min(tune.score, tune.n) or tune.n, order=0, split="tail",
+                n=tune.n, score=count, order=0, split="tail",
                 when=("immediate",), generation=False,
             )[0]
             for ridge in tune.ridges
@@ -246,6 +257,21 @@ class _Planner:
         whom = entry.model_dump(mode="json", include=set(_WHOM) - {"settings", "batch_size"})
         whom |= {"layers": list(cells[0].layers), "settings": rest, "batch_size": size}
         return Tuning(whom, tuple(tune.ridges), tuple(cells))
+
+    def _check_scored(self, entry: Entry, n: int, score: int) -> None:
+        """Refuse facts that have no S."""
+        picked = self.facts.pick(n=n, seed=entry.seed, order=0, score=score, split="tail")
+        wanted = set(picked.scored)
+        told = [c for c in picked.cases if c.edit.id in wanted and c.edit.target_old is not None]
+        if not any(c.paraphrases for c in told) or not any(c.neighbours for c in told):
+            raise InvalidStudy(_no_score(self.facts.about.cases))
+
+
+def _no_score(cases: str) -> str:
+    return (
+        f"A ridge is tuned by S, which needs facts with target_old, paraphrases and neighbours; "
+        f"{cases} has none among those for tuning. Give the ridge as a number."
+    )
 
 
 def _refusal(editor: LocateThenEdit, entry: Entry, schedule: Schedule, capacity: int) -> str | None:

@@ -7,9 +7,10 @@ died goes on from its last finished batch, on whichever worker takes it up.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from retcon.errors import InvalidSetting
+from retcon.errors import InvalidSetting, RetconError
 from retcon.study.worker import Ended, Task, Worker
 
 # Deaths of a worker, or of the node under it, after which a cell is given up.
@@ -48,8 +49,12 @@ def run_on_ray(
         max_task_retries=_RETRIES,
         runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}},
     )(Worker)
-    idle = [made.remote(threads, device) for _ in range(places)]
-    yield from _share_out(ray, list(tasks), idle, deadline)
+    everyone: list[Any] = [made.remote(threads, device) for _ in range(places)]
+    try:
+        yield from _share_out(ray, list(map(_whole_path, tasks)), list(everyone), deadline)
+    finally:
+        for worker in everyone:
+            ray.kill(worker)
 
 
 def _share_out(
@@ -72,8 +77,18 @@ def _share_out(
         except ray.exceptions.RayActorError as error:
             said = f"its worker died {_RETRIES + 1} times ({type(error).__name__})"
             yield Ended(task.cell.id, "failed", (said,))
-    for worker in idle:
-        ray.kill(worker)
+        except ray.exceptions.RayTaskError as error:
+            # As it was raised, not with the worker's traceback for a message.
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, RetconError) else error) from None
+
+
+def _whole_path(task: Task) -> Task:
+    """The task with whole paths, since a worker's own folder is another than this process's."""
+    cell = task.cell
+    if Path(cell.name).is_dir():
+        cell = cell.model_copy(update={"name": str(Path(cell.name).absolute())})
+    return task._replace(cell=cell, folder=task.folder.absolute())
 
 
 def _room(resources: Mapping[str, float], threads: int, device: str) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.errors import DamagedCell, InvalidStudy
 from retcon.evaluation.rows import Row
@@ -74,6 +74,9 @@ class Record(Frozen):
     models: tuple[Model, ...]
     data: Data
     points: tuple[Point, ...]
+    device: str = "cpu"
+    # Of each text that second moments are read from, what names its content.
+    corpora: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,21 @@ class Study:
 
     @cached_property
     def tuned(self) -> tuple[Tuned, ...]:
-        """The ridges that were chosen, in the order in which they were."""
+        """The ridges that were chosen, in the order in which they were.
+
+        Raises:
+            InvalidStudy: the file is damaged.
+        """
         path = self.folder / "tuned.json"
         if not path.exists():
             return ()
-        return TypeAdapter(tuple[Tuned, ...]).validate_json(path.read_text(encoding="utf-8"))
+        try:
+            return TypeAdapter(tuple[Tuned, ...]).validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidStudy(
+                f"{path} is damaged. Resume the study: ridges are chosen again from the cells that "
+                f"are done."
+            ) from error
 
     def cell(self, identity: str) -> Path:
         """The folder of a cell."""
@@ -103,6 +116,16 @@ class Study:
     def is_done(self, identity: str | None) -> bool:
         """Whether a cell has been finished."""
         return identity is not None and (self.cell(identity) / DONE).exists()
+
+    def failure(self, identity: str) -> str | None:
+        """Why a cell could not be run when it was last tried; None where it was not, or is done."""
+        path = self.cell(identity) / "failed.json"
+        if self.is_done(identity) or not path.exists():
+            return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{path} cannot be read."
 
     def finished(self) -> Iterator[Point]:
         """The points whose cells are done."""
@@ -156,32 +179,45 @@ class Study:
         path = self.cell(identity) / "environment.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def damaged(self) -> dict[str, str]:
-        """Finished cells whose files are not those that were written, each with the reason."""
-        found: dict[str, str] = {}
-        for identity in sorted({p.cell for p in self.finished() if p.cell is not None}):
-            try:
-                for name in json.loads((self.cell(identity) / DONE).read_text())["files"]:
-                    self._whole(identity, name)
-            except (DamagedCell, ValueError, KeyError) as error:
-                found[identity] = str(error)
-        return found
-
     def _whole(self, identity: str, name: str) -> Path:
         """A cell's file, after its sha256 was checked."""
-        path = self.cell(identity) / name
-        wanted = json.loads((self.cell(identity) / DONE).read_text(encoding="utf-8"))["files"]
-        try:
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
-        if found != wanted.get(name):
-            raise DamagedCell(f"{path} is not the file that was written. {_REMEDY}")
-        return path
+        return _checked(self.cell(identity), name)
 
 
-_REMEDY = "Remove its folder and run the study again: every other cell stays as it is."
+_REMEDY = "Resume the study: it is run again, and every other cell stays as it is."
+
+
+def damage(cell: Path) -> str | None:
+    """Which file of a finished cell is not the one that was written; None where all are."""
+    try:
+        for name in _files(cell):
+            _checked(cell, name)
+    except DamagedCell as error:
+        return str(error).removesuffix(f" {_REMEDY}")
+    return None
+
+
+def _files(cell: Path) -> dict[str, str]:
+    """The files of a finished cell, and their sha256."""
+    path = cell / DONE
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(name): str(digest) for name, digest in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCell(f"{path} cannot be read: {error}. {_REMEDY}") from error
+
+
+def _checked(cell: Path, name: str) -> Path:
+    """A finished cell's file, after its sha256 was checked."""
+    path, wanted = cell / name, _files(cell)
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
+    if found != wanted.get(name):
+        raise DamagedCell(f"{path} is not the file that was written. {_REMEDY}")
+    return path
 
 
 def read_study(folder: Path | str) -> Study:
@@ -208,6 +244,7 @@ def read_study(folder: Path | str) -> Study:
         return Study(Path(folder), Record.model_validate(found))
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise InvalidStudy(
-            f"{path} is damaged ({str(error).splitlines()[0]}). Run the study again with its "
-            f"file: the cells that are done are found again."
+            f"{path} is damaged ({str(error).splitlines()[0]}). Remove it and run the study again "
+            f"with its file, `retcon study run FILE.yaml --out {folder}`: the cells that are done "
+            f"are found again."
         ) from error

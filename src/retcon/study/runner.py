@@ -1,5 +1,6 @@
 """Run a study into a folder: plan it, run what is not done yet, tune, plan again, until all is."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,11 @@ from pydantic import TypeAdapter
 
 from retcon.errors import InvalidSetting, InvalidStudy
 from retcon.progress import Progress, silent
-from retcon.storage import locked, make_folder, write_whole
+from retcon.storage import check_writable, locked, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
 from retcon.study.planning import Plan, choose_ridges, plan
-from retcon.study.reading import FORMAT, Record, Study, Tuned, read_study
+from retcon.study.reading import FORMAT, Record, Study, Tuned, damage, read_study
 from retcon.study.spec import Spec
 from retcon.study.store import CellFolder
 from retcon.study.worker import Ended, Task, Worker
@@ -77,16 +78,23 @@ class _Run:
     deadline: float | None = None
     ended: dict[str, Ended] = field(default_factory=dict, init=False)
     notes: list[str] = field(default_factory=list, init=False)
+    sound: set[str] = field(default_factory=set, init=False)
 
     def check_folder(self) -> None:
         """Refuse another study's folder, and bad plans, before any model is loaded."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InvalidStudy(f"{self.folder} is a file. Name a folder for the study.")
         known = self._known()
         if known is not None and known.record.name != self.spec.name:
             raise InvalidStudy(
                 f"{self.folder} holds the study {known.record.name!r}, and this one is "
                 f"{self.spec.name!r}. Give each study a folder of its own."
             )
-        plan(self.spec, data=self.data)
+        made = plan(self.spec, data=self.data)
+        if known is not None:
+            check_same(known.record, made)
+        self._threads()
+        check_writable(self.folder / "study.json")
 
     def to_the_end(self) -> Outcome:
         """Run what can be run; tuning first, because the cells behind it depend on its outcome."""
@@ -94,10 +102,9 @@ class _Run:
         fingerprints = self._fingerprints(worker)
         while True:
             made = self._planned(fingerprints, worker.threads)
-            folders = {cell.id: CellFolder(self._path(cell)) for cell in made.cells}
             waiting = [
                 cell for cell in made.cells
-                if cell.id not in self.ended and not folders[cell.id].done
+                if cell.id not in self.ended and not CellFolder(self._path(cell)).done
             ]  # fmt: skip
             late = self.deadline is not None and time.monotonic() > self.deadline
             if not waiting or late:
@@ -111,31 +118,56 @@ class _Run:
     def _planned(self, fingerprints: Mapping[Loaded, str], threads: int) -> Plan:
         """The plan as it is now, with the ridges that finished cells have decided; written down."""
         made = plan(self.spec, data=self.data, fingerprints=fingerprints)
-        study = self._record(made, threads)
-        for cell, why in study.damaged().items():
-            aside = CellFolder(study.cell(cell)).set_aside()
-            self.notes.append(f"{why} It was moved to {aside.name} and is run again.")
-        tuned = choose_ridges(made, study)
+        self._mend(made)
+        tuned = choose_ridges(made, Study(self.folder, self._record(made, threads)))
         if tuned:
             made = plan(self.spec, data=self.data, fingerprints=fingerprints, tuned=tuned)
-            text = TypeAdapter(tuple[Tuned, ...]).dump_json(tuned, indent=2).decode()
-            self._write("tuned.json", text)
-            self._record(made, threads)
+            self._mend(made)
+        self._keep(self._record(made, threads), tuned)
         return made
 
-    def _record(self, made: Plan, threads: int) -> Study:
-        """Write what the folder is of, and open it."""
-        record = Record(
+    def _mend(self, made: Plan) -> None:
+        """Move finished cells that are damaged out of the way, so that they are run again."""
+        for cell in made.cells:
+            folder = CellFolder(self._path(cell))
+            if cell.id in self.sound or not folder.done:
+                continue
+            why = damage(folder.path)
+            if why is None:
+                folder.clear_parts()  # of a run that was killed when it was done
+                self.sound.add(cell.id)
+                continue
+            with folder.claimed() as mine:
+                # Another process may have seen it too, and may have run it again by now.
+                if mine and folder.done and damage(folder.path) is not None:
+                    aside = folder.set_aside()
+                    self.ended.pop(cell.id, None)
+                    self.notes.append(f"{why} It was moved to {aside.name} and is run again.")
+
+    def _record(self, made: Plan, threads: int) -> Record:
+        return Record(
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
+            device=self.spec.device, corpora=made.corpora,
         )  # fmt: skip
+
+    def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
+        """Write what the folder is of."""
         make_folder(self.folder)
         with locked(self.folder / ".study.lock"):
+            known = self._known()
+            if known is not None and known.record.threads != record.threads:
+                raise InvalidStudy(
+                    f"Another process has begun {self.folder} with {known.record.threads} threads, "
+                    f"and this one has {record.threads}. Run it again: it takes as many then."
+                )
+            if tuned or (self.folder / "tuned.json").exists():
+                text = TypeAdapter(tuple[Tuned, ...]).dump_json(tuple(tuned), indent=2).decode()
+                self._write("tuned.json", text)
             self._write("study.json", record.model_dump_json(indent=2))
             self._write("study.yaml", self.spec.text)
             # Finished cells are worth committing; what a running one keeps is not.
             self._write(".gitignore", "*.lock\nstep-*\n.*\n!.gitignore\n")
-        return read_study(self.folder)
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
         """Of each model: as the folder has them, or of the model loaded now."""
@@ -162,16 +194,21 @@ class _Run:
     def _outcome(self, made: Plan) -> Outcome:
         states = [(cell.id, self.ended.get(cell.id)) for cell in made.cells]
         failed = {c: e.notes[-1] for c, e in states if e is not None and e.state == "failed"}
-        busy = sum(e is not None and e.state == "busy" for _, e in states)
-        done = sum(CellFolder(self._path(cell)).done for cell in made.cells)
-        return Outcome(done, len(made.cells), busy, failed, tuple(self.notes))
+        finished = {cell.id for cell in made.cells if CellFolder(self._path(cell)).done}
+        busy = sum(e is not None and e.state == "busy" and c not in finished for c, e in states)
+        return Outcome(len(finished), len(made.cells), busy, failed, tuple(self.notes))
 
     def _threads(self) -> int:
         """The number of threads that the study was begun with: bits depend on it."""
-        known = self._known()
-        if known is not None:
-            return known.record.threads
-        return self.spec.threads or torch.get_num_threads()
+        known, asked = self._known(), self.spec.threads
+        begun = _threads_of_cells(self.folder) if known is None else known.record.threads
+        if begun is not None and asked not in (None, begun):
+            raise InvalidStudy(
+                f"{self.folder} was begun with {begun} threads, and the study asks for {asked}: "
+                f"the last bits of a score depend on it. Put `threads: {begun}`, or take another "
+                f"folder."
+            )
+        return begun or asked or torch.get_num_threads()
 
     def _known(self) -> Study | None:
         return read_study(self.folder) if (self.folder / "study.json").exists() else None
@@ -181,3 +218,40 @@ class _Run:
 
     def _write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda work: work.write_text(text, encoding="utf-8"))
+
+
+def check_same(known: Record, made: Plan) -> None:
+    """Refuse to go on on other facts, another corpus or another kind of device.
+
+    Raises:
+        InvalidStudy: something of the same name is another than the folder was begun with.
+    """
+    old, new = known.data, made.data
+    if old.cases == new.cases and old.sha256 != new.sha256 and made.spec.data.sha256 is None:
+        raise InvalidStudy(
+            f"{new.cases} is not the file that this folder was begun with: its sha256 is "
+            f"{new.sha256}, not {old.sha256}. Bring that one (--data), or run the study into "
+            f"another folder."
+        )
+    for name, content in made.corpora.items():
+        if known.corpora.get(name, content) != content:
+            raise InvalidStudy(
+                f"The corpus {name} is not the file that this folder was begun with. Bring that "
+                f"one back, or run the study into another folder."
+            )
+    kinds = [name.partition(":")[0] for name in (known.device, made.spec.device)]
+    if kinds[0] != kinds[1]:
+        raise InvalidStudy(
+            f"This folder was begun on {kinds[0]}, and the study asks for {kinds[1]}: scores "
+            f"differ between them. Put `device: {known.device}`, or take another folder."
+        )
+
+
+def _threads_of_cells(folder: Path) -> int | None:
+    """What finished cells were run with, where the record of the study is lost."""
+    for path in sorted(folder.glob("cells/*/environment.json")):
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["threads"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None

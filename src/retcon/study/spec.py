@@ -4,9 +4,7 @@ Nothing here knows a model or a method: that comes with `planning`. So a file ca
 its schema printed, at once.
 """
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -16,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retcon.errors import InvalidStudy
+from retcon.study.explaining import explain
+from retcon.study.loader import Loader
 from retcon.study.points import Frozen, Regime
 
 # One more whenever files of an earlier version would mean something else.
@@ -49,11 +49,11 @@ class TuningSpec(_Strict):
     """How a ridge that is `tuned` is chosen.
 
     For each batch size and layer by the S of batches on the untouched model, on facts from the end
-    of the seeded order, none of which is scored elsewhere. n: so many. score: so many of them are
-    scored (0: all).
+    of the seeded order, none of which is scored with that seed. n: so many. score: so many of them
+    are scored (0: all).
     """
 
-    ridges: Annotated[list[float], Field(min_length=1)]
+    ridges: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
     n: Positive
     score: Annotated[int, Field(ge=0)] = 0
 
@@ -111,7 +111,7 @@ class Entry(Frozen):
 
 
 class Spec(_Strict):
-    """A study. Paths in it are relative to the folder of its file."""
+    """A study. Facts are looked for beside its file too, a model's folder in the working one."""
 
     retcon_study: int
     name: str
@@ -135,6 +135,12 @@ class Spec(_Strict):
         Raises:
             InvalidStudy: something is missing, or does not go together.
         """
+        names = [block.name for block in self.blocks]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise InvalidStudy(f"two blocks have the name {twice[0]!r}. Give each its own.")
+        if self.tuning is not None:
+            _distinct(self.tuning.ridges, "tuning: ridges")
         return tuple(entry for block in self.blocks for entry in self._entries(block))
 
     def _entries(self, block: Block) -> Iterator[Entry]:
@@ -145,9 +151,26 @@ class Spec(_Strict):
         said["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
         where = f"block {block.name!r}"
         axes = _axes(said, self, where)
+        for name, values in axes.items():
+            _distinct(values, f"{where}: {name}")
+        _check_when(said.get("when", _DEFAULTS["when"]), axes["schedule"], block, where)
+        known: list[Entry] = []  # a batch of n is of some n a size that is listed too
         for values in product(*axes.values()):
             place = dict(zip(axes, values, strict=True))
-            yield _entry(block.name, place, said, where)
+            entry = _entry(block.name, place, said, where)
+            if entry not in known:
+                known.append(entry)
+                yield entry
+
+
+_INTERNAL = ("text", "folder")
+_OWNERS: Mapping[str, tuple[str, ...]] = {
+    "": tuple(set(Spec.model_fields) - set(_INTERNAL)),
+    "data": tuple(DataSpec.model_fields),
+    "tuning": tuple(TuningSpec.model_fields),
+    "defaults": tuple(Axes.model_fields),
+    "blocks": tuple(Block.model_fields),
+}
 
 
 def load_spec(path: Path | str) -> Spec:
@@ -171,7 +194,7 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
         InvalidStudy: as `load_spec`.
     """
     try:
-        said = yaml.load(text, _Loader)
+        said = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -187,9 +210,11 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
             f"Update Retcon, or write the file for this version (`retcon study schema`)."
         )
     try:
+        # What is no key of the file: as no key at all, lest it be overwritten here.
+        said = {f"{k} " if k in _INTERNAL else k: v for k, v in said.items()}
         spec = Spec.model_validate({**said, "text": text, "folder": path.parent})
     except ValidationError as error:
-        raise InvalidStudy(f"{path}: {_explain(error)}") from None
+        raise InvalidStudy(f"{path}: {explain(error, _OWNERS)}") from None
     try:
         _ = spec.entries  # what does not go together is told now
     except InvalidStudy as error:
@@ -197,29 +222,10 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
     return spec
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as its authors expect it: 1e3 is a number, and no key may stand twice in one place."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
 def json_schema() -> dict[str, Any]:
     """The schema of the file, for editors."""
     schema = Spec.model_json_schema()
-    for internal in ("text", "folder"):
+    for internal in _INTERNAL:
         schema["properties"].pop(internal)
     schema["properties"]["retcon_study"] = {"const": VERSION, "title": "Version of the format"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -252,6 +258,36 @@ def _axes(said: dict[str, Any], spec: Spec, where: str) -> dict[str, list[Any]]:
     return axes
 
 
+def _distinct(values: Sequence[Any], where: str) -> None:
+    """Refuse a list that spans nothing, or the same place twice."""
+    if not values:
+        raise InvalidStudy(f"{where} is an empty list. Give a value, or leave it out.")
+    known: list[Any] = []
+    for value in values:
+        if any(
+            value is other or (type(value) is type(other) and value == other) for other in known
+        ):
+            raise InvalidStudy(f"{where} has {value!r} twice. Leave one out.")
+        known.append(value)
+
+
+def _check_when(when: list[When], schedules: list[Regime], block: Block, where: str) -> None:
+    """Refuse times that do not come."""
+    _distinct(when, f"{where}: when")
+    late = [each for each in when if each in ("final", "retention")]
+    single = [each for each in schedules if not each.startswith("sequential")]
+    own = block.when is not None and len(single) == len(schedules)
+    if late and single and (own or len(late) == len(when)):
+        raise InvalidStudy(
+            f"{where}: there are no {late[0]} scores with the schedule {single[0]}, which writes "
+            f"each batch into the untouched model. Take pre and immediate, or a sequential one."
+        )
+    if "retention" in when and "final" not in when:
+        raise InvalidStudy(
+            f"{where}: retention ends where final begins, after the last batch. Add final to when."
+        )
+
+
 def _several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
@@ -261,7 +297,10 @@ def _layers(known: Mapping[str, Any], where: str) -> list[tuple[int, ...] | None
     if "layer" in known and "layers" in known:
         raise InvalidStudy(f"{where}: give either layer or layers, not both.")
     if "layers" in known:
-        sets = known["layers"] if isinstance(known["layers"][0], list) else [known["layers"]]
+        said = known["layers"]
+        sets = said if said and isinstance(said[0], list) else [said]
+        for layers in sets:
+            _distinct(layers, f"{where}: layers")
         return [tuple(layers) for layers in sets]
     if "layer" not in known:
         raise InvalidStudy(f"{where}: give a layer (a number, a list or all), or layers.")
@@ -297,19 +336,3 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
         when=tuple(w for w in when if carried or w in ("pre", "immediate")),
         generation=said.get("generation", False),
     )
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place and, of an unknown key, the nearest known."""
-    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    loc: tuple[int | str, ...] = found["loc"]
-    place = ".".join(str(part) for part in loc)
-    if found["type"] != "extra_forbidden":
-        return f"{place}: {found['msg']}."
-    *outer, last = map(str, loc)
-    inner = {"data": DataSpec, "tuning": TuningSpec, "defaults": Axes, "blocks": Block}
-    owner = inner.get(outer[0], Spec) if outer else Spec
-    known = sorted(set(owner.model_fields) - {"text", "folder"})
-    near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {place}.{hint} Known there: {', '.join(known)}."

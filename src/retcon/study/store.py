@@ -8,9 +8,11 @@ the metric's memory where edits are carried, and the rows and records taken so f
 import hashlib
 import json
 import platform
+import subprocess
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from itertools import count
@@ -175,14 +177,14 @@ class CellFolder:
         return found, None
 
     def finish(
-        self, parts: Sequence[Part], pre: Sequence[Row], before: Sequence[Generation]
+        self, parts: Sequence[Part], pre: Sequence[Row], before: Sequence[Generation], device: str
     ) -> None:
-        """Put the parts together, and mark the cell as done."""
+        """Put the parts together, and mark the cell as done. device: the model was on."""
         rows = pl.concat([_frame(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
         lines = [json.dumps(r._asdict()) for part in parts for r in part.records]
         self._write(STEPS, "\n".join(lines) + "\n")
-        self._write("environment.json", json.dumps(environment(), indent=2))
+        self._write("environment.json", json.dumps({**environment(), "device": device}, indent=2))
         names = [CELL, ROWS, STEPS, "environment.json"]
         end = parts[-1].end
         if end is not None:
@@ -212,7 +214,7 @@ class CellFolder:
     def clear_parts(self) -> None:
         """Remove what a finished cell no longer needs."""
         for path in self.path.glob("step-*.safetensors"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may be about it too
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
@@ -223,6 +225,7 @@ class CellFolder:
 def environment() -> dict[str, object]:
     """What made a cell: versions that can change a number, threads, and the machine's kind."""
     packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
+    commit = _commit()
     return {
         "retcon": version("retcon-llm"),
         "python": platform.python_version(),
@@ -230,7 +233,21 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        **({"commit": commit} if commit else {}),
     }
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the code, where it is run from a checkout; `-dirty` where it was changed."""
+    checkout = Path(__file__).parents[3]
+    if not (checkout / ".git").exists():
+        return None
+    ask = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _frame(rows: Sequence[Row]) -> pl.DataFrame:

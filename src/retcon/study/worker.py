@@ -110,7 +110,7 @@ class Worker:
         except RetconError as error:
             folder.note_failure(str(error))
             return Ended(cell.id, "failed", (*notes, str(error)))
-        folder.finish(parts, pre, before)
+        folder.finish(parts, pre, before, self.device)
         return Ended(cell.id, "done", notes)
 
     def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli.console import bars, err, out, quiet_libraries, table, write_json
+from retcon.cli.console import Interrupted, bars, out, quiet_libraries, table, write_json
 from retcon.cli.options import Json
 from retcon.errors import InvalidStudy
 from retcon.storage import check_writable
@@ -29,9 +29,9 @@ DataFolder = Annotated[
     ),
 ]
 Executor = Annotated[str, typer.Option("--executor", help="local, or ray (extra `ray`).")]
-Workers = Annotated[int, typer.Option("--workers", help="Of Ray; 0: as many as fit.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Of Ray; 0: as many as fit.")]
 Limit = Annotated[
-    float | None, typer.Option("--limit", help="Begin no cell after so many seconds.")
+    float | None, typer.Option("--limit", min=0, help="Begin no cell after so many seconds.")
 ]
 
 
@@ -213,13 +213,15 @@ def run_spec(
                 progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
-        err.print(f"Interrupted. Batches that were finished are kept: retcon study resume {folder}")
-        raise
+        raise Interrupted(
+            f"Interrupted. Batches that were finished are kept: retcon study resume {folder}"
+        ) from None
     print_outcome(outcome, folder)
     if outcome.failed:
-        raise InvalidStudy(
-            f"{len(outcome.failed)} cells could not be run; their reasons are above."
-        )
+        number = len(outcome.failed)
+        what = "1 cell could not be run; its reason is" if number == 1 else (
+            f"{number} cells could not be run; their reasons are")  # fmt: skip
+        raise InvalidStudy(f"{what} above.")
 
 
 def _spans_layers(spec: "Spec") -> bool:

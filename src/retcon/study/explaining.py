@@ -1,0 +1,67 @@
+"""What is wrong with a study file, in words: pydantic's own are about types that nobody wrote."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+_COUNT, _FROM_0 = "a whole number, 1 or more", "a whole number, 0 or more"
+_REGIMES = "single, batch, sequential or sequential-batch"
+# What a key takes, where a list of it spans an axis.
+_AXES: Mapping[str, str] = {
+    "n": _COUNT, "batch_size": f"{_COUNT}, or n", "seed": "a whole number", "order": _FROM_0,
+    "score": _FROM_0, "schedule": _REGIMES, "layer": "the number of a layer, or all",
+    "model": "a name", "dtype": "a name", "method": "a name", "refresh": "a rule as text",
+}  # fmt: skip
+# What other keys take.
+_TAKES: Mapping[str, str] = {
+    "layers": "a list of layers, or a list of such lists",
+    "when": "a list of pre, immediate, final and retention",
+    "settings": "settings by name, as in {ridge: 300}",
+    "generation": "true or false",
+    "unique_subjects": "true or false: whether only one fact of a subject is kept",
+    "ridges": "a list of numbers, 0 or more",
+    "threads": _COUNT,
+    "blocks": "a list of blocks, each with a name and what it spans",
+    "tuning": "ridges, n and score",
+    "data": "cases and unique_subjects",
+}
+
+
+def explain(error: ValidationError, keys: Mapping[str, Sequence[str]]) -> str:
+    """The first thing that is wrong, with its place and, of an unknown key, the nearest known.
+
+    keys: those that are known in each part of the file; "" is its top.
+    """
+    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    loc: tuple[int | str, ...] = found["loc"]
+    if found["type"] == "extra_forbidden":
+        return _unknown(loc, keys)
+    if found["type"] == "missing":
+        owner = ".".join(map(str, loc[:-1])) or "the file"
+        takes = _TAKES.get(str(loc[-1]))
+        return f"{owner} lacks the key {loc[-1]}{f': {takes}' if takes else ''}."
+    return _wrong(loc, found["input"], found["msg"], keys)
+
+
+def _unknown(loc: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> str:
+    *outer, last = (str(part).strip() for part in loc)
+    known = sorted(keys[outer[0] if outer else ""])
+    near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {'.'.join([*outer, last])}.{hint} Known there: {', '.join(known)}."
+
+
+def _wrong(
+    loc: tuple[int | str, ...], given: Any, said: str, keys: Mapping[str, Sequence[str]]
+) -> str:
+    """A value of the wrong kind. Behind the key, `loc` names types that were tried, and places."""
+    every = {key for part in keys.values() for key in part}
+    last = max((i for i, part in enumerate(loc) if part in every), default=len(loc) - 1)
+    place, key = ".".join(map(str, loc[: last + 1])), str(loc[last])
+    if key in _AXES and not isinstance(given, dict):
+        return f"{place}: {given!r} is not {_AXES[key]} (or a list of such)."
+    if key in _TAKES:
+        return f"{place}: {given!r} is not right: it takes {_TAKES[key]}."
+    return f"{place}: {said}, and not {given!r}."

@@ -1,0 +1,240 @@
+"""Whole studies: killed, interrupted, on a full disk, damaged, and run by two at once."""
+
+import errno
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retcon.cli.main import run
+from retcon.errors import InvalidStudy
+from retcon.study import store
+from retcon.study.reading import read_study
+from retcon.study.runner import run_study
+from retcon.study.spec import parse_spec
+from retcon.study.store import CellFolder
+from tiny_study import FAST, process, write_model_and_facts
+
+TEXT = f"""retcon_study: 1
+name: tiny
+threads: 1
+model: ./model
+data: {{cases: facts.jsonl, unique_subjects: true}}
+tuning: {{ridges: [3, 30], n: 2}}
+defaults: {{method: memit, layer: 1, n: 4, settings: {json.dumps(FAST | {"ridge": 5})}}}
+blocks:
+  - {{name: batch, schedule: batch, batch_size: 2, settings: {{ridge: tuned}}}}
+  - name: carried
+    schedule: sequential
+    when: [pre, immediate, final, retention]
+    refresh: [each-batch, never]
+    settings: {{ridge: tuned, accumulate: true}}
+  - {{name: portions, schedule: sequential-batch, batch_size: 2, settings: {{accumulate: false}}}}
+"""
+KILLS = 20
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, entries):
+    monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
+    monkeypatch.setenv("COLUMNS", "160")
+    (tmp_path / "s.yaml").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def retcon(monkeypatch, capsys):
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retcon", *words])
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def start(text: str = TEXT, into: str = "study"):
+    return run_study(parse_spec(text, Path("s.yaml")), Path(into))
+
+
+def kept(into: str = "study") -> dict[str, object]:
+    """What a study comes to: of each cell the rows and weights, and the ridges."""
+    cells = {}
+    for path in sorted(Path(into).glob("cells/*/done.json")):
+        if ".damaged-" in path.parent.name:
+            continue
+        done = json.loads(path.read_text(encoding="utf-8"))
+        examples = done["files"].get("examples.json")
+        cells[path.parent.name] = (done["weights"], done["files"]["rows.parquet"], examples)
+    names = ("tuned.json", "study.json", "study.yaml")
+    return cells | {name: (Path(into) / name).read_text(encoding="utf-8") for name in names}
+
+
+def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
+    start(into="first")  # fills the cache, as every later run finds it
+    assert start(into="whole").done == 8
+    process(folder, TEXT, "first").join()  # starts what new processes are forked from
+    started = time.perf_counter()
+    process(folder, TEXT, "timed").join()
+    longest = time.perf_counter() - started
+    draw, kills = random.Random(0), 0
+    while kills < KILLS:
+        child = process(folder, TEXT, "cut")
+        child.join(draw.uniform(0, 0.7 * longest))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        if len(list(Path("cut").glob("cells/*/done.json"))) == 8:
+            start(into="cut")
+            assert kept("cut") == kept("whole")
+            shutil.rmtree("cut")
+    start(into="cut")
+    assert kept("cut") == kept("whole") and not list(Path("cut").rglob("step-*"))
+
+
+def test_two_processes_on_one_folder_complete_it_together(folder):
+    start(into="whole")
+    children = [process(folder, TEXT, "both") for _ in range(2)]
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0] and kept("both") == kept("whole")
+
+
+def test_busy_is_what_another_process_is_still_at(folder):
+    made = start(into="whole")
+    some = sorted(kept("whole"))[0]
+    with CellFolder(Path("study/cells") / some).claimed():
+        ended = start()
+    assert (ended.busy, ended.done, made.busy) == (1, ended.cells - 1, 0)
+
+
+def test_a_full_disk_stops_the_study_and_it_goes_on_from_there(folder, retcon, monkeypatch):
+    start(into="whole")
+    writes, write = iter(range(100)), store.save_file
+
+    def full(tensors, path, about):
+        if next(writes) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path, about)
+
+    monkeypatch.setattr(store, "save_file", full)
+    code, _, err = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 2 and "No space left on device" in err and "Traceback" not in err
+    monkeypatch.setattr(store, "save_file", write)
+    done = {c: v for c, v in kept_cells("study").items() if kept("whole")[c] == v}
+    assert done and done == kept_cells("study")
+    code, out, _ = retcon("study", "resume", "study", "--data", ".")
+    assert code == 0 and "8 of 8 cells are done" in out
+    assert kept() == kept("whole")
+
+
+def kept_cells(into: str) -> dict[str, object]:
+    (Path(into) / "tuned.json").touch()
+    return {k: v for k, v in kept(into).items() if "." not in k}
+
+
+def test_interrupted_it_says_how_to_go_on_and_nothing_else(folder, retcon, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retcon.study.worker.score_cases", interrupt)
+    code, _, err = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 130 and "retcon study resume study" in err and "as before" not in err
+
+
+def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, retcon):
+    start()
+    before, study = kept(), read_study("study")
+    place = next(p.cell for p in study.points if p.tuned)
+    with (study.cell(str(place)) / "rows.parquet").open("ab") as stream:
+        stream.write(b"x")
+    tuning = study.tuned[0].cells[0]
+    (study.cell(tuning) / "done.json").write_text("{", encoding="utf-8")
+    code, _, err = retcon("study", "export", "study", "-o", "all.parquet")
+    assert code == 2 and "is not the file that was written" in err
+    code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 0 and f"{place}.damaged-1" in out and f"{tuning}.damaged-1" in out
+    assert kept() == before
+
+
+@pytest.mark.parametrize("name", ["study.json", "tuned.json"])
+def test_a_damaged_record_is_told_and_can_be_made_again(folder, retcon, name):
+    start()
+    before = kept()
+    (Path("study") / name).write_text("{", encoding="utf-8")
+    code, _, err = retcon("study", "report", "study")
+    assert code == 2 and f"{name} is damaged" in err and "Traceback" not in err
+    (Path("study") / name).unlink()
+    code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 0 and "8 of 8" in out and kept() == before
+
+
+OTHERS = [
+    ("threads: 1", "threads: 7", "begun with 1 threads"),
+    ("name: tiny", "name: tiny\ndevice: cuda", "begun on cpu"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), OTHERS, ids=[said for *_, said in OTHERS])
+def test_what_changes_bits_is_as_the_folder_was_begun(folder, old, new, said):
+    start()
+    with pytest.raises(InvalidStudy, match=said):
+        start(TEXT.replace(old, new))
+    if "threads" in new:
+        (Path("study") / "study.json").unlink()  # finished cells know it as well
+        with pytest.raises(InvalidStudy, match=said):
+            start(TEXT.replace(old, new))
+
+
+def test_another_file_of_facts_of_the_same_name_is_refused(folder):
+    start()
+    before, lines = kept(), (folder / "facts.jsonl").read_text(encoding="utf-8")
+    (folder / "facts.jsonl").write_text(lines + "\n", encoding="utf-8")
+    with pytest.raises(InvalidStudy, match="not the file that this folder was begun with"):
+        start()
+    assert kept() == before
+
+
+def test_another_corpus_of_the_same_name_is_refused(folder):
+    (folder / "corpus.txt").write_text("The mother tongue of Marie Curie is Polish. " * 90)
+    text = TEXT.replace('"corpus_tokens"', '"corpus": "corpus.txt", "corpus_tokens"')
+    start(text)
+    (folder / "corpus.txt").write_text("Rome is the capital of Danielle Paris. " * 90)
+    with pytest.raises(InvalidStudy, match=r"corpus corpus\.txt is not the file"):
+        start(text)
+
+
+def test_other_weights_of_the_same_name_are_refused_and_done_cells_stay(folder, retcon):
+    from safetensors.torch import load_file, save_file
+
+    start()
+    before = {k: v for k, v in kept().items() if "." not in k}
+    path = folder / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights = {k: v + 0.01 if "down" in k else v for k, v in weights.items()}
+    save_file(weights, path, {"format": "pt"})
+    (folder / "s.yaml").write_text(TEXT.replace("batch_size: 2", "batch_size: [1, 2]"))
+    code, out, err = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 2 and "are not those that this study was begun with" in out + err
+    assert {k: v for k, v in kept().items() if "." not in k} == before
+    code, out, _ = retcon("study", "status", "study")
+    assert code == 0 and "Bring the old ones back" in out and '"error"' not in out
+
+
+def test_a_folder_that_is_a_file_and_numbers_out_of_range_are_refused(folder, retcon, monkeypatch):
+    monkeypatch.setattr("retcon.study.worker.load", None)  # before any model is loaded
+    (folder / "file").touch()
+    code, _, err = retcon("study", "run", "s.yaml", "--out", "file")
+    assert code == 2 and "is a file" in err
+    for wrong in (("--workers", "-1"), ("--limit", "-2"), ("--executor", "slurm")):
+        code, _, err = retcon("study", "run", "s.yaml", "--out", "study", *wrong)
+        assert code == 2 and wrong[0][2:] in err
