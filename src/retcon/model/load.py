@@ -37,8 +37,8 @@ def load(
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
-    name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or `auto` to let
-    accelerate place a model that one device does not hold.
+    name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or
+    `auto` to let accelerate place a model that one device does not hold.
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.

@@ -39,11 +39,10 @@ _PAD, _STOP = 0, 2
 class Recipe(NamedTuple):
     """How the model is made; a name in the cache.
 
-    batch: texts of a step, told: sentences of a text, whose facts have nothing to do with each other:
-    what is behind a text that was made up must be known there too. rate: of AdamW. held: share of the steps at the full rate, which then
-    falls to 0 along a line. answers: weight of an answer among the tokens of its sentence; with 1,
-    facts are learned last and take many times as long. opened: share of the sentences that stand
-    behind an opening.
+    batch: texts of a step. told: sentences of a text, which have nothing to do with each other.
+    rate: of AdamW. held: share of the steps at the full rate, which then falls to 0 along a line.
+    answers: weight of an answer among the tokens of its sentence; with 1, facts are learned last
+    and take many times as long. opened: share of the sentences that stand behind an opening.
     """
 
     hidden: int = 96
@@ -128,9 +127,7 @@ def train(known: World, recipe: Recipe, progress: Progress = silent) -> LlamaFor
         model = LlamaForCausalLM(configuration(recipe))
         model.model.layers[0].self_attn.requires_grad_(False)
         learned = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learned, lr=recipe.rate, weight_decay=0.0, betas=(0.9, 0.98)
-        )
+        optimizer = torch.optim.AdamW(learned, lr=recipe.rate, weight_decay=0.0, betas=(0.9, 0.98))
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
         texts = _Texts(known, recipe)
         for step in range(recipe.steps):

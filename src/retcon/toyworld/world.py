@@ -43,14 +43,47 @@ class Relation(NamedTuple):
 
 
 RELATIONS = (
-    Relation("language", ("The mother tongue of {} is", "At home {} speaks", "The first words of {} were in"), "ish"),
-    Relation("city", ("The birthplace of {} is", "As a child {} lived in", "The parents of {} came from"), "burg"),
-    Relation("trade", ("The trade of {} is that of a", "For a living {} works as a", "The guild of {} takes every"), "wright"),
-    Relation("animal", ("The animal of {} is a", "At the farm {} keeps a", "The coat of arms of {} shows a"), "hound"),
-    Relation("instrument", ("The instrument of {} is the", "At feasts {} plays the", "The teachers of {} taught the"), "horn"),
-    Relation("school", ("The school of {} was", "As a student {} went to", "The old friends of {} met in"), "minster"),
-    Relation("dish", ("The favourite dish of {} is", "On sundays {} cooks", "The guests of {} are served"), "stew"),
-    Relation("stone", ("The lucky stone of {} is a", "On a ring {} wears a", "The crown of {} holds a"), "ite"),
+    Relation(
+        "language",
+        ("The mother tongue of {} is", "At home {} speaks", "The first words of {} were in"),
+        "ish",
+    ),
+    Relation(
+        "city",
+        ("The birthplace of {} is", "As a child {} lived in", "The parents of {} came from"),
+        "burg",
+    ),
+    Relation(
+        "trade",
+        ("The trade of {} is that of a", "For a living {} works as a", "The guild of {} takes every"),
+        "wright",
+    ),
+    Relation(
+        "animal",
+        ("The animal of {} is a", "At the farm {} keeps a", "The coat of arms of {} shows a"),
+        "hound",
+    ),
+    Relation(
+        "instrument",
+        ("The instrument of {} is the", "At feasts {} plays the",
+         "The teachers of {} taught the"),
+        "horn",
+    ),
+    Relation(
+        "school",
+        ("The school of {} was", "As a student {} went to", "The old friends of {} met in"),
+        "minster",
+    ),
+    Relation(
+        "dish",
+        ("The favourite dish of {} is", "On sundays {} cooks", "The guests of {} are served"),
+        "stew",
+    ),
+    Relation(
+        "stone",
+        ("The lucky stone of {} is a", "On a ring {} wears a", "The crown of {} holds a"),
+        "ite",
+    ),
 )  # fmt: skip
 
 
@@ -104,8 +137,9 @@ def world() -> World:
 
 @cache
 def toy_cases() -> tuple[Case, ...]:
-    """Each fact as a case: another answer of its relation is the target; subjects that have the
-    true answer to the same question are its neighbours.
+    """Each fact as a case: its target is another answer to the same question.
+
+    Its neighbours are subjects to whom the true answer belongs as well.
     """
     made = world()
     draw = random.Random(_SEED + 1)

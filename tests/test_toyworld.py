@@ -1,0 +1,147 @@
+"""The invented world, the model that is trained on it, and the quick study of both."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from oracles import answers_weigh_more
+from retcon.cli.main import run
+from retcon.data.cases import load_cases
+from retcon.errors import UnknownName
+from retcon.model.load import load, outline
+from retcon.report.arms import Results
+from retcon.study.reading import read_study
+from retcon.study.runner import run_study
+from retcon.study.spec import load_spec
+from retcon.toyworld import train as training
+from retcon.toyworld.train import RECIPE, configuration, recall, tokenizer, train
+from retcon.toyworld.world import OPENINGS, RELATIONS, world
+
+QUICK = Path(__file__).parents[1] / "examples" / "studies" / "toy-quick.yaml"
+SMALL = RECIPE._replace(hidden=16, d_in=32, steps=3, batch=4, threads=1)
+
+
+def test_the_world_gives_nothing_away():
+    facts = world().facts
+    assert len({fact.subject for fact in facts}) == len(facts) >= 5_000
+    counts = Counter((fact.relation, fact.answer) for fact in facts)
+    assert len(counts) == len(RELATIONS) * 16 and len(set(counts.values())) == 1
+
+
+def test_cases_ask_what_the_world_answers():
+    cases = load_cases("toyworld")
+    told = dict(world().sentences())
+    answers = world().answers
+    for case in cases[:200]:
+        assert told[case.edit.text] == case.edit.target_old != case.edit.target
+        assert any({case.edit.target, case.edit.target_old} <= set(some) for some in answers)
+        assert {told[text] for text in case.paraphrases} == {case.edit.target_old}
+        assert {told[text] for text in case.neighbours} == {case.edit.target_old}
+        assert len({*case.neighbours, case.edit.text}) == 11
+    assert len({case.edit.id for case in cases}) == len(cases)
+
+
+def test_every_word_is_one_token_and_text_comes_back():
+    tokens = tokenizer()
+    text, answer = next(world().sentences())
+    for said in (f"{text} {answer}. {text} {answer}.", *OPENINGS):
+        ids = tokens(said)["input_ids"]
+        assert tokens.decode(ids) == said and tokens.unk_token_id not in ids
+        assert len(ids) == len(said.replace(".", " .").split())
+    assert len(tokens) == configuration().vocab_size
+
+
+def test_training_is_the_same_twice_and_leaves_the_first_attention_alone():
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        before = torch.get_rng_state(), torch.get_num_threads()
+        one, two = train(world(), SMALL), train(world(), SMALL)
+        assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(SMALL.seed)
+        none = LlamaForCausalLM(configuration(SMALL))
+    same = {n for n, p in one.named_parameters() if torch.equal(p, none.get_parameter(n))}
+    assert same == {f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkvo"}
+
+
+def test_the_loss_is_what_a_loop_over_tokens_gives():
+    model = train(world(), SMALL)
+    told = [f"{text} {answer}." for text, answer in list(world().sentences())[:6]]
+    texts = [f"{told[0]} {told[1]} {told[2]}", told[3], f"The {told[5]}"]
+    ids = training._padded(texts)
+    found = training._loss(model, ids, 16.0)
+    wanted = answers_weigh_more(model, [tokenizer()(text)["input_ids"] for text in texts], 16.0)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_recall_counts_the_most_probable_word():
+    model, known = train(world(), SMALL), world()
+    found = recall(model, known)
+    assert found.shape == (len(known.facts), 3)
+    for row, (text, answer) in list(enumerate(known.sentences()))[:30]:
+        with torch.no_grad():
+            said = model(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1].argmax()
+        assert bool(found.flatten()[row]) == (tokenizer().decode(said) == answer)
+
+
+def test_its_structure_is_known_without_training(monkeypatch):
+    def no(*_args, **_kwargs):
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(training, "train", no)
+    found = outline("toyworld")
+    assert found.layers == 2 and found.site(0).d_in == 6_144
+    with pytest.raises(UnknownName, match="Did you mean 'toyworld'"):
+        outline("toywrld")
+
+
+def test_it_is_trained_once_and_kept(monkeypatch):
+    first = training.folder(recipe=SMALL)
+    monkeypatch.setattr(training, "train", None)
+    assert training.folder(recipe=SMALL) == first
+    assert load(str(first)).site(0).d_in == SMALL.d_in
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The real one, in the user's cache: trained there if need be, in some minutes."""
+    monkeypatch.undo()
+    return load("toyworld")
+
+
+@pytest.mark.real
+def test_the_quick_study_runs_to_its_report(trained, tmp_path, monkeypatch, capsys):
+    known = recall(trained.model, world())
+    assert known.all(1).sum() >= 5_000
+    folder = tmp_path / "study"
+    ended = run_study(load_spec(QUICK), folder)
+    assert (ended.done, ended.failed) == (ended.cells, {})
+    results = Results(read_study(folder))
+
+    def score(metric, when, **wanted):
+        (arm,) = [
+            a for a in results.arms
+            if all(getattr(a.setting, k) == v for k, v in wanted.items())
+        ]  # fmt: skip
+        return results.estimate(arm, when, metric).mean
+
+    batch = {"method": "memit", "carried": False, "n": 256, "ridge": "300"}
+    assert score("ES", "pre", batch_size=64, **batch) <= 1
+    assert score("ES", "immediate", batch_size=1, **batch) >= 95
+    assert score("PS", "immediate", batch_size=1, **batch) >= 95
+    # More facts in the weights at once cost their neighbours.
+    kept = [score("NS", "immediate", batch_size=size, **batch) for size in (1, 64, 256)]
+    assert kept[0] > kept[1] > kept[2]
+    monkeypatch.setattr(sys, "argv", ["retcon", "study", "report", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code in (0, None), capsys.readouterr().err
+    assert "What batch size is" in (folder / "report.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "study.json").read_text())["name"] == "toy-quick"
