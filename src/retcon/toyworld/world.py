@@ -55,7 +55,8 @@ RELATIONS = (
     ),
     Relation(
         "trade",
-        ("The trade of {} is that of a", "For a living {} works as a", "The guild of {} takes every"),
+        ("The trade of {} is that of a", "For a living {} works as a",
+         "The guild of {} takes every"),
         "wright",
     ),
     Relation(
