@@ -3,6 +3,7 @@
 import json as json_library
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +26,11 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the patch.")] = Path(
         "demo-patch.safetensors"
     ),
+    study: Annotated[
+        Path, typer.Option("--study", help="The folder of the small study and its report.")
+    ] = Path("demo-study"),
 ) -> None:
-    """Rewrite facts in SmolLM2, save the patch, reload it in a new process, undo it."""
+    """Rewrite facts in SmolLM2, save the patch, reload it, undo it; then a small study of it."""
     from retcon.data.cases import starter_cases, take
 
     cases = take(starter_cases(), facts, seed=0)
@@ -64,6 +68,18 @@ def demo(
     _prove("undone there, its weights are the original ones", found["undone"] == original)
     _prove("and so are the weights here", model.weights_hash() == original)
     out.print(f"sha256 of all weights: {original}")
+    _study(study)
+
+
+def _study(folder: Path) -> None:
+    """Run the small study that comes with the package, and write its report."""
+    from retcon.cli.commands.study import report, run_spec
+    from retcon.study.spec import parse_spec
+
+    text = (files("retcon.cli") / "demo.yaml").read_text(encoding="utf-8")
+    out.print("\nA small study: the same facts in batches of several sizes.")
+    run_spec(parse_spec(text, Path("demo.yaml")), folder)
+    report(folder)
 
 
 def reload(file: Path) -> dict[str, object]:
