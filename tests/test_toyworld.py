@@ -113,7 +113,8 @@ def test_it_is_trained_once_and_kept(monkeypatch):
 def trained(monkeypatch):
     """The real one, in the user's cache: trained there if need be, in some minutes."""
     monkeypatch.undo()
-    return load("toyworld")
+    yield load("toyworld")
+    torch.set_num_threads(1)
 
 
 @pytest.mark.real
