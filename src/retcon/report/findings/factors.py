@@ -100,9 +100,7 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
     """Families in which nothing but batch size moves: all sizes should score alike."""
     found: list[Claim] = []
     still = [c for c in curves if _is_still(_setting(c))]
-    for curve in sorted(
-        still, key=lambda c: (-len(c), -_setting(c).n, _level(_setting(c), "dtype"))
-    ):
+    for curve in sorted(still, key=lambda c: _standing(results, c)):
         setting = _setting(curve)
         for metric in ("S", *SCORES[:3]):
             width = width_of(results, curve, metric)
@@ -119,6 +117,13 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
             )  # fmt: skip
             found.append(claim)
     return found
+
+
+def _standing(results: Results, curve: Mapping[int, Arm]) -> tuple[object, ...]:
+    """What goes first: many sizes, many facts written, many scored, and the finest precision."""
+    cases = len(results.common(curve.values(), WHEN, "ES"))
+    setting = _setting(curve)
+    return -len(curve), -setting.n, -cases, _level(setting, "dtype")
 
 
 def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimate | None:
