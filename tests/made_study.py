@@ -140,7 +140,8 @@ def rows_of(place: Point, chances: Model_) -> pl.DataFrame:
     size = min(place.batch_size, place.n)
     carried = place.schedule.startswith("sequential") or size >= place.n
     when = [w for w in place.when if carried or w not in ("final", "retention")]
-    parts = [_scored(place, w, chances(place, w), s, only)
+    asked = place.score or place.n
+    parts = [_scored(place, w, chances(place, w), s[only < asked], only[only < asked])
              for w in when for s, only in _looks(w, place.n, size)]  # fmt: skip
     return pl.concat(parts).select(Row._fields)
 

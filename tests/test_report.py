@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from made_study import Chances, flat, make_study, paper, point, small_grid
+from made_study import Chances, flat, grid, make_study, paper, point, small_grid
 from oracles import cluster_jackknife
 from retcon.cli.commands.study import app
 from retcon.evaluation.inference import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
@@ -173,6 +173,15 @@ def test_a_factor_alone_leaves_the_claim_open_and_says_what_it_needs(tmp_path):
     found = all_findings(half)[-1]
     assert (found.key, found.verdict) == ("f", "no data")
     assert found.claims and found.missing.startswith("Needs ")
+
+
+def test_of_two_families_held_still_the_one_with_more_scored_facts_decides(tmp_path):
+    held = {"n": 512, "schedule": "sequential-batch", "refresh": "never"}
+    sizes = {"batch_size": [4, 16, 64]}
+    points = [*grid("few", sizes, score=32, **held), *grid("all", sizes, **held)]
+    found = all_findings(read_study(make_study(tmp_path, points, flat)))[-1]
+    (claim,) = (c for c in found.claims if c.primary)
+    assert claim.effect.cases == 512 and found.verdict == "reproduced"
 
 
 def test_the_headline_answers_the_title_question(findings):
