@@ -60,6 +60,9 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "granite": ("granite", {**_LLAMA_LIKE, "residual_multiplier": 0.3}),
 }
 
+# These compute attention in float32 whatever the dtype of the model: how far they may be off.
+INNER_FLOAT32 = {"gemma2": 1e-5, "gptj": 1e-5}
+
 
 @cache
 def tokenizer(*, bos: bool = False, padding_side: str = "right") -> PreTrainedTokenizerFast:

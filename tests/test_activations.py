@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oracles import average_key, optimise_one_target, second_moment
-from pico import FAMILIES, pico
+from pico import FAMILIES, INNER_FLOAT32, pico
 from retcon.activations.contexts import ContextOptions, sample_prefixes
 from retcon.activations.covariance import (
     MomentOptions,
@@ -82,10 +82,6 @@ def test_prefixes_are_seeded_and_leave_the_callers_random_state_alone():
     assert first == sample_prefixes(model, ContextOptions(seed=1))
     assert first != sample_prefixes(model, ContextOptions(seed=2))
     assert first[0] == "" and len(first) == 6 and all("{" not in text for text in first)
-
-
-# These compute attention in float32 whatever the dtype of the model.
-INNER_FLOAT32 = {"gemma2": 1e-5, "gptj": 1e-5}
 
 
 def check_targets(family, dtype, tolerance, *, bos=False, options=None):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -96,11 +97,18 @@ def test_the_interval_of_s_agrees_with_the_jackknife():
     assert s.error == pytest.approx(cluster_jackknife(naive, values, clusters), rel=0.05)
 
 
-def test_s_of_zero_has_no_interval():
+def test_s_of_zero_has_the_slopes_it_has_next_to_zero():
+    parts = drawn()
+    whole = [mean(part) for part in parts]
+
+    def near(value, which):
+        return [replace(m, value=value) if i in which else m for i, m in enumerate(whole)]
+
+    for which in ({0}, {0, 1}, {0, 1, 2}):
+        at, close = harmonic_mean(near(0.0, which)), harmonic_mean(near(1e-7, which))
+        assert at.value == 0 and at.error == pytest.approx(close.error, rel=1e-4)
     zero = mean(CaseMeans({"1": 0.0, "2": 0.0}, {"1": "a", "2": "b"}))
-    s = harmonic_mean([zero, zero, zero])
-    assert (s.value, s.estimate().low) == (0, None)
-    assert combine([(1.0, s), (-1.0, zero)]).estimate().low is None
+    assert harmonic_mean([zero, zero, zero]).estimate()[:3] == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

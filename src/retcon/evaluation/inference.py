@@ -99,11 +99,11 @@ def combine(terms: Iterable[tuple[float, Statistic]]) -> Statistic:
 
 
 def harmonic_mean(parts: Sequence[Statistic]) -> Statistic:
-    """S of the parts, by the delta method: ∂S/∂x = S²/(n x²). No interval where S is 0."""
-    if any(part.value <= 0 for part in parts):
-        return Statistic(0.0, None, min(part.cases for part in parts))
-    total = len(parts) / sum(1 / part.value for part in parts)
-    slopes = [(total**2 / (len(parts) * part.value**2), part) for part in parts]
+    """S of the parts, by the delta method: ∂S/∂x = S²/(n x²), and its limit n/k² where k are 0."""
+    none = [part for part in parts if part.value <= 0]
+    total = 0.0 if none else len(parts) / sum(1 / part.value for part in parts)
+    slopes = [(total**2 / (len(parts) * part.value**2), part) for part in parts if not none]
+    slopes += [(len(parts) / len(none) ** 2, part) for part in none]
     return Statistic(total, combine(slopes).influence, min(part.cases for part in parts))
 
 
