@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
+from retcon.cli.main import run
 from retcon.model.handle import ModelHandle
 
 # Pico models are too small for threads, which only get in each other's way.
@@ -30,6 +32,23 @@ def entries(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own that keeps targets, keys and scores too."""
     monkeypatch.delenv("RETCON_CACHE_LIMIT")
     return cache
+
+
+@pytest.fixture
+def retcon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command: exit code, what it printed, what it said on the error stream."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retcon", *words])
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pico import pico, tokenizer
-from retcon.cli.main import run
 from retcon.patch.format import load_patch
 from retcon.storage import locked
 
@@ -35,23 +34,6 @@ def folder(tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
-
-
-@pytest.fixture
-def retcon(monkeypatch, capsys):
-    """Run a command: exit code, what it printed, what it said on the error stream."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retcon", *words])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_version_and_help(retcon):

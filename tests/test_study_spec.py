@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from retcon.cli.main import run
 from retcon.errors import InvalidStudy, RetconError
 from retcon.methods.registry import find_method, methods
 from retcon.study.estimates import estimate
@@ -39,21 +38,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
-
-
-@pytest.fixture
-def retcon(monkeypatch, capsys):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retcon", *words])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_lists_span_the_grid_in_a_stable_order():

@@ -5,13 +5,11 @@ import json
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from retcon.cli.main import run
 from retcon.errors import InvalidStudy
 from retcon.study import store
 from retcon.study.reading import read_study
@@ -45,21 +43,6 @@ def folder(tmp_path, monkeypatch, entries):
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "s.yaml").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-@pytest.fixture
-def retcon(monkeypatch, capsys):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retcon", *words])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def start(text: str = TEXT, into: str = "study"):

@@ -1,7 +1,6 @@
 """The invented world, the model that is trained on it, and the quick study of both."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from oracles import answers_weigh_more
-from retcon.cli.main import run
 from retcon.data.cases import load_cases
 from retcon.errors import UnknownName
 from retcon.model.load import load, outline
@@ -118,7 +116,7 @@ def trained(monkeypatch):
 
 
 @pytest.mark.real
-def test_the_quick_study_runs_to_its_report(trained, tmp_path, monkeypatch, capsys):
+def test_the_quick_study_runs_to_its_report(trained, retcon, tmp_path):
     known = recall(trained.model, world())
     assert known.all(1).sum() >= 5_000
     folder = tmp_path / "study"
@@ -140,9 +138,7 @@ def test_the_quick_study_runs_to_its_report(trained, tmp_path, monkeypatch, caps
     # More facts in the weights at once cost their neighbours.
     kept = [score("NS", "immediate", batch_size=size, **batch) for size in (1, 64, 256)]
     assert kept[0] > kept[1] > kept[2]
-    monkeypatch.setattr(sys, "argv", ["retcon", "study", "report", str(folder)])
-    with pytest.raises(SystemExit) as stop:
-        run()
-    assert stop.value.code in (0, None), capsys.readouterr().err
+    code, _, err = retcon("study", "report", str(folder))
+    assert code == 0, err
     assert "What batch size is" in (folder / "report.html").read_text(encoding="utf-8")
     assert json.loads((folder / "study.json").read_text())["name"] == "toy-quick"
