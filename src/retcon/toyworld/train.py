@@ -41,8 +41,8 @@ class Recipe(NamedTuple):
 
     batch: texts of a step. told: sentences of a text, which have nothing to do with each other.
     rate: of AdamW. held: share of the steps at the full rate, which then falls to 0 along a line.
-    answers: weight of an answer among the tokens of its sentence; with 1, facts are learned last
-    and take many times as long. opened: share of the sentences that stand behind an opening.
+    answers: weight of an answer among the tokens of its sentence, so that names, which cannot be
+    predicted, do not drown it. opened: share of the sentences that stand behind an opening.
     """
 
     hidden: int = 96
