@@ -172,7 +172,7 @@ def test_the_best_of_a_half_done_sweep_is_not_yet_the_best(tmp_path):
     late = lambda p: p.block == "layers" and p.layers == (5,)  # noqa: E731
     half = read_study(make_study(tmp_path, small_grid(), undone=late))
     found = all_findings(half)[0]
-    assert found.verdict == "inconclusive" and "1 layers are not done yet" in found.missing
+    assert found.verdict == "inconclusive" and "Layers not done yet: 1;" in found.missing
 
 
 def test_a_factor_alone_leaves_the_claim_open_and_says_what_it_needs(tmp_path):

@@ -45,7 +45,7 @@ def best_layer(results: Results) -> Finding:
     missing = None if claims else "Layer 1 is not among the layers of this study."
     waiting = max(results.waiting(next(iter(s.values())).setting, "layers") for s, _ in known)
     if claims and waiting:
-        missing = f"{waiting} layers are not done yet; until then it can only be refuted."
+        missing = f"Layers not done yet: {waiting}; until then it can only be refuted."
     return replace(
         found, effect=text, explanation=explanation, claims=tuple(claims), missing=missing
     )

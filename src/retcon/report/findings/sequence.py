@@ -89,7 +89,7 @@ def _large(results: Results, curve: Curve, when: str, name: str, *, primary: boo
         if effect is None:
             continue
         verdict = towards(effect, 1 if metric == "NS" else -1)
-        text = f"{name}: {metric} of one batch − mean of {len(smaller)} smaller sizes"
+        text = f"{name}: {metric} of one batch − mean of the smaller sizes ({len(smaller)})"
         mine = primary and metric == "S"
         found.append(make(text, when, metric, effect, verdict, [whole, *smaller], primary=mine))
     return found
