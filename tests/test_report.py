@@ -27,6 +27,7 @@ from retcon.report.findings.claims import Estimate, equal, measured, not_worse, 
 from retcon.report.fluency import fluency
 from retcon.report.headline import headline
 from retcon.report.layers import recommend
+from retcon.report.plots.effects import turned
 from retcon.report.plots.style import ranged
 from retcon.study.reading import Study, read_study
 
@@ -196,6 +197,18 @@ def test_the_headline_answers_the_title_question(findings):
     said = headline(list(findings.values()))
     assert "no, one large batch is worse" in said.answers[0]
     assert "4 reproduced (a, b1, b2, c)" in said.tallies[0]
+
+
+def test_a_factor_that_was_turned_twice_is_one_line_of_one_change():
+    rows = [
+        {"factor": "Order", "place": "alone", "change": f"order 0 → order {k}", "batch_size": size}
+        for k in (1, 2)
+        for size in (4, 16)
+    ]
+    assert [(r["series"], r["batch_size"]) for r in turned(rows)] == [
+        ("Order, alone", 4), ("Order, alone", 16),
+    ]  # fmt: skip
+    assert all(r["change"].endswith("order 1") for r in turned(rows))
 
 
 def test_axes_are_never_of_one_number():

@@ -8,7 +8,7 @@ from typing import Any
 from retcon.evaluation.metrics import estimate
 from retcon.evaluation.rows import Row
 from retcon.report.arms import SCORES, Arm, Results, describe, varying
-from retcon.report.findings.batch import closest, name_of, size_families
+from retcon.report.findings.batch import closest, name_of, shared, size_families
 from retcon.report.findings.claims import Finding, strangeness
 from retcon.report.findings.sequence import carried
 from retcon.report.layers import sweeps
@@ -61,28 +61,32 @@ def by_sequential_size(results: Results, when: str) -> list[Record]:
 
 
 def by_factor(results: Results) -> list[Record]:
-    """Carried edits by batch size, one line for each state of the factors.
+    """Carried edits by batch size, one line for each state of the factors."""
+    return _sizes(results, _states([c for c in carried(results, "final") if len(c) > 1]), "final")
+
+
+def _states(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
+    """One family for each state of the factors, of one N and one method.
 
     Of several orders of the facts the first: what order does is among the effects.
     """
-    curves = _richest([c for c in carried(results, "final") if len(c) > 1])
-    first = min((curve[min(curve)].setting.order for curve in curves), default=0)
-    curves = [curve for curve in curves if curve[min(curve)].setting.order == first]
-    methods = {curve[min(curve)].setting.method for curve in curves}
+    found = _richest(curves)
+    first = min((shared(curve).order for curve in found), default=0)
+    methods = {shared(curve).method for curve in found}
     chosen = "memit" if "memit" in methods else min(methods, default="")
-    return _sizes(results, [c for c in curves if c[min(c)].setting.method == chosen], "final")
+    return [c for c in found if (shared(c).order, shared(c).method) == (first, chosen)]
 
 
 def _fullest(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
-    most = max((curve[min(curve)].setting.n for curve in curves), default=0)
-    return [curve for curve in curves if curve[min(curve)].setting.n == most]
+    most = max((shared(curve).n for curve in curves), default=0)
+    return [curve for curve in curves if shared(curve).n == most]
 
 
 def _richest(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
     """The families of the N of which there are most; of the larger N where they are as many."""
-    count = Counter(curve[min(curve)].setting.n for curve in curves)
+    count = Counter(shared(curve).n for curve in curves)
     chosen = max(count, key=lambda n: (count[n], n), default=0)
-    return [curve for curve in curves if curve[min(curve)].setting.n == chosen]
+    return [curve for curve in curves if shared(curve).n == chosen]
 
 
 def _sizes(results: Results, curves: list[dict[int, Arm]], when: str) -> list[Record]:
@@ -167,16 +171,13 @@ def _aged(results: Results, cell: str, size: int) -> Iterator[tuple[int, Row]]:
 
 def norms(results: Results) -> list[Record]:
     """‖W − W₀‖ as a share of ‖W₀‖ by edits written, for each state of the factors."""
-    curves = _richest(carried(results, "final"))
-    methods = {curve[min(curve)].setting.method for curve in curves}
-    chosen = "memit" if "memit" in methods else min(methods, default="")
-    shown = [curve for curve in curves if curve[min(curve)].setting.method == chosen]
+    shown = _states(carried(results, "final"))
     arms = [arm for curve in shown for arm in curve.values()]
     fields = varying(arms, "batch_size", "method", "score")
     found: list[Record] = []
     for curve in shown:
         for size, arm in curve.items():
-            setting = describe(curve[min(curve)].setting, fields) or "all"
+            setting = describe(shared(curve), fields) or "all"
             steps = results.study.steps(arm.runs[0].cell)
             found += [
                 {"edits": step["at"], "moved": share, "batch_size": size, "setting": setting}

@@ -234,7 +234,7 @@ def tuned(study: Study) -> Table:
         for one in study.tuned
     ]  # fmt: skip
     note = (
-        "Tuned on the last facts of each seed's order, which are scored nowhere else; the ridge "
+        "Tuned on the last facts of each seed's order, scored nowhere else under it; the ridge "
         "of highest S was taken."
     )
     columns = ("model", "method", "layer", "batch", "seed", "chosen λ", "facts", "S by λ, %")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import log2
 
-from retcon.report.arms import SCORES, Arm, Results, describe, families, varying
+from retcon.report.arms import SCORES, Arm, Results, Setting, describe, families, varying
 from retcon.report.findings.claims import (
     Claim,
     Finding,
@@ -73,6 +73,11 @@ def closest(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
         setting = next(iter(curve.values())).setting
         found.setdefault((setting.model, setting.method), curve)
     return list(found.values())
+
+
+def shared(curve: Mapping[int, Arm]) -> Setting:
+    """What stands for a family: its smallest batches, because one batch of all is of many."""
+    return curve[min(curve)].setting
 
 
 def name_of(curve: Mapping[int, Arm], among: list[dict[int, Arm]]) -> str:

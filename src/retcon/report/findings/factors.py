@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from retcon.evaluation.inference import Estimate, combine
 from retcon.report.arms import SCORES, Arm, Results, Setting, describe
+from retcon.report.findings.batch import shared
 from retcon.report.findings.claims import (
     MARGIN,
     Claim,
@@ -91,17 +92,12 @@ def _is_still(setting: Setting) -> bool:
     return bool(setting.accumulate) and setting.refresh == "never" and setting.ridge_batch == 0
 
 
-def _setting(curve: Mapping[int, Arm]) -> Setting:
-    """What stands for a family: its smallest batches, because one batch of all is of many."""
-    return curve[min(curve)].setting
-
-
 def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
     """Families in which nothing but batch size moves: all sizes should score alike."""
     found: list[Claim] = []
-    still = [c for c in curves if _is_still(_setting(c))]
+    still = [c for c in curves if _is_still(shared(c))]
     for curve in sorted(still, key=lambda c: _standing(results, c)):
-        setting = _setting(curve)
+        setting = shared(curve)
         for metric in ("S", *SCORES[:3]):
             width = width_of(results, curve, metric)
             if width is None or width.mean is None:
@@ -122,7 +118,7 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
 def _standing(results: Results, curve: Mapping[int, Arm]) -> tuple[object, ...]:
     """What goes first: many sizes, many facts written, many scored, and the finest precision."""
     cases = len(results.common(curve.values(), WHEN, "ES"))
-    setting = _setting(curve)
+    setting = shared(curve)
     return -len(curve), -setting.n, -cases, _level(setting, "dtype")
 
 
@@ -161,7 +157,7 @@ def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
     for factor in FACTORS:
         for off in curves:
             for on in curves:
-                before, after = _setting(off), _setting(on)
+                before, after = shared(off), shared(on)
                 if before.but(factor, "batch_size") != after.but(factor, "batch_size"):
                     continue
                 if _level(before, factor) >= _level(after, factor):
@@ -173,7 +169,7 @@ def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
                     found.append((rank, switch))
     order = list(FACTORS)
     ranked = sorted(found, key=lambda item: (order.index(item[1].factor), item[0]))
-    return list({(_setting(s.on).model, s.factor, s.place, _level(_setting(s.on), s.factor)): s
+    return list({(shared(s.on).model, s.factor, s.place, _level(shared(s.on), s.factor)): s
                  for _, s in reversed(ranked)}.values())[::-1]  # fmt: skip
 
 
@@ -207,7 +203,7 @@ def _switched(results: Results, switch: Switch) -> list[Claim]:
     """What a factor does to the spread, and to each batch size by itself."""
     told = "alone" if switch.place == "still" else "in the paper's setting"
     name = FACTORS[switch.factor]
-    before, after = (describe(_setting(c), [switch.factor]) for c in (switch.off, switch.on))
+    before, after = (describe(shared(c), [switch.factor]) for c in (switch.off, switch.on))
     label = f"{name}, {told} ({before} → {after})"
     claims: list[Claim] = []
     for metric in ("S", *SCORES[:3]):

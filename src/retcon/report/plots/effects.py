@@ -104,12 +104,16 @@ def _bars(data: Sequence[Any], field: str, colour: Spec) -> list[Spec]:
     ]  # fmt: skip
 
 
+def turned(rows: Sequence[curves.Record]) -> list[curves.Record]:
+    """Effects of factors, each with its line; of several changes of one factor the first."""
+    first: dict[str, str] = {}
+    named = [{**row, "series": f"{row['factor']}, {row['place']}"} for row in rows]
+    return [r for r in named if first.setdefault(r["series"], r["change"]) == r["change"]]
+
+
 def switched(findings: Sequence[Finding]) -> Chart | None:
     """What turning one factor does to S, by batch size."""
-    data = [
-        {**r, "series": f"{r['factor']}, {r['place']}"}
-        for r in curves.effects(findings, "f", kind="level")
-    ]
+    data = turned(curves.effects(findings, "f", kind="level"))
     if not data:
         return None
     x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
@@ -158,14 +162,16 @@ def pareto(results: Results) -> Chart | None:
         {"field": f, "format": ".1f"} for f in ("preservation", "precision")
     ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"},
         {"field": "when"}]  # fmt: skip
+    shape: Spec = {"field": "setting", "type": "nominal", "title": "setting",
+                   "legend": {"columns": 2, "labelLimit": 330}}  # fmt: skip
     layer: list[Spec] = [
         {"transform": [{"filter": "datum.front"}],
          "mark": {"type": "line", "color": FAINT, "strokeDash": [4, 4],
                   "interpolate": "step-after"},
          "encoding": {"x": x, "y": y, "order": {"field": "preservation"}}},
-        {"mark": {"type": "circle", "opacity": 0.9, "stroke": "white", "strokeWidth": 1},
+        {"mark": {"type": "point", "filled": True, "opacity": 0.9},
          "encoding": {
-             "x": x, "y": y, "color": size_colour(), "tooltip": told,
+             "x": x, "y": y, "color": size_colour(), "tooltip": told, "shape": shape,
              "size": {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
                       "scale": {"range": [60, 420], "zero": False}, "legend": {"tickCount": 3}},
          }},
@@ -232,6 +238,6 @@ def tuning(results: Results) -> Chart | None:
     body = {"data": {"values": data}, "width": 520, "height": 230, "layer": layer}
     return titled(
         "tuning", "Where ridges were tuned",
-        f"S in %, on {data[0]['n']:,} facts that are scored nowhere else. Ringed: the chosen "
+        f"S in %, on {data[0]['n']:,} facts kept for this under their seed. Ringed: the chosen "
         "ridge.", body,
     )  # fmt: skip

@@ -64,11 +64,12 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> Spec:
     """A place on a log₂ axis that is labelled where there are data."""
     ends = [min(values) / 1.25, max(values) * 1.25]
+    crowded = len(values) > 5 and max(values) >= 1000
     return {
         "field": field, "type": "quantitative", "title": title,
         "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
         "axis": {"values": spaced(values), "grid": False, "labelFlush": False,
-                 "labelOverlap": "greedy", **axis},
+                 "labelOverlap": "greedy", "labelFontSize": 8.5 if crowded else 11, **axis},
     }  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def size_colour() -> Spec:
     return {
         "field": "batch_size", "type": "ordinal", "title": "batch size",
         "scale": {"scheme": {"name": "viridis", "extent": [0.92, 0.05]}},
-        "legend": {"columns": 8},
+        "legend": {"columns": 8, "labelExpr": "format(datum.value, ',')"},
     }  # fmt: skip
 
 
