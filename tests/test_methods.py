@@ -110,7 +110,8 @@ def test_single_layer_updates_are_the_primal_formulas(cache):
         state = editor.begin(model)
         features = editor.features(model, EDITS[:1] if name == "rome" else EDITS, state)
         update = editor.edit(model, features, state)
-        C = state.metrics[1].factor @ state.metrics[1].factor.mT
+        factor = state.metrics[1].whitening.factor
+        C = factor @ factor.mT
         delta = features.targets.delta.double()
         wanted = {
             "emmet": lambda C=C, f=features, d=delta: emmet_primal(C, f.keys, d),
