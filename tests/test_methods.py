@@ -39,8 +39,14 @@ METHODS = [
     ("rome", (1,), {"consistent_keys": True}, 1, True),
     ("emmet", (1,), {}, None, True),
     ("memit", (1,), {"ridge": 20.0}, None, False),
+    ("memit", (1,), {"ridge": 20.0, "process": "rect"}, None, False),
+    ("encore", (1,), {"ridge": 20.0}, None, False),
+    ("alphaedit", (1,), {"null_threshold": 1.0, "null_relative": True}, None, False),
+    ("lyaplock", (1,), {"ridge": 20.0, "budget": 1.5}, None, False),
     # Not the last block: it cannot reach a prediction behind the subject, and δ would be noise.
     ("memit", (0, 1), {"ridge": 20.0}, None, False),
+    ("memit", (0, 1), {"ridge": 20.0, "spread": "forward"}, None, False),
+    ("memit", (0, 1), {"ridge": 20.0, "spread": "each"}, None, False),
 ]
 
 

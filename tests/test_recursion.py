@@ -64,7 +64,7 @@ def test_the_three_forms_agree(seed, sizes, ridge):
         memory = remember(memory, K[part], ridge)
         solved = memory.unwhiten(memory.solve(memory.whiten(K[part]))) / ridge
         wrapped = wrapped + (edited - wrapped) @ K[part].mT @ solved
-    assert close(total.solve(ridge), recursive, 1e7)
+    assert close(total.solve(ridge).total, recursive, 1e7)
     assert close(wrapped, recursive, 1e7)
 
 
@@ -75,7 +75,9 @@ def test_a_ridge_that_changes_is_that_of_the_last_solve(seed, sizes, changing):
     for part, ridge in zip(batches(seed, sizes), changing, strict=False):
         total = total.add(K[part], V[part])
         _ = total.solve(ridge)
-    assert close(total.solve(77.0), joint_solution(C, K, V, 77.0), 1e7)
+    assert close(total.solve(77.0).total, joint_solution(C, K, V, 77.0), 1e7)
+    change = total.solve(77.0)
+    assert abs(change.energy - (change.total @ C * change.total).sum()) < 1e-9 * change.energy
     with pytest.raises(InvalidSetting, match="ridge > 0"):
         total.solve(0.0)
 
@@ -87,7 +89,7 @@ def test_a_deleted_fact_was_never_added(seed, gone, ridge):
     M = Metric.of(C, jitter=0.0)
     wanted = joint_solution(C, K[gone:], V[gone:], ridge)
     total = Cumulative.over(M.whitening, V.mT @ K * 0).add(K, V).remove(K[:gone], V[:gone])
-    assert total.count == 16 - gone and close(total.solve(ridge), wanted, 1e7)
+    assert total.count == 16 - gone and close(total.solve(ridge).total, wanted, 1e7)
     W, memory = fold(K, V, M, ridge, torch.arange(16).split(4))
     forgotten = memory.forget(K[:gone], ridge)
     rows = write_keys(K[:gone], forgotten, ridge).rows

@@ -18,6 +18,13 @@ from retcon.algebra.whitening import Whitening
 from retcon.errors import InvalidSetting
 
 
+class Change(NamedTuple):
+    """D, and what it costs: energy = tr(D M₀ Dᵀ), the mean square change on ordinary text."""
+
+    total: Float64[Tensor, "d_out d_in"]
+    energy: float
+
+
 class Cumulative(NamedTuple):
     """The sums over all facts. keys: S, (d_in, d_in). pairs: B, (d_out, d_in). count: facts."""
 
@@ -44,8 +51,8 @@ class Cumulative(NamedTuple):
         """Without these facts, which were added with the same keys and values."""
         return self._summed(keys, values, -1)
 
-    def solve(self, ridge: float) -> Float64[Tensor, "d_out d_in"]:
-        """D, the whole change since W₀.
+    def solve(self, ridge: float) -> Change:
+        """The whole change since W₀.
 
         Raises:
             InvalidSetting: ρ = 0: hard constraints need each fact, not their sums.
@@ -58,7 +65,8 @@ class Cumulative(NamedTuple):
         system = self.keys.clone()
         system.diagonal().add_(ridge)
         factor = torch.linalg.cholesky(system)
-        return self.whitening.unwhiten(torch.cholesky_solve(self.pairs.mT, factor).mT)
+        white = torch.cholesky_solve(self.pairs.mT, factor).mT
+        return Change(self.whitening.unwhiten(white), float(white.square().sum()))
 
     def _summed(
         self, keys: Float64[Tensor, "n d_in"], values: Float64[Tensor, "n d_out"], sign: int

@@ -33,7 +33,7 @@ def rounded(dtype: torch.dtype) -> Process:
 
 
 def largest(weight: Float64[Tensor, "d_out d_in"], share: float) -> Process:
-    """RECT (arXiv:2401.04700): the entries of the largest |ΔW / W|, so many of all; others are 0."""
+    """RECT (arXiv:2401.04700): the share of entries with the largest |ΔW / W|; the others are 0."""
 
     def keep(step: Float64[Tensor, "d_out d_in"]) -> Float64[Tensor, "d_out d_in"]:
         relative = (step / weight).abs().nan_to_num(nan=0.0, posinf=torch.inf)
@@ -45,7 +45,7 @@ def largest(weight: Float64[Tensor, "d_out d_in"], share: float) -> Process:
 
 
 def compressed(limit: float) -> Process:
-    """PRUNE (arXiv:2405.16821): singular values σ above a limit become log σ − log limit + limit."""
+    """PRUNE (arXiv:2405.16821): a singular value σ above the limit c becomes log σ − log c + c."""
 
     def compress(step: Float64[Tensor, "d_out d_in"]) -> Float64[Tensor, "d_out d_in"]:
         left, values, right = torch.linalg.svd(step, full_matrices=False)
