@@ -10,7 +10,7 @@ from retcon.algebra.closed_form import write_keys
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.feedback import compressed, largest, rounded, with_feedback
 from retcon.algebra.metric import Metric
-from retcon.algebra.whitening import Projection
+from retcon.algebra.whitening import Projection, Root
 from retcon.errors import InvalidSetting
 from test_identities import close, problem, remember
 
@@ -35,19 +35,19 @@ def fold(K, V, M, ridge, parts, W=None):
 
 
 @given(seeds, sizes, ridges)
-def test_dense_and_factored_memory_are_one(seed, sizes, ridge):
-    """More facts than half of the width: the d × d form takes over, and nothing changes."""
+def test_absorbed_and_factored_memory_are_one(seed, sizes, ridge):
+    """More facts than an eighth of the width: coordinates absorb them, and nothing changes."""
     C, K, V = problem(seed, sum(sizes))
     got, M = fold(K, V, Metric.of(C, jitter=0.0), ridge, batches(seed, sizes))
-    assert (M.inverse is not None) == (M.count > 12) and M.count == len(K)
+    assert isinstance(M.whitening, Root) == (M.count > 3) and M.count == len(K)
     assert close(got, joint_solution(C, K, V, ridge), 1e7)
 
 
 @given(seeds)
-def test_hard_constraints_stay_hard_when_dense(seed):
+def test_hard_constraints_stay_hard(seed):
     C, K, V = problem(seed, 22)
     W, M = fold(K, V, Metric.of(C, jitter=0.0), 0.0, torch.arange(22).split(3))
-    assert M.inverse is not None and close(K @ W.mT, V, 1e8)
+    assert not isinstance(M.whitening, Root) and close(K @ W.mT, V, 1e8)
 
 
 @given(seeds, sizes, ridges)
@@ -151,6 +151,18 @@ def test_feedback_makes_post_processing_harmless(name, seed):
     wanted = joint_solution(C, K, V, 5.0)
     assert close(W, wanted, 1e6)
     assert not close(plain, wanted, 1e9)
+
+
+@given(seeds, st.integers(1, 6))
+def test_novelty_is_measured_against_the_base(seed, n):
+    """A key that was written is hardly new, whether it has been absorbed or not."""
+    C, K, _ = problem(seed, 12)
+    few, many = Metric.of(C, jitter=0.0), Metric.of(C, jitter=0.0)
+    few = remember(few, K[:1], 1e-6)
+    many = remember(many, K[:8], 1e-6)
+    for M in (few, many):
+        assert write_keys(K[:1], M, 1e-6).novelty[0] < 1e-4
+        assert write_keys(K[11:], M, 1e-6).novelty[0] > 1e-2
 
 
 def test_what_processes_do():

@@ -74,7 +74,7 @@ def write_keys(
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal().square() - ridge
     # A key of which the metric leaves nothing to write in is a copy of what is kept.
-    novelty = (pivots / white.square().sum(-1)).nan_to_num(nan=0.0).clamp_min(0)
+    novelty = (pivots / metric.lengths(keys)).nan_to_num(nan=0.0).clamp_min(0)
     if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
         raise _collision(white, free, failed, novelty)
     # G⁻¹ = G^(-½)ᵀ G^(-½): half of the solution is what the metric remembers.

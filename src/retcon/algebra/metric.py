@@ -8,8 +8,8 @@ happens on whitened keys a (`whitening`), in which M is I + Aₚᵀ Aₚ / ρ an
 
 with G^(-½) the inverse Cholesky factor: a block Cholesky recursion that needs no new
 factorisation of M, and that for ρ = 0 leaves B an orthonormal basis of what was written, so that
-past edits become hard constraints. Where B has more rows than half of its width, I − BᵀB itself is
-kept, so that the cost of a batch stops growing with what came before.
+past edits become hard constraints. For ρ > 0 the rows of B are absorbed into the coordinates where
+they are many (`whitening.Root`), so that the cost of a batch stops growing with what came before.
 """
 
 from dataclasses import dataclass, replace
@@ -18,27 +18,30 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.whitening import Cholesky, Projection, Whitening
+from retcon.algebra.whitening import Cholesky, Projection, Root, Whitening
 from retcon.errors import InvalidSetting
 
-# Rows of B, as a share of d_in, beyond which the d_in × d_in matrix I − BᵀB is cheaper.
-_DENSE_FROM = 1 / 2
+# Rows of B, as a share of d_in, beyond which they are absorbed: that takes a d_in × d_in matrix,
+# so few facts in a wide matrix should not bring it about.
+_ABSORBED_FROM = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A positive definite metric on key space, in whitened coordinates.
 
-    whitening: the coordinates. written: the rows B above, (m, d_in), as long as they are few.
-    inverse: I − BᵀB, (d_in, d_in), once they are many; B has no rows then. count: keys written.
-    hard: whether all of them were written with ρ = 0, which makes I − BᵀB a projection.
+    base: the coordinates of M₀. whitening: those in use, which may have absorbed written keys.
+    written: the rows B above, (m, d_in), of keys that have not been absorbed. count: keys written.
+    hard: whether all of them were written with ρ = 0, which makes I − BᵀB a projection. soft:
+    whether none was, so that they can be absorbed.
     """
 
+    base: Whitening
     whitening: Whitening
     written: Float64[Tensor, "m d_in"]
-    inverse: Float64[Tensor, "d_in d_in"] | None = None
     count: int = 0
     hard: bool = True
+    soft: bool = True
 
     @classmethod
     def of(
@@ -74,7 +77,8 @@ class Metric:
     @classmethod
     def over(cls, whitening: Whitening, like: Float64[Tensor, "d_in d_in"]) -> "Metric":
         """A base metric with nothing written."""
-        return cls(whitening=whitening, written=like.new_zeros(0, whitening.width))
+        empty = like.new_zeros(0, whitening.width)
+        return cls(base=whitening, whitening=whitening, written=empty)
 
     @property
     def width(self) -> int:
@@ -91,21 +95,35 @@ class Metric:
 
     def solve(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
         """(I − BᵀB) a for each whitened row: M⁻¹ in whitened coordinates."""
-        free = self._solve(white)
-        # A projection: the second pass restores the orthogonality that one pass loses in
-        # floating point where a new key is nearly a combination of old ones.
-        return self._solve(free) if self.hard and self.count else free
+        if not len(self.written):
+            return white
+        free = white - (white @ self.written.mT) @ self.written
+        if self.hard:
+            # A projection: the second pass restores the orthogonality that one pass loses in
+            # floating point where a new key is nearly a combination of old ones.
+            free = free - (free @ self.written.mT) @ self.written
+        return free
+
+    def lengths(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, " n"]:
+        """kᵀM₀⁻¹k of each row, whatever has been written."""
+        return self.base.whiten(keys).square().sum(-1)
 
     def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
         """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
 
         rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
         """
-        grown = replace(self, count=self.count + len(rows), hard=self.hard and ridge == 0)
-        if self.inverse is None and len(self.written) + len(rows) <= _DENSE_FROM * self.width:
-            return replace(grown, written=torch.cat([self.written, rows]))
-        inverse = torch.addmm(self._dense(), rows.mT, rows, alpha=-1)
-        return replace(grown, written=self.written[:0], inverse=inverse)
+        grown = replace(
+            self,
+            count=self.count + len(rows),
+            hard=self.hard and ridge == 0,
+            soft=self.soft and ridge > 0,
+        )
+        if isinstance(self.whitening, Root):
+            return replace(grown, whitening=self.whitening.after(rows, 1))
+        grown = replace(grown, written=torch.cat([self.written, rows]))
+        many = len(grown.written) > _ABSORBED_FROM * self.width
+        return grown._absorbed() if many and grown.soft else grown
 
     def forget(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
         """The metric as if keys that were written with `ridge` never had been: M − KᵀK/ρ.
@@ -118,24 +136,17 @@ class Metric:
                 "A fact that was written as a hard constraint (ridge 0) cannot be taken out of the "
                 "metric alone. Write with a ridge > 0, or solve for the remaining facts anew."
             )
-        free = self.solve(self.whiten(keys))
-        rest = -(free @ self.whiten(keys).mT)
+        whole = self._absorbed()
+        white = whole.whiten(keys)
+        rest = -(white @ white.mT)
         rest.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(rest)
-        rows = torch.linalg.solve_triangular(factor, free, upper=False)
-        inverse = torch.addmm(self._dense(), rows.mT, rows)
-        return replace(
-            self, written=self.written[:0], inverse=inverse, count=self.count - len(keys)
-        )
+        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(rest), white, upper=False)
+        root = Root.of(whole.whitening).after(rows, -1)
+        return replace(whole, whitening=root, count=self.count - len(keys))
 
-    def _solve(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        if self.inverse is not None:
-            return white @ self.inverse
-        return white - (white @ self.written.mT) @ self.written
-
-    def _dense(self) -> Float64[Tensor, "d_in d_in"]:
-        """I − BᵀB."""
-        if self.inverse is not None:
-            return self.inverse
-        identity = torch.eye(self.width, dtype=self.written.dtype, device=self.written.device)
-        return torch.addmm(identity, self.written.mT, self.written, alpha=-1)
+    def _absorbed(self) -> "Metric":
+        """The same metric in coordinates of which B is a part."""
+        root = Root.of(self.whitening)
+        if len(self.written):
+            root = root.after(self.written, 1)
+        return replace(self, whitening=root, written=self.written[:0])

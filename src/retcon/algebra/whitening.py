@@ -52,6 +52,11 @@ class Cholesky:
         return cls(factor=factor, jitter=absolute)
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the right type and place."""
+        return self.factor
+
+    @property
     def width(self) -> int:
         """d_in."""
         return len(self.factor)
@@ -107,6 +112,11 @@ class Projection:
         return cls(basis=chosen.mT.contiguous(), inside=inside)
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the right type and place."""
+        return self.basis
+
+    @property
     def width(self) -> int:
         """d_in."""
         return self.basis.shape[1]
@@ -126,8 +136,57 @@ class Projection:
         return self.whiten(white)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """a = T k with M⁻¹ = Tᵀ T: a metric that has absorbed keys, at a cost that does not grow.
+
+    root: T, (d_in, d_in).
+    """
+
+    root: Float64[Tensor, "d_in d_in"]
+
+    @classmethod
+    def of(cls, whitening: "Whitening") -> "Root":
+        """The same coordinates."""
+        if isinstance(whitening, Root):
+            return whitening
+        return cls(root=whitening.unwhiten(torch.eye(whitening.width).to(whitening.like)))
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the right type and place."""
+        return self.root
+
+    @property
+    def width(self) -> int:
+        """d_in."""
+        return len(self.root)
+
+    def whiten(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """T k for each row."""
+        return keys @ self.root.mT
+
+    def unwhiten(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """Tᵀ a for each row."""
+        return white @ self.root
+
+    def after(self, rows: Float64[Tensor, "n d_in"], sign: int) -> "Root":
+        """Coordinates of Tᵀ (I ∓ YᵀY) T, Y the rows: less (1) or more (−1) than before.
+
+        I − YᵀY = EᵀE with E = I − Yᵀ (I + Cᵀ)⁻¹ Y and C the Cholesky factor of I − YYᵀ: the
+        square-root update of Kalman filters (Andrews 1968), which keeps M⁻¹ positive.
+        """
+        rest = -sign * (rows @ rows.mT)
+        # Where ρ is next to nothing, rounding must not make it less.
+        rest.diagonal().add_(1 + len(rows) * torch.finfo(rows.dtype).eps)
+        factor = torch.linalg.cholesky(rest).mT
+        factor.diagonal().add_(1)
+        moved = torch.linalg.solve_triangular(factor, rows @ self.root, upper=True)
+        return Root(root=torch.addmm(self.root, rows.mT, moved, alpha=-sign))
+
+
 # A linear map of keys, k ↦ a, whose transpose times itself is M₀⁻¹.
-Whitening = Cholesky | Projection
+Whitening = Cholesky | Projection | Root
 
 
 def check_moment(moment: Float64[Tensor, "d_in d_in"]) -> None:
