@@ -221,3 +221,31 @@ def answers_weigh_more(model, rows, weight):
             total -= own * said[place - 1, ids[place]].item()
             weights += own
     return total / weights
+
+
+def accuracy_by_retokenising(model: ModelHandle, prompt: str, answer: str) -> float:
+    """zsRE's score as released code takes it (arXiv:2210.07229): each prefix is a text of its own.
+
+    It takes the first id of a decoded token for that token, so it holds only for tokenizers that
+    put nothing before a text, and for tokens that are whole characters.
+    """
+    tok = model.tokens.tokenizer
+    target = tok(f" {answer}")["input_ids"]
+    hits = 0
+    for i, piece in enumerate(target):
+        ids = tok(prompt + tok.decode(target[:i]))["input_ids"]
+        with torch.no_grad():
+            top = model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+        hits += int(top) == tok(tok.decode([piece]))["input_ids"][0]
+    return hits / len(target)
+
+
+def says_one_of(model: ModelHandle, text: str, answers: list[str], new_tokens: int) -> bool:
+    """Whether greedy generation, a token at a time without a cache, begins with an answer."""
+    ids = list(model.tokens.encode(text))
+    head = len(ids)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            ids.append(int(model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    said = " ".join(model.tokens.decode(ids[head:]).split())
+    return any(said.startswith(a) and not said[len(a) : len(a) + 1].isalnum() for a in answers)

@@ -155,6 +155,8 @@ def test_plain_facts_may_have_probes():
     assert case.portability == (Probe(prompt="It is", answer="x", aliases=("y",)),)
     with pytest.raises(InvalidEdit, match="answer is empty"):
         Probe(prompt="It is", answer=" ")
+    with pytest.raises(InvalidEdit, match="alias is empty"):
+        Probe(prompt="It is", answer="x", aliases=("y", ""))
 
 
 def test_cases_without_probes_are_called_what_they_were():

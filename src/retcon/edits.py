@@ -72,7 +72,7 @@ class Probe:
     further edits, without all of which the answer does not follow.
 
     Raises:
-        InvalidEdit: prompt or answer is empty.
+        InvalidEdit: the prompt, the answer or an alias is empty.
     """
 
     prompt: str
@@ -81,10 +81,11 @@ class Probe:
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("prompt", "answer"):
-            value: str = getattr(self, field)
-            if not value.strip():
-                raise InvalidEdit(f"The probe {self.prompt!r}: its {field} is empty. Leave it out.")
+        parts = {"prompt": (self.prompt,), "answer": (self.answer,), "alias": self.aliases}
+        for name, texts in parts.items():
+            # Every text begins with an empty one.
+            if not all(text.strip() for text in texts):
+                raise InvalidEdit(f"The probe {self.prompt!r}: its {name} is empty. Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,9 +67,8 @@ def mquake_cases(records: Sequence[Mquake]) -> list[Case]:
 
 
 def _probes(record: Mquake, needs: tuple[str, ...]) -> list[Probe]:
+    aliases = tuple(alias for alias in record.new_answer_alias if alias.strip())
     return [
-        Probe(
-            prompt=question, answer=record.new_answer, aliases=record.new_answer_alias, needs=needs
-        )
+        Probe(prompt=question, answer=record.new_answer, aliases=aliases, needs=needs)
         for question in record.questions
     ]
