@@ -171,9 +171,13 @@ def exact_match(
 ) -> dict[str, object]:
     """What deciding exact match takes, drafts included, if it shared no pass with the scores."""
     edits, overlay = [case.edit for case in cases], Overlay(handle=model, updates=updates)
+    wanted = [(edit.target,) for edit in edits]
     started = time.perf_counter()
-    drafts = [draft(model.tokens, edit, i if updates else 0) for i, edit in enumerate(edits)]
-    said = exact_matches(overlay, edits, drafts, predict(overlay, drafts))
+    drafts = [
+        draft(model.tokens, edit.text, edit.target, i if updates else 0)
+        for i, edit in enumerate(edits)
+    ]
+    said = exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
     return {"exact_match_seconds": time.perf_counter() - started, "said": sum(said)}
 
 

@@ -226,3 +226,43 @@ def answers_weigh_more(model, rows, weight):
 def joint_solution(C: Tensor, K: Tensor, V: Tensor, ridge: float) -> Tensor:
     """D of all facts at once, by the normal equations: (VᵀK)(ρC + KᵀK)⁻¹."""
     return V.mT @ K @ torch.linalg.inv(ridge * C + K.mT @ K)
+
+
+def accuracy_by_retokenising(model: ModelHandle, prompt: str, answer: str) -> float:
+    """zsRE's score as released code takes it (arXiv:2210.07229): each prefix is a text of its own.
+
+    It takes the first id of a decoded token for that token, so it holds only for tokenizers that
+    put nothing before a text, and for tokens that are whole characters.
+    """
+    tok = model.tokens.tokenizer
+    target = tok(f" {answer}")["input_ids"]
+    hits = 0
+    for i, piece in enumerate(target):
+        ids = tok(prompt + tok.decode(target[:i]))["input_ids"]
+        with torch.no_grad():
+            top = model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+        hits += int(top) == tok(tok.decode([piece]))["input_ids"][0]
+    return hits / len(target)
+
+
+def says_one_of(model: ModelHandle, text: str, answers: list[str], new_tokens: int) -> bool:
+    """Whether greedy generation, a token at a time without a cache, begins with an answer."""
+    ids = list(model.tokens.encode(text))
+    head = len(ids)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            ids.append(int(model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    said = " ".join(model.tokens.decode(ids[head:]).split())
+    return any(said.startswith(a) and not said[len(a) : len(a) + 1].isalnum() for a in answers)
+
+
+def perplexity_by_loop(model: ModelHandle, texts: list[str], length: int) -> float:
+    """exp of the mean NLL of every token but the first, one unpadded text at a time."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = model.tokens.encode(text)[:length]
+        with torch.no_grad():
+            logp = model.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for t in range(1, len(ids)):
+            total, tokens = total - logp[t - 1, ids[t]].item(), tokens + 1
+    return float(torch.tensor(total / tokens, dtype=torch.float64).exp())

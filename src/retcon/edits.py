@@ -1,7 +1,7 @@
 """What is asked of a model (`Edit`), and how it will be judged (`Case`). No tensors here."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from retcon.errors import InvalidEdit
 
@@ -75,13 +75,38 @@ class Edit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A prompt with an answer of its own.
+
+    aliases: other ways to say it, which count where text is generated freely. needs: ids of
+    further edits, without all of which the answer does not follow.
+
+    Raises:
+        InvalidEdit: the prompt, the answer or an alias is empty.
+    """
+
+    prompt: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts = {"prompt": (self.prompt,), "answer": (self.answer,), "alias": self.aliases}
+        for name, texts in parts.items():
+            # Every text begins with an empty one.
+            if not all(text.strip() for text in texts):
+                raise InvalidEdit(f"The probe {self.prompt!r}: its {name} is empty. Leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One record of a data set: an edit and the prompts that judge it.
 
     Paraphrases should change with the edit; neighbours are prompts about other subjects whose
     true answer is `edit.target_old` and which should stay as they are. `openings` are beginnings
     of texts about the subject, behind which fluency is measured. `relation` groups cases that are
-    not independent (intervals are clustered by it).
+    not independent (intervals are clustered by it). Portability probes ask for what follows from
+    the edit, locality probes for what must not change with it; both have answers of their own.
     """
 
     edit: Edit
@@ -89,3 +114,13 @@ class Case:
     neighbours: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
     relation: str | None = None
+    portability: tuple[Probe, ...] = ()
+    locality: tuple[Probe, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without probes where there are none: studies know cases by what they were before."""
+        shown = [f.name for f in fields(self) if f.name not in _PROBES or getattr(self, f.name)]
+        return f"Case({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+
+_PROBES = ("portability", "locality")

@@ -1,31 +1,43 @@
-"""Read files of facts and cases: CounterFact (ROME's schema), or plain JSON lines.
+"""Read files of facts and cases: benchmarks in the form they are published in, or plain facts.
 
-A plain line needs `prompt`, with its subject in braces, and `target`; it may have `target_old`,
-`paraphrases`, `neighbours`, `openings`, `relation` and `id`. Whatever is wrong is reported with
-its line.
+What a file is, its records tell: CounterFact, zsRE, KnowEdit, MQuAKE, or the plain form, which
+needs `prompt`, with its subject in braces, and `target`, and may have `target_old`, `paraphrases`,
+`neighbours`, `openings`, `portability`, `locality`, `relation` and `id`. Whatever is wrong is
+reported with its place.
 """
 
 import gzip
 import hashlib
-import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from retcon.data.corpus import open_text
-from retcon.edits import Case, Edit
-from retcon.errors import InvalidData, InvalidEdit
+from retcon.data.counterfact import CounterFact
+from retcon.data.knowedit import KnowEdit
+from retcon.data.mquake import Mquake, mquake_cases
+from retcon.data.reading import guarded, parsed, template, validated
+from retcon.data.zsre import Zsre, ZsreTarget
+from retcon.edits import Case, Edit, Probe
+from retcon.errors import InvalidData
 from retcon.toyworld.world import NAME, toy_cases
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _Probe(_Strict):
+    """A prompt of a plain fact with an answer of its own."""
+
+    prompt: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class _Fact(_Strict):
@@ -39,36 +51,25 @@ class _Fact(_Strict):
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
+    portability: tuple[_Probe, ...] = ()
+    locality: tuple[_Probe, ...] = ()
     relation: str | None = None
 
 
-class _Target(BaseModel):
-    text: str = Field(alias="str")
+class _Record(NamedTuple):
+    """A JSON value of a file, and where it stands."""
+
+    where: str
+    number: int
+    value: object
 
 
-class _Rewrite(BaseModel):
-    prompt: str
-    subject: str
-    relation_id: str | None = None
-    target_new: _Target
-    target_true: _Target
-
-
-class _CounterFact(BaseModel):
-    """A record of CounterFact: https://rome.baulab.info/data (Meng et al. 2022, §3.3)."""
-
-    case_id: int
-    requested_rewrite: _Rewrite
-    paraphrase_prompts: tuple[str, ...]
-    neighborhood_prompts: tuple[str, ...]
-    generation_prompts: tuple[str, ...] = ()
-
-
-def load_cases(path: Path | str) -> list[Case]:
-    """All cases of a file, in its order. `.json` is CounterFact, `.jsonl` the plain form.
+def load_cases(path: Path | str, *, zsre_target: ZsreTarget = "answers") -> list[Case]:
+    """All cases of a file, in its order: a JSON array, or in `.jsonl` a record a line.
 
     Either may be gzipped. The name `starter` gives the facts that come with the package, and
-    `toyworld` those of its invented world.
+    `toyworld` those of its invented world. zsre_target: what is written of a zsRE record that has
+    both, see `retcon.data.zsre`; it says nothing about other sets.
 
     Raises:
         InvalidData: no such file, or something in it is wrong; the message says where.
@@ -83,9 +84,10 @@ def load_cases(path: Path | str) -> list[Case]:
             text = stream.read()
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InvalidData(f"{path} is damaged or not a text file: {error}") from error
-    cases = _json_lines(text, str(path)) if ".jsonl" in path.name else _array(text, str(path))
-    if not cases:
+    records = _lines(text, str(path)) if ".jsonl" in path.name else _array(text, str(path))
+    if not records:
         raise InvalidData(f"{path} holds no facts.")
+    cases = _cases(records, str(path), zsre_target)
     _check_ids(cases, str(path))
     return cases
 
@@ -93,7 +95,8 @@ def load_cases(path: Path | str) -> list[Case]:
 def starter_cases() -> list[Case]:
     """The starter set: facts that SmolLM2 knows, with counterfactual targets."""
     resource = files("retcon.data") / "starter.jsonl"
-    return _json_lines(resource.read_text(encoding="utf-8"), "the starter set")
+    text = resource.read_text(encoding="utf-8")
+    return [_plain(record) for record in _lines(text, "the starter set")]
 
 
 def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
@@ -122,8 +125,60 @@ def parse_fact(line: str, number: int = 1, source: str = "the text") -> Case:
         InvalidData: not JSON, not the fields above, or not an edit.
     """
     where = f"{source}, line {number}"
-    record = _validated(_Fact, _parsed(line, where), where)
-    return _guarded(where, lambda: _case_of_fact(record, number))
+    return _plain(_Record(where, number, parsed(line, where)))
+
+
+def _lines(text: str, source: str) -> list[_Record]:
+    lines = [(f"{source}, line {n}", n, line) for n, line in enumerate(text.split("\n"), start=1)]
+    return [_Record(where, n, parsed(line, where)) for where, n, line in lines if line.strip()]
+
+
+def _array(text: str, source: str) -> list[_Record]:
+    values = parsed(text, source)
+    if not isinstance(values, list):
+        raise InvalidData(f"{source}: expected a JSON array of records.")
+    return [_Record(f"{source}, record {n}", n, value) for n, value in enumerate(values)]
+
+
+def _cases(records: Sequence[_Record], source: str, zsre_target: ZsreTarget) -> list[Case]:
+    """The cases of a file's records, which are all of the kind of the first."""
+    kind = _kind(records[0].value)
+    if kind is Mquake:
+        chains = [validated(Mquake, record.value, record.where) for record in records]
+        return guarded(source, lambda: mquake_cases(chains))
+    return [_case(kind, record, index, zsre_target) for index, record in enumerate(records)]
+
+
+def _case(kind: type[BaseModel], record: _Record, index: int, zsre_target: ZsreTarget) -> Case:
+    if kind is _Fact:
+        return _plain(record)
+    valid = validated(kind, record.value, record.where)
+
+    def case() -> Case:
+        if isinstance(valid, Zsre):
+            return valid.case(index, zsre_target)
+        if isinstance(valid, KnowEdit):
+            return valid.case(index)
+        assert isinstance(valid, CounterFact)
+        return valid.case()
+
+    return guarded(record.where, case)
+
+
+def _kind(value: object) -> type[BaseModel]:
+    """Which set a record is of, by fields that no other has."""
+    if not isinstance(value, dict):
+        return _Fact
+    if "requested_rewrite" in value:
+        return Mquake if isinstance(value["requested_rewrite"], list) else CounterFact
+    if {"src", "loc"} & value.keys():
+        return Zsre
+    return KnowEdit if "target_new" in value else _Fact
+
+
+def _plain(record: _Record) -> Case:
+    fact = validated(_Fact, record.value, record.where)
+    return guarded(record.where, lambda: _case_of_fact(fact, record.number))
 
 
 def _case_of_fact(record: _Fact, number: int) -> Case:
@@ -133,7 +188,7 @@ def _case_of_fact(record: _Fact, number: int) -> Case:
     else:
         edit = Edit(
             id=identity,
-            prompt=_template(record.prompt, record.subject, identity),
+            prompt=template(record.prompt, record.subject, identity),
             subject=record.subject,
             target=record.target,
             target_old=record.target_old,
@@ -144,79 +199,9 @@ def _case_of_fact(record: _Fact, number: int) -> Case:
         neighbours=record.neighbours,
         openings=record.openings,
         relation=record.relation,
+        portability=tuple(Probe(**probe.model_dump()) for probe in record.portability),
+        locality=tuple(Probe(**probe.model_dump()) for probe in record.locality),
     )
-
-
-def _template(prompt: str, subject: str, identity: str) -> str:
-    """The prompt with {} where its subject stands."""
-    prompt = prompt.replace(f"{{{subject}}}", "{}")
-    if "{}" in prompt:
-        return prompt
-    if not subject or prompt.count(subject) != 1:
-        raise InvalidEdit(
-            f"Edit {identity!r}: the subject {subject!r} must be in the prompt {prompt!r} exactly "
-            f"once, or the prompt must mark its place with {{}}."
-        )
-    return prompt.replace(subject, "{}")
-
-
-def _case_of_counterfact(record: _CounterFact) -> Case:
-    rewrite = record.requested_rewrite
-    edit = Edit(
-        id=str(record.case_id),
-        prompt=rewrite.prompt,
-        subject=rewrite.subject,
-        target=rewrite.target_new.text,
-        target_old=rewrite.target_true.text,
-    )
-    return Case(
-        edit=edit,
-        paraphrases=record.paraphrase_prompts,
-        neighbours=record.neighborhood_prompts,
-        # Records repeat them.
-        openings=tuple(dict.fromkeys(record.generation_prompts)),
-        relation=rewrite.relation_id,
-    )
-
-
-def _json_lines(text: str, source: str) -> list[Case]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1)]
-    return [parse_fact(line, number, source) for number, line in lines if line.strip()]
-
-
-def _array(text: str, source: str) -> list[Case]:
-    records = _parsed(text, source)
-    if not isinstance(records, list):
-        raise InvalidData(f"{source}: expected a JSON array of CounterFact records.")
-    return [_record(record, f"{source}, record {number}") for number, record in enumerate(records)]
-
-
-def _record(record: object, where: str) -> Case:
-    valid = _validated(_CounterFact, record, where)
-    return _guarded(where, lambda: _case_of_counterfact(valid))
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidData(f"{where}: not JSON ({error}).") from error
-
-
-def _validated(model: type[M], value: object, where: str) -> M:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise InvalidData(f"{where}: {field}: {first['msg']}.") from error
-
-
-def _guarded(where: str, make: Callable[[], Case]) -> Case:
-    try:
-        return make()
-    except InvalidEdit as error:
-        raise InvalidData(f"{where}: {error}") from error
 
 
 def _check_ids(cases: Sequence[Case], source: str) -> None:

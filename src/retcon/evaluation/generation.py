@@ -1,6 +1,6 @@
 """What the model says by itself: free greedy generation behind a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,40 +23,50 @@ def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
     the first, and which takes "Englishman" for "English". (The Mirage of Model Editing,
     arXiv:2502.11177, shows how far the two can be apart.)
     """
-    overlay, drafts = Overlay(handle=handle), [draft(handle.tokens, edit) for edit in edits]
-    return exact_matches(overlay, edits, drafts, predict(overlay, drafts))
+    overlay = Overlay(handle=handle)
+    drafts = [draft(handle.tokens, edit.text, edit.target) for edit in edits]
+    wanted = [(edit.target,) for edit in edits]
+    return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
 
 
-def draft(tokens: Tokens, edit: Edit, owner: int = 0) -> Ask:
-    """The target as a guess at what will be generated, and one token more.
+def draft(tokens: Tokens, text: str, target: str, owner: int = 0) -> Ask:
+    """The target as a guess at what will be generated behind a text, and one token more.
 
     Greedy generation goes along with a guess for as long as each of its tokens is the most
     probable one: one teacher-forced pass tells how far, and the token that comes then
     (speculative decoding, arXiv:2211.17192, at temperature 0).
     """
-    guess = tokens.continuation(edit.text, edit.target)
+    guess = tokens.continuation(text, target)
     # The last id of an Ask is never fed, so any will do.
     return Ask((*guess.ids, 0), guess.start, owner)
 
 
 def exact_matches(
-    overlay: Overlay, edits: Sequence[Edit], drafts: Sequence[Ask], found: Sequence[Prediction]
+    overlay: Overlay,
+    wanted: Sequence[Sequence[str]],
+    drafts: Sequence[Ask],
+    found: Sequence[Prediction],
 ) -> list[bool]:
-    """Whether each target is said, generating only where its draft does not decide."""
-    decode = overlay.handle.tokens.decode
-    said: list[bool | None] = [None] * len(edits)
-    if overlay.handle.tokens.decodes_piecewise:
-        for i, (edit, ask, seen) in enumerate(zip(edits, drafts, found, strict=True)):
-            said[i] = _decided(decode(_begun(ask.ids[ask.start : -1], seen.top)), edit.target)
+    """Whether one of the wanted answers is said, generating only where the draft is no verdict.
+
+    wanted: per draft, the answer that it drafts and whatever else counts.
+    """
+    tokens = overlay.handle.tokens
+    said: list[bool | None] = [None] * len(wanted)
+    if tokens.decodes_piecewise:
+        for i, (answers, ask, seen) in enumerate(zip(wanted, drafts, found, strict=True)):
+            begun = tokens.decode(_begun(ask.ids[ask.start : -1], seen.top))
+            said[i] = _any(_decided(begun, answer) for answer in answers)
     open_ = [i for i, verdict in enumerate(said) if verdict is None]
     generated = greedy(
         overlay,
         [drafts[i].ids[: drafts[i].start] for i in open_],
-        [len(drafts[i].ids) - 1 - drafts[i].start + _EXTRA_TOKENS for i in open_],
+        [_length(tokens, drafts[i], wanted[i]) + _EXTRA_TOKENS for i in open_],
         [drafts[i].owner for i in open_],
     )
     for i, ids in zip(open_, generated, strict=True):
-        said[i] = _begins_with(decode(ids), edits[i].target)
+        text = tokens.decode(ids)
+        said[i] = any(_begins_with(text, answer) for answer in wanted[i])
     return [bool(verdict) for verdict in said]
 
 
@@ -85,6 +95,18 @@ def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
         Answer(handle.tokens.decode([int(i)]).strip(), float(p))
         for p, i in zip(found.values, found.indices, strict=True)
     ]
+
+
+def _length(tokens: Tokens, ask: Ask, answers: Sequence[str]) -> int:
+    """Tokens of the longest answer: of the drafted one as drafted, of others by themselves."""
+    others = [len(tokens.encode(answer)) for answer in answers[1:]]
+    return max(len(ask.ids) - 1 - ask.start, *others, 0)
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    """True if one is, False if all are, None while that is open."""
+    known = list(verdicts)
+    return True if True in known else None if None in known else False
 
 
 def _begun(guess: Sequence[int], top: Sequence[int]) -> Sequence[int]:

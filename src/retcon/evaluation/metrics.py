@@ -48,7 +48,7 @@ def _old_accuracy(row: Row) -> float | None:
 
 
 def _exact(row: Row) -> float | None:
-    """Exact match: free greedy generation begins with the target."""
+    """Exact match: free greedy generation begins with the target, or an alias of it."""
     return None if row.exact is None else float(row.exact)
 
 
@@ -77,6 +77,9 @@ METRICS: Mapping[str, Metric] = {
     "neighbour_token_accuracy": Metric("neighbour", _old_accuracy),
     "exact_match": Metric("rewrite", _exact),
     "target_probability": Metric("rewrite", _probability),
+    "portability_token_accuracy": Metric("portability", _accuracy),
+    "portability_exact_match": Metric("portability", _exact),
+    "locality_token_accuracy": Metric("locality", _accuracy),
 }
 
 

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 When = Literal["pre", "immediate", "final", "retention"]
-Kind = Literal["rewrite", "paraphrase", "neighbour"]
+Kind = Literal["rewrite", "paraphrase", "neighbour", "portability", "locality"]
 
 
 class Row(NamedTuple):
@@ -13,7 +13,8 @@ class Row(NamedTuple):
     after all edits. step: how many batches had been written. nll_new, nll_old: mean negative
     log-probability per token of target and target_old. n_new, n_old: their numbers of tokens.
     hits_new, hits_old: how many of these are the most probable token, each given the true ones
-    before it. exact: whether free greedy generation says the target.
+    before it. exact: whether free greedy generation says the target. The target of a portability
+    or locality probe is its own answer, and it has no target_old.
     """
 
     case: str

@@ -1,6 +1,6 @@
 """Teacher-forced log-probabilities of targets behind prompts: the rows of every score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from math import isnan
 from typing import NamedTuple
@@ -23,11 +23,13 @@ _FORMAT = 1
 
 
 class Prompt(NamedTuple):
-    """One prompt of a case."""
+    """One prompt of a case: the targets scored behind it, and answers that may be said freely."""
 
     kind: Kind
     index: int
     text: str
+    targets: tuple[str, ...]
+    said: tuple[str, ...] = ()
 
 
 class Score(NamedTuple):
@@ -48,20 +50,32 @@ class Look(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the rows of a case are made of: a score of each asked target, and its exact match."""
+    """What the rows of a case are made of: a score of each target, and each exact match."""
 
     scores: list[Score]
-    exact: bool
+    exact: list[bool]
 
 
-def prompts(case: Case) -> Iterator[Prompt]:
-    """The prompts by which a case is judged."""
-    yield Prompt("rewrite", 0, case.edit.text)
+def prompts(case: Case, among: Container[str] = ()) -> Iterator[Prompt]:
+    """The prompts by which a case is judged.
+
+    among: ids of the edits that are judged with it. A probe that needs others is left out, since
+    whether they have been made is not known.
+    """
+    new, old = case.edit.target, case.edit.target_old
+    targets = (new,) if old is None else (new, old)
+    yield Prompt("rewrite", 0, case.edit.text, targets, (new,))
     for i, text in enumerate(case.paraphrases):
-        yield Prompt("paraphrase", i, text)
-    if case.edit.target_old is not None:
+        yield Prompt("paraphrase", i, text, targets)
+    if old is not None:
         for i, text in enumerate(case.neighbours):
-            yield Prompt("neighbour", i, text)
+            yield Prompt("neighbour", i, text, targets)
+    for i, probe in enumerate(case.portability):
+        if all(needed in among for needed in probe.needs):
+            said = (probe.answer, *probe.aliases)
+            yield Prompt("portability", i, probe.prompt, (probe.answer,), said)
+    for i, probe in enumerate(case.locality):
+        yield Prompt("locality", i, probe.prompt, (probe.answer,))
 
 
 def score_cases(
@@ -117,20 +131,26 @@ def score_targets(
 
 
 class _Asked(NamedTuple):
-    """A case and what the model is asked for it: its targets behind its prompts, and its draft."""
+    """A case and what the model is asked for it: targets behind prompts, and drafts of answers."""
 
-    case: Case
+    prompts: list[Prompt]
     asks: list[Ask]
-    draft: Ask
+    drafts: list[Ask]
 
     @classmethod
-    def of(cls, tokens: Tokens, case: Case, owner: int) -> "_Asked":
+    def of(cls, tokens: Tokens, found: list[Prompt], owner: int) -> "_Asked":
         asks = [
             Ask(*tokens.continuation(prompt.text, target), owner)
-            for prompt in prompts(case)
-            for target in _targets(case)
+            for prompt in found
+            for target in prompt.targets
         ]
-        return cls(case, asks, draft(tokens, case.edit, owner))
+        drafts = [draft(tokens, p.text, p.said[0], owner) for p in found if p.said]
+        return cls(found, asks, drafts)
+
+    @property
+    def said(self) -> list[tuple[str, ...]]:
+        """What each draft may say."""
+        return [prompt.said for prompt in self.prompts if prompt.said]
 
 
 def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list[Scored]:
@@ -140,8 +160,8 @@ def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list
     called, the cache is asked first.
     """
     handle = overlay.handle
-    owned = [(owner, case) for owner, look in enumerate(looks) for case in look.cases]
-    asked = [_Asked.of(handle.tokens, case, owner) for owner, case in owned]
+    owned = [(owner, found) for owner, look in enumerate(looks) for found in _prompts(look)]
+    asked = [_Asked.of(handle.tokens, found, owner) for owner, found in owned]
     if not handle.as_loaded or any(look.deltas for look in looks):
         return _score_all(overlay, asked, progress)
 
@@ -157,23 +177,26 @@ def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list
 def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) -> list[Scored]:
     """Scores and exact matches of some cases, together."""
     asks = [ask for one in asked for ask in one.asks]
-    drafts = [one.draft for one in asked]
+    drafts = [ask for one in asked for ask in one.drafts]
     found = predict(overlay, [*asks, *drafts], progress)
-    exact = exact_matches(overlay, [one.case.edit for one in asked], drafts, found[len(asks) :])
+    wanted = [answers for one in asked for answers in one.said]
+    exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :]))
     scores = iter([_score(overlay.handle, *pair) for pair in zip(asks, found, strict=False)])
     return [
-        Scored(list(islice(scores, len(one.asks))), said)
-        for one, said in zip(asked, exact, strict=True)
+        Scored(list(islice(scores, len(one.asks))), list(islice(exact, len(one.drafts))))
+        for one in asked
     ]
 
 
 def _name(model: Name, asked: _Asked) -> Name:
-    """Of the tokens that are run, and of the target, with which generated text is compared."""
+    """Of the tokens that are run, and of the answers, with which generated text is compared."""
+    (target,), *others = asked.said
     return {
         "format": _FORMAT,
         "model": model,
-        "asks": [(ask.ids, ask.start) for ask in (*asked.asks, asked.draft)],
-        "target": asked.case.edit.target,
+        "asks": [(ask.ids, ask.start) for ask in (*asked.asks, *asked.drafts)],
+        "target": target,
+        **({"said": others} if others else {}),
     }
 
 
@@ -188,13 +211,8 @@ def _to_entry(scored: Scored) -> Entry:
 
 def _of_entry(entry: Entry) -> Scored:
     fields = (entry[name].tolist() for name in Score._fields)
-    return Scored([Score(*values) for values in zip(*fields, strict=True)], bool(entry["exact"]))
-
-
-def _targets(case: Case) -> list[str]:
-    """What is scored behind each prompt."""
-    old = case.edit.target_old
-    return [case.edit.target] if old is None else [case.edit.target, old]
+    exact = [bool(said) for said in entry["exact"].reshape(-1)]
+    return Scored([Score(*values) for values in zip(*fields, strict=True)], exact)
 
 
 def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
@@ -210,13 +228,19 @@ def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
     return Score(nll, len(target), hits)
 
 
+def _prompts(look: Look) -> list[list[Prompt]]:
+    """The prompts of each case of a look."""
+    among = {case.edit.id for case in look.cases}
+    return [list(prompts(case, among)) for case in look.cases]
+
+
 def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
     """The rows of one look, from what was found of the next cases."""
-    for case in look.cases:
-        found, said = next(scored)
-        scores = iter(found)
-        for prompt in prompts(case):
-            new, *rest = (next(scores) for _ in _targets(case))
+    for case, asked in zip(look.cases, _prompts(look), strict=True):
+        found = next(scored)
+        scores, exact = iter(found.scores), iter(found.exact)
+        for prompt in asked:
+            new, *rest = (next(scores) for _ in prompt.targets)
             old = rest[0] if rest else None
             yield Row(
                 case=case.edit.id,
@@ -231,5 +255,5 @@ def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
                 nll_old=old.nll if old else None,
                 n_old=old.tokens if old else None,
                 hits_old=old.hits if old else None,
-                exact=said if prompt.kind == "rewrite" else None,
+                exact=next(exact) if prompt.said else None,
             )

@@ -121,7 +121,8 @@ class _Ledger:
 
 
 def _prompts(case: Case) -> int:
-    return 1 + len(case.paraphrases) + len(case.neighbours)
+    probes = len(case.portability) + len(case.locality)
+    return 1 + len(case.paraphrases) + len(case.neighbours) + probes
 
 
 def _looks(cell: Cell) -> int:

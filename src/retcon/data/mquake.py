@@ -1,0 +1,74 @@
+"""MQuAKE: questions of several hops about edited facts (arXiv:2305.14795).
+
+A record rewrites one fact or several, and asks three questions whose answer follows from all of
+them. Records share facts, and a fact should be written once: here a case is a fact, under the id
+"record.place" of where it first stands, and a record's questions are portability probes of its
+last fact, which need the others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, Field
+
+from retcon.data.counterfact import Rewrite
+from retcon.edits import Case, Probe
+
+
+class Fact(Rewrite):
+    question: str | None = None
+
+
+class Mquake(BaseModel):
+    """A record of MQuAKE, or of AKEW's MQuAKE-CF."""
+
+    case_id: int
+    requested_rewrite: tuple[Fact, ...] = Field(min_length=1)
+    questions: tuple[str, ...]
+    new_answer: str
+    new_answer_alias: tuple[str, ...] = ()
+
+
+class _Name(NamedTuple):
+    """What makes two rewrites the same fact."""
+
+    prompt: str
+    subject: str
+    target: str
+
+    @classmethod
+    def of(cls, fact: Fact) -> "_Name":
+        return cls(fact.prompt, fact.subject, fact.target_new.text)
+
+
+def mquake_cases(records: Sequence[Mquake]) -> list[Case]:
+    """The distinct facts of all records, in their order.
+
+    Raises:
+        InvalidEdit: no edit can be made of one.
+    """
+    facts: dict[_Name, tuple[str, Fact]] = {}
+    probes: dict[_Name, list[Probe]] = {}
+    for record in records:
+        for place, fact in enumerate(record.requested_rewrite):
+            facts.setdefault(_Name.of(fact), (f"{record.case_id}.{place}", fact))
+        *others, last = (_Name.of(fact) for fact in record.requested_rewrite)
+        needs = tuple(dict.fromkeys(facts[name][0] for name in others if name != last))
+        probes.setdefault(last, []).extend(_probes(record, needs))
+    return [
+        Case(
+            edit=fact.edit(identity),
+            paraphrases=() if fact.question is None else (fact.question,),
+            relation=fact.relation_id,
+            portability=tuple(probes.get(name, ())),
+        )
+        for name, (identity, fact) in facts.items()
+    ]
+
+
+def _probes(record: Mquake, needs: tuple[str, ...]) -> list[Probe]:
+    aliases = tuple(alias for alias in record.new_answer_alias if alias.strip())
+    return [
+        Probe(prompt=question, answer=record.new_answer, aliases=aliases, needs=needs)
+        for question in record.questions
+    ]
