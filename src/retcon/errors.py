@@ -60,6 +60,10 @@ class CapacityExceeded(RetconError):
     """More hard constraints than input dimensions: at most d_in facts fit in one matrix."""
 
 
+class Collapsed(RetconError):
+    """Edits that the model does not survive, and that a guard has taken back."""
+
+
 class InvalidPatch(RetconError):
     """A patch file that is truncated, hostile, or not a patch at all."""
 

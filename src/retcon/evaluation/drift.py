@@ -69,7 +69,8 @@ def perplexity(
     if not asks:
         raise InvalidSetting("No passage has two tokens, so there is nothing to predict.")
 
-    def report(_task: str, done: int, total: int) -> None:
+    def report(task: str, done: int, total: int) -> None:
+        del task
         progress("reading held-out text", done, total)
 
     found = predict(Overlay(handle=handle), asks, report)
@@ -99,7 +100,8 @@ def ratio(before: Perplexity, after: Perplexity) -> Estimate:
         str(i): (a.nll - b.nll - moved * b.tokens) / before.tokens for i, (b, a) in enumerate(pairs)
     }
     found = Statistic(moved, influence, len(pairs)).estimate()
-    return Estimate(*(None if x is None else _exp(x) for x in found[:3]), found.cases)
+    mean, low, high = (None if x is None else _exp(x) for x in (found.mean, found.low, found.high))
+    return Estimate(mean, low, high, found.cases)
 
 
 def _exp(x: float) -> float:

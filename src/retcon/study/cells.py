@@ -62,6 +62,8 @@ class Cell(Frozen):
         because it has final scores.
         """
         plan = self.plan
+        if plan.rule:
+            return self
         if plan.batch_size >= self.n:
             plan = Schedule(batch_size=self.n, carry=True)
         if plan.carry and plan.batch_size < self.n:

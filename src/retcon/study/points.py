@@ -4,10 +4,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Regime = Literal["single", "batch", "sequential", "sequential-batch"]
+Regime = Literal[
+    "single", "batch", "sequential", "sequential-batch", "adaptive-aimd", "adaptive-energy"
+]
 
 # Facts that are scored come from the head of the seeded order, those for tuning from its tail.
 Split = Literal["head", "tail"]
+
+
+def carries(regime: str) -> bool:
+    """Whether earlier batches stay in the weights."""
+    return regime not in ("single", "batch")
 
 
 class Frozen(BaseModel):
@@ -54,4 +61,4 @@ class Point(Frozen):
     @property
     def held(self) -> int:
         """Facts that are in the weights at once at the end."""
-        return self.n if self.schedule.startswith("sequential") else self.batch_size
+        return self.n if carries(self.schedule) else self.batch_size
