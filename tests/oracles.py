@@ -249,3 +249,15 @@ def says_one_of(model: ModelHandle, text: str, answers: list[str], new_tokens: i
             ids.append(int(model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     said = " ".join(model.tokens.decode(ids[head:]).split())
     return any(said.startswith(a) and not said[len(a) : len(a) + 1].isalnum() for a in answers)
+
+
+def perplexity_by_loop(model: ModelHandle, texts: list[str], length: int) -> float:
+    """exp of the mean NLL of every token but the first, one unpadded text at a time."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = model.tokens.encode(text)[:length]
+        with torch.no_grad():
+            logp = model.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for t in range(1, len(ids)):
+            total, tokens = total - logp[t - 1, ids[t]].item(), tokens + 1
+    return float(torch.tensor(total / tokens, dtype=torch.float64).exp())

@@ -38,7 +38,7 @@ def open_text(path: Path) -> TextIOWrapper:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCorpus:
-    """A text file (one document a line) or JSON lines (field `text`), plain or gzipped."""
+    """A text file (one document a line) or JSON lines (`text` or `Text`), plain or gzipped."""
 
     path: Path
 
@@ -70,7 +70,8 @@ class FileCorpus:
 
     def _document(self, line: str, number: int) -> str:
         try:
-            text = json.loads(line)["text"] if line.strip() else ""
+            record = json.loads(line) if line.strip() else {"text": ""}
+            text = record["text"] if "text" in record else record["Text"]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidData(
                 f"{self.path}, line {number}: expected a JSON object with a field 'text'."
