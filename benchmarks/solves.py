@@ -22,7 +22,8 @@ import torch
 
 from retcon.algebra.closed_form import write_keys
 from retcon.algebra.metric import Metric
-from retcon.methods.base import Features, LocateThenEdit, State
+from retcon.methods.base import Features, State
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.model.handle import ModelHandle
 
 

@@ -223,6 +223,11 @@ def answers_weigh_more(model, rows, weight):
     return total / weights
 
 
+def joint_solution(C: Tensor, K: Tensor, V: Tensor, ridge: float) -> Tensor:
+    """D of all facts at once, by the normal equations: (VᵀK)(ρC + KᵀK)⁻¹."""
+    return V.mT @ K @ torch.linalg.inv(ridge * C + K.mT @ K)
+
+
 def accuracy_by_retokenising(model: ModelHandle, prompt: str, answer: str) -> float:
     """zsRE's score as released code takes it (arXiv:2210.07229): each prefix is a text of its own.
 

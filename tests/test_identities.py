@@ -184,9 +184,11 @@ def test_a_factor_may_take_the_memory_of_its_moment():
     C, _, _ = problem(5, 1)
     kept = C.clone()
     M = Metric.of(C, jitter=1e-6)
-    assert torch.equal(C, kept) and M.factor.data_ptr() != C.data_ptr()
+    assert torch.equal(C, kept) and M.whitening.factor.data_ptr() != C.data_ptr()
     lean = Metric.of(C, jitter=1e-6, overwrite=True)
-    assert lean.factor.data_ptr() == C.data_ptr() and torch.equal(lean.factor, M.factor)
+    assert lean.whitening.factor.data_ptr() == C.data_ptr()
+    M, lean = M.whitening, lean.whitening
+    assert torch.equal(lean.factor, M.factor)
     kept.diagonal().add_(M.jitter)
     assert close(M.factor @ M.factor.mT, kept)
 

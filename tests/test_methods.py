@@ -39,8 +39,14 @@ METHODS = [
     ("rome", (1,), {"consistent_keys": True}, 1, True),
     ("emmet", (1,), {}, None, True),
     ("memit", (1,), {"ridge": 20.0}, None, False),
+    ("memit", (1,), {"ridge": 20.0, "process": "rect"}, None, False),
+    ("encore", (1,), {"ridge": 20.0}, None, False),
+    ("alphaedit", (1,), {"null_threshold": 1.0, "null_relative": True}, None, False),
+    ("lyaplock", (1,), {"ridge": 20.0, "budget": 1.5}, None, False),
     # Not the last block: it cannot reach a prediction behind the subject, and δ would be noise.
     ("memit", (0, 1), {"ridge": 20.0}, None, False),
+    ("memit", (0, 1), {"ridge": 20.0, "spread": "forward"}, None, False),
+    ("memit", (0, 1), {"ridge": 20.0, "spread": "each"}, None, False),
 ]
 
 
@@ -110,7 +116,8 @@ def test_single_layer_updates_are_the_primal_formulas(cache):
         state = editor.begin(model)
         features = editor.features(model, EDITS[:1] if name == "rome" else EDITS, state)
         update = editor.edit(model, features, state)
-        C = state.metrics[1].factor @ state.metrics[1].factor.mT
+        factor = state.metrics[1].whitening.factor
+        C = factor @ factor.mT
         delta = features.targets.delta.double()
         wanted = {
             "emmet": lambda C=C, f=features, d=delta: emmet_primal(C, f.keys, d),

@@ -41,6 +41,16 @@ class Edit:
         return self.prompt.replace("{}", self.subject)
 
     @property
+    def fact(self) -> str:
+        """What is edited, whatever the target: equal for two edits of one fact."""
+        return self.prompt.replace("{}", f"{{{self.subject}}}")
+
+    @property
+    def head(self) -> str:
+        """The text up to the subject's end: all that the key depends on."""
+        return self.text[: self.subject_end]
+
+    @property
     def subject_end(self) -> int:
         """Index in `text` of the character after the subject's last one."""
         return self.prompt.index("{}") + len(self.subject.rstrip())

@@ -58,6 +58,35 @@ def recall_targets(
     return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
 
 
+def recall_shared_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress = silent,
+) -> Targets:
+    """As `recall_targets`, but edits with one head, and so one key, share one δ.
+
+    Raises:
+        NotFinite: a loss is NaN or infinite.
+    """
+    heads: dict[str, list[int]] = {}
+    for i, edit in enumerate(edits):
+        heads.setdefault(edit.head, []).append(i)
+    order = sorted(heads.values(), key=len)
+    alone = [group[0] for group in order if len(group) == 1]
+    parts: list[Targets] = []
+    if alone:
+        own = [edits[i] for i in alone]
+        parts.append(recall_targets(handle, own, prefixes, layer, options, progress))
+    for group in order[len(alone) :]:
+        own = [edits[i] for i in group]
+        parts.append(optimise_targets(handle, own, prefixes, layer, options, tied=True))
+    places = [i for group in order for i in group]
+    return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
+
+
 def recall_keys(
     handle: ModelHandle,
     edits: Sequence[Edit],

@@ -85,7 +85,7 @@ class Targets(NamedTuple):
     cached: Bool[Tensor, " edits"]
     short: bool
 
-    def select(self, rows: slice) -> "Targets":
+    def select(self, rows: slice | list[int]) -> "Targets":
         """The targets of some of the edits."""
         return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
@@ -121,14 +121,18 @@ def optimise_targets(
     progress: Progress = silent,
     *,
     start: Float[Tensor, "edits hidden"] | None = None,
+    tied: bool = False,
 ) -> Targets:
     """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
 
     start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
+    tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are done.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
+    if tied:
+        return _optimise(handle, edits, prefixes, layer, options, start, tied=True)
     parts: list[Targets] = []
     for first in range(0, len(edits), options.together):
         progress("optimising targets", first, len(edits))
@@ -146,6 +150,8 @@ def _optimise(
     layer: int,
     options: TargetOptions,
     start: Float[Tensor, "edits hidden"] | None,
+    *,
+    tied: bool = False,
 ) -> Targets:
     """One group of edits, side by side."""
     started = time.perf_counter()
@@ -171,11 +177,14 @@ def _optimise(
             raise NotFinite(_describe_not_finite(handle, edits, total, layer))
         nll, loss = torch.where(active, now.nll, nll), torch.where(active, total, loss)
         steps += active
-        active &= ~_done(total, now, options)
+        done = _done(total, now, options)
+        active &= ~(done.all() if tied else done)
         if last or not active.any():
             break
         penalty.sum().backward()
         with torch.no_grad():
+            if tied and delta.grad is not None:
+                delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
             before = delta.clone()
             adam.step()
             norm = delta.norm(dim=-1, keepdim=True)

@@ -61,9 +61,9 @@ def write_keys(
         raise InvalidSetting(f"The ridge must be 0 or more, not {ridge:g}.")
     if not torch.isfinite(keys).all():
         raise NotFinite("A key holds NaN or infinity: the model's activations are not finite.")
-    if ridge == 0 and len(keys) + len(metric.written) > metric.width:
+    if ridge == 0 and len(keys) + metric.count > metric.width:
         raise CapacityExceeded(
-            f"{len(keys)} facts after {len(metric.written)} earlier ones do not fit as hard "
+            f"{len(keys)} facts after {metric.count} earlier ones do not fit as hard "
             f"constraints: a matrix with d_in = {metric.width} holds at most {metric.width}. "
             f"Use a ridge > 0 (memit) or fewer facts."
         )
@@ -73,7 +73,8 @@ def write_keys(
     gram.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal().square() - ridge
-    novelty = (pivots / white.square().sum(-1)).clamp_min(0)
+    # A key of which the metric leaves nothing to write in is a copy of what is kept.
+    novelty = (pivots / metric.lengths(keys)).nan_to_num(nan=0.0).clamp_min(0)
     if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
         raise _collision(white, free, failed, novelty)
     # G⁻¹ = G^(-½)ᵀ G^(-½): half of the solution is what the metric remembers.

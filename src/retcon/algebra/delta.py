@@ -40,6 +40,12 @@ class LowRankDelta:
         return LowRankDelta(left=self.left[index], right=self.right[index])
 
     @staticmethod
+    def of_dense(matrix: Float[Tensor, "d_out d_in"]) -> "LowRankDelta":
+        """A change of full rank: its rows, each an edit of one output, of no fact's own."""
+        matrix = matrix.float()
+        return LowRankDelta(left=torch.eye(len(matrix), device=matrix.device), right=matrix)
+
+    @staticmethod
     def stack(deltas: Sequence["LowRankDelta"]) -> "LowRankDelta":
         """The sum of several changes of one matrix: their factors one below the other."""
         return LowRankDelta(

@@ -1,40 +1,47 @@
 """The metric M of an edit: what it costs to move a weight matrix along each input direction.
 
-M = C + Σ kₚ kₚᵀ / ρ: the second moment C of the keys of ordinary text, plus the keys that earlier
-edits have written, weighted as they were when they were written. C is factored once, C = L Lᵀ,
-and everything else happens on whitened keys a = L⁻¹ k, in which M is I + Aₚᵀ Aₚ / ρ and
+M = M₀ + Σ kₚ kₚᵀ / ρ: a base metric, mostly the second moment C of the keys of ordinary text, plus
+the keys that earlier edits have written, weighted as they were when they were written. Everything
+happens on whitened keys a (`whitening`), in which M is I + Aₚᵀ Aₚ / ρ and
 
     M⁻¹  =  I − Bᵀ B,      B ← [B; G^(-½) A (I − BᵀB)],      G = A (I − BᵀB) Aᵀ + ρ I
 
 with G^(-½) the inverse Cholesky factor: a block Cholesky recursion that needs no new
 factorisation of M, and that for ρ = 0 leaves B an orthonormal basis of what was written, so that
-past edits become hard constraints.
+past edits become hard constraints. For ρ > 0 the rows of B are absorbed into the coordinates where
+they are many (`whitening.Root`), so that the cost of a batch stops growing with what came before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.gram import all_finite
-from retcon.errors import NotFinite, SingularCovariance
+from retcon.algebra.whitening import Cholesky, Projection, Root, Whitening
+from retcon.errors import InvalidSetting
+
+# Rows of B, as a share of d_in, beyond which they are absorbed: that takes a d_in × d_in matrix,
+# so few facts in a wide matrix should not bring it about.
+_ABSORBED_FROM = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A positive definite metric on key space, in whitened coordinates.
 
-    factor: lower Cholesky factor L of C + jitter, (d_in, d_in).
-    written: the rows B above, (m, d_in); m is the number of keys written so far.
-    jitter: what was added to the diagonal of C, in absolute units.
-    hard: whether all written keys were written with ρ = 0, which makes I − BᵀB a projection.
+    base: the coordinates of M₀. whitening: those in use, which may have absorbed written keys.
+    written: the rows B above, (m, d_in), of keys that have not been absorbed. count: keys written.
+    hard: whether all of them were written with ρ = 0, which makes I − BᵀB a projection. soft:
+    whether none was, so that they can be absorbed.
     """
 
-    factor: Float64[Tensor, "d_in d_in"]
+    base: Whitening
+    whitening: Whitening
     written: Float64[Tensor, "m d_in"]
-    jitter: float
+    count: int = 0
     hard: bool = True
+    soft: bool = True
 
     @classmethod
     def of(
@@ -44,44 +51,52 @@ class Metric:
         jitter: float = 1e-8,
         overwrite: bool = False,
     ) -> "Metric":
-        """Factor C = E[k kᵀ] after adding `jitter` times its mean diagonal to the diagonal.
-
-        overwrite: leave the factor in the memory of C, so that no second d_in × d_in matrix exists.
+        """M₀ = C + jitter, factored (`Cholesky.of`).
 
         Raises:
-            NotFinite: NaN or infinity in C.
-            SingularCovariance: C is not positive definite even so.
+            NotFinite, SingularCovariance: as `Cholesky.of`.
         """
-        if not all_finite(moment):
-            raise NotFinite(
-                "The second moments hold NaN or infinity: the model's activations on the corpus "
-                "are not finite. Try dtype float32 and another corpus."
-            )
-        absolute = jitter * float(moment.diagonal().mean())
-        factor = (moment if overwrite else moment.clone()).mT
-        factor.diagonal().add_(absolute)
-        # LAPACK wants columns one behind the other: given a transposed matrix it copies nothing.
-        failed = torch.empty((), dtype=torch.int32, device=factor.device)
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
-        if int(failed) or not all_finite(factor.diagonal()):
-            raise SingularCovariance(
-                f"The second moments are not positive definite with a jitter of {jitter:g} of "
-                f"their mean diagonal (pivot {int(failed)} of {len(moment)} failed). Collect them "
-                f"from more tokens, or raise the jitter (--set jitter=1e-6)."
-            )
-        return cls(factor=factor, written=moment.new_zeros(0, len(moment)), jitter=absolute)
+        return cls.over(Cholesky.of(moment, jitter=jitter, overwrite=overwrite), moment)
+
+    @classmethod
+    def on_null_space(
+        cls, moment: Float64[Tensor, "d_in d_in"], threshold: float, *, relative: bool = False
+    ) -> "Metric":
+        """M₀ = I on the null space of C, and infinite elsewhere (`Projection.null_space`).
+
+        Raises:
+            NotFinite, InvalidSetting: as `Projection.null_space`.
+        """
+        return cls.over(Projection.null_space(moment, threshold, relative=relative), moment)
+
+    @classmethod
+    def identity(cls, like: Float64[Tensor, "d_in d_in"]) -> "Metric":
+        """M₀ = I."""
+        return cls.over(Projection.identity(like), like)
+
+    @classmethod
+    def over(cls, whitening: Whitening, like: Float64[Tensor, "d_in d_in"]) -> "Metric":
+        """A base metric with nothing written."""
+        empty = like.new_zeros(0, whitening.width)
+        return cls(base=whitening, whitening=whitening, written=empty)
 
     @property
     def width(self) -> int:
         """d_in."""
-        return len(self.factor)
+        return self.whitening.width
 
     def whiten(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        """A = L⁻¹ k for each row."""
-        return torch.linalg.solve_triangular(self.factor, keys.mT, upper=False).mT
+        """The whitened keys a."""
+        return self.whitening.whiten(keys)
+
+    def unwhiten(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """Back to the coordinates in which a delta is written."""
+        return self.whitening.unwhiten(white)
 
     def solve(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
         """(I − BᵀB) a for each whitened row: M⁻¹ in whitened coordinates."""
+        if not len(self.written):
+            return white
         free = white - (white @ self.written.mT) @ self.written
         if self.hard:
             # A projection: the second pass restores the orthogonality that one pass loses in
@@ -89,18 +104,49 @@ class Metric:
             free = free - (free @ self.written.mT) @ self.written
         return free
 
-    def unwhiten(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        """L⁻ᵀ a for each row: back to the coordinates in which a delta is written."""
-        return torch.linalg.solve_triangular(self.factor.mT, white.mT, upper=True).mT
+    def lengths(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, " n"]:
+        """kᵀM₀⁻¹k of each row, whatever has been written."""
+        return self.base.whiten(keys).square().sum(-1)
 
     def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
         """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
 
         rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
         """
-        return Metric(
-            factor=self.factor,
-            written=torch.cat([self.written, rows]),
-            jitter=self.jitter,
+        grown = replace(
+            self,
+            count=self.count + len(rows),
             hard=self.hard and ridge == 0,
+            soft=self.soft and ridge > 0,
         )
+        if isinstance(self.whitening, Root):
+            return replace(grown, whitening=self.whitening.after(rows, 1))
+        grown = replace(grown, written=torch.cat([self.written, rows]))
+        many = len(grown.written) > _ABSORBED_FROM * self.width
+        return grown._absorbed() if many and grown.soft else grown
+
+    def forget(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
+        """The metric as if keys that were written with `ridge` never had been: M − KᵀK/ρ.
+
+        Raises:
+            InvalidSetting: ρ = 0, of which the limit has lost what else was in these directions.
+        """
+        if ridge == 0:
+            raise InvalidSetting(
+                "A fact that was written as a hard constraint (ridge 0) cannot be taken out of the "
+                "metric alone. Write with a ridge > 0, or solve for the remaining facts anew."
+            )
+        whole = self._absorbed()
+        white = whole.whiten(keys)
+        rest = -(white @ white.mT)
+        rest.diagonal().add_(ridge)
+        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(rest), white, upper=False)
+        root = Root.of(whole.whitening).after(rows, -1)
+        return replace(whole, whitening=root, count=self.count - len(keys))
+
+    def _absorbed(self) -> "Metric":
+        """The same metric in coordinates of which B is a part."""
+        root = Root.of(self.whitening)
+        if len(self.written):
+            root = root.after(self.written, 1)
+        return replace(self, whitening=root, written=self.written[:0])

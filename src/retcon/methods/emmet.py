@@ -10,7 +10,8 @@ form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit, Ridge, RidgeBatch
+from retcon.methods.base import Editor, Ridge, RidgeBatch
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.methods.registry import method
 
 

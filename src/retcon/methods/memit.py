@@ -7,12 +7,18 @@ push-through identity). Over layers l₁ < … < l_m, the residual that is left 
 divided by the number of layers still to come; keys and residuals are read anew after each layer.
 λ has a natural scale, E[kᵀC⁻¹k] = d_in. Carried edits add KᵀK/λ to C ("MEMIT-seq"), so that
 batches of fixed keys and values add up to one big batch; `accumulate=false` is as published.
+
+What came after MEMIT is mostly a setting of it, and is one here: `spread=forward` (FE) and `each`
+(BLUE), `anchor_norm` (NAS), `merge_subjects` (MEMIT-Merge), `passes` (NSE, with `refresh: never`),
+`process=rect` and `prune`, with and without `feedback`.
 """
 
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit, Ridge, RidgeBatch
+from retcon.methods.base import Editor, Ridge, RidgeBatch
+from retcon.methods.locate_then_edit import LocateThenEdit
+from retcon.methods.options import ResidualOptions, StepOptions
 from retcon.methods.registry import method
 
 
@@ -26,6 +32,8 @@ def memit(
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
     moments: MomentOptions = MomentOptions(),
+    residuals: ResidualOptions = ResidualOptions(),
+    step: StepOptions = StepOptions(),
 ) -> Editor:
     """Batches of facts, softly, over one or several layers.
 
@@ -41,4 +49,6 @@ def memit(
         targets=targets,
         moments=moments,
         accumulate=accumulate,
+        residuals=residuals,
+        step=step,
     )

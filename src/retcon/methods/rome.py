@@ -12,7 +12,8 @@ the down-projection.
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
-from retcon.methods.base import Editor, LocateThenEdit
+from retcon.methods.base import Editor
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.methods.registry import method
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from retcon.editing.schedule import Schedule
@@ -83,7 +83,10 @@ def differing(options: object) -> dict[str, Any]:
     for field in fields(options):
         value = getattr(options, field.name)
         if is_dataclass(value):
-            found[field.name] = differing(value)
+            inner = differing(value)
+            # A group that a method need not name is told only where something in it is.
+            if inner or field.default is MISSING:
+                found[field.name] = inner
         elif value != field.default:
             found[field.name] = value
     return found

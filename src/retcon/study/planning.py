@@ -16,7 +16,7 @@ from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch
 from retcon.errors import InvalidStudy, RetconError
 from retcon.evaluation.metrics import summarise
-from retcon.methods.base import LocateThenEdit
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.methods.presets import choose
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline

@@ -137,13 +137,20 @@ class CellFolder:
         """
         tensors = {"rows": _bytes_of(_frame(seen.rows))}
         for i, step in enumerate(seen.steps):
-            kept = step.update if carried else step.update._replace(deltas={}, memory={})
+            kept = step.update if carried else _scored(step.update)
             tensors |= {f"{i}.{k}": v for k, v in _tensors(kept).items()}
         about = {
             "first": first,
             "records": [record._asdict() for record in seen.records],
             "updates": [
-                {"ids": s.update.ids, "ridge": s.update.ridge, "refreshed": s.refreshed}
+                {
+                    "ids": s.update.ids,
+                    "ridge": s.update.ridge,
+                    "refreshed": s.refreshed,
+                    "facts": s.update.facts,
+                    "energy": dict(s.update.energy),
+                    "anchor": s.update.anchor,
+                }
                 for s in seen.steps
             ],
             "end": end,
@@ -260,11 +267,21 @@ def _bytes_of(frame: pl.DataFrame) -> Tensor:
     return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
 
 
+def _scored(update: Update) -> Update:
+    """What is kept of an update that no other builds on."""
+    return Update(update.ids, {}, {}, update.ridge, update.novelty, update.reached)
+
+
+# What an update holds by layer, beside the factors of its change.
+_BY_LAYER = ("memory", "keys", "values", "errors")
+
+
 def _tensors(update: Update) -> dict[str, Tensor]:
     found = {"novelty": update.novelty, "reached": update.reached}
     for layer, delta in update.deltas.items():
         found |= {f"left.{layer}": delta.left, f"right.{layer}": delta.right}
-    found |= {f"memory.{layer}": rows for layer, rows in update.memory.items()}
+    for name in _BY_LAYER:
+        found |= {f"{name}.{layer}": rows for layer, rows in getattr(update, name).items()}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
@@ -304,10 +321,16 @@ def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[P
         own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
         layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
         deltas = {n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"]) for n in layers}
-        memory = {n: own[f"memory.{n}"] for n in layers if f"memory.{n}" in own}
+        groups = {
+            name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
+            for name in _BY_LAYER
+        }
         update = Update(
-            tuple(said["ids"]), deltas, memory, float(said["ridge"]), own["novelty"], own["reached"]
-        )
+            ids=tuple(said["ids"]), deltas=deltas, ridge=float(said["ridge"]),
+            novelty=own["novelty"], reached=own["reached"], facts=tuple(said["facts"]),
+            energy={int(k): float(v) for k, v in said["energy"].items()},
+            anchor=said["anchor"], **groups,
+        )  # fmt: skip
         yield Past(update, bool(said["refreshed"]))
 
 

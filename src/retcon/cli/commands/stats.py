@@ -23,7 +23,7 @@ def stats(
     with bars() as progress:
         handle = source.load(progress)
         from retcon.activations.covariance import MomentOptions, describe, load_moments
-        from retcon.algebra.metric import Metric
+        from retcon.algebra.whitening import Cholesky
         from retcon.methods.registry import options_from
 
         moment_options = options_from(MomentOptions(), settings)
@@ -34,15 +34,15 @@ def stats(
         for k, moment in load_moments(handle, wanted, moment_options, progress):
             mean = moment.into_mean()
             diagonal = float(mean.diagonal().mean())
-            metric = Metric.of(mean, jitter=moment_options.jitter, overwrite=True)
+            found = Cholesky.of(mean, jitter=moment_options.jitter, overwrite=True)
             tokens[k] = moment.tokens
             rows.append(
                 [
                     str(k),
                     str(moment.tokens),
-                    number(moment.tokens / metric.width),
+                    number(moment.tokens / found.width),
                     f"{diagonal:.3g}",
-                    f"{float(metric.factor.diagonal().min() ** 2):.2g}",
+                    f"{float(found.factor.diagonal().min() ** 2):.2g}",
                 ]
             )
     columns = ["layer", "tokens", "tokens / d_in", "mean diagonal", "smallest pivot"]

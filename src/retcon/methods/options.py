@@ -1,0 +1,86 @@
+"""The slots in which locate-then-edit methods differ, beside contexts, targets and moments."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from jaxtyping import Float64
+from pydantic import Field
+from torch import Tensor
+
+from retcon.algebra.metric import Metric
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """What the metric M₀ is made of.
+
+    base: the `covariance` C of ordinary text; its `null-space` (AlphaEdit, arXiv:2410.02355), in
+    which every direction costs the same and outside of which none may be written; or `identity`.
+    null_threshold: eigenvalues of C below it span the null space. null_relative: it is in units
+    of the mean eigenvalue. plain: μ, C + (μ/ρ) I penalises the norm of ΔW as well (ENCORE,
+    arXiv:2502.01636).
+    """
+
+    base: Literal["covariance", "null-space", "identity"] = "covariance"
+    null_threshold: Positive = 2e-2
+    null_relative: bool = False
+    plain: NotNegative = 0.0
+
+    def metric(
+        self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float
+    ) -> Metric:
+        """M₀ of a layer. The moment's memory may be taken.
+
+        Raises:
+            NotFinite, SingularCovariance, InvalidSetting: as `Metric`'s.
+        """
+        if self.base == "null-space":
+            return Metric.on_null_space(moment, self.null_threshold, relative=self.null_relative)
+        if self.base == "identity":
+            return Metric.identity(moment)
+        if self.plain:
+            moment.diagonal().add_(self.plain / ridge)
+        return Metric.of(moment, jitter=jitter, overwrite=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualOptions:
+    """From targets to what each layer is to write.
+
+    spread: over several layers: `divided`, the gap that is left at the last layer by the number of
+    layers to come (MEMIT); `forward`, targets at the first layer, whose effect is replayed through
+    the others, each of which closes its own gap whole (FE, arXiv:2605.00358); `each`, targets at
+    each layer, on the model as the layers before have become (BLUE, arXiv:2502.03748).
+    anchor_norm: NAS (arXiv:2602.02543): values m + δ get the mean length of those of the first
+    batch, longest 5 % apart (`equal`), or at most that (`cap`); a fact whose value is twice as
+    long is left out. passes: of what one solve has left of the residuals, the rest is written
+    through the same write keys, so many times in all (NSE, arXiv:2410.04045).
+    merge_subjects: facts of a batch whose prompts are equal up to the subject's end have one key:
+    they get one target, for all of them, and are written once (MEMIT-Merge, arXiv:2502.07322).
+    """
+
+    spread: Literal["divided", "forward", "each"] = "divided"
+    anchor_norm: Literal["off", "equal", "cap"] = "off"
+    passes: Annotated[int, Field(ge=1)] = 1
+    merge_subjects: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What becomes of a step ΔW where edits are carried.
+
+    process: `bfloat16` rounds it, `rect` keeps the entries of the largest |ΔW / W|, a share `keep`
+    of all (arXiv:2401.04700), `prune` takes the logarithm of singular values above the largest of
+    W₀ (arXiv:2405.16821, there once, of the sum). feedback: what that takes from a step is given
+    back by the next one. budget: α of LyapLock (arXiv:2505.15702): the ridge grows by as much as
+    D, the mean square change on ordinary text, is above α times what it was after the first
+    batch, and all facts are solved for again (0: it does not).
+    """
+
+    process: Literal["none", "bfloat16", "rect", "prune"] = "none"
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.4
+    feedback: bool = True
+    budget: NotNegative = 0.0
