@@ -6,9 +6,7 @@ needs `prompt`, with its subject in braces, and `target`, and may have `target_o
 reported with its place.
 """
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from retcon.data.corpus import open_text
+from retcon.data.corpus import read_text
 from retcon.data.counterfact import CounterFact
 from retcon.data.knowedit import KnowEdit
 from retcon.data.mquake import Mquake, mquake_cases
@@ -79,11 +77,7 @@ def load_cases(path: Path | str, *, zsre_target: ZsreTarget = "answers") -> list
     if str(path) == NAME:
         return list(toy_cases())
     path = Path(path)
-    try:
-        with open_text(path) as stream:
-            text = stream.read()
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InvalidData(f"{path} is damaged or not a text file: {error}") from error
+    text = read_text(path)
     records = _lines(text, str(path)) if ".jsonl" in path.name else _array(text, str(path))
     if not records:
         raise InvalidData(f"{path} holds no facts.")

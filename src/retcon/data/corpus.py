@@ -36,6 +36,19 @@ def open_text(path: Path) -> TextIOWrapper:
     return path.open(encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """The whole of a text file, compressed where its name ends in .gz.
+
+    Raises:
+        InvalidData: there is no such file, or it is damaged.
+    """
+    try:
+        with open_text(path) as stream:
+            return stream.read()
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InvalidData(f"{path} is damaged or not a text file: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileCorpus:
     """A text file (one document a line) or JSON lines (`text` or `Text`), plain or gzipped."""

@@ -70,7 +70,7 @@ def perplexity(
         raise InvalidSetting("No passage has two tokens, so there is nothing to predict.")
 
     def report(task: str, done: int, total: int) -> None:
-        del task
+        del task  # it is another one here
         progress("reading held-out text", done, total)
 
     found = predict(Overlay(handle=handle), asks, report)
@@ -100,8 +100,13 @@ def ratio(before: Perplexity, after: Perplexity) -> Estimate:
         str(i): (a.nll - b.nll - moved * b.tokens) / before.tokens for i, (b, a) in enumerate(pairs)
     }
     found = Statistic(moved, influence, len(pairs)).estimate()
-    mean, low, high = (None if x is None else _exp(x) for x in (found.mean, found.low, found.high))
-    return Estimate(mean, low, high, found.cases)
+    low, high = found.low, found.high
+    return Estimate(
+        _exp(moved),
+        None if low is None else _exp(low),
+        None if high is None else _exp(high),
+        found.cases,
+    )
 
 
 def _exp(x: float) -> float:

@@ -20,7 +20,7 @@ from retcon.evaluation.inference import (
 )
 from retcon.evaluation.metrics import METRICS, case_means
 from retcon.evaluation.rows import Row
-from retcon.study.points import Point, carries
+from retcon.study.points import Order, Point, carries
 from retcon.study.reading import Study
 
 SCORES = ("ES", "PS", "NS", "S")
@@ -50,7 +50,7 @@ class Setting(NamedTuple):
     ridge_batch: int
     accumulate: bool | None
     refresh: str | None
-    order: int
+    order: Order
     score: int
     others: str
 
@@ -299,7 +299,7 @@ _WORDS: Mapping[str, Callable[[Setting], str]] = {
     "refresh": lambda s: {
         None: "", "each-batch": "targets refreshed", "never": "targets frozen"
     }.get(s.refresh, f"targets {s.refresh}"),
-    "order": lambda s: f"order {s.order}",
+    "order": lambda s: f"order {s.order}" if isinstance(s.order, int) else f"{s.order} order",
     "dtype": lambda s: s.dtype,
     "score": lambda s: f"{s.score or s.n:,} scored",
     "others": lambda s: s.others.strip("{}").replace('"', "") or "other settings as given",

@@ -1,8 +1,8 @@
 """What a study is made of once its file is read: points, as they were named. No torch here."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Regime = Literal[
     "single", "batch", "sequential", "sequential-batch", "adaptive-aimd", "adaptive-energy"
@@ -10,6 +10,10 @@ Regime = Literal[
 
 # Facts that are scored come from the head of the seeded order, those for tuning from its tail.
 Split = Literal["head", "tail"]
+
+
+# 0 is the seeded order, another number another one; or one by the keys of the facts.
+Order = Annotated[int, Field(ge=0)] | Literal["clustered", "dispersed"]
 
 
 def carries(regime: str) -> bool:
@@ -41,7 +45,7 @@ class Point(Frozen):
     batch_size: int
     n: int
     seed: int
-    order: int
+    order: Order
     refresh: str
     when: tuple[str, ...]
     score: int

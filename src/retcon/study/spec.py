@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retcon.errors import InvalidStudy
 from retcon.study.explaining import explain
 from retcon.study.loader import Loader
-from retcon.study.points import Frozen, Regime, carries
+from retcon.study.points import Frozen, Order, Regime, carries
 
 # One more whenever files of an earlier version would mean something else.
 VERSION = 1
@@ -64,7 +64,8 @@ class Axes(_Strict):
     layer: a number, several, or `all`; or layers: the layers of one run (a list of lists spans).
     batch_size: of schedules with batches (of adaptive-aimd the first, of adaptive-energy the
     largest); `n` is one batch of all facts. order: 0 is the seeded
-    order, another number another order of the same facts. score: how many facts are scored (0:
+    order, another number another order of the same facts; clustered has facts with similar keys one
+    behind the other, dispersed far apart. score: how many facts are scored (0:
     all).
     """
 
@@ -78,7 +79,7 @@ class Axes(_Strict):
     batch_size: Axis[Positive | Literal["n"]] | None = None
     n: Axis[Positive] | None = None
     seed: Axis[int] | None = None
-    order: Axis[Annotated[int, Field(ge=0)]] | None = None
+    order: Axis[Order] | None = None
     refresh: Axis[str] | None = None
     score: Axis[Annotated[int, Field(ge=0)]] | None = None
     when: list[When] | None = None
@@ -104,7 +105,7 @@ class Entry(Frozen):
     batch_size: int
     n: int
     seed: int
-    order: int
+    order: Order
     refresh: str
     score: int
     when: tuple[When, ...]
