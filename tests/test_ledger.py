@@ -385,7 +385,7 @@ def test_a_ledger_on_the_command_line(folder, retcon):
     code, out, err = retcon("patch", "add", "new", "second.safetensors", "--who", "ann")
     assert code == 0 and "entry 1 (2 facts)" in out, err
     code, out, err = retcon("patch", "add", "new", "second.safetensors")
-    assert code == 0 and "is also in entry 1" in out, err
+    assert code == 0 and "is also in entry 1" in err, err
     code, out, err = retcon("patch", "list", "ledger", "--json", "l.json")
     assert code == 0 and "a to c" in out and "3 facts" in out, err
     listed = json.loads((folder / "l.json").read_text(encoding="utf-8"))

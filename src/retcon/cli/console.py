@@ -28,6 +28,11 @@ def fail(message: str) -> None:
     err.print(f"[bold red]error:[/] {escape(visible(message))}", soft_wrap=True)
 
 
+def warn(message: str) -> None:
+    """Say what the user should know before she goes on, on the error stream."""
+    err.print(f"[yellow]warning:[/] {escape(visible(message))}", soft_wrap=True)
+
+
 def visible(text: str) -> str:
     """A text out of a file, fit for a terminal: its control characters are shown, not obeyed."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

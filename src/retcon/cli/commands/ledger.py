@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from retcon.cli import options
-from retcon.cli.console import bars, number, out, table, write_json
+from retcon.cli.console import bars, number, out, table, warn, write_json
 from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidLedger, InvalidSetting
 
@@ -224,18 +224,17 @@ def _brought(ledger: "Ledger", undoing: "Undoing", event: int) -> int:
 def _warn_of_repeats(ledger: "Ledger") -> None:
     """Say which facts are written twice, since their changes add up."""
     seen: dict[tuple[str, str], int] = {}
+    ids: dict[tuple[str, str], str] = {}
     for entry in ledger.entries():
         for record in entry.about.edits:
             key = (record.prompt, record.subject)
             if key in seen and seen[key] != entry.number:
                 text = record.prompt.replace("{}", record.subject)
-                out.print(
-                    f"[yellow]warning:[/] {escape(repr(text))} is also in entry {seen[key]}, and "
-                    f"changes add up. Take the older one back: retcon patch undo "
-                    f"{escape(str(ledger.folder))} {seen[key]}:ID",
-                    soft_wrap=True,
+                warn(
+                    f"{text!r} is also in entry {seen[key]}, and changes add up. Take the older "
+                    f"one back: retcon patch undo {ledger.folder} {seen[key]}:{ids[key]}"
                 )
-            seen[key] = entry.number
+            seen[key], ids[key] = entry.number, record.id
 
 
 def _row(entry: "Entry") -> list[str]:

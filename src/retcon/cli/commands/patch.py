@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from retcon.cli import options
 from retcon.cli.commands import ledger as ledgers
+from retcon.cli.commands import shipping
 from retcon.cli.console import number, out, table, write_json
 from retcon.storage import check_writable
 
@@ -139,6 +140,8 @@ def stack(
 
 app.command("undo")(ledgers.undo)
 app.command("verify")(ledgers.verify)
+app.command("export")(shipping.export)
+app.command("import")(shipping.import_)
 
 
 def _settings(about: "Provenance") -> list[list[str]]:
