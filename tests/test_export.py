@@ -162,7 +162,8 @@ def test_an_adapter_that_peft_trained_becomes_a_patch(tmp_path):
     model = saved("llama", tmp_path / "base")
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["down_proj"], use_rslora=True, task_type="CAUSAL_LM",
-        layers_to_transform=[0, 2], layers_pattern="layers", rank_pattern={r"layers.2.mlp.down_proj": 2},
+        layers_to_transform=[0, 2], layers_pattern="layers",
+        rank_pattern={"layers.2.mlp.down_proj": 2},
     )  # fmt: skip
     trained = peft.get_peft_model(fresh(tmp_path / "base"), config)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
