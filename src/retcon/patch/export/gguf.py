@@ -4,6 +4,7 @@ The base may be quantised; the edit is not.
 """
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def write_gguf(
     known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if architecture not in known:
         raise NotExportable(
-            f"llama.cpp, as gguf {gguf.__name__} knows it, has no architecture {kind!r}. Export "
+            f"llama.cpp, as gguf {version('gguf')} knows it, has no architecture {kind!r}. Export "
             f"--to peft, and convert that with llama.cpp's convert_lora_to_gguf.py."
         )
     names = gguf.get_tensor_name_map(known[architecture], outline.layers)
