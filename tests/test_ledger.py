@@ -415,10 +415,19 @@ def test_a_ledger_on_the_command_line(folder, retcon):
     assert code == 0 and "apply and undo" in out, err
 
 
+def test_verify_finds_damage_and_looks_at_single_files_too(folder, retcon):
+    code, out, err = retcon("patch", "verify", "second.safetensors", "--model", "./model")
+    assert code == 0 and out.count("as it should be") == 2, err
+    (folder / "second.safetensors").write_bytes(b"no")
+    code, out, err = retcon("patch", "verify", "second.safetensors")
+    assert code == 2 and "damaged one" in out and "1 of the 1" in err
+
+
 BAD = [
     (["patch", "undo", "ledger"], "what to take back"),
     (["patch", "undo", "ledger", "zzz"], "no fact 'zzz'"),
     (["patch", "undo", "ledger", "a", "--to", "1"], "nothing beside"),
+    (["patch", "undo", "ledger", "a", "--cases", "starter"], "--check should score"),
     (["patch", "undo", "ledger", "--to", "9"], "0 to 2"),
     (["patch", "list", "model"], "is no ledger"),
     (["patch", "add", "model", "second.safetensors"], "is no ledger"),

@@ -1,12 +1,13 @@
 """Whether a ledger is whole: every file that its history names, and the model that it is for."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from retcon.errors import RetconError
 from retcon.model.handle import ModelHandle
 from retcon.patch import journal
-from retcon.patch.format import load_patch
+from retcon.patch.format import Patch, load_patch
 from retcon.patch.journal import Added, Event, TakenBack
 from retcon.patch.ledger import Ledger
 
@@ -30,7 +31,16 @@ def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
     findings += [_patch(ledger, event, sha) for event, sha in named]
     findings.append(_attempt("the stack", ledger.stack))
     if model is not None:
-        findings.append(_attempt("apply and undo", lambda: _there_and_back(ledger, model)))
+        findings.append(_attempt("apply and undo", lambda: _there_and_back(ledger.stack(), model)))
+    return findings
+
+
+def verify_file(file: Path, model: ModelHandle | None = None) -> list[Finding]:
+    """Look at a patch file; with its model, apply the patch and undo it."""
+    findings = [_attempt("the file", lambda: load_patch(file))]
+    if model is not None and findings[0].problem is None:
+        patch = load_patch(file)
+        findings.append(_attempt("apply and undo", lambda: _there_and_back(patch, model)))
     return findings
 
 
@@ -49,12 +59,12 @@ def _patch(ledger: Ledger, event: Event, sha: str) -> Finding:
     return _attempt(f"patch of event {event.number}", lambda: load_patch(file))
 
 
-def _there_and_back(ledger: Ledger, model: ModelHandle) -> None:
+def _there_and_back(patch: Patch, model: ModelHandle) -> None:
     before = model.weights_hash()
-    with ledger.applied(model):
+    with patch.applied(model):
         pass
     if model.weights_hash() != before:
-        raise RetconError("the model's weights are not what they were before the stack.")
+        raise RetconError("the model's weights are not what they were before it.")
 
 
 def _attempt(what: str, look: Callable[[], object]) -> Finding:

@@ -143,6 +143,8 @@ def undo(
         event = opened.back_to(to, who=who or _user(), note=note)
         out.print(f"Event {event.number}: the stack is what it was after event {to}.")
         return
+    if cases is not None and not check:
+        raise InvalidSetting("--cases says what --check should score. Give both, or neither.")
     undoing = opened.choose(facts or (), entry or ())
     source = ModelChoice(name=model or opened.identity.model, dtype=dtype, device=device)
     if check:
@@ -167,20 +169,24 @@ def verify(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
 ) -> None:
-    """Look whether a ledger is whole; with MODEL, also that the stack applies and is undone."""
+    """Look whether a ledger, or a patch file, is whole; with MODEL, that it applies and is undone."""
     from retcon.patch.ledger import Ledger
     from retcon.patch.verifying import verify as look
+    from retcon.patch.verifying import verify_file
 
     handle = None
     if model is not None:
         with bars() as progress:
             handle = ModelChoice(name=model, dtype=dtype, device=device).load(progress)
-    findings = look(Ledger(ledger), handle)
+    findings = verify_file(ledger, handle) if ledger.is_file() else look(Ledger(ledger), handle)
     rows = [[found.what, found.problem or "as it should be"] for found in findings]
     out.print(table(str(ledger), ["looked at", "found"], rows))
     bad = sum(found.problem is not None for found in findings)
     if bad:
-        raise InvalidLedger(f"{ledger}: {bad} of {len(findings)} things are not as they should be.")
+        raise InvalidLedger(
+            f"{ledger}: {bad} of the {len(findings)} things looked at are not as they should "
+            f"be; the table says which, and what to do."
+        )
 
 
 def _check(source: ModelChoice, ledger: "Ledger", undoing: "Undoing", cases: str | None) -> "Check":
