@@ -169,7 +169,7 @@ def verify(
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
 ) -> None:
-    """Look whether a ledger, or a patch file, is whole; with MODEL, that it applies and is undone."""
+    """Look whether a ledger or a patch file is whole; with MODEL, that it applies and is undone."""
     from retcon.patch.ledger import Ledger
     from retcon.patch.verifying import verify as look
     from retcon.patch.verifying import verify_file
