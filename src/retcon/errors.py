@@ -72,6 +72,18 @@ class PatchMismatch(RetconError):
     """A patch made for another base model."""
 
 
+class InvalidLedger(RetconError):
+    """A ledger's folder that cannot be used: there is none, it is damaged, or it was changed."""
+
+
+class NotExportable(RetconError):
+    """A patch that a format cannot hold, or a checkpoint that it cannot be merged into."""
+
+
+class InvalidAdapter(RetconError):
+    """A LoRA adapter that is damaged, hostile, or changes what a patch cannot hold."""
+
+
 class StorageError(RetconError):
     """A file that could not be written: no space, or no permission."""
 

@@ -30,7 +30,8 @@ Schedule = Annotated[
     typer.Option(help="single, batch:B, sequential or sequential-batch:B.", show_default="single"),
 ]
 PatchFile = Annotated[
-    Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
+    Path | None,
+    typer.Option("--patch", help="Score a saved patch, or a ledger, in place of a method."),
 ]
 
 
@@ -107,11 +108,11 @@ def _run(
 ) -> _Result:
     quiet_libraries()
     from retcon.evaluation.scoring import score_cases
-    from retcon.patch.format import load_patch
+    from retcon.patch.sources import read_source
 
     with bars() as progress:
         # The patch first: a damaged one should not cost the loading of a model.
-        patch = None if file is None else load_patch(file)
+        patch = None if file is None else read_source(file)
         model = source.load(progress)
         if patch is not None:
             rows = _with_patch(model, cases, patch, progress)
