@@ -27,7 +27,10 @@ Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", s
 Seed = Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")]
 Schedule = Annotated[
     str | None,
-    typer.Option(help="single, batch:B, sequential or sequential-batch:B.", show_default="single"),
+    typer.Option(
+        help="single, batch:B, sequential, sequential-batch:B, adaptive-aimd:B, adaptive-energy:B.",
+        show_default="single",
+    ),
 ]
 PatchFile = Annotated[
     Path | None,
@@ -45,6 +48,8 @@ def evaluate(
     layers: options.Layers = None,
     set: options.Set = None,
     schedule: Schedule = None,
+    refresh: options.Refresh = "each-batch",
+    guard: options.Guard = "off",
     patch: PatchFile = None,
     plan: options.Plan = False,
     revision: options.Revision = None,
@@ -56,7 +61,7 @@ def evaluate(
     from retcon.data.cases import load_cases, take
 
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule)
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
     picked = take(load_cases(cases), n, seed)
@@ -176,6 +181,10 @@ def _print(model: str, result: _Result) -> None:
     out.print(table(title, ["in %  (95 % interval)", *scores], rows))
     if "seconds_per_edit" in about:
         out.print(f"{about['seconds_per_edit']:.2f} seconds per edit, without second moments.")
+    steps = about.get("steps")
+    for step in steps if isinstance(steps, list) else []:
+        if step["note"]:
+            out.print(f"at {step['at']} facts: {step['note']}")
 
 
 def _span(pair: tuple[float, float] | None) -> str:
