@@ -2,8 +2,8 @@
 
 An option's log-probability is that of its whole continuation, teacher-forced. Options of different
 length are compared per character, which does not depend on the tokenizer. Intervals of an accuracy
-are Wilson's for a binomial share (1927, J. Am. Stat. Assoc. 22); those of a change are paired over
-items.
+are Wilson's for a binomial share (1927, J. Am. Stat. Assoc. 22); those of a change are Agresti and
+Min's for paired shares (2005, Stat. Med. 24), which are not empty where no item has changed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from retcon.data.tasks import Item, Rule, Task
-from retcon.evaluation.inference import CaseMeans, Estimate, mean
+from retcon.evaluation.inference import Estimate
 from retcon.evaluation.scoring import Score, score_targets
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -74,12 +74,14 @@ def change(before: Ability, after: Ability) -> Estimate:
     """
     if (before.task, before.items) != (after.task, after.items):
         raise ValueError("before and after are of different items")
-    names = [str(item) for item in before.items]
-    moved = [100 * (a - b) for b, a in zip(before.right, after.right, strict=True)]
-    values = dict(zip(names, map(float, moved), strict=True))
-    found = mean(CaseMeans(values, dict(zip(names, names, strict=True))))
-    assert found is not None
-    return found.estimate(-100.0, 100.0)
+    n = len(before.right)
+    pairs = list(zip(before.right, after.right, strict=True))
+    won, lost = pairs.count((False, True)), pairs.count((True, False))
+    difference = (won - lost) / (n + 2)
+    error = sqrt((won + lost + 1) / (n + 2) - difference**2) / sqrt(n + 2)
+    moved = (won - lost) / n
+    low, high = min(difference - _Z * error, moved), max(difference + _Z * error, moved)
+    return Estimate(100 * moved, 100 * max(-1.0, low), 100 * min(1.0, high), n)
 
 
 def _right(rule: Rule, item: Item, scores: Iterator[Score]) -> bool:

@@ -1,5 +1,6 @@
 """What a score is made of: one row per scored prompt. Knows no tensors."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 When = Literal["pre", "immediate", "final", "retention"]
@@ -30,3 +31,13 @@ class Row(NamedTuple):
     n_old: int | None
     hits_old: int | None
     exact: bool | None
+
+
+def alike(rows: Sequence[Row]) -> list[Row]:
+    """Without those of the untouched model whose prompt was never scored after edits.
+
+    A probe that needs several edits may be asked before and not after; means over other prompts
+    do not compare. Rows of the untouched model alone are left as they are.
+    """
+    after = {(row.case, row.kind, row.index) for row in rows if row.when != "pre"}
+    return [r for r in rows if not after or (r.case, r.kind, r.index) in after or r.when != "pre"]

@@ -6,22 +6,34 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from retcon.cli import general as whole
 from retcon.cli import options
 from retcon.cli.console import bars, number, out, quiet_libraries, table, versions, write_json
+from retcon.cli.general import GeneralChoice
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
-from retcon.errors import InvalidSetting
+from retcon.errors import InvalidSetting, UnknownName
+from retcon.evaluation.rows import alike
 from retcon.progress import Progress
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
+    from retcon.data.held_out import HeldOut
+    from retcon.data.zsre import ZsreTarget
     from retcon.edits import Case
+    from retcon.evaluation.general import General, Reading
     from retcon.evaluation.rows import Row
     from retcon.model.handle import ModelHandle
     from retcon.patch.format import Patch
 
 Cases = Annotated[
-    str, typer.Option("--cases", help="CounterFact (.json), JSON lines, or `starter`.")
+    str,
+    typer.Option(
+        "--cases", help="CounterFact, zsRE, KnowEdit, MQuAKE, plain JSON lines, or `starter`."
+    ),
+]
+ZsreChoice = Annotated[
+    str, typer.Option("--zsre-target", help="What is written of a zsRE record: answers or alt.")
 ]
 Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", show_default="all")]
 Seed = Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")]
@@ -37,6 +49,13 @@ PatchFile = Annotated[
     typer.Option("--patch", help="Score a saved patch, or a ledger, in place of a method."),
 ]
 
+# Shown even where nothing was scored; the others only where something was.
+_ALWAYS = ("ES", "PS", "NS", "S", "token_accuracy", "exact_match", "target_probability")
+_SHOWN = (
+    *_ALWAYS, "paraphrase_token_accuracy", "locality_token_accuracy",
+    "portability_token_accuracy", "portability_exact_match",
+)  # fmt: skip
+
 
 def evaluate(
     model: options.Model,
@@ -51,6 +70,11 @@ def evaluate(
     refresh: options.Refresh = "each-batch",
     guard: options.Guard = "off",
     patch: PatchFile = None,
+    zsre_target: ZsreChoice = "answers",
+    drift: whole.Drift = False,
+    drift_text: whole.DriftText = None,
+    ability: whole.AbilityItems = None,
+    data: whole.DataFolder = None,
     plan: options.Plan = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
@@ -64,12 +88,13 @@ def evaluate(
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
-    picked = take(load_cases(cases), n, seed)
+    picked = take(load_cases(cases, zsre_target=_zsre(zsre_target)), n, seed)
     if plan:
         print_plan(source, choice, len(picked))
         return
     check_writable(json)
-    result = _run(source, choice, patch, picked)
+    asked = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
+    result = _run(source, choice, patch, picked, asked.load())
     _print(model, result)
     write_json(
         json,
@@ -83,10 +108,24 @@ def evaluate(
             "ids": [case.edit.id for case in picked],
             **result.scores,
             "intervals": result.intervals,
+            **result.whole,
             **result.about,
             "versions": versions(),
         },
     )
+
+
+class _Found(NamedTuple):
+    """Rows, what decided them, and what the model as a whole was like by time.
+
+    corpus: from which the second moments are; apart: whether that is other text than was read.
+    """
+
+    rows: "list[Row]"
+    about: Mapping[str, object]
+    readings: "Mapping[str, Reading]"
+    corpus: str | None = None
+    apart: bool | None = None
 
 
 class _Result(NamedTuple):
@@ -96,6 +135,15 @@ class _Result(NamedTuple):
     scores: dict[str, dict[str, float | None] | None]
     intervals: dict[str, dict[str, tuple[float, float] | None]]
     about: Mapping[str, object]
+    general: "General"
+    readings: "Mapping[str, Reading]"
+    whole: Mapping[str, object]
+
+
+def _zsre(target: str) -> "ZsreTarget":
+    if target not in ("answers", "alt"):
+        raise UnknownName.among("zsRE target", target, ("answers", "alt"))
+    return target
 
 
 def _check_alone(choice: EditChoice, plan: bool) -> None:
@@ -109,10 +157,13 @@ def _check_alone(choice: EditChoice, plan: bool) -> None:
 
 
 def _run(
-    source: ModelChoice, choice: EditChoice, file: Path | None, cases: "list[Case]"
+    source: ModelChoice,
+    choice: EditChoice,
+    file: Path | None,
+    cases: "list[Case]",
+    general: "General",
 ) -> _Result:
     quiet_libraries()
-    from retcon.evaluation.scoring import score_cases
     from retcon.patch.sources import read_source
 
     with bars() as progress:
@@ -120,47 +171,93 @@ def _run(
         patch = None if file is None else read_source(file)
         model = source.load(progress)
         if patch is not None:
-            rows = _with_patch(model, cases, patch, progress)
+            found = _with_patch(model, cases, patch, general, progress)
             about = {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
+            found = found._replace(about=about)
         elif choice.given:
-            rows, about = _with_method(model, cases, choice, progress)
+            found = _with_method(model, cases, choice, general, progress)
         else:
-            rows, about = score_cases(model, cases, when="pre", progress=progress), {}
-    return _result(model, rows, about)
+            found = _unedited(model, cases, general, progress)
+    return _result(model, found, general)
+
+
+def _unedited(
+    model: "ModelHandle", cases: "list[Case]", general: "General", progress: Progress
+) -> _Found:
+    from retcon.evaluation.scoring import score_cases
+
+    rows = score_cases(model, cases, when="pre", progress=progress)
+    return _Found(rows, {}, {"pre": general.read(model, progress)})
 
 
 def _with_method(
-    model: "ModelHandle", cases: "list[Case]", choice: EditChoice, progress: Progress
-) -> "tuple[list[Row], dict[str, object]]":
-    from retcon.editing.trial import evaluate as try_out
+    model: "ModelHandle",
+    cases: "list[Case]",
+    choice: EditChoice,
+    general: "General",
+    progress: Progress,
+) -> _Found:
+    from retcon.editing.measuring import evaluate_measured
+    from retcon.methods.presets import choose
 
-    trial = try_out(
-        model, cases, method=choice.method, layers=choice.layers, settings=choice.settings,
-        schedule=choice.schedule or "single", progress=progress,
+    made = choose(
+        model.outline, method=choice.method, layers=choice.layers, settings=choice.settings
+    )
+    corpus = made.settings.get("corpus")
+    apart = _apart(general.text, corpus)
+    found = evaluate_measured(
+        model, cases, lambda handle: general.read(handle, progress), method=choice.method,
+        layers=choice.layers, settings=choice.settings, schedule=choice.schedule or "single",
+        progress=progress,
     )  # fmt: skip
-    return trial.rows, trial.describe()
+    by_time = {str(when): reading for when, reading in found.measures.items()}
+    return _Found(alike(found.trial.rows), found.trial.describe(), by_time, _name(corpus), apart)
 
 
 def _with_patch(
-    model: "ModelHandle", cases: "list[Case]", patch: "Patch", progress: Progress
-) -> "list[Row]":
+    model: "ModelHandle",
+    cases: "list[Case]",
+    patch: "Patch",
+    general: "General",
+    progress: Progress,
+) -> _Found:
     from retcon.evaluation.scoring import score_cases
 
     patch.check(model)
-    pre = score_cases(model, cases, when="pre", progress=progress)
+    corpus = patch.about.settings.get("corpus")
+    apart = _apart(general.text, corpus)
+    rows = score_cases(model, cases, when="pre", progress=progress)
+    readings = {"pre": general.read(model, progress)}
     with patch.applied(model):
-        return pre + score_cases(model, cases, when="final", progress=progress)
+        rows += score_cases(model, cases, when="final", progress=progress)
+        readings["final"] = general.read(model, progress)
+    return _Found(rows, {}, readings, _name(corpus), apart)
 
 
-def _result(model: "ModelHandle", rows: "list[Row]", about: Mapping[str, object]) -> _Result:
+def _name(corpus: object) -> str | None:
+    return None if corpus is None else str(corpus)
+
+
+def _apart(text: "HeldOut | None", corpus: object) -> bool | None:
+    """Whether what is read is other text than that of the second moments; None: not known."""
+    from retcon.data.held_out import check_apart
+
+    return None if text is None or corpus is None else check_apart(text, str(corpus))
+
+
+def _result(model: "ModelHandle", found: _Found, general: "General") -> _Result:
     from retcon.evaluation.metrics import intervals, summarise
 
-    by_time = {w: [row for row in rows if row.when == w] for w in ("pre", "immediate", "final")}
+    times = ("pre", "immediate", "final")
+    by_time = {when: [row for row in found.rows if row.when == when] for when in times}
     return _Result(
         fingerprint=model.fingerprint,
-        scores={when: summarise(found) if found else None for when, found in by_time.items()},
-        intervals={when: intervals(found) for when, found in by_time.items() if found},
-        about=about,
+        scores={when: summarise(rows) if rows else None for when, rows in by_time.items()},
+        intervals={when: intervals(rows) for when, rows in by_time.items() if rows},
+        about=found.about,
+        general=general,
+        readings=found.readings,
+        whole=whole.describe(general, found.readings, found.corpus, found.apart),
     )
 
 
@@ -174,7 +271,8 @@ def _print(model: str, result: _Result) -> None:
                 for when, found in scores.items()
             ),
         ]
-        for name in ("ES", "PS", "NS", "S", "token_accuracy", "exact_match", "target_probability")
+        for name in _SHOWN
+        if name in _ALWAYS or any(found[name] is not None for found in scores.values())
     ]
     about = result.about
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
@@ -185,6 +283,13 @@ def _print(model: str, result: _Result) -> None:
     for step in steps if isinstance(steps, list) else []:
         if step["note"]:
             out.print(f"at {step['at']} facts: {step['note']}")
+    if result.general.asked:
+        out.print(whole.print_table(result.general, result.readings))
+        if "method" in about and len(result.readings) == 1:
+            out.print(
+                "Not measured after the edits: each batch met the untouched model, and no model "
+                "holds them all. Use --schedule sequential-batch:B, or one batch of all cases."
+            )
 
 
 def _span(pair: tuple[float, float] | None) -> str:
