@@ -52,7 +52,7 @@ def patch_of(
 ) -> Patch:
     """The patch that a run of carried batches has written."""
     deltas = {
-        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps])
+        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps]).compact()
         for layer in choice.layers
     }
     records = tuple(
@@ -70,5 +70,6 @@ def patch_of(
         schedule=str(schedule),
         settings=json.loads(json.dumps(choice.settings)),
         edits=records,
+        rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
     )
     return Patch(deltas=deltas, about=about)

@@ -2,12 +2,13 @@
 
 A patch file is a safetensors file: per layer the factors `layer.{L}.left` (n, d_out) and
 `layer.{L}.right` (n, d_in), one row per edit, in float32; in its header one JSON text with the
-edits, the method with all settings, and the base model's fingerprint. Loading it runs no code,
-and checks every shape against what the header promises.
+edits, the method with all settings, and the base model's fingerprint. Where a change was made by
+all its edits together the header says that rows are `shared`, and there are at most min(d_out,
+d_in) of them. Loading it runs no code, and checks every shape against what the header promises.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -43,7 +50,8 @@ class Provenance(BaseModel):
     """Where a patch comes from: enough to make it again.
 
     base: fingerprint of the model's weights. model: what it was called. layers: those written,
-    with their widths. settings: every setting of the method, defaults included.
+    with their widths. settings: every setting of the method, defaults included. rows: whether row
+    i of every factor belongs to edit i, or rows are no edit's own; only the latter is written down.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,11 +64,20 @@ class Provenance(BaseModel):
     schedule: str
     settings: dict[str, object]
     edits: tuple[EditRecord, ...]
+    rows: Literal["edits", "shared"] = "edits"
+
+    @model_serializer(mode="wrap")
+    def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:
+        """Without what every reader takes for granted: older ones know no `rows`."""
+        return {k: v for k, v in dump(self).items() if (k, v) != ("rows", "edits")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """Changes of some matrices of one base model. Row i of every factor belongs to edit i."""
+    """Changes of some matrices of one base model.
+
+    Row i of every factor belongs to edit i, where the patch is `divisible`.
+    """
 
     deltas: Mapping[int, LowRankDelta]
     about: Provenance
@@ -69,6 +86,11 @@ class Patch:
     def edits(self) -> tuple[Edit, ...]:
         """The edits that the patch makes."""
         return tuple(Edit(**record.model_dump()) for record in self.about.edits)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether each edit has a row of its own, so that some can be taken out."""
+        return self.about.rows == "edits"
 
     @contextmanager
     def applied(self, model: ModelHandle) -> Generator[ModelHandle, None, None]:
@@ -143,7 +165,9 @@ def load_patch(path: Path | str) -> Patch:
             raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
     deltas = {
         layer: LowRankDelta(
-            left=tensors[f"layer.{layer}.left"], right=tensors[f"layer.{layer}.right"]
+            left=tensors[f"layer.{layer}.left"],
+            right=tensors[f"layer.{layer}.right"],
+            shared=about.rows == "shared",
         )
         for layer in about.layers
     }
@@ -172,9 +196,13 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
 
 
 def _check_factors(path: Path, about: Provenance, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Every factor is a matrix with one row per edit."""
+    """Every factor is a matrix with one row per edit; of shared rows, not more than it takes."""
     for name, shape in shapes.items():
-        if len(shape) != 2 or shape[0] != len(about.edits) or min(shape) < 1:
+        partner = shapes[name.replace("left", "right")]
+        rows = len(about.edits)
+        if about.rows == "shared":
+            rows = min((*partner[:1], *partner[1:], *shape[1:]), default=0)
+        if len(shape) != 2 or shape[0] != rows or min(shape) < 1:
             raise InvalidPatch(
                 f"{path}: {name} has shape {tuple(shape)}, which does not fit its "
                 f"{len(about.edits)} edits."

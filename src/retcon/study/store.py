@@ -150,6 +150,7 @@ class CellFolder:
                     "facts": s.update.facts,
                     "energy": dict(s.update.energy),
                     "anchor": s.update.anchor,
+                    "shared": any(delta.shared for delta in s.update.deltas.values()),
                 }
                 for s in seen.steps
             ],
@@ -320,7 +321,11 @@ def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[P
     for i, said in enumerate(about["updates"]):
         own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
         layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
-        deltas = {n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"]) for n in layers}
+        shared = bool(said.get("shared"))
+        deltas = {
+            n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"], shared=shared)
+            for n in layers
+        }
         groups = {
             name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
             for name in _BY_LAYER
