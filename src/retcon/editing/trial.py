@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import Past, Step, ahead, check, run, solve
 from retcon.edits import Case
@@ -31,7 +34,7 @@ class StepRecord(NamedTuple):
     reached is the share of a residual that was written. By layer: delta_norm ‖ΔW‖ of the batch,
     total_norm ‖W − W₀‖ with it, weight_norm ‖W₀‖. ridge: ρ. novelty: smallest share of a key that
     was new (ρ = 0: 0 collides). refreshed, staleness: as in `Step`. peak_memory: bytes, of the
-    process so far.
+    process so far. None: the method has no such thing.
     """
 
     index: int
@@ -39,15 +42,15 @@ class StepRecord(NamedTuple):
     edits: int
     cached: int
     seconds: float
-    loss: float
+    loss: float | None
     target_steps: float
     short_passes: bool
     delta_norm: dict[int, float]
     total_norm: dict[int, float]
     weight_norm: dict[int, float]
-    ridge: float
-    reached: float
-    novelty: float
+    ridge: float | None
+    reached: float | None
+    novelty: float | None
     refreshed: bool
     staleness: float | None
     peak_memory: int | None
@@ -64,15 +67,15 @@ class StepRecord(NamedTuple):
             edits=len(step.edits),
             cached=int(targets.cached.sum()),
             seconds=step.seconds,
-            loss=float(targets.loss.mean()),
+            loss=_known(targets.loss.mean()),
             target_steps=float(targets.steps.float().mean()),
             short_passes=targets.short,
             delta_norm=delta_norm,
             total_norm={k: model.moved(k) for k in deltas} if carried else delta_norm,
             weight_norm={k: model.original_norm(k) for k in deltas},
             ridge=step.update.ridge,
-            reached=float(step.update.reached.mean()),
-            novelty=float(step.update.novelty.min()),
+            reached=_known(step.update.reached.mean()),
+            novelty=_known(step.update.novelty.min()),
             refreshed=step.refreshed,
             staleness=step.staleness,
             peak_memory=_peak_memory(),
@@ -158,15 +161,19 @@ class Trial(NamedTuple):
             "refresh": str(self.schedule.refresh),
             "settings": self.choice.settings,
             "preset": preset.source if preset else None,
-            "covariance": {
-                name: self.choice.settings[name]
-                for name in ("corpus", "corpus_seed", "document_tokens", "jitter")
-            }
-            | {"tokens": self.corpus_tokens},
+            "covariance": self._covariance(),
             "prefixes": list(self.prefixes),
             "seconds_per_edit": self.seconds_per_edit,
             "steps": [step._asdict() for step in self.steps],
         }
+
+    def _covariance(self) -> dict[str, object] | None:
+        """What second moments were read from; None where the method has none."""
+        if "corpus" not in self.choice.settings:
+            return None
+        names = ("corpus", "corpus_seed", "document_tokens", "jitter")
+        said = {name: self.choice.settings[name] for name in names}
+        return said | {"tokens": self.corpus_tokens}
 
     @property
     def seconds_per_edit(self) -> float:
@@ -237,6 +244,11 @@ def watch(
         ]
         records = [StepRecord.of(model, step) for step in group]
         yield Seen(group, records, score_looks(model, found))
+
+
+def _known(value: Float[Tensor, ""]) -> float | None:
+    """None where there is no number."""
+    return None if value.isnan() else float(value)
 
 
 def _peak_memory() -> int | None:

@@ -274,7 +274,7 @@ def _scored(update: Update) -> Update:
 
 
 # What an update holds by layer, beside the factors of its change.
-_BY_LAYER = ("memory", "keys", "values", "errors")
+_BY_LAYER = ("memory", "keys", "values", "errors", "running")
 
 
 def _tensors(update: Update) -> dict[str, Tensor]:
@@ -331,7 +331,7 @@ def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[P
             for name in _BY_LAYER
         }
         update = Update(
-            ids=tuple(said["ids"]), deltas=deltas, ridge=float(said["ridge"]),
+            ids=tuple(said["ids"]), deltas=deltas, ridge=said["ridge"],
             novelty=own["novelty"], reached=own["reached"], facts=tuple(said["facts"]),
             energy={int(k): float(v) for k, v in said["energy"].items()},
             anchor=said["anchor"], **groups,

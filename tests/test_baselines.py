@@ -1,0 +1,115 @@
+"""The methods that are no values of the one equation's loop, each against its naive oracle."""
+
+import pytest
+import torch
+
+from oracles import answer_rows, ultraedit_primal
+from pico import FAMILIES, pico
+from retcon.activations.answers import read_answers
+from retcon.algebra.running import normalised, with_rows
+from retcon.editing.making import edit as make
+from retcon.editing.schedule import Schedule
+from retcon.editing.session import run
+from retcon.methods.registry import find_method
+from test_methods import EDITS
+
+
+def fold(name, schedule, edits=EDITS, refresh="each-batch", layers=(1,), **settings):
+    """The changes of each step of a run in float64."""
+    model = pico(dtype=torch.float64)
+    editor = find_method(name).build(layers, settings)
+    plan = Schedule.parse(schedule, refresh)
+    return list(run(model, editor, editor.begin(model), edits, plan))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_answers_are_read_as_one_text_at_a_time(family):
+    model = pico(family, dtype=torch.float64)
+    answers, nll = read_answers(model, EDITS, (0, 1), 24)
+    for i, edit in enumerate(EDITS):
+        for layer in (0, 1):
+            x, slope, loss = answer_rows(model, edit, layer)
+            own = answers.select(slice(i, i + 1))
+            assert not own.owner.any() and abs(loss - float(nll[i])) < 1e-5
+            width = x.shape[-1]
+            assert torch.allclose(own.keys[layer], x.reshape(-1, width), atol=1e-6)
+            assert torch.allclose(own.gradients[layer], slope.reshape(len(x), -1), atol=1e-6)
+            weight = model.site(layer).weight
+            bias = getattr(model.site(layer).module, "bias", None)
+            y = own.keys[layer] @ weight.mT + (0 if bias is None else bias)
+            assert torch.allclose(own.outputs[layer], y, atol=1e-6)
+
+
+def test_running_statistics_are_those_of_all_rows():
+    rows = 3 + torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[:, 2] = 5.0
+    running = None
+    for part in rows.split([1, 5, 3]):
+        running = with_rows(running, part)
+    assert torch.allclose(running[1], rows.mean(0))
+    assert torch.allclose((running[2] / 8).sqrt(), rows.std(0))
+    found = normalised(rows, running)
+    assert not found[:, 2].any()
+    assert torch.allclose(found[:, :2], ((rows - rows.mean(0)) / rows.std(0))[:, :2])
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_ultraedit_is_its_formula(accumulate):
+    """Batch by batch, on the weights as they have become, with all rows so far."""
+    steps = fold("ultraedit", "sequential-batch:3", lr=1e-2, ridge=0.5, accumulate=accumulate)
+    model = pico(dtype=torch.float64)
+    past = torch.zeros(0, 80, dtype=torch.float64)
+    for step in steps:
+        read = [answer_rows(model, edit, 1)[:2] for edit in step.edits]
+        H, G = (torch.cat(part) for part in zip(*read, strict=True))
+        rows = torch.cat([H, G], 1)
+        past = torch.cat([past, rows]) if accumulate else rows
+        wanted = ultraedit_primal(H, G, past, 1e-2, 0.5)
+        got = step.update.deltas[1]
+        assert got.shared and (got.dense() - wanted).norm() < 1e-4 * wanted.norm()
+        model.write(step.update.deltas)
+    assert len(steps) == 2 and all(0 < float(s.update.reached.min()) < 1 for s in steps)
+
+
+def test_ultraedit_makes_targets_more_probable():
+    model = pico()
+    editor = find_method("ultraedit").build((1,), {"lr": 0.02})
+    before = read_answers(model, EDITS, (1,), 99)[1]
+    (step,) = run(model, editor, editor.begin(model), EDITS, Schedule.parse("batch:5"))
+    with model.scratch():
+        model.write(step.update.deltas)
+        after = read_answers(model, EDITS, (1,), 99)[1]
+    assert float(after.mean()) < float(before.mean())
+
+
+def test_gradients_that_wait_are_used_and_their_drift_is_seen():
+    frozen = fold("ultraedit", "sequential-batch:2", refresh="never", lr=1e-2)
+    fresh = fold("ultraedit", "sequential-batch:2", lr=1e-2)
+    first, second = (steps[1].update.deltas[1].dense() for steps in (frozen, fresh))
+    assert torch.equal(frozen[0].update.deltas[1].left, fresh[0].update.deltas[1].left)
+    assert not torch.allclose(first, second, rtol=1e-3)
+    stale = fold("ultraedit", "sequential-batch:2", refresh="stale:1e-9", lr=1e-2)
+    assert [s.refreshed for s in stale] == [True, True, True] and stale[1].staleness > 1e-9
+
+
+def test_one_row_is_an_update_too():
+    """Without statistics it is divided by its root mean square."""
+    model = pico(dtype=torch.float64)
+    short = [e for e in EDITS if len(answer_rows(model, e, 1)[0]) == 1][:1]
+    (step,) = fold("ultraedit", "single", edits=short, lr=1e-3, ridge=1.0)
+    h, g, _ = answer_rows(model, short[0], 1)
+    value = -1e-3 * h.numel() * g / g.square().mean().sqrt()
+    wanted = value.mT @ h / (h.square().sum() + 1.0)
+    assert torch.allclose(step.update.deltas[1].dense(), wanted, rtol=1e-4)
+
+
+def test_patches_of_more_rows_than_edits(tmp_path):
+    """Answers of several tokens: rows are tokens, and the patch says that they are shared."""
+    patch = make(pico(), EDITS, method="ultraedit", layers=(1,), settings={"lr": 1e-3})
+    assert not patch.divisible and patch.deltas[1].rank > 0
+    patch.save(tmp_path / "p.safetensors")
+    model = pico()
+    original = model.weights_hash()
+    with patch.applied(model):
+        assert model.weights_hash() != original
+    assert model.weights_hash() == original
