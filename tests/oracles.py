@@ -266,3 +266,29 @@ def ultraedit_primal(H: Tensor, G: Tensor, past: Tensor, lr: float, alpha: float
     V = torch.stack([-lr * h_i.norm() ** 2 * g_i for h_i, g_i in zip(h, g, strict=True)])
     one = torch.eye(H.shape[1], dtype=H.dtype)
     return torch.linalg.solve(H.mT @ H + alpha * one, H.mT @ V).mT
+
+
+def finetune_in_a_box(
+    model: ModelHandle, edits: list[Edit], layer: int, *, steps: int, lr: float, epsilon: float
+) -> Tensor:
+    """ΔW of one matrix by Adam on the weight itself, one text at a time, clamped after each step."""
+    stored = model.site(layer).module.weight
+    before = stored.detach().clone()
+    stored.requires_grad_()
+    adam = torch.optim.Adam([stored], lr=lr)
+    for _ in range(steps):
+        adam.zero_grad()
+        for edit in edits:
+            head = model.tokens.encode(edit.text)
+            whole = model.tokens.encode(f"{edit.text} {edit.target}")
+            logits = model.model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+            logp, places = logits.log_softmax(-1), range(len(head), len(whole))
+            loss = -sum(logp[t - 1, whole[t]] for t in places) / len(places)
+            (loss / len(edits)).backward()
+        adam.step()
+        with torch.no_grad():
+            stored.clamp_(before - epsilon, before + epsilon)
+    stored.requires_grad_(False)
+    change = stored.detach() - before
+    stored.copy_(before)
+    return change.mT if model.site(layer).transposed else change

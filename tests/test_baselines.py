@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from oracles import answer_rows, ultraedit_primal
+from oracles import answer_rows, finetune_in_a_box, ultraedit_primal
 from pico import FAMILIES, pico
 from retcon.activations.answers import read_answers
 from retcon.algebra.running import normalised, with_rows
 from retcon.editing.making import edit as make
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
+from retcon.editing.trial import StepRecord
 from retcon.methods.registry import find_method
 from test_methods import EDITS
 
@@ -113,3 +114,46 @@ def test_patches_of_more_rows_than_edits(tmp_path):
     with patch.applied(model):
         assert model.weights_hash() != original
     assert model.weights_hash() == original
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+def test_finetune_is_adam_on_the_weight_itself(family):
+    model = pico(family, dtype=torch.float64)
+    settings = {"steps": 4, "lr": 1e-3, "epsilon": 2.5e-3, "micro_batch": 24}
+    editor = find_method("finetune").build((1,), settings)
+    (step,) = run(model, editor, editor.begin(model), EDITS, Schedule.parse("batch:5"))
+    got = step.update.deltas[1].dense()
+    wanted = finetune_in_a_box(model, EDITS, 1, steps=4, lr=1e-3, epsilon=2.5e-3)
+    # The box binds somewhere, and not everywhere.
+    binding = (wanted.abs() > 2.4999e-3).double().mean()
+    assert 0 < binding < 1
+    assert (got - wanted).norm() < 1e-4 * wanted.norm() and got.abs().max() < 2.5001e-3
+
+
+@pytest.mark.parametrize("bound", ["batch", "run"])
+def test_the_box_is_measured_from_the_batch_or_from_the_run(bound):
+    steps = fold("finetune", "sequential-batch:2", lr=2e-3, epsilon=1e-3, steps=5, bound=bound)
+    total = sum(step.update.deltas[1].dense() for step in steps)
+    most = float(total.abs().max())
+    assert len(steps) == 3 and all(s.update.deltas[1].dense().abs().max() > 9e-4 for s in steps)
+    assert (most < 1.001e-3) is (bound == "run")
+
+
+def test_finetune_stops_and_tells_how_it_went():
+    (step,) = fold("finetune", "batch:5", stop_below=1e9)
+    assert step.update.fit.steps == 1 and not step.update.deltas[1].dense().any()
+    (step,) = fold("finetune", "batch:5", steps=60, lr=1e-2, epsilon=1.0, stop_below=2.0)
+    assert 1 < step.update.fit.steps < 60 and step.update.fit.loss < 2
+    record = StepRecord.of(pico(), step)
+    assert (record.loss, record.target_steps) == tuple(step.update.fit)
+    assert (record.ridge, record.reached, record.novelty) == (None, None, None)
+
+
+def test_finetune_in_half_precision(tmp_path):
+    model = pico(dtype=torch.bfloat16)
+    original = model.weights_hash()
+    settings = {"steps": 3, "lr": 1e-2, "epsilon": 0.1}
+    patch = make(model, EDITS, method="finetune", layers=(1,), settings=settings)
+    assert model.weights_hash() == original and not patch.divisible
+    with patch.applied(model):
+        assert model.weights_hash() != original

@@ -49,6 +49,8 @@ METHODS = [
     ("memit", (0, 1), {"ridge": 20.0, "spread": "each"}, None, False),
     ("ultraedit", (1,), {"lr": 1e-3}, None, False),
     ("ultraedit", (0, 1), {"lr": 1e-3, "accumulate": False}, None, False),
+    ("finetune", (1,), {}, None, False),
+    ("finetune", (0, 1), {"bound": "run"}, None, False),
 ]
 
 

@@ -58,7 +58,7 @@ class StepRecord(NamedTuple):
     @classmethod
     def of(cls, model: ModelHandle, step: Step) -> "StepRecord":
         """What is kept of a step, on the model into which it may have been written."""
-        targets, deltas = step.features.targets, step.update.deltas
+        targets, deltas, fit = step.features.targets, step.update.deltas, step.update.fit
         delta_norm = {layer: delta.norm() for layer, delta in deltas.items()}
         carried = not model.as_loaded
         return cls(
@@ -67,8 +67,8 @@ class StepRecord(NamedTuple):
             edits=len(step.edits),
             cached=int(targets.cached.sum()),
             seconds=step.seconds,
-            loss=_known(targets.loss.mean()),
-            target_steps=float(targets.steps.float().mean()),
+            loss=_known(targets.loss.mean()) if fit is None else fit.loss,
+            target_steps=float(targets.steps.float().mean() if fit is None else fit.steps),
             short_passes=targets.short,
             delta_norm=delta_norm,
             total_norm={k: model.moved(k) for k in deltas} if carried else delta_norm,

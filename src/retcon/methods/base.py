@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
@@ -107,6 +107,7 @@ class State(NamedTuple):
     held: the facts, where they can be edited again. errors: by layer, what post-processing has
     left in W too much. controls: by layer. anchor: the length of values, of the first batch.
     running: by layer, number, mean and squared deviations of what was read at the answers.
+    start: by layer, W₀, where a change is bounded from there.
     """
 
     prefixes: tuple[str, ...]
@@ -118,6 +119,14 @@ class State(NamedTuple):
     controls: Mapping[int, Control] = MappingProxyType({})
     anchor: float | None = None
     running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
+    start: Mapping[int, Float[Tensor, "d_out d_in"]] = NOTHING
+
+
+class Fit(NamedTuple):
+    """How an optimisation went that belongs to a whole batch: the last loss, and steps."""
+
+    loss: float
+    steps: int
 
 
 class Update(NamedTuple):
@@ -129,7 +138,7 @@ class Update(NamedTuple):
     1 − ‖ΔW k − r‖ / ‖r‖. Both are NaN where a method has no such thing. facts: of the edits that
     were written, and rows of the same edits: keys and values, by layer. errors: as in `State`,
     afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀ where a ridge follows
-    it. anchor: as in `State`.
+    it. anchor, running: as in `State`. fit: of methods that optimise a batch as a whole.
     """
 
     ids: tuple[str, ...]
@@ -145,6 +154,7 @@ class Update(NamedTuple):
     energy: Mapping[int, float] = MappingProxyType({})
     anchor: float | None = None
     running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
+    fit: Fit | None = None
 
 
 @runtime_checkable
