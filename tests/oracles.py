@@ -271,7 +271,7 @@ def ultraedit_primal(H: Tensor, G: Tensor, past: Tensor, lr: float, alpha: float
 def finetune_in_a_box(
     model: ModelHandle, edits: list[Edit], layer: int, *, steps: int, lr: float, epsilon: float
 ) -> Tensor:
-    """ΔW of one matrix by Adam on the weight itself, one text at a time, clamped after each step."""
+    """ΔW of one matrix by Adam on the weight itself, text by text, clamped after each step."""
     stored = model.site(layer).module.weight
     before = stored.detach().clone()
     stored.requires_grad_()

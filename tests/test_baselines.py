@@ -1,16 +1,23 @@
 """The methods that are no values of the one equation's loop, each against its naive oracle."""
 
+import dataclasses
+import math
+import re
+
 import pytest
 import torch
 
-from oracles import answer_rows, finetune_in_a_box, ultraedit_primal
+from oracles import answer_rows, finetune_in_a_box, mean_nll, ultraedit_primal
 from pico import FAMILIES, pico
 from retcon.activations.answers import read_answers
 from retcon.algebra.running import normalised, with_rows
 from retcon.editing.making import edit as make
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
-from retcon.editing.trial import StepRecord
+from retcon.editing.trial import StepRecord, evaluate
+from retcon.edits import Case
+from retcon.errors import InvalidSetting
+from retcon.evaluation.scoring import score_cases
 from retcon.methods.registry import find_method
 from test_methods import EDITS
 
@@ -157,3 +164,91 @@ def test_finetune_in_half_precision(tmp_path):
     assert model.weights_hash() == original and not patch.divisible
     with patch.applied(model):
         assert model.weights_hash() != original
+
+
+ASKED = [
+    Case(
+        edit=dataclasses.replace(edit, target_old="Polish"),
+        paraphrases=(f"Some say {edit.subject} is",),
+        neighbours=("The mother tongue of Rome Paris is",),
+        openings=(f"{edit.subject} was",),
+    )
+    for edit in EDITS
+]
+
+
+def retrieved_by_hand(facts, text, shown, threshold):
+    """The facts before a prompt, each scored with every other's words counted anew."""
+    words = lambda t: set(re.findall(r"\w+", t.casefold()))  # noqa: E731
+    rare = lambda w: math.log(1 + len(facts) / sum(w in words(f.text) for f in facts))  # noqa: E731
+    found = []
+    for place, fact in enumerate(facts):
+        own = words(fact.text)
+        score = sum(rare(w) for w in own & words(text)) / sum(rare(w) for w in own)
+        if score >= threshold - 1e-9:
+            found.append((round(score, 9), place, f"{fact.text} {fact.target}.\n"))
+    return "".join(line for _, _, line in sorted(found)[-shown:])
+
+
+@pytest.mark.parametrize(("shown", "threshold"), [(1, 0.5), (3, 0.2), (5, 1.0)])
+def test_in_context_puts_the_most_similar_facts_before_prompts(shown, threshold):
+    editor = find_method("in_context").build((), {"shown": shown, "threshold": threshold})
+    model = pico()
+    state = editor.begin(model)
+    assert editor.rewrite(ASKED, state) == ASKED
+    update = editor.edit(model, editor.features(model, EDITS, state), state)
+    told = editor.rewrite(ASKED, editor.carry(state, update))
+    for case, now in zip(ASKED, told, strict=True):
+        for old, new in (
+            (case.edit.text, now.edit.text), (case.paraphrases[0], now.paraphrases[0]),
+            (case.neighbours[0], now.neighbours[0]), (case.openings[0], now.openings[0]),
+        ):  # fmt: skip
+            assert new == retrieved_by_hand(EDITS, old, shown, threshold) + old
+        assert now.edit.text.endswith(f"{case.edit.text} {case.edit.target}.\n{case.edit.text}")
+        assert (now.edit.id, now.edit.target) == (case.edit.id, case.edit.target)
+
+
+def test_a_fact_that_is_edited_again_is_told_once():
+    editor = find_method("in_context").build((), {})
+    model = pico()
+    again = dataclasses.replace(EDITS[0], id="again", target="Spanish")
+    state = editor.begin(model)
+    for edits in (EDITS, [again]):
+        update = editor.edit(model, editor.features(model, edits, state), state)
+        state = editor.carry(state, update)
+    (told,) = editor.rewrite(ASKED[:1], state)
+    assert told.edit.text.startswith(f"{again.text} Spanish.\n{again.text}")
+    assert len(state.kept) == len(EDITS)
+
+
+@pytest.mark.parametrize("schedule", ["single", "batch:2", "sequential", "sequential-batch:2"])
+def test_what_is_kept_so_far_decides_what_is_told(schedule, entries):
+    """Scores are those of prompts that are written out; the cache does not mix the two up."""
+    model = pico()
+    settings = {"threshold": 0.2, "shown": 3}
+    trial = evaluate(
+        model, ASKED, method="in_context", settings=settings, schedule=schedule
+    )  # fmt: skip
+    plan, seen = Schedule.parse(schedule), {row.when for row in trial.rows}
+    assert seen == {"pre", "immediate"} | ({"final"} if plan.carry else set())
+    assert trial.at("pre") == score_cases(pico(), ASKED, when="pre")
+    size = plan.batch_size
+    for start in range(0, len(EDITS), size):
+        kept = EDITS[0 if plan.carry else start : start + size]
+        for case in ASKED[start : start + size]:
+            rows = [r for r in trial.at("immediate") if r.case == case.edit.id]
+            text = retrieved_by_hand(kept, case.edit.text, 3, 0.2) + case.edit.text
+            assert abs(rows[0].nll_new - mean_nll(model, text, case.edit.target)) < 1e-4
+            text = retrieved_by_hand(kept, case.neighbours[0], 3, 0.2) + case.neighbours[0]
+            assert abs(rows[-1].nll_old - mean_nll(model, text, "Polish")) < 1e-4
+    about = trial.describe()
+    assert about["prompts"] == "behind retrieved facts" and about["layers"] == []
+    assert about["covariance"] is None and about["steps"][0]["loss"] is None
+    assert evaluate(
+        model, ASKED, method="in_context", settings=settings, schedule=schedule
+    ).rows == (trial.rows)
+
+
+def test_in_context_makes_no_patch():
+    with pytest.raises(InvalidSetting, match="retcon eval --method in_context"):
+        make(pico(), EDITS, method="in_context")

@@ -7,6 +7,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import Step, check, run
 from retcon.edits import Edit
+from retcon.errors import InvalidSetting
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.patch.format import EditRecord, Patch, Provenance
@@ -34,6 +35,12 @@ def edit(
         CollidingEdits: two facts have one key and the method writes exactly.
     """
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
+    if not choice.method.writes:
+        raise InvalidSetting(
+            f"{choice.method.name} writes no weight, it puts facts before prompts, so there is no "
+            f"patch to make. `retcon eval --method {choice.method.name}` measures it; to edit the "
+            f"model take another method (`retcon methods`)."
+        )
     editor = choice.method.build(choice.layers, choice.settings)
     size = editor.max_batch or len(edits)
     plan = (

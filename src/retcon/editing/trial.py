@@ -7,7 +7,7 @@ retention   earlier cases again, after 2, 4, 8, … batches (on demand, only whe
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from retcon.editing.session import Past, Step, ahead, check, run, solve
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import Look, score_cases, score_looks
-from retcon.methods.base import Editor, State
+from retcon.methods.base import Editor, Rewriting, State, Update
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -82,12 +82,25 @@ class StepRecord(NamedTuple):
         )
 
 
+# What becomes of cases before they are scored.
+Telling = Callable[[Sequence[Case]], Sequence[Case]]
+
+
+def as_they_are(cases: Sequence[Case]) -> Sequence[Case]:
+    """The cases."""
+    return cases
+
+
 class Seen(NamedTuple):
-    """Steps that were solved together, and what was seen of them."""
+    """Steps that were solved together, and what was seen of them.
+
+    telling: what cases are scored as after the last of them.
+    """
 
     steps: list[Step]
     records: list[StepRecord]
     rows: list[Row]
+    telling: Telling = as_they_are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +129,7 @@ class Looks:
         schedule: Schedule,
         step: Step,
         progress: Progress,
+        telling: Telling = as_they_are,
     ) -> list[Row]:
         """The rows that are due after a carried step.
 
@@ -125,14 +139,16 @@ class Looks:
         number, last = step.index + 1, step.at == len(cases)
         rows: list[Row] = []
         if "immediate" in self.when:
-            rows += score_cases(model, self.scored(cases, step), when="immediate", step=number)
+            own = telling(self.scored(cases, step))
+            rows += score_cases(model, own, when="immediate", step=number)
         older = self.chosen(cases[: step.at - len(step.edits)])
         if "retention" in self.when and number & (number - 1) == 0 and not last and older:
+            older = telling(older)
             rows += score_cases(model, older, when="retention", step=number, progress=progress)
         if "final" in self.when and last:
             if number == 1 and rows:
                 return rows + [row._replace(when="final") for row in rows]
-            final = self.chosen(cases)
+            final = telling(self.chosen(cases))
             rows += score_cases(model, final, when="final", step=number, progress=progress)
         return rows
 
@@ -156,6 +172,7 @@ class Trial(NamedTuple):
         preset = self.choice.preset
         return {
             "method": self.choice.method.name,
+            "prompts": "as they are" if self.choice.method.writes else "behind retrieved facts",
             "layers": list(self.choice.layers),
             "schedule": str(self.schedule),
             "refresh": str(self.schedule.refresh),
@@ -231,19 +248,40 @@ def watch(
     """
     edits = [case.edit for case in cases]
     if schedule.carry:
+        after = _replayed(editor, state, [one.update for one in past])
         for step in run(model, editor, state, edits, schedule, progress, past=past):
-            rows = looks.rows(model, cases, schedule, step, progress)
-            yield Seen([step], [StepRecord.of(model, step)], rows)
+            after = _replayed(editor, after, [step.update])
+            telling = _telling(editor, after)
+            rows = looks.rows(model, cases, schedule, step, progress, telling)
+            yield Seen([step], [StepRecord.of(model, step)], rows, telling)
         return
     taken = solve(model, editor, state, edits, schedule, progress, first=len(past))
     while group := list(islice(taken, ahead(schedule))):
         found = [
-            Look(looks.scored(cases, step), "immediate", step.index + 1, step.update.deltas)
+            Look(
+                telling(looks.scored(cases, step)), "immediate", step.index + 1, step.update.deltas
+            )
             for step in group
             if "immediate" in looks.when
+            for telling in [_telling(editor, _replayed(editor, state, [step.update]))]
         ]
         records = [StepRecord.of(model, step) for step in group]
         yield Seen(group, records, score_looks(model, found))
+
+
+def _replayed(editor: Editor, state: State, updates: Sequence[Update]) -> State:
+    """The state by which prompts are rewritten after some updates; others are the session's."""
+    if isinstance(editor, Rewriting):
+        for update in updates:
+            state = editor.carry(state, update)
+    return state
+
+
+def _telling(editor: Editor, state: State) -> Telling:
+    """What becomes of prompts in a state: where weights are written, nothing."""
+    if isinstance(editor, Rewriting):
+        return lambda cases: editor.rewrite(cases, state)
+    return as_they_are
 
 
 def _known(value: Float[Tensor, ""]) -> float | None:

@@ -21,7 +21,7 @@ from retcon.activations.targets import Targets
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.metric import Metric
-from retcon.edits import Edit
+from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -107,7 +107,8 @@ class State(NamedTuple):
     held: the facts, where they can be edited again. errors: by layer, what post-processing has
     left in W too much. controls: by layer. anchor: the length of values, of the first batch.
     running: by layer, number, mean and squared deviations of what was read at the answers.
-    start: by layer, W₀, where a change is bounded from there.
+    start: by layer, W₀, where a change is bounded from there. kept: facts that are put before
+    prompts.
     """
 
     prefixes: tuple[str, ...]
@@ -120,6 +121,7 @@ class State(NamedTuple):
     anchor: float | None = None
     running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
     start: Mapping[int, Float[Tensor, "d_out d_in"]] = NOTHING
+    kept: tuple[Edit, ...] = ()
 
 
 class Fit(NamedTuple):
@@ -139,6 +141,7 @@ class Update(NamedTuple):
     were written, and rows of the same edits: keys and values, by layer. errors: as in `State`,
     afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀ where a ridge follows
     it. anchor, running: as in `State`. fit: of methods that optimise a batch as a whole.
+    kept: edits to be put before prompts, of methods that write no weight.
     """
 
     ids: tuple[str, ...]
@@ -155,6 +158,7 @@ class Update(NamedTuple):
     anchor: float | None = None
     running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
     fit: Fit | None = None
+    kept: tuple[Edit, ...] = ()
 
 
 @runtime_checkable
@@ -187,6 +191,13 @@ class Editor(Protocol):
     def carry(self, state: State, update: Update) -> State: ...
 
     def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]: ...
+
+
+@runtime_checkable
+class Rewriting(Protocol):
+    """A method by which prompts are given context, and no weight is written."""
+
+    def rewrite(self, cases: Sequence[Case], state: State) -> list[Case]: ...
 
 
 def check_batch(editor: Editor, size: int) -> None:

@@ -11,7 +11,7 @@ import platform
 import subprocess
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from io import BytesIO
@@ -29,6 +29,7 @@ from torch import Tensor
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.session import Past
 from retcon.editing.trial import Seen, StepRecord
+from retcon.edits import Edit
 from retcon.evaluation.fluency import Generation
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
@@ -142,18 +143,7 @@ class CellFolder:
         about = {
             "first": first,
             "records": [record._asdict() for record in seen.records],
-            "updates": [
-                {
-                    "ids": s.update.ids,
-                    "ridge": s.update.ridge,
-                    "refreshed": s.refreshed,
-                    "facts": s.update.facts,
-                    "energy": dict(s.update.energy),
-                    "anchor": s.update.anchor,
-                    "shared": any(delta.shared for delta in s.update.deltas.values()),
-                }
-                for s in seen.steps
-            ],
+            "updates": [_said(step.update, step.refreshed) for step in seen.steps],
             "end": end,
         }
         target = self.path / f"step-{first:06d}.safetensors"
@@ -277,6 +267,16 @@ def _scored(update: Update) -> Update:
 _BY_LAYER = ("memory", "keys", "values", "errors", "running")
 
 
+def _said(update: Update, refreshed: bool) -> dict[str, Any]:
+    """What is kept of an update beside its tensors."""
+    return {
+        "ids": update.ids, "ridge": update.ridge, "refreshed": refreshed, "facts": update.facts,
+        "energy": dict(update.energy), "anchor": update.anchor,
+        "shared": any(delta.shared for delta in update.deltas.values()),
+        "kept": [asdict(edit) for edit in update.kept],
+    }  # fmt: skip
+
+
 def _tensors(update: Update) -> dict[str, Tensor]:
     found = {"novelty": update.novelty, "reached": update.reached}
     for layer, delta in update.deltas.items():
@@ -321,20 +321,18 @@ def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[P
     for i, said in enumerate(about["updates"]):
         own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
         layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
-        shared = bool(said.get("shared"))
-        deltas = {
-            n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"], shared=shared)
-            for n in layers
-        }
-        groups = {
+        pairs, shared = [(own[f"left.{n}"], own[f"right.{n}"]) for n in layers], said.get("shared")
+        deltas = [LowRankDelta(left=x, right=y, shared=bool(shared)) for x, y in pairs]
+        groups: dict[str, Any] = {
             name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
             for name in _BY_LAYER
         }
         update = Update(
-            ids=tuple(said["ids"]), deltas=deltas, ridge=said["ridge"],
-            novelty=own["novelty"], reached=own["reached"], facts=tuple(said["facts"]),
-            energy={int(k): float(v) for k, v in said["energy"].items()},
-            anchor=said["anchor"], **groups,
+            ids=tuple(said["ids"]), deltas=dict(zip(layers, deltas, strict=True)),
+            ridge=said["ridge"], novelty=own["novelty"], reached=own["reached"],
+            facts=tuple(said["facts"]), energy={int(k): v for k, v in said["energy"].items()},
+            anchor=said["anchor"], kept=tuple(Edit(**edit) for edit in said.get("kept", ())),
+            **groups,
         )  # fmt: skip
         yield Past(update, bool(said["refreshed"]))
 
