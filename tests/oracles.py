@@ -266,3 +266,69 @@ def perplexity_by_loop(model: ModelHandle, texts: list[str], length: int) -> flo
         for t in range(1, len(ids)):
             total, tokens = total - logp[t - 1, ids[t]].item(), tokens + 1
     return float(torch.tensor(total / tokens, dtype=torch.float64).exp())
+
+
+def answer_rows(model: ModelHandle, edit: Edit, layer: int) -> tuple[Tensor, Tensor, float]:
+    """Inputs, and gradients of the outputs, of a layer's matrix where the target is predicted.
+
+    One whole text, and its mean NLL per token.
+    """
+    head = model.tokens.encode(edit.text)
+    whole = model.tokens.encode(f"{edit.text} {edit.target}")
+    seen: dict[str, Tensor] = {}
+
+    def hook(_module, args, output):
+        seen["x"] = args[0].detach()
+        seen["y"] = output.detach().clone().requires_grad_()
+        return seen["y"]
+
+    handle = model.site(layer).module.register_forward_hook(hook)
+    try:
+        logp = model.model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    logp, places = logp.log_softmax(-1), range(len(head), len(whole))
+    loss = -sum(logp[t - 1, whole[t]] for t in places) / len(places)
+    loss.backward()
+    at = [t - 1 for t in places]
+    x, slope = (t.reshape(-1, t.shape[-1]) for t in (seen["x"], seen["y"].grad))
+    return x[at], slope[at], loss.item()
+
+
+def ultraedit_primal(H: Tensor, G: Tensor, past: Tensor, lr: float, alpha: float) -> Tensor:
+    """UltraEdit, arXiv:2505.14679: ΔWᵀ = (HᵀH + αI)⁻¹ HᵀV with vᵢ = −lr ‖ĥᵢ‖² ĝᵢ.
+
+    past: [h | g] of all rows so far, these included, by which they are normalised.
+    """
+    rows = torch.cat([H, G], 1)
+    hat = (rows - past.mean(0)) / past.std(0)
+    h, g = hat[:, : H.shape[1]], hat[:, H.shape[1] :]
+    V = torch.stack([-lr * h_i.norm() ** 2 * g_i for h_i, g_i in zip(h, g, strict=True)])
+    one = torch.eye(H.shape[1], dtype=H.dtype)
+    return torch.linalg.solve(H.mT @ H + alpha * one, H.mT @ V).mT
+
+
+def finetune_in_a_box(
+    model: ModelHandle, edits: list[Edit], layer: int, *, steps: int, lr: float, epsilon: float
+) -> Tensor:
+    """ΔW of one matrix by Adam on the weight itself, text by text, clamped after each step."""
+    stored = model.site(layer).module.weight
+    before = stored.detach().clone()
+    stored.requires_grad_()
+    adam = torch.optim.Adam([stored], lr=lr)
+    for _ in range(steps):
+        adam.zero_grad()
+        for edit in edits:
+            head = model.tokens.encode(edit.text)
+            whole = model.tokens.encode(f"{edit.text} {edit.target}")
+            logits = model.model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+            logp, places = logits.log_softmax(-1), range(len(head), len(whole))
+            loss = -sum(logp[t - 1, whole[t]] for t in places) / len(places)
+            (loss / len(edits)).backward()
+        adam.step()
+        with torch.no_grad():
+            stored.clamp_(before - epsilon, before + epsilon)
+    stored.requires_grad_(False)
+    change = stored.detach() - before
+    stored.copy_(before)
+    return change.mT if model.site(layer).transposed else change

@@ -167,6 +167,27 @@ def test_mistakes_are_explained_and_change_nothing(words, reason, folder, retcon
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.parametrize(("method", "where", "work"), [
+    ("finetune", "at layer 1", "gradients of 3"), ("ultraedit", "at layer 1", "gradients of 3"),
+    ("in_context", "in no layer", "none"),
+])  # fmt: skip
+def test_plans_of_methods_without_targets(method, where, work, folder, retcon):
+    options = ["--cases", "facts.jsonl", "--method", method, "--plan"]
+    at = [] if method == "in_context" else ["--layer", "1"]
+    code, out, err = retcon("eval", "./model", *options, *at)
+    assert code == 0 and f"{method} {where}" in out and work in out, err
+
+
+def test_in_context_is_measured_and_makes_no_patch(folder, retcon):
+    code, _, err = retcon("edit", "./model", *FACT, "--method", "in_context", "-o", "p")
+    assert code == 2 and "writes no weight" in err and not (folder / "p").exists()
+    options = ["--cases", "facts.jsonl", "--method", "in_context", "--json", "r.json"]
+    code, out, err = retcon("eval", "./model", *options, "--schedule", "sequential-batch:2")
+    assert code == 0 and "in_context" in out, err
+    said = json.loads((folder / "r.json").read_text())
+    assert said["prompts"] == "behind retrieved facts" and said["final"]["ES"] is not None
+
+
 def test_a_patch_for_another_model(folder, retcon):
     assert retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")[0] == 0
     pico(seed=1).model.save_pretrained(folder / "other")

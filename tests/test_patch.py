@@ -37,6 +37,49 @@ def test_a_saved_patch_is_the_patch(patch, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.parametrize("schedule", ["sequential-batch:5", "sequential"])
+def test_rows_that_are_no_edit_s_own(schedule, cache, tmp_path):
+    """Saved, loaded and applied like others; several steps are summed; told in the header."""
+    made = make(
+        pico(), EDITS, method="memit", layers=(1,), schedule=schedule,
+        settings={**FAST, "ridge": 9.0, "process": "rect"},
+    )  # fmt: skip
+    assert not made.divisible and made.deltas[1].rank == 32
+    made.save(tmp_path / "p.safetensors")
+    loaded = load_patch(tmp_path / "p.safetensors")
+    assert loaded.about == made.about and loaded.edits == tuple(EDITS)
+    model, other = pico(), pico()
+    with made.applied(model), loaded.applied(other):
+        assert model.weights_hash() == other.weights_hash() != pico().weights_hash()
+    with pytest.raises(InvalidSetting, match="cannot be taken apart"):
+        loaded.deltas[1].select([0])
+
+    def longer(about, tensors):
+        for name in ("left", "right"):
+            tensors[f"layer.1.{name}"] = tensors[f"layer.1.{name}"].repeat(2, 1)
+
+    assert "does not fit" in damaged(made, tmp_path, longer)
+    uneven = lambda _, t: t.update({"layer.1.left": t["layer.1.left"][:3].contiguous()})  # noqa: E731
+    assert "does not fit" in damaged(made, tmp_path, uneven)
+
+
+def test_rows_of_edits_are_not_named_in_the_header(patch):
+    """So that readers which know no other kind read them."""
+    assert patch.divisible and "rows" not in json.loads(patch.about.model_dump_json())
+    assert "rows" not in patch.about.model_dump(mode="json")
+
+
+def test_a_change_is_compacted_where_it_has_more_rows_than_its_matrix():
+    from retcon.algebra.delta import LowRankDelta
+
+    for d_out, d_in in ((3, 5), (5, 3)):
+        left, right = torch.randn(7, d_out), torch.randn(7, d_in)
+        whole = LowRankDelta(left=left, right=right, shared=True)
+        assert whole.compact().rank == 3
+        assert torch.allclose(whole.compact().dense(), whole.dense(), atol=1e-6)
+        assert LowRankDelta(left=left, right=right).compact().rank == 7
+
+
 def test_one_batch_applied_is_the_weights_of_the_run(cache):
     """What a run had in the weights is what its patch puts there, bit for bit."""
     from retcon.editing.schedule import Schedule

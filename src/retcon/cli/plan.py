@@ -18,15 +18,20 @@ def print_plan(model: ModelChoice, edit: EditChoice, edits: int) -> None:
     made = plan(found, choice, edits, bytes_per_weight=size)
     weights = f"{gibibytes(made.weight_bytes)} ({made.parameters / 1e6:.0f} M in {model.dtype})"
     moments = f"{gibibytes(made.moment_bytes)} from {made.corpus_tokens:,} tokens"
+    where = f"at layer {', '.join(map(str, choice.layers))}" if choice.layers else "in no layer"
+    wanted = "targets" if made.corpus_tokens else "gradients"
     rows = [
-        ["method", f"{choice.method.name} at layer {', '.join(map(str, choice.layers))}"],
+        ["method", f"{choice.method.name} {where}"],
         ["weights", weights],
-        ["second moments", moments],
+        ["second moments", moments if made.corpus_tokens else "none"],
         ["this machine", f"{made.gflops:.0f} GFLOP/s in a float32 product"],
-        [f"targets of {edits}", duration(made.target_seconds)],
-        ["second moments (once)", duration(made.moment_seconds)],
-        ["sampling the corpus (once)", duration(made.sampling_seconds)],
+        [f"{wanted} of {edits}", duration(made.target_seconds) if choice.layers else "none"],
     ]
+    if made.corpus_tokens:
+        rows += [
+            ["second moments (once)", duration(made.moment_seconds)],
+            ["sampling the corpus (once)", duration(made.sampling_seconds)],
+        ]
     out.print(table(f"Plan for {model.name}", ["", "estimate"], rows))
 
 

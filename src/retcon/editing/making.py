@@ -8,7 +8,7 @@ from retcon.editing.schedule import Schedule
 from retcon.editing.session import check, run
 from retcon.editing.steps import Step
 from retcon.edits import Edit
-from retcon.errors import Collapsed
+from retcon.errors import Collapsed, InvalidSetting
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.patch.format import EditRecord, Patch, Provenance
@@ -37,6 +37,12 @@ def edit(
         CollidingEdits: two facts have one key and the method writes exactly.
     """
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
+    if not choice.method.writes:
+        raise InvalidSetting(
+            f"{choice.method.name} writes no weight, it puts facts before prompts, so there is no "
+            f"patch to make. `retcon eval --method {choice.method.name}` measures it; to edit the "
+            f"model take another method (`retcon methods`)."
+        )
     editor = choice.method.build(choice.layers, choice.settings)
     size = editor.max_batch or len(edits)
     plan = (
@@ -58,7 +64,7 @@ def patch_of(
 ) -> Patch:
     """The patch that a run of carried batches has written."""
     deltas = {
-        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps])
+        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps]).compact()
         for layer in choice.layers
     }
     records = tuple(
@@ -76,5 +82,6 @@ def patch_of(
         schedule=str(schedule),
         settings=json.loads(json.dumps(choice.settings)),
         edits=records,
+        rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
     )
     return Patch(deltas=deltas, about=about)

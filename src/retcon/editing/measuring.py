@@ -38,7 +38,7 @@ def evaluate_measured(
     method: str | None = None,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
-    schedule: str = "single",
+    schedule: Schedule | str = "single",
     progress: Progress = silent,
 ) -> Measured[M]:
     """As `trial.evaluate`, and measure the untouched model and the one that holds all edits.
@@ -46,7 +46,7 @@ def evaluate_measured(
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
-    plan = Schedule.parse(schedule)
+    plan = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     check(editor, [case.edit for case in cases], plan)
@@ -57,7 +57,7 @@ def evaluate_measured(
     for seen in watch(model, editor, state, cases, plan, progress):
         rows += seen.rows
         steps += seen.records
-        if seen.records[-1].at == len(cases):
+        if seen.steps[-1].last or seen.steps[-1].at == len(cases):
             measures |= _after(model, seen, plan, measure)
     trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)
     return Measured(trial=trial, measures=measures)

@@ -4,6 +4,11 @@
     moments   tokens · 2 · (parameters of blocks up to L) + tokens · 2 · d_in² per layer
     `self`    tokens · 2 · (all parameters), one token at a time
 
+Where no δ is optimised, there are no moments, and a pass runs whole texts:
+
+    gradients steps · text · 2 · (all parameters) · 2                 of each edit
+    context   nothing is edited; scored prompts are longer by the facts before them
+
 in FLOPs, the 2 at the end being forward and backward. Text lengths are typical ones, and the
 rate is that of a float32 matrix product measured here and now, so take it as an order of size.
 """
@@ -19,6 +24,8 @@ from retcon.methods.presets import Choice
 from retcon.model.architectures import Outline
 
 _SUFFIX, _TARGET = 8, 2
+# A prompt with its target, or a fact that is put before one.
+_TEXT = 14
 # Sampling runs one token at a time and reaches a part of the rate of large products.
 _SAMPLING_SHARE = 0.5
 
@@ -26,8 +33,8 @@ _SAMPLING_SHARE = 0.5
 class Costs(NamedTuple):
     """What a method costs on a model, in FLOPs, bytes and tokens, whatever the machine.
 
-    target: of one edit. token: of one token forward through the whole model. moments, sampling:
-    once for the layers.
+    target: of one edit, or its gradients. token: of one token forward through the whole model.
+    moments, sampling: once for the layers. context: tokens put before each scored prompt.
     """
 
     parameters: int
@@ -39,6 +46,7 @@ class Costs(NamedTuple):
     token: float
     moments: float
     sampling: float
+    context: int = 0
 
 
 class Plan(NamedTuple):
@@ -56,6 +64,8 @@ class Plan(NamedTuple):
 
 def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object]) -> Costs:
     """What editing these layers costs with a method's settings, all of them."""
+    if "prefixes" not in settings:
+        return _without_targets(outline, layers, settings)
     blocks = [sum(p.numel() for p in block.parameters()) for block in outline.architecture.blocks]
     parameters = sum(p.numel() for p in outline.model.parameters())
     head = sum(p.numel() for p in outline.architecture.head.parameters())
@@ -82,6 +92,27 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
         # Half of each product k kᵀ is computed.
         moments=float(tokens) * (2 * sum(blocks[: max(layers) + 1]) + len(layers) * d_in**2),
         sampling=tokens * 2 * parameters / _SAMPLING_SHARE if settings["corpus"] == "self" else 0.0,
+    )
+
+
+def _without_targets(
+    outline: Outline, layers: Sequence[int], settings: Mapping[str, object]
+) -> Costs:
+    """Of a method that goes by gradients of whole texts, or, where it has no layers, by context."""
+    parameters = sum(p.numel() for p in outline.model.parameters())
+    sites = [outline.architecture.sites[k] for k in layers or list(outline.architecture.sites)[:1]]
+    passes = _whole(settings.get("steps", 1)) if layers else 0
+    return Costs(
+        parameters=parameters,
+        d_in=max(site.d_in for site in sites),
+        d_out=max(site.d_out for site in sites),
+        corpus_tokens=0,
+        moment_bytes=0,
+        target=2.0 * passes * _TEXT * 2 * parameters,
+        token=2.0 * parameters,
+        moments=0.0,
+        sampling=0.0,
+        context=0 if layers else _whole(settings.get("shown", 0)) * _TEXT,
     )
 
 

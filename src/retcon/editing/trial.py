@@ -7,10 +7,13 @@ retention   earlier cases again, after 2, 4, 8, … batches (on demand, only whe
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import ahead, check, run, solve
@@ -18,7 +21,7 @@ from retcon.editing.steps import Past, Step
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import Look, score_cases, score_looks
-from retcon.methods.base import Editor, State
+from retcon.methods.base import Editor, Rewriting, State, Update
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -34,7 +37,7 @@ class StepRecord(NamedTuple):
     was new (ρ = 0: 0 collides). refreshed, staleness, tried, note, undone: as in `Step`. signals:
     the probe's, by name. energy: by layer, tr(D M₀ Dᵀ) where a ridge follows it. each: of every
     edit its target's steps, ‖δ‖/‖t₀‖, and its novelty. directions: by layer, how many a null space
-    has left to write in. peak_memory: bytes, of the process so far.
+    has left to write in. peak_memory: bytes, of the process so far. None: there is no such thing.
     """
 
     index: int
@@ -42,15 +45,15 @@ class StepRecord(NamedTuple):
     edits: int
     cached: int
     seconds: float
-    loss: float
+    loss: float | None
     target_steps: float
     short_passes: bool
     delta_norm: dict[int, float]
     total_norm: dict[int, float]
     weight_norm: dict[int, float]
-    ridge: float
-    reached: float
-    novelty: float
+    ridge: float | None
+    reached: float | None
+    novelty: float | None
     refreshed: bool
     staleness: float | None
     peak_memory: int | None
@@ -65,7 +68,7 @@ class StepRecord(NamedTuple):
     @classmethod
     def of(cls, model: ModelHandle, step: Step) -> "StepRecord":
         """What is kept of a step, on the model into which it may have been written."""
-        targets, deltas = step.features.targets, step.update.deltas
+        targets, deltas, fit = step.features.targets, step.update.deltas, step.update.fit
         delta_norm = {layer: delta.norm() for layer, delta in deltas.items()}
         carried = not model.as_loaded
         return cls(
@@ -74,15 +77,15 @@ class StepRecord(NamedTuple):
             edits=len(step.edits),
             cached=int(targets.cached.sum()),
             seconds=step.seconds,
-            loss=float(targets.loss.mean()),
-            target_steps=float(targets.steps.float().mean()),
+            loss=_known(targets.loss.mean()) if fit is None else fit.loss,
+            target_steps=float(targets.steps.float().mean() if fit is None else fit.steps),
             short_passes=targets.short,
             delta_norm=delta_norm,
             total_norm={k: model.moved(k) for k in deltas} if carried else delta_norm,
             weight_norm={k: model.original_norm(k) for k in deltas},
             ridge=step.update.ridge,
-            reached=float(step.update.reached.mean()),
-            novelty=float(step.update.novelty.min()),
+            reached=_known(step.update.reached.mean()),
+            novelty=_known(step.update.novelty.min()),
             refreshed=step.refreshed,
             staleness=step.staleness,
             peak_memory=_peak_memory(),
@@ -96,12 +99,25 @@ class StepRecord(NamedTuple):
         )
 
 
+# What becomes of cases before they are scored.
+Telling = Callable[[Sequence[Case]], Sequence[Case]]
+
+
+def as_they_are(cases: Sequence[Case]) -> Sequence[Case]:
+    """The cases."""
+    return cases
+
+
 class Seen(NamedTuple):
-    """Steps that were solved together, and what was seen of them."""
+    """Steps that were solved together, and what was seen of them.
+
+    telling: what cases are scored as after the last of them.
+    """
 
     steps: list[Step]
     records: list[StepRecord]
     rows: list[Row]
+    telling: Telling = as_they_are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +146,7 @@ class Looks:
         schedule: Schedule,
         step: Step,
         progress: Progress,
+        telling: Telling = as_they_are,
     ) -> list[Row]:
         """The rows that are due after a carried step.
 
@@ -140,15 +157,17 @@ class Looks:
         number, last = step.index + 1, step.last
         rows: list[Row] = []
         if "immediate" in self.when and not step.undone:
-            rows += score_cases(model, self.scored(cases, step), when="immediate", step=number)
+            asked = telling(self.scored(cases, step))
+            rows += score_cases(model, asked, when="immediate", step=number)
         own = 0 if step.undone else len(step.edits)
         older = self.chosen(cases[: step.at - own])
         if "retention" in self.when and number & (number - 1) == 0 and not last and older:
+            older = telling(older)
             rows += score_cases(model, older, when="retention", step=number, progress=progress)
         if "final" in self.when and last:
             if number == 1 and rows and step.at == len(cases):
                 return rows + [row._replace(when="final") for row in rows]
-            final = self.chosen(cases)
+            final = telling(self.chosen(cases))
             rows += score_cases(model, final, when="final", step=number, progress=progress)
         return rows
 
@@ -172,21 +191,26 @@ class Trial(NamedTuple):
         preset = self.choice.preset
         return {
             "method": self.choice.method.name,
+            "prompts": "as they are" if self.choice.method.writes else "behind retrieved facts",
             "layers": list(self.choice.layers),
             "schedule": str(self.schedule),
             "refresh": str(self.schedule.refresh),
             "guard": self.schedule.guard.action,
             "settings": self.choice.settings,
             "preset": preset.source if preset else None,
-            "covariance": {
-                name: self.choice.settings[name]
-                for name in ("corpus", "corpus_seed", "document_tokens", "jitter")
-            }
-            | {"tokens": self.corpus_tokens},
+            "covariance": self._covariance(),
             "prefixes": list(self.prefixes),
             "seconds_per_edit": self.seconds_per_edit,
             "steps": [step._asdict() for step in self.steps],
         }
+
+    def _covariance(self) -> dict[str, object] | None:
+        """What second moments were read from; None where the method has none."""
+        if "corpus" not in self.choice.settings:
+            return None
+        names = ("corpus", "corpus_seed", "document_tokens", "jitter")
+        said = {name: self.choice.settings[name] for name in names}
+        return said | {"tokens": self.corpus_tokens}
 
     @property
     def seconds_per_edit(self) -> float:
@@ -243,16 +267,22 @@ def watch(
     """
     edits = [case.edit for case in cases]
     if schedule.carry:
+        after = _replayed(editor, state, [one.update for one in past])
         for step in run(model, editor, state, edits, schedule, progress, past=past):
-            rows = looks.rows(model, cases, schedule, step, progress)
-            yield Seen([step], [StepRecord.of(model, step)], rows)
+            after = _replayed(editor, after, [step.update])
+            telling = _telling(editor, after)
+            rows = looks.rows(model, cases, schedule, step, progress, telling)
+            yield Seen([step], [StepRecord.of(model, step)], rows, telling)
         return
     taken = solve(model, editor, state, edits, schedule, progress, first=len(past))
     while group := list(islice(taken, ahead(schedule))):
         found = [
-            Look(looks.scored(cases, step), "immediate", step.index + 1, step.update.deltas)
+            Look(
+                telling(looks.scored(cases, step)), "immediate", step.index + 1, step.update.deltas
+            )
             for step in group
             if "immediate" in looks.when
+            for telling in [_telling(editor, _replayed(editor, state, [step.update]))]
         ]
         records = [StepRecord.of(model, step) for step in group]
         yield Seen(group, records, score_looks(model, found))
@@ -267,6 +297,26 @@ def _each(step: Step) -> dict[str, list[float]]:
         "size": [round(x, 4) for x in size.tolist()],
         "novelty": [round(x, 6) for x in step.update.novelty.tolist()],
     }
+
+
+def _replayed(editor: Editor, state: State, updates: Sequence[Update]) -> State:
+    """The state by which prompts are rewritten after some updates; others are the session's."""
+    if isinstance(editor, Rewriting):
+        for update in updates:
+            state = editor.carry(state, update)
+    return state
+
+
+def _telling(editor: Editor, state: State) -> Telling:
+    """What becomes of prompts in a state: where weights are written, nothing."""
+    if isinstance(editor, Rewriting):
+        return lambda cases: editor.rewrite(cases, state)
+    return as_they_are
+
+
+def _known(value: Float[Tensor, ""]) -> float | None:
+    """None where there is no number."""
+    return None if value.isnan() else float(value)
 
 
 def _peak_memory() -> int | None:

@@ -3,8 +3,8 @@
 The work has three stages, so that a study can do each as rarely as it may:
 
     begin      once per model: prefixes, second moments, one factored metric per layer
-    features   per edits and weights: targets and keys; the expensive part
-    edit       the closed form: ΔW for each layer, and what the next batch should know of it
+    features   per edits and weights: targets and keys, or gradients; the expensive part
+    edit       ΔW for each layer, and what the next batch should know of it
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,16 @@ from types import MappingProxyType
 from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
+from retcon.activations.answers import Answers
 from retcon.activations.targets import Targets
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.metric import Metric
-from retcon.edits import Edit
+from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -39,7 +40,8 @@ class Features(NamedTuple):
     prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value whatever
     becomes of W; None where several layers are edited, whose residuals are read from the model.
     wanted: where each layer has a target of its own, what its block should give at the subject.
-    stood: where targets are anchored, what the last edited matrix gave there.
+    stood: where targets are anchored, what the last edited matrix gave there. answers: of methods
+    that go by gradients, what was read at the tokens of the answers; they have keys of width 0.
     """
 
     edits: tuple[Edit, ...]
@@ -49,6 +51,15 @@ class Features(NamedTuple):
     outputs: Float64[Tensor, "edits d_out"] | None
     wanted: Float64[Tensor, "layers edits hidden"] | None = None
     stood: Float64[Tensor, "edits hidden"] | None = None
+    answers: Answers | None = None
+
+    @classmethod
+    def without_keys(
+        cls, edits: Sequence[Edit], targets: Targets, answers: Answers | None = None
+    ) -> "Features":
+        """Of a method that reads no key at the subject."""
+        none = torch.zeros(len(edits), 0, dtype=torch.float64)
+        return cls(tuple(edits), targets, none, none, None, answers=answers)
 
     def select(self, rows: slice) -> "Features":
         """The features of some of the edits."""
@@ -60,6 +71,7 @@ class Features(NamedTuple):
             None if self.outputs is None else self.outputs[rows],
             None if self.wanted is None else self.wanted[:, rows],
             None if self.stood is None else self.stood[rows],
+            None if self.answers is None else self.answers.select(rows),
         )
 
 
@@ -94,6 +106,9 @@ class State(NamedTuple):
     written: ids of the edits that the metrics remember. corpus_tokens: what C was read from.
     held: the facts, where they can be edited again. errors: by layer, what post-processing has
     left in W too much. controls: by layer. anchor: the length of values, of the first batch.
+    running: by layer, number, mean and squared deviations of what was read at the answers.
+    start: by layer, W₀, where a change is bounded from there. kept: facts that are put before
+    prompts.
     """
 
     prefixes: tuple[str, ...]
@@ -104,24 +119,36 @@ class State(NamedTuple):
     errors: Mapping[int, Tensor] = NOTHING
     controls: Mapping[int, Control] = MappingProxyType({})
     anchor: float | None = None
+    running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
+    start: Mapping[int, Float[Tensor, "d_out d_in"]] = NOTHING
+    kept: tuple[Edit, ...] = ()
+
+
+class Fit(NamedTuple):
+    """How an optimisation went that belongs to a whole batch: the last loss, and steps."""
+
+    loss: float
+    steps: int
 
 
 class Update(NamedTuple):
     """The change of each layer, and what is to be remembered of it where edits are carried.
 
     ids: of its edits. memory: the rows that each layer's metric grows by; empty where nothing is
-    accumulated. ridge: ρ as it was for this batch. novelty: of each edit's key the share that was
-    new. reached: of each residual the share that was written at the last layer,
-    1 − ‖ΔW k − r‖ / ‖r‖. facts: of the edits that were written, and rows of the same edits: keys
-    and values, by layer. errors: as in `State`, afterwards. energy: by layer, tr(D M₀ Dᵀ) of the
-    whole change D since W₀ where a ridge follows it. anchor: as in `State`. directions: by layer,
-    how many a null space has left to write in.
+    accumulated. ridge: ρ as it was for this batch, where there is one. novelty: of each edit's key
+    the share that was new. reached: of each residual the share that was written at the last layer,
+    1 − ‖ΔW k − r‖ / ‖r‖. Both are NaN where a method has no such thing. facts: of the edits that
+    were written, and rows of the same edits: keys and values, by layer. errors: as in `State`,
+    afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀ where a ridge follows
+    it. directions: by layer, how many a null space has left to write in. anchor, running: as in
+    `State`. fit: of methods that optimise a batch as a whole.
+    kept: edits to be put before prompts, of methods that write no weight.
     """
 
     ids: tuple[str, ...]
     deltas: dict[int, LowRankDelta]
     memory: Mapping[int, Float64[Tensor, "edits d_in"]]
-    ridge: float
+    ridge: float | None
     novelty: Float64[Tensor, " edits"]
     reached: Float64[Tensor, " edits"]
     facts: tuple[str, ...] = ()
@@ -131,6 +158,9 @@ class Update(NamedTuple):
     energy: Mapping[int, float] = MappingProxyType({})
     anchor: float | None = None
     directions: Mapping[int, int] = MappingProxyType({})
+    running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
+    fit: Fit | None = None
+    kept: tuple[Edit, ...] = ()
 
 
 @runtime_checkable
@@ -163,6 +193,13 @@ class Editor(Protocol):
     def carry(self, state: State, update: Update) -> State: ...
 
     def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]: ...
+
+
+@runtime_checkable
+class Rewriting(Protocol):
+    """A method by which prompts are given context, and no weight is written."""
+
+    def rewrite(self, cases: Sequence[Case], state: State) -> list[Case]: ...
 
 
 def check_batch(editor: Editor, size: int) -> None:

@@ -93,20 +93,24 @@ def choose(
 ) -> Choice:
     """Fill in what was left open from the model's presets; what was given stands.
 
+    A method that writes no weight has no layers, whatever is given.
+
     Raises:
         UnknownName: no such method, layer or setting.
         InvalidSetting: the model has no preset for what was left open.
     """
-    if method is not None:
-        find_method(method)
+    aloof = method is not None and not find_method(method).writes
     family = family_of(model)
     rows = family.presets if family is not None else ()
     preset = next((row for row in rows if method in (None, row.method)), None)
-    if preset is None and (method is None or layers is None):
+    if preset is None and (method is None or layers is None) and not aloof:
         raise InvalidSetting(_ask_for(model, method))
     chosen = find_method(method or preset.method if preset else method or "")
     taken = tuple(layers if layers is not None else preset.layers if preset else ())
-    _check_layers(model, taken)
+    if aloof:
+        taken = ()
+    else:
+        _check_layers(model, taken)
     base = dict(preset.settings) if preset else {}
     resolved = chosen.resolve({**base, **(settings or {})})
     if not resolved.get("micro_batch", 1):

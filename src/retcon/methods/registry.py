@@ -35,12 +35,16 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A registry entry: a factory of editors and what is said of it."""
+    """A registry entry: a factory of editors and what is said of it.
+
+    writes: whether it changes weights; what does not makes no patch and needs no layers.
+    """
 
     name: str
     title: str
     paper: str
     factory: Callable[..., Editor]
+    writes: bool = True
 
     @property
     def summary(self) -> str:
@@ -96,12 +100,12 @@ _METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, *, title: str, paper: str
+    name: str, *, title: str, paper: str, writes: bool = True
 ) -> Callable[[Callable[..., Editor]], Callable[..., Editor]]:
     """Enter a factory into the registry under a name."""
 
     def enter(factory: Callable[..., Editor]) -> Callable[..., Editor]:
-        _METHODS[name] = Method(name=name, title=title, paper=paper, factory=factory)
+        _METHODS[name] = Method(name=name, title=title, paper=paper, factory=factory, writes=writes)
         return factory
 
     return enter

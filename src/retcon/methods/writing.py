@@ -156,6 +156,7 @@ def carried(state: State, update: Update, options: StepOptions, *, accumulate: b
         state = state._replace(anchor=update.anchor)
     if not accumulate:
         return state
+    assert update.ridge is not None
     rows = Rows.of(update.facts, None, state.held)
     controls = {
         layer: _spent(
@@ -211,6 +212,7 @@ def _hold(held: Held, update: Update, rows: Rows) -> Held:
         before = held.values.get(layer, asked[:0]).clone()
         before[rows.places] = asked[rows.again]
         values[layer] = torch.cat([before, asked[rows.new]])
+    assert update.ridge is not None
     ridge = held.ridges.new_full((len(rows.new),), update.ridge)
     facts = held.facts + tuple(update.facts[i] for i in rows.new)
     return Held(facts, torch.cat([held.ridges, ridge]), values)

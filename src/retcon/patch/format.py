@@ -2,13 +2,15 @@
 
 A patch file is a safetensors file: per layer the factors `layer.{L}.left` (n, d_out) and
 `layer.{L}.right` (n, d_in), one row per edit, in float32; in its header one JSON text with the
-edits, the method with all settings, and the base model's fingerprint. Where the header names no
-edits (an adapter that was trained elsewhere), rows belong to none and each layer has its own rank.
-Loading a file runs no code, and checks every shape against the header before it reads a tensor.
+edits, the method with all settings, and the base model's fingerprint. Where a change was made by
+all its edits together the header says that rows are `shared`, and there are at most min(d_out,
+d_in) of them. Where it names no edits (an adapter that was trained elsewhere), rows belong to none
+and each layer has its own rank. Loading a file runs no code, and checks every shape against the
+header before it reads a tensor.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -44,7 +52,8 @@ class Provenance(BaseModel):
     """Where a patch comes from: enough to make it again.
 
     base: fingerprint of the model's weights. model: what it was called. layers: those written,
-    with their widths. settings: every setting of the method, defaults included.
+    with their widths. settings: every setting of the method, defaults included. rows: whether row
+    i of every factor belongs to edit i, or rows are no edit's own; only the latter is written down.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,13 +66,20 @@ class Provenance(BaseModel):
     schedule: str
     settings: dict[str, object]
     edits: tuple[EditRecord, ...]
+    rows: Literal["edits", "shared"] = "edits"
+
+    @model_serializer(mode="wrap")
+    def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:
+        """Without what every reader takes for granted: older ones know no `rows`."""
+        return {k: v for k, v in dump(self).items() if (k, v) != ("rows", "edits")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """Changes of some matrices of one base model. Row i of every factor belongs to edit i.
+    """Changes of some matrices of one base model.
 
-    Without edits (an imported adapter) the rows belong to none.
+    Row i of every factor belongs to edit i, where the patch is `divisible`. Without edits (an
+    imported adapter) the rows belong to none.
     """
 
     deltas: Mapping[int, LowRankDelta]
@@ -73,6 +89,11 @@ class Patch:
     def edits(self) -> tuple[Edit, ...]:
         """The edits that the patch makes."""
         return tuple(Edit(**record.model_dump()) for record in self.about.edits)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether each edit has a row of its own, so that some can be taken out."""
+        return self.about.rows == "edits"
 
     @contextmanager
     def applied(self, model: ModelHandle) -> Generator[ModelHandle, None, None]:
@@ -144,7 +165,9 @@ def load_patch(path: Path | str) -> Patch:
             raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
     deltas = {
         layer: LowRankDelta(
-            left=tensors[f"layer.{layer}.left"], right=tensors[f"layer.{layer}.right"]
+            left=tensors[f"layer.{layer}.left"],
+            right=tensors[f"layer.{layer}.right"],
+            shared=about.rows == "shared",
         )
         for layer in about.layers
     }
@@ -200,10 +223,15 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
 
 
 def _check_factors(path: Path, about: Provenance, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Every factor is a matrix with one row per edit; without edits, as many as its partner."""
+    """Every factor is a matrix with one row per edit; of shared rows, not more than it takes.
+
+    Without edits there are as many rows as the partner has.
+    """
     for name, shape in shapes.items():
         partner = shapes[name.replace("left", "right")]
         rows = len(about.edits) or (partner[0] if partner else 0)
+        if about.rows == "shared":
+            rows = min((*partner[:1], *partner[1:], *shape[1:]), default=0)
         if len(shape) != 2 or shape[0] != rows or min(shape) < 1:
             raise InvalidPatch(
                 f"{path}: {name} has shape {tuple(shape)}, which does not fit its "

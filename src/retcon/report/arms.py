@@ -34,7 +34,8 @@ TIMES = ("pre", "immediate", "final", "retention")
 class Setting(NamedTuple):
     """Everything that makes an arm, the seed aside.
 
-    ridge: the number, or `tuned` where it was chosen for each seed. accumulate, refresh: None
+    ridge: the number, `hard` for 0, `none` where the method has none, or `tuned` where it was
+    chosen for each seed. accumulate, refresh: None
     where no edits are carried. others: further settings as JSON.
     """
 
@@ -104,7 +105,7 @@ def setting_of(point: Point) -> Setting:
     ridge_batch = settings.pop("ridge_batch", 0)
     settings.pop("accumulate", None)
     settings.pop("ridge", None)
-    fixed = "hard" if not point.ridge else f"{point.ridge:g}"
+    fixed = "none" if point.ridge is None else f"{point.ridge:g}" if point.ridge else "hard"
     return Setting(
         model=point.model,
         dtype=point.dtype,
@@ -291,7 +292,7 @@ _WORDS: Mapping[str, Callable[[Setting], str]] = {
     }[s.rule],
     "batch_size": lambda s: f"batches of {s.batch_size:,}",
     "n": lambda s: f"N = {s.n:,}",
-    "ridge": lambda s: "hard constraint" if s.ridge == "hard" else f"λ {s.ridge}",
+    "ridge": lambda s: {"hard": "hard constraint", "none": "no λ"}.get(s.ridge, f"λ {s.ridge}"),
     "ridge_batch": lambda s: "λ per fact" if s.ridge_batch else "λ per batch",
     "accumulate": lambda s: {
         None: "", True: "past keys kept", False: "past keys forgotten"

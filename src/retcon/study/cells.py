@@ -6,6 +6,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from retcon.editing.schedule import Schedule
+from retcon.methods.base import Editor
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.study.points import Frozen, Order, Split
 
 # One more whenever the same cell would give other numbers: also when a default changes.
@@ -18,7 +20,8 @@ class Cell(Frozen):
     name, method, settings: how to load the model and build the editor. They are no part of the
     identity, which is made of what they come to: the model's fingerprint, and `editor`, the slots
     of the one equation (ridge, contexts, targets, moments, …) that differ from their defaults, so
-    that a slot which is added later leaves the cells of earlier studies theirs.
+    that a slot which is added later leaves the cells of earlier studies theirs. Of methods that
+    are no values of the equation these are their own fields, and `kind` says whose.
     data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it.
     """
 
@@ -68,14 +71,29 @@ class Cell(Frozen):
             plan = Schedule(batch_size=self.n, carry=True)
         if plan.carry and plan.batch_size < self.n:
             return self
-        return self.model_copy(
-            update={
-                "schedule": str(plan),
-                "refresh": "each-batch",
-                "editor": {**self.editor, "accumulate": False},
-                "settings": {**self.settings, "accumulate": False},
-            }
-        )
+        alone: dict[str, object] = {"schedule": str(plan), "refresh": "each-batch"}
+        # A method that cannot be told not to accumulate has but one cell as it is.
+        if "accumulate" in self.settings:
+            alone["editor"] = {**self.editor, "accumulate": False}
+            alone["settings"] = {**self.settings, "accumulate": False}
+        return self.model_copy(update=alone)
+
+
+def slots(editor: Editor) -> dict[str, Any]:
+    """What an editor is made of, beside its layers' number: what decides the weights it makes."""
+    own = differing(editor)
+    return own if isinstance(editor, LocateThenEdit) else {"kind": type(editor).__name__, **own}
+
+
+def begun_from(cell: Cell) -> list[object]:
+    """What the state depends on that an editor begins with: cells that share it share the state."""
+    own = cell.editor
+    shared = [own.get(name) for name in ("kind", "contexts", "moments", "metric", "bound")]
+    metric, step = own.get("metric"), own.get("step")
+    budget = isinstance(step, dict) and "budget" in step
+    # The norm's penalty is a part of the metric, in units of the ridge.
+    ridge = own.get("ridge") if isinstance(metric, dict) and "plain" in metric else None
+    return [cell.fingerprint, cell.dtype, cell.layers, *shared, budget, ridge]
 
 
 def differing(options: object) -> dict[str, Any]:

@@ -74,7 +74,10 @@ class _Ledger:
         cost = costs(outline_of(cell.name), cell.layers, cell.settings)
         weights = cost.parameters * find_dtype(cell.dtype).itemsize
         held = cell.n if cell.plan.carry else cell.plan.batch_size
-        factors = held * (cost.d_in + cost.d_out) * 4 * len(cell.layers)
+        batches = -(-cell.n // cell.plan.batch_size)
+        # A change that is no fact's own has rows for its matrix, and each batch such a change.
+        rows = held if _own_rows(cell) else cost.d_out * (batches if cell.plan.carry else 1)
+        factors = rows * (cost.d_in + cost.d_out) * 4 * len(cell.layers)
         each = sum(map(_prompts, scored))
         model = json.dumps([cell.name, cell.dtype, cell.fingerprint])
         first = self._new(self.scores, model, scored) if "pre" in cell.when else []
@@ -82,12 +85,11 @@ class _Ledger:
         prompts = edited + sum(map(_prompts, first))
         masters = len(cell.layers) * cost.d_in * cost.d_out * 4
         made = self._targets(cell, model, cases)
-        batches = -(-cell.n // cell.plan.batch_size)
         return Estimate(
             moments=self._moments(cell, model, cost) / self.rate,
             targets=made * cost.target / self.rate,
             solves=_solves(cell, cost) / self.rate,
-            scoring=prompts * _PROMPT * cost.token / self.rate,
+            scoring=(prompts * _PROMPT + edited * cost.context) * cost.token / self.rate,
             # Activations are kept below a quarter of the weights.
             memory=weights * 5 // 4 + cost.moment_bytes + masters + 2 * factors,
             disk=(edited + each * ("pre" in cell.when)) * _ROW + batches * _STEP,
@@ -96,6 +98,8 @@ class _Ledger:
         )
 
     def _moments(self, cell: Cell, model: str, cost: Costs) -> float:
+        if "moments" not in cell.editor:
+            return 0.0
         options = json.dumps(cell.editor.get("moments"), sort_keys=True)
         names = {f"{model} {layer} {options}" for layer in cell.layers}
         corpus = f"{model} {options}"
@@ -106,7 +110,9 @@ class _Ledger:
         return share * cost.moments + sampling + factor
 
     def _targets(self, cell: Cell, model: str, cases: Sequence[Case]) -> int:
-        """How many targets have to be made."""
+        """How many targets have to be made. What is no target's is not kept either."""
+        if "targets" not in cell.editor:
+            return len(cases) if cell.layers else 0
         slots = [cell.layers[-1], cell.editor.get("contexts"), cell.editor.get("targets")]
         name = f"{model} {json.dumps(slots, sort_keys=True)}"
         own = cell.plan.carry and cell.refresh != "never"
@@ -118,6 +124,14 @@ class _Ledger:
         new = [case for case in cases if case.edit.id not in known]
         known.update(case.edit.id for case in new)
         return new
+
+
+def _own_rows(cell: Cell) -> bool:
+    """Whether a change has a row for each edit."""
+    step = cell.editor.get("step")
+    return cell.editor.get("kind") != "FineTune" and not (
+        isinstance(step, dict) and step.keys() & {"process", "budget"}
+    )
 
 
 def _prompts(case: Case) -> int:

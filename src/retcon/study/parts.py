@@ -7,6 +7,7 @@ and records that were taken, and a checksum over all of it.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.signals import Signals
-from retcon.editing.steps import Past
+from retcon.editing.steps import Past, Step
 from retcon.editing.trial import Seen, StepRecord
+from retcon.edits import Edit
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
 from retcon.storage import write_whole
@@ -81,19 +83,7 @@ def write_part(target: Path, first: int, seen: Seen, *, carried: bool, end: End 
     about = {
         "first": first,
         "records": [record._asdict() for record in seen.records],
-        "updates": [
-            {
-                "ids": s.update.ids,
-                "ridge": s.update.ridge,
-                "refreshed": s.refreshed,
-                "facts": s.update.facts,
-                "energy": dict(s.update.energy),
-                "anchor": s.update.anchor,
-                "signals": s.signals,
-                "next_size": s.next_size,
-            }
-            for s in seen.steps
-        ],
+        "updates": [_said(step) for step in seen.steps],
         "end": end,
     }
     # As it will be read back: the layers that are keys become text.
@@ -120,7 +110,19 @@ def _scored(update: Update) -> Update:
 
 
 # What an update holds by layer, beside the factors of its change.
-_BY_LAYER = ("memory", "keys", "values", "errors")
+_BY_LAYER = ("memory", "keys", "values", "errors", "running")
+
+
+def _said(step: Step) -> dict[str, Any]:
+    """What is kept of a step beside its tensors."""
+    update = step.update
+    return {
+        "ids": update.ids, "ridge": update.ridge, "refreshed": step.refreshed,
+        "facts": update.facts, "energy": dict(update.energy), "anchor": update.anchor,
+        "shared": any(delta.shared for delta in update.deltas.values()),
+        "kept": [asdict(edit) for edit in update.kept],
+        "signals": step.signals, "next_size": step.next_size,
+    }  # fmt: skip
 
 
 def _tensors(update: Update) -> dict[str, Tensor]:
@@ -167,17 +169,20 @@ def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[P
     for i, said in enumerate(about["updates"]):
         own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
         layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
-        deltas = {n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"]) for n in layers}
-        groups = {
+        shared = bool(said["shared"])
+        deltas = {
+            n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"], shared=shared)
+            for n in layers
+        }
+        groups: dict[str, Any] = {
             name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
             for name in _BY_LAYER
         }
-        memory, keys, values, errors = groups.values()
         update = Update(
-            ids=tuple(said["ids"]), deltas=deltas, ridge=float(said["ridge"]),
-            novelty=own["novelty"], reached=own["reached"], facts=tuple(said["facts"]),
-            energy={int(k): float(v) for k, v in said["energy"].items()},
-            anchor=said["anchor"], memory=memory, keys=keys, values=values, errors=errors,
+            ids=tuple(said["ids"]), deltas=deltas, ridge=said["ridge"], novelty=own["novelty"],
+            reached=own["reached"], facts=tuple(said["facts"]), anchor=said["anchor"],
+            energy={int(k): v for k, v in said["energy"].items()},
+            kept=tuple(Edit(**edit) for edit in said["kept"]), **groups,
         )  # fmt: skip
         signals = None if said["signals"] is None else Signals(*said["signals"])
         yield Past(update, bool(said["refreshed"]), signals, int(said["next_size"]))

@@ -16,11 +16,12 @@ from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch
 from retcon.errors import InvalidStudy, RetconError
 from retcon.evaluation.metrics import summarise
-from retcon.methods.locate_then_edit import LocateThenEdit
+from retcon.methods.base import Editor
 from retcon.methods.presets import choose
+from retcon.methods.registry import find_method
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
-from retcon.study.cells import Cell, differing
+from retcon.study.cells import Cell, slots
 from retcon.study.facts import Facts, Picked, load_facts
 from retcon.study.points import Point
 from retcon.study.reading import Data, Model, Study, Tuned
@@ -179,6 +180,10 @@ class _Planner:
     def _place(self, entry: Entry) -> Place:
         self.facts.pick(n=entry.n, seed=entry.seed, order=0, score=1, split="head")
         tuned = entry.settings.get("ridge") == _TUNED
+        if tuned and "ridge" not in find_method(entry.method).settings():
+            raise InvalidStudy(
+                f"a ridge is `tuned`, and {entry.method} has none: leave it out of the settings."
+            )
         tuning = self._tuning(entry) if tuned else None
         ridge = None if tuning is None else self._ridge(tuning)
         # Until a ridge is chosen, any of the candidates tells whether the place can be run.
@@ -189,13 +194,15 @@ class _Planner:
         schedule = _schedule(entry)
         cell, editor = self._cell(entry, settings, str(schedule))
         check_batch(editor, entry.batch_size)
-        capacity = outline_of(entry.model).site(cell.layers[0]).d_in
+        # A method that writes no weight is told at the layers that were named.
+        layers = cell.layers or entry.layers or (0,)
+        capacity = outline_of(entry.model).site(layers[0]).d_in
         refused = _refusal(editor, entry, schedule, capacity)
         ready = refused is None and (tuning is None or ridge is not None)
         seen = cell.fingerprint != UNSEEN
         point = Point(
             **entry.model_dump(exclude={"layers", "settings"}),
-            layers=cell.layers,
+            layers=layers,
             settings=settings if ready else entry.settings,
             ridge=editor.ridge if ready or tuning is None else None,
             tuned=tuned,
@@ -212,14 +219,13 @@ class _Planner:
 
     def _cell(
         self, entry: Entry, settings: Mapping[str, Any], schedule: str, **changes: Any
-    ) -> tuple[Cell, LocateThenEdit]:
+    ) -> tuple[Cell, Editor]:
         """What an entry comes to with some settings."""
         refresh = str(Refresh.parse(entry.refresh))
         choice = choose(
             outline_of(entry.model), method=entry.method, layers=entry.layers, settings=settings
         )
         editor = choice.method.build(choice.layers, choice.settings)
-        assert isinstance(editor, LocateThenEdit)
         kept = {"dtype", "n", "seed", "order", "when", "score", "generation"}
         values: dict[str, Any] = {**entry.model_dump(include=kept), **changes}
         cell = Cell(
@@ -229,7 +235,7 @@ class _Planner:
             settings=choice.settings,
             fingerprint=self.models[entry.model, entry.dtype].fingerprint,
             layers=choice.layers,
-            editor=json.loads(json.dumps(differing(editor))),
+            editor=json.loads(json.dumps(slots(editor))),
             data=self.facts.about.sha256,
             unique_subjects=self.facts.about.unique_subjects,
             schedule=schedule,
@@ -274,10 +280,10 @@ def _no_score(cases: str) -> str:
     )
 
 
-def _refusal(editor: LocateThenEdit, entry: Entry, schedule: Schedule, capacity: int) -> str | None:
+def _refusal(editor: Editor, entry: Entry, schedule: Schedule, capacity: int) -> str | None:
     """Why hard constraints do not fit, where they do not."""
     together = entry.n if schedule.carry and editor.accumulate else entry.batch_size
-    if editor.ridge > 0 or together <= capacity:
+    if editor.ridge != 0 or together <= capacity:
         return None
     return (
         f"{together} facts as hard constraints (ridge 0) do not fit into a matrix with d_in = "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retcon.editing.ordering import by_keys
-from retcon.editing.trial import Looks, watch
+from retcon.editing.trial import Looks, Telling, as_they_are, watch
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
 from retcon.evaluation.fluency import Generation, generate
@@ -20,7 +20,7 @@ from retcon.methods.registry import find_method
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.progress import Progress, silent
-from retcon.study.cells import Cell
+from retcon.study.cells import Cell, begun_from
 from retcon.study.store import CellFolder, End, Part
 
 # Facts of a carried cell that are kept with what the model says before and after.
@@ -130,9 +130,7 @@ class Worker:
 
     def _begin(self, model: ModelHandle, cell: Cell, editor: Editor, progress: Progress) -> State:
         """Prefixes and factored second moments, from the last cell where they are the same."""
-        needed = [cell.fingerprint, cell.dtype, cell.layers]
-        needed += [cell.editor.get(group) for group in ("contexts", "moments")]
-        name = json.dumps(needed, sort_keys=True)
+        name = json.dumps(begun_from(cell), sort_keys=True)
         if self._state is None or self._state[0] != name:
             self._state = None  # first, so that two factors are never held
             self._state = (name, editor.begin(model, progress))
@@ -162,7 +160,7 @@ class _Run(NamedTuple):
             past=past, looks=self.looks,
         ):  # fmt: skip
             last = schedule.carry and seen.steps[-1].at == len(cases)
-            end = self._at_the_end(before, continuations(self.model, texts)) if last else None
+            end = self._at_the_end(before, seen.telling) if last else None
             made.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
             index += len(seen.steps)
         return made
@@ -171,8 +169,10 @@ class _Run(NamedTuple):
         """The cases that are shown before and after."""
         return self.looks.chosen(self.task.cases)[:_EXAMPLES]
 
-    def _at_the_end(self, before: Sequence[str], after: Sequence[str]) -> End:
+    def _at_the_end(self, before: Sequence[str], telling: Telling) -> End:
         """What is kept of the model when all edits are in it."""
+        texts = [case.edit.text for case in telling(self._examples())]
+        after = continuations(self.model, texts) if texts else []
         digest = hashlib.sha256()
         for layer in self.editor.layers:
             digest.update(self.model.master(layer).cpu().contiguous().numpy().tobytes())
@@ -183,10 +183,11 @@ class _Run(NamedTuple):
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
         ]  # fmt: skip
-        written = self.written("final") if self.task.cell.generation else []
+        written = self.written("final", telling) if self.task.cell.generation else []
         return End(digest.hexdigest(), examples, [list(text) for text in written])
 
-    def written(self, when: When) -> list[Generation]:
+    def written(self, when: When, telling: Telling = as_they_are) -> list[Generation]:
         """What the model writes by itself about the scored cases."""
         step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
-        return generate(self.model, self.looks.chosen(self.task.cases), when=when, step=step)
+        asked = telling(self.looks.chosen(self.task.cases))
+        return generate(self.model, asked, when=when, step=step)

@@ -1,0 +1,147 @@
+"""Studies of methods that are no values of the one equation: planned, estimated and run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retcon.editing.planning import costs
+from retcon.errors import InvalidStudy
+from retcon.methods.registry import find_method
+from retcon.study.cells import begun_from, differing, slots
+from retcon.study.estimates import estimate
+from retcon.study.planning import outline_of, plan
+from retcon.study.reading import read_study
+from retcon.study.runner import run_study
+from retcon.study.spec import parse_spec
+from retcon.study.store import CellFolder
+from retcon.study.worker import Worker
+from test_study_spec import HEAD, folder  # noqa: F401
+from tiny_study import task
+
+OWN = {
+    "ultraedit": {"lr": 1e-3}, "finetune": {"steps": 2}, "in_context": {"threshold": 0.4},
+}  # fmt: skip
+
+
+def study(*blocks: str, more: str = ""):
+    lines = "".join(f"  - {{name: b{i}, layer: 1, {block}}}\n" for i, block in enumerate(blocks))
+    return parse_spec(f"{HEAD}{more}blocks:\n{lines}", Path("study.yaml"))
+
+
+def block(method: str, rest: str, **more) -> str:
+    return f"method: {method}, {rest}, settings: {json.dumps({**OWN.get(method, {}), **more})}"
+
+
+def test_each_method_has_cells_of_its_own(folder):  # noqa: F811
+    """Also where all settings are alike, and at whatever layer nothing is written."""
+    places = [block(m, "schedule: sequential-batch, batch_size: [2, 6], n: 6") for m in OWN]
+    made = plan(study(*places))
+    assert [p.method for p in made.points[:6:2]] == list(OWN)
+    assert all(p.refused is None and p.capacity == 48 for p in made.points)
+    assert [p.ridge for p in made.points[:6]] == [1.0, 1.0, None, None, None, None]
+    assert len({cell.id for cell in made.cells}) == 6
+    kinds = {cell.method: cell.editor["kind"] for cell in made.cells}
+    assert kinds == {"ultraedit": "UltraEdit", "finetune": "FineTune", "in_context": "InContext"}
+    assert {p.layers for p in made.points} == {(1,)}
+    for cell in made.cells:
+        assert find_method(cell.method).build(cell.layers, cell.settings)
+
+
+def test_cells_of_the_equation_keep_their_names():
+    editor = find_method("memit").build((1,), {})
+    assert slots(editor) == differing(editor)
+
+
+def test_a_ridge_that_there_is_not_cannot_be_tuned(folder):  # noqa: F811
+    more = "tuning: {ridges: [1.0, 10.0], n: 2}\n"
+    asked = block("finetune", "schedule: batch, batch_size: 2, n: 2", ridge="tuned")
+    with pytest.raises(InvalidStudy, match="finetune has none"):
+        plan(study(asked, more=more))
+    asked = block("ultraedit", "schedule: batch, batch_size: 2, n: 2", ridge="tuned")
+    assert len(plan(study(asked, more=more)).tunings[0].cells) == 2
+
+
+def test_estimates_are_there_for_every_method(folder):  # noqa: F811
+    places = [block(m, "schedule: sequential-batch, batch_size: 2, n: 6") for m in OWN]
+    made = plan(study(*places))
+    found = {c.method: estimate(made, 1e9)[c.id] for c in made.cells}
+    assert all(cost.moments == 0 and cost.scoring > 0 for cost in found.values())
+    assert found["finetune"].targets == 2 * found["ultraedit"].targets > 0
+    assert found["in_context"].targets == found["in_context"].made == 0
+    assert found["in_context"].scoring > found["ultraedit"].scoring
+    assert found["finetune"].scratch > 2 * found["ultraedit"].scratch
+    context = costs(outline_of("./model"), (), find_method("in_context").resolve({"shown": 3}))
+    assert context.context == 42 and context.target == 0
+
+
+def test_a_study_of_all_of_them_is_run_and_read(folder, entries):  # noqa: F811
+    places = [block(m, "schedule: [sequential-batch, batch], batch_size: 2, n: 4") for m in OWN]
+    outcome = run_study(study(*places), folder / "done")
+    assert not outcome.failed and outcome.done == outcome.cells == 6
+    found = read_study(folder / "done")
+    for point in found.points:
+        assert len(found.scored(point.cell, "immediate"))
+    from retcon.report.arms import Results
+
+    arms = Results(found).arms
+    assert {arm.setting.ridge for arm in arms} == {"1", "none"}
+    told = next(p for p in found.points if p.method == "in_context" and p.schedule != "batch")
+    examples = folder / "done" / "cells" / told.cell / "examples.json"
+    shown = json.loads(examples.read_text(encoding="utf-8"))
+    assert len(shown) == 4 and all(one["before"] != one["after"] for one in shown)
+
+
+@pytest.mark.parametrize("method", sorted(OWN))
+def test_a_run_goes_on_from_its_parts(method, tmp_path, monkeypatch, entries):
+    """What a batch leaves to the next is on the disk: statistics, and facts that are kept."""
+    from tiny_study import write_model_and_facts
+
+    monkeypatch.chdir(write_model_and_facts(tmp_path))
+    settings = find_method(method).resolve(OWN[method])
+    editor = find_method(method).build((1,), settings)
+    own = {"editor": json.loads(json.dumps(slots(editor))), "schedule": "sequential-batch:2"}
+    monkeypatch.setattr("tiny_study.FAST", {})
+
+    def cell(name):
+        return task(tmp_path, name, method=method, settings=OWN[method], **own)
+
+    whole, cut = cell("whole"), cell("cut")
+    worker = Worker(1)
+    assert worker.run(whole).state == "done"
+    commit, seen = CellFolder.commit, []
+
+    def twice(self, *args, **named):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return commit(self, *args, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CellFolder, "commit", twice)
+        Worker(1).run(cut)
+    assert Worker(1).run(cut).state == "done"
+    for name in ("rows.parquet", "examples.json"):
+        assert (whole.folder / name).read_bytes() == (cut.folder / name).read_bytes()
+
+
+def test_a_state_is_shared_by_cells_that_begin_alike_and_no_others(tmp_path, monkeypatch, entries):
+    """Not by MEMIT and AlphaEdit, whose metrics are others at equal second moments."""
+    from tiny_study import write_model_and_facts
+
+    monkeypatch.chdir(write_model_and_facts(tmp_path))
+    memit, stronger = (task(tmp_path, settings={"ridge": r}).cell for r in (1.0, 9.0))
+    null = {"null_threshold": 1.0, "null_relative": True}
+    alpha = task(tmp_path, method="alphaedit", settings=null).cell
+    encore = [task(tmp_path, method="encore", settings={"ridge": r}).cell for r in (1.0, 9.0)]
+    assert begun_from(memit) == begun_from(stronger) != begun_from(alpha)
+    assert begun_from(encore[0]) != begun_from(encore[1]) != begun_from(memit)
+    lock = task(tmp_path, method="lyaplock", schedule="single").cell.canonical()
+    assert find_method("lyaplock").build(lock.layers, lock.settings).accumulate
+    worker = Worker(1)
+    model = worker.model(memit.name, memit.dtype)
+    for cell in (memit, alpha):
+        editor = find_method(cell.method).build(cell.layers, cell.settings)
+        state = worker._begin(model, cell, editor, lambda *_: None)
+        fresh = editor.begin(model).metrics[1].whitening
+        assert type(state.metrics[1].whitening) is type(fresh)
