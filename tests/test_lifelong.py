@@ -11,7 +11,8 @@ from retcon.activations.contexts import locate
 from retcon.activations.keys import read_at_lookup
 from retcon.activations.targets import optimise_targets
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import Past, run
+from retcon.editing.session import run
+from retcon.editing.steps import Past
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting
 from retcon.methods.anchoring import anchored, length_of

@@ -5,7 +5,8 @@ import torch
 
 from pico import pico
 from retcon.editing.schedule import Refresh, Schedule
-from retcon.editing.session import Past, run
+from retcon.editing.session import run
+from retcon.editing.steps import Past
 from retcon.edits import Edit
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.methods.registry import find_method

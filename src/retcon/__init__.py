@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from retcon.errors import RetconError
     from retcon.model.load import load
     from retcon.patch.format import Patch, load_patch
+    from retcon.patch.ledger import Ledger
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Case": "retcon.edits",
     "Edit": "retcon.edits",
+    "Ledger": "retcon.patch.ledger",
     "Patch": "retcon.patch.format",
     "RetconError": "retcon.errors",
     "Schedule": "retcon.editing.schedule",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "Case",
     "Edit",
+    "Ledger",
     "Patch",
     "RetconError",
     "Schedule",

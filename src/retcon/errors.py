@@ -60,12 +60,28 @@ class CapacityExceeded(RetconError):
     """More hard constraints than input dimensions: at most d_in facts fit in one matrix."""
 
 
+class Collapsed(RetconError):
+    """Edits that the model does not survive, and that a guard has taken back."""
+
+
 class InvalidPatch(RetconError):
     """A patch file that is truncated, hostile, or not a patch at all."""
 
 
 class PatchMismatch(RetconError):
     """A patch made for another base model."""
+
+
+class InvalidLedger(RetconError):
+    """A ledger's folder that cannot be used: there is none, it is damaged, or it was changed."""
+
+
+class NotExportable(RetconError):
+    """A patch that a format cannot hold, or a checkpoint that it cannot be merged into."""
+
+
+class InvalidAdapter(RetconError):
+    """A LoRA adapter that is damaged, hostile, or changes what a patch cannot hold."""
 
 
 class StorageError(RetconError):

@@ -1,6 +1,7 @@
 """Where Retcon keeps what it has computed, and how a file is written so that it is whole."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -94,6 +95,31 @@ def write_whole(target: Path, write: Callable[[Path], object], *, sync: bool = F
                 _sync(target.parent)
         finally:
             work.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Generator[Path, None, None]:
+    """A folder to fill, which becomes `target` at the end; nothing of it stays if that fails.
+
+    Raises:
+        StorageError: there is something in `target` already, no space, or no permission.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(
+            f"{target} exists already and is not an empty folder. Nothing was changed. Name a new "
+            f"folder."
+        )
+    make_folder(target.parent)
+    work = target.with_name(f".{target.name}-{uuid4().hex[:12]}")
+    try:
+        with storing(target):
+            work.mkdir()
+            yield work
+            if target.exists():
+                target.rmdir()
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

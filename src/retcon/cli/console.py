@@ -25,7 +25,17 @@ class Interrupted(Exception):
 
 def fail(message: str) -> None:
     """Say what went wrong, on the error stream."""
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(visible(message))}", soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Say what the user should know before she goes on, on the error stream."""
+    err.print(f"[yellow]warning:[/] {escape(visible(message))}", soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """A text out of a file, fit for a terminal: its control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
@@ -64,7 +74,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         numeric = number > 0 and all(_is_number(cell) for cell in cells)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(visible(cell)) for cell in row))
     return made
 
 

@@ -11,6 +11,7 @@ import typer
 from retcon import __version__
 from retcon.cli.commands import (
     cache,
+    compare,
     demo,
     edit,
     evaluate,
@@ -54,6 +55,8 @@ def _options(
 
 app.command("edit")(edit.edit)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("chat")(compare.chat)
 app.command("probe")(probe.probe)
 app.command("stats")(stats.stats)
 app.command("methods")(methods.methods)

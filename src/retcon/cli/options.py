@@ -42,6 +42,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
 ]
+Refresh = Annotated[
+    str,
+    typer.Option(help="When targets of carried edits are made anew: each-batch, never, stale:T."),
+]
+Guard = Annotated[
+    str, typer.Option(help="Where the model does not hold up: off, warn, stop or rollback.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
@@ -79,7 +86,7 @@ class EditChoice:
     method: str | None
     layers: tuple[int, ...] | None
     settings: Mapping[str, object]
-    schedule: str | None
+    schedule: Schedule | None
 
     @classmethod
     def parse(
@@ -89,19 +96,25 @@ class EditChoice:
         layers: str | None,
         settings: Sequence[str] | None,
         schedule: str | None,
+        refresh: str = "each-batch",
+        guard: str = "off",
     ) -> "EditChoice":
         """The choice as typed.
 
         Raises:
             InvalidSetting, UnknownName: an option that cannot be read.
         """
-        if schedule is not None:
-            Schedule.parse(schedule)
+        if schedule is None and (refresh, guard) != ("each-batch", "off"):
+            raise InvalidSetting(
+                "--refresh and --guard are about carried edits. Say how they are carried, as in "
+                "--schedule sequential-batch:16."
+            )
+        plan = None if schedule is None else Schedule.parse(schedule, refresh, guard)
         return cls(
             method=method,
             layers=parse_layers(layer, layers),
             settings=parse_settings(settings),
-            schedule=schedule,
+            schedule=plan,
         )
 
     @property

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import Step, check, run
+from retcon.editing.session import check, run
+from retcon.editing.steps import Step
 from retcon.edits import Edit
+from retcon.errors import Collapsed
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.patch.format import EditRecord, Patch, Provenance
@@ -20,14 +22,15 @@ def edit(
     method: str | None = None,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
-    schedule: str | None = None,
+    schedule: Schedule | str | None = None,
     progress: Progress = silent,
 ) -> Patch:
     """Make the patch that writes some facts. The model itself stays as it is.
 
     What is not given comes from the model's published settings. schedule: how the facts are
     written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
-    after the other for methods that write one at a time).
+    after the other for methods that write one at a time). Where its guard has stopped it, the
+    patch holds the facts that were written.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
@@ -39,11 +42,14 @@ def edit(
     plan = (
         Schedule(batch_size=max(1, size), carry=True)
         if schedule is None
-        else Schedule.parse(schedule).carried()
+        else (schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)).carried()
     )
     check(editor, edits, plan)
     state = editor.begin(model, progress)
-    steps = list(run(model, editor, state, edits, plan, progress))
+    taken = list(run(model, editor, state, edits, plan, progress))
+    steps = [step for step in taken if not step.undone]
+    if not steps:
+        raise Collapsed(f"The guard has taken back the first batch: {taken[0].note}.")
     return patch_of(model, choice, plan, steps)
 
 

@@ -4,6 +4,10 @@ single            one edit at a time, each on the untouched model
 batch:B           B at a time, each batch on the untouched model
 sequential        one after the other, each on the model that the ones before have made
 sequential-batch:B    the same in batches of B
+adaptive-aimd:B       the same in batches that begin with B, grow while the model holds up, and are
+                      halved, taken back and written again where it does not (`adapting.Aimd`)
+adaptive-energy:B     the same in batches of at most B, which end where facts get into each other's
+                      way (`adapting.Energy`)
 
 Where they stay, a refresh rule says on which weights their targets are made.
 
@@ -14,10 +18,11 @@ stale:T        on those of some batch before, until the values of the facts that
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeVar
 
+from retcon.editing.guard import Guard
 from retcon.errors import InvalidSetting, UnknownName
 
 T = TypeVar("T")
@@ -25,7 +30,8 @@ T = TypeVar("T")
 # More facts than any run has, and how many wait for one refresh where targets go stale.
 _ALL, _WINDOW = 2**40, 256
 
-_NAMES = ("single", "batch:B", "sequential", "sequential-batch:B")
+_RULED = ("adaptive-aimd", "adaptive-energy")
+_NAMES = ("single", "batch:B", "sequential", "sequential-batch:B", *(f"{r}:B" for r in _RULED))
 
 
 _RULES = ("each-batch", "never", "stale:T")
@@ -76,38 +82,55 @@ class Refresh:
 
 
 EACH_BATCH = Refresh(stale=0.0, window=1)
+UNGUARDED = Guard()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """batch_size: edits in one update. carry: earlier updates stay in the weights.
 
-    refresh: when targets are made anew; it matters only where edits are carried.
+    refresh: when targets are made anew; it matters only where edits are carried. rule: by which
+    the batch size adapts, `aimd` or `energy`, or none; batch_size is the first, or the largest.
     """
 
     batch_size: int
     carry: bool
     refresh: Refresh = EACH_BATCH
+    rule: str = ""
+    guard: Guard = UNGUARDED
 
     @classmethod
-    def parse(cls, text: str, refresh: str = "each-batch") -> "Schedule":
-        """Read `single`, `batch:B`, `sequential` or `sequential-batch:B`, and a refresh rule.
+    def parse(cls, text: str, refresh: str = "each-batch", guard: str = "off") -> "Schedule":
+        """Read a schedule's name, with its batch size where it has one, a refresh rule and a guard.
 
         Raises:
             UnknownName: another word.
-            InvalidSetting: a batch size that is missing, or no positive number.
+            InvalidSetting: a batch size that is missing, or no positive number; a guard that
+                watches nothing, because no batch is carried.
         """
+        read = cls._parse(text, refresh)
+        watching = Guard.parse(guard)
+        if watching.watches and not read.carry:
+            raise InvalidSetting(
+                f"The schedule {read} writes each batch into the untouched model: there is nothing "
+                f"that a guard could watch. Take sequential or sequential-batch:B, or --guard off."
+            )
+        return replace(read, guard=watching)
+
+    @classmethod
+    def _parse(cls, text: str, refresh: str) -> "Schedule":
         name, _, size = text.partition(":")
         rule = Refresh.parse(refresh)
         if name in ("single", "sequential") and not size:
             return cls(batch_size=1, carry=name == "sequential", refresh=rule)
-        if name not in ("batch", "sequential-batch"):
+        if name not in ("batch", "sequential-batch", *_RULED):
             raise UnknownName.among("schedule", text, _NAMES)
         if not size.isdecimal() or int(size) < 1:
             raise InvalidSetting(
                 f"The schedule {name!r} needs a batch size, as in {name}:64; found {size!r}."
             )
-        return cls(batch_size=int(size), carry=name == "sequential-batch", refresh=rule)
+        ruled = name.removeprefix("adaptive-") if name in _RULED else ""
+        return cls(batch_size=int(size), carry=name != "batch", refresh=rule, rule=ruled)
 
     def carried(self) -> "Schedule":
         """The same, if its edits stay.
@@ -123,6 +146,8 @@ class Schedule:
         return self
 
     def __str__(self) -> str:
+        if self.rule:
+            return f"adaptive-{self.rule}:{self.batch_size}"
         if self.batch_size == 1:
             return "sequential" if self.carry else "single"
         return f"{'sequential-batch' if self.carry else 'batch'}:{self.batch_size}"

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import Past, Step, ahead, check, run, solve
+from retcon.editing.session import ahead, check, run, solve
+from retcon.editing.steps import Past, Step
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import Look, score_cases, score_looks
@@ -30,8 +31,10 @@ class StepRecord(NamedTuple):
     and solve, as if nothing had been cached. loss, target_steps, reached: means over the batch;
     reached is the share of a residual that was written. By layer: delta_norm ‖ΔW‖ of the batch,
     total_norm ‖W − W₀‖ with it, weight_norm ‖W₀‖. ridge: ρ. novelty: smallest share of a key that
-    was new (ρ = 0: 0 collides). refreshed, staleness: as in `Step`. peak_memory: bytes, of the
-    process so far.
+    was new (ρ = 0: 0 collides). refreshed, staleness, tried, note, undone: as in `Step`. signals:
+    the probe's, by name. energy: by layer, tr(D M₀ Dᵀ) where a ridge follows it. each: of every
+    edit its target's steps, ‖δ‖/‖t₀‖, and its novelty. directions: by layer, how many a null space
+    has left to write in. peak_memory: bytes, of the process so far.
     """
 
     index: int
@@ -51,6 +54,13 @@ class StepRecord(NamedTuple):
     refreshed: bool
     staleness: float | None
     peak_memory: int | None
+    signals: dict[str, float | None] | None = None
+    energy: dict[int, float] | None = None
+    each: dict[str, list[float]] | None = None
+    directions: dict[int, int] | None = None
+    tried: int = 0
+    note: str = ""
+    undone: bool = False
 
     @classmethod
     def of(cls, model: ModelHandle, step: Step) -> "StepRecord":
@@ -76,6 +86,13 @@ class StepRecord(NamedTuple):
             refreshed=step.refreshed,
             staleness=step.staleness,
             peak_memory=_peak_memory(),
+            signals=None if step.signals is None else step.signals._asdict(),
+            energy=dict(step.update.energy) or None,
+            each=_each(step),
+            directions=dict(step.update.directions) or None,
+            tried=step.tried,
+            note=step.note,
+            undone=step.undone,
         )
 
 
@@ -117,17 +134,19 @@ class Looks:
         """The rows that are due after a carried step.
 
         Where it is the first and last, its immediate scores are final too. Retention is looked at
-        after 2, 4, 8, … batches, of the cases of the batches before.
+        after 2, 4, 8, … batches, of the cases of the batches before. Final scores are of all cases,
+        also of those that a guard has left unwritten.
         """
-        number, last = step.index + 1, step.at == len(cases)
+        number, last = step.index + 1, step.last
         rows: list[Row] = []
-        if "immediate" in self.when:
+        if "immediate" in self.when and not step.undone:
             rows += score_cases(model, self.scored(cases, step), when="immediate", step=number)
-        older = self.chosen(cases[: step.at - len(step.edits)])
+        own = 0 if step.undone else len(step.edits)
+        older = self.chosen(cases[: step.at - own])
         if "retention" in self.when and number & (number - 1) == 0 and not last and older:
             rows += score_cases(model, older, when="retention", step=number, progress=progress)
         if "final" in self.when and last:
-            if number == 1 and rows:
+            if number == 1 and rows and step.at == len(cases):
                 return rows + [row._replace(when="final") for row in rows]
             final = self.chosen(cases)
             rows += score_cases(model, final, when="final", step=number, progress=progress)
@@ -156,6 +175,7 @@ class Trial(NamedTuple):
             "layers": list(self.choice.layers),
             "schedule": str(self.schedule),
             "refresh": str(self.schedule.refresh),
+            "guard": self.schedule.guard.action,
             "settings": self.choice.settings,
             "preset": preset.source if preset else None,
             "covariance": {
@@ -181,8 +201,7 @@ def evaluate(
     method: str | None = None,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
-    schedule: str = "single",
-    refresh: str = "each-batch",
+    schedule: Schedule | str = "single",
     progress: Progress = silent,
 ) -> Trial:
     """Edit the cases by a schedule and score them; the model is as before afterwards.
@@ -190,7 +209,7 @@ def evaluate(
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
-    plan = Schedule.parse(schedule, refresh)
+    plan = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     check(editor, [case.edit for case in cases], plan)
@@ -237,6 +256,17 @@ def watch(
         ]
         records = [StepRecord.of(model, step) for step in group]
         yield Seen(group, records, score_looks(model, found))
+
+
+def _each(step: Step) -> dict[str, list[float]]:
+    """What may tell how hard each fact is, before it is written."""
+    targets = step.features.targets
+    size = targets.delta.norm(dim=-1) / targets.anchor.norm(dim=-1)
+    return {
+        "steps": targets.steps.double().tolist(),
+        "size": [round(x, 4) for x in size.tolist()],
+        "novelty": [round(x, 6) for x in step.update.novelty.tolist()],
+    }
 
 
 def _peak_memory() -> int | None:

@@ -114,7 +114,8 @@ class Update(NamedTuple):
     new. reached: of each residual the share that was written at the last layer,
     1 − ‖ΔW k − r‖ / ‖r‖. facts: of the edits that were written, and rows of the same edits: keys
     and values, by layer. errors: as in `State`, afterwards. energy: by layer, tr(D M₀ Dᵀ) of the
-    whole change D since W₀ where a ridge follows it. anchor: as in `State`.
+    whole change D since W₀ where a ridge follows it. anchor: as in `State`. directions: by layer,
+    how many a null space has left to write in.
     """
 
     ids: tuple[str, ...]
@@ -129,6 +130,7 @@ class Update(NamedTuple):
     errors: Mapping[int, Float64[Tensor, "d_out d_in"]] = NOTHING
     energy: Mapping[int, float] = MappingProxyType({})
     anchor: float | None = None
+    directions: Mapping[int, int] = MappingProxyType({})
 
 
 @runtime_checkable

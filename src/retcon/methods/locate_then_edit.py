@@ -21,6 +21,7 @@ from retcon.algebra.closed_form import Collision
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.metric import Metric
+from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
 from retcon.methods.anchoring import anchored, length_of
@@ -165,6 +166,11 @@ class LocateThenEdit:
             errors={k: w.error for k, w in done.items() if w.error is not None},
             energy={k: w.energy for k, w in done.items() if w.energy is not None},
             anchor=state.anchor,
+            directions={
+                layer: metric.base.rank
+                for layer, metric in state.metrics.items()
+                if isinstance(metric.base, Projection)
+            },
         )
 
     def carry(self, state: State, update: Update) -> State:

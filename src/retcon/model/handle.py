@@ -6,7 +6,7 @@ Restoring copies saved tensors back, bit for bit; nothing is ever subtracted.
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from math import gcd
 
@@ -242,13 +242,17 @@ def _check_finite(model: PreTrainedModel) -> None:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
+    return fingerprint_of(sorted(model.named_parameters()))
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of names, shapes and an even sample of each tensor, rounded to bfloat16.
 
     Rounding makes it the same for one checkpoint loaded in float32 or in bfloat16; a change of a
-    matrix by an edit moves most of its elements and so shows in the sample.
+    matrix by an edit moves most of its elements and so shows in the sample. parameters: by name.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
+    for name, tensor in parameters:
         flat = tensor.detach().reshape(-1)
         # A stride without a factor in common with the rows' length meets every column.
         stride = max(1, len(flat) // _SAMPLES)

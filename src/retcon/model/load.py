@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -18,6 +19,8 @@ from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 from retcon.toyworld import train as toyworld
 
+# What a checkpoint is made of: weights, configuration, tokenizer. No code.
+CHECKPOINT_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
 ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
 DTYPES = {
     "float32": torch.float32,
@@ -81,6 +84,27 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Outline(name=name, model=model, architecture=discover(model))
+
+
+def checkpoint_folder(
+    name: str, *, revision: str | None = None, progress: Progress = silent
+) -> Path:
+    """The folder that holds a model's checkpoint; of a hub model, that of its cache.
+
+    Raises:
+        ModelNotFound: it is not here and cannot be fetched.
+    """
+    source = _source(name, progress)
+    if Path(source).is_dir():
+        return Path(source)
+    wanted = [f"*{suffix}" for suffix in CHECKPOINT_FILES]
+    try:
+        folder = snapshot_download(
+            source, revision=revision, local_files_only=_offline(), allow_patterns=wanted
+        )
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(_explain(name, source, error)) from error
+    return Path(folder)
 
 
 def find_dtype(name: str) -> torch.dtype:

@@ -2,8 +2,9 @@
 
 A patch file is a safetensors file: per layer the factors `layer.{L}.left` (n, d_out) and
 `layer.{L}.right` (n, d_in), one row per edit, in float32; in its header one JSON text with the
-edits, the method with all settings, and the base model's fingerprint. Loading it runs no code,
-and checks every shape against what the header promises.
+edits, the method with all settings, and the base model's fingerprint. Where the header names no
+edits (an adapter that was trained elsewhere), rows belong to none and each layer has its own rank.
+Loading a file runs no code, and checks every shape against the header before it reads a tensor.
 """
 
 import json
@@ -60,7 +61,10 @@ class Provenance(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """Changes of some matrices of one base model. Row i of every factor belongs to edit i."""
+    """Changes of some matrices of one base model. Row i of every factor belongs to edit i.
+
+    Without edits (an imported adapter) the rows belong to none.
+    """
 
     deltas: Mapping[int, LowRankDelta]
     about: Provenance
@@ -122,24 +126,21 @@ def load_patch(path: Path | str) -> Patch:
         InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InvalidPatch(f"There is no patch file {str(path)!r}.")
-    try:
-        with safe_open(path, framework="pt") as stream:
-            about = _read_header(path, stream.metadata() or {})
-            expected = {f"layer.{layer}.{f}" for layer in about.layers for f in ("left", "right")}
-            if set(stream.keys()) != expected:
-                raise InvalidPatch(
-                    f"{path}: its tensors are not those of its {len(expected) // 2} layers."
-                )
-            _check_factors(
-                path, about, {k: tuple(stream.get_slice(k).get_shape()) for k in expected}
+    with _opened(path) as stream:
+        about = read_header(path, stream.metadata() or {})
+        expected = {f"layer.{layer}.{f}" for layer in about.layers for f in ("left", "right")}
+        if set(stream.keys()) != expected:
+            raise InvalidPatch(
+                f"{path}: its tensors are not those of its {len(expected) // 2} layers."
             )
-            tensors = {name: stream.get_tensor(name) for name in sorted(expected)}
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise InvalidPatch(f"{path} is no patch file, or a damaged one: {error}") from error
+        slices = {name: stream.get_slice(name) for name in sorted(expected)}
+        _check_factors(path, about, {k: tuple(s.get_shape()) for k, s in slices.items()})
+        for name, piece in slices.items():
+            if piece.get_dtype() != "F32":
+                raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
+        tensors = {name: stream.get_tensor(name) for name in slices}
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor).all():
             raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
     deltas = {
         layer: LowRankDelta(
@@ -155,7 +156,34 @@ def load_patch(path: Path | str) -> Patch:
     return patch
 
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
+def load_about(path: Path | str) -> Provenance:
+    """What a patch file says of itself; its tensors are not read.
+
+    Raises:
+        InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.
+    """
+    path = Path(path)
+    with _opened(path) as stream:
+        return read_header(path, stream.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[safe_open, None, None]:
+    if not path.is_file():
+        raise InvalidPatch(f"There is no patch file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise InvalidPatch(f"{path} is no patch file, or a damaged one: {error}") from error
+
+
+def read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
+    """The provenance in a safetensors header.
+
+    Raises:
+        InvalidPatch: there is none, or one of a newer format, or something else.
+    """
     if "retcon" not in metadata:
         raise InvalidPatch(f"{path} is a safetensors file, but not a Retcon patch.")
     try:
@@ -172,9 +200,11 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
 
 
 def _check_factors(path: Path, about: Provenance, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Every factor is a matrix with one row per edit."""
+    """Every factor is a matrix with one row per edit; without edits, as many as its partner."""
     for name, shape in shapes.items():
-        if len(shape) != 2 or shape[0] != len(about.edits) or min(shape) < 1:
+        partner = shapes[name.replace("left", "right")]
+        rows = len(about.edits) or (partner[0] if partner else 0)
+        if len(shape) != 2 or shape[0] != rows or min(shape) < 1:
             raise InvalidPatch(
                 f"{path}: {name} has shape {tuple(shape)}, which does not fit its "
                 f"{len(about.edits)} edits."

@@ -20,7 +20,7 @@ from retcon.evaluation.inference import (
 )
 from retcon.evaluation.metrics import METRICS, case_means
 from retcon.evaluation.rows import Row
-from retcon.study.points import Point
+from retcon.study.points import Order, Point, carries
 from retcon.study.reading import Study
 
 SCORES = ("ES", "PS", "NS", "S")
@@ -43,13 +43,14 @@ class Setting(NamedTuple):
     method: str
     layers: tuple[int, ...]
     carried: bool
+    rule: str
     batch_size: int
     n: int
     ridge: str
     ridge_batch: int
     accumulate: bool | None
     refresh: str | None
-    order: int
+    order: Order
     score: int
     others: str
 
@@ -98,7 +99,7 @@ def setting_of(point: Point) -> Setting:
     """What a point is, by what can matter."""
     alone = point.schedule in ("single", "sequential")
     batch_size = 1 if alone else min(point.batch_size, point.n)
-    carried = point.schedule.startswith("sequential")
+    carried = carries(point.schedule)
     settings = dict(point.settings)
     ridge_batch = settings.pop("ridge_batch", 0)
     settings.pop("accumulate", None)
@@ -110,6 +111,7 @@ def setting_of(point: Point) -> Setting:
         method=point.method,
         layers=point.layers,
         carried=carried,
+        rule=point.schedule.removeprefix("adaptive-") if "adaptive" in point.schedule else "",
         batch_size=batch_size,
         n=point.n,
         ridge="tuned" if point.tuned else fixed,
@@ -284,6 +286,9 @@ _WORDS: Mapping[str, Callable[[Setting], str]] = {
     "method": lambda s: s.method.upper(),
     "layers": lambda s: f"layer{'s' * (len(s.layers) > 1)} {', '.join(map(str, s.layers))}",
     "carried": lambda s: "carried" if s.carried else "each batch on the untouched model",
+    "rule": lambda s: {
+        "": "", "aimd": "batches that grow and shrink", "energy": "batches of compatible facts"
+    }[s.rule],
     "batch_size": lambda s: f"batches of {s.batch_size:,}",
     "n": lambda s: f"N = {s.n:,}",
     "ridge": lambda s: "hard constraint" if s.ridge == "hard" else f"λ {s.ridge}",
@@ -294,7 +299,7 @@ _WORDS: Mapping[str, Callable[[Setting], str]] = {
     "refresh": lambda s: {
         None: "", "each-batch": "targets refreshed", "never": "targets frozen"
     }.get(s.refresh, f"targets {s.refresh}"),
-    "order": lambda s: f"order {s.order}",
+    "order": lambda s: f"order {s.order}" if isinstance(s.order, int) else f"{s.order} order",
     "dtype": lambda s: s.dtype,
     "score": lambda s: f"{s.score or s.n:,} scored",
     "others": lambda s: s.others.strip("{}").replace('"', "") or "other settings as given",

@@ -71,7 +71,7 @@ def _states(curves: list[dict[int, Arm]]) -> list[dict[int, Arm]]:
     Of several orders of the facts the first: what order does is among the effects.
     """
     found = _richest(curves)
-    first = min((shared(curve).order for curve in found), default=0)
+    first = min((shared(curve).order for curve in found), default=0, key=str)
     methods = {shared(curve).method for curve in found}
     chosen = "memit" if "memit" in methods else min(methods, default="")
     return [c for c in found if (shared(c).order, shared(c).method) == (first, chosen)]

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from retcon.editing.schedule import Schedule
-from retcon.study.points import Frozen, Split
+from retcon.study.points import Frozen, Order, Split
 
 # One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
@@ -34,7 +34,7 @@ class Cell(Frozen):
     split: Split = "head"
     n: int
     seed: int
-    order: int
+    order: Order
     schedule: str
     refresh: str
     when: tuple[str, ...]
@@ -62,6 +62,8 @@ class Cell(Frozen):
         because it has final scores.
         """
         plan = self.plan
+        if plan.rule:
+            return self
         if plan.batch_size >= self.n:
             plan = Schedule(batch_size=self.n, carry=True)
         if plan.carry and plan.batch_size < self.n:

@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 _COUNT, _FROM_0 = "a whole number, 1 or more", "a whole number, 0 or more"
-_REGIMES = "single, batch, sequential or sequential-batch"
+_REGIMES = "single, batch, sequential, sequential-batch, adaptive-aimd or adaptive-energy"
 # What a key takes, where a list of it spans an axis.
 _AXES: Mapping[str, str] = {
-    "n": _COUNT, "batch_size": f"{_COUNT}, or n", "seed": "a whole number", "order": _FROM_0,
+    "n": _COUNT, "batch_size": f"{_COUNT}, or n", "seed": "a whole number",
+    "order": f"{_FROM_0}, or clustered or dispersed",
     "score": _FROM_0, "schedule": _REGIMES, "layer": "the number of a layer, or all",
     "model": "a name", "dtype": "a name", "method": "a name", "refresh": "a rule as text",
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from retcon.data.cases import load_cases, take
 from retcon.edits import Case
 from retcon.errors import InvalidStudy
-from retcon.study.points import Split
+from retcon.study.points import Order, Split
 from retcon.study.reading import Data
 from retcon.study.spec import Spec
 
@@ -45,8 +45,10 @@ class Facts:
             self._orders[seed] = list(first.values())
         return self._orders[seed]
 
-    def pick(self, *, n: int, seed: int, order: int, score: int, split: Split) -> Picked:
+    def pick(self, *, n: int, seed: int, order: Order, score: int, split: Split) -> Picked:
         """The first n of the seeded order, or of those kept for tuning; the first `score` scored.
+
+        An order by keys is that of the worker, who has the model: here it is the seeded one.
 
         Raises:
             InvalidStudy: there are not so many.
@@ -62,7 +64,11 @@ class Facts:
                 f"Lower n, or take a larger file."
             )
         chosen = kept[:n]
-        written = chosen if order == 0 else sorted(chosen, key=lambda c: _place(c, seed, order))
+        written = (
+            sorted(chosen, key=lambda c: _place(c, seed, order))
+            if isinstance(order, int) and order > 0
+            else chosen
+        )
         return Picked(tuple(written), tuple(case.edit.id for case in chosen[:score]))
 
 

@@ -186,7 +186,7 @@ class _Planner:
         settings: dict[str, Any] = dict(entry.settings)
         if tuning is not None:
             settings["ridge"] = known
-        schedule = Schedule(batch_size=entry.batch_size, carry=entry.schedule.startswith("seq"))
+        schedule = _schedule(entry)
         cell, editor = self._cell(entry, settings, str(schedule))
         check_batch(editor, entry.batch_size)
         capacity = outline_of(entry.model).site(cell.layers[0]).d_in
@@ -283,6 +283,11 @@ def _refusal(editor: LocateThenEdit, entry: Entry, schedule: Schedule, capacity:
         f"{together} facts as hard constraints (ridge 0) do not fit into a matrix with d_in = "
         f"{capacity}"
     )
+
+
+def _schedule(entry: Entry) -> Schedule:
+    alone = entry.schedule in ("single", "sequential")
+    return Schedule.parse(entry.schedule if alone else f"{entry.schedule}:{entry.batch_size}")
 
 
 def _every_layer(entry: Entry) -> list[Entry]:

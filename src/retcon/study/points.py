@@ -1,13 +1,24 @@
 """What a study is made of once its file is read: points, as they were named. No torch here."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-Regime = Literal["single", "batch", "sequential", "sequential-batch"]
+Regime = Literal[
+    "single", "batch", "sequential", "sequential-batch", "adaptive-aimd", "adaptive-energy"
+]
 
 # Facts that are scored come from the head of the seeded order, those for tuning from its tail.
 Split = Literal["head", "tail"]
+
+
+# 0 is the seeded order, another number another one; or one by the keys of the facts.
+Order = Annotated[int, Field(ge=0)] | Literal["clustered", "dispersed"]
+
+
+def carries(regime: str) -> bool:
+    """Whether earlier batches stay in the weights."""
+    return regime not in ("single", "batch")
 
 
 class Frozen(BaseModel):
@@ -34,7 +45,7 @@ class Point(Frozen):
     batch_size: int
     n: int
     seed: int
-    order: int
+    order: Order
     refresh: str
     when: tuple[str, ...]
     score: int
@@ -54,4 +65,4 @@ class Point(Frozen):
     @property
     def held(self) -> int:
         """Facts that are in the weights at once at the end."""
-        return self.n if self.schedule.startswith("sequential") else self.batch_size
+        return self.n if carries(self.schedule) else self.batch_size

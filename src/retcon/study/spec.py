@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retcon.errors import InvalidStudy
 from retcon.study.explaining import explain
 from retcon.study.loader import Loader
-from retcon.study.points import Frozen, Regime
+from retcon.study.points import Frozen, Order, Regime, carries
 
 # One more whenever files of an earlier version would mean something else.
 VERSION = 1
@@ -62,8 +62,10 @@ class Axes(_Strict):
     """What a block says, or `defaults` says for all blocks; a list spans an axis.
 
     layer: a number, several, or `all`; or layers: the layers of one run (a list of lists spans).
-    batch_size: of batch and sequential-batch; `n` is one batch of all facts. order: 0 is the seeded
-    order, another number another order of the same facts. score: how many facts are scored (0:
+    batch_size: of schedules with batches (of adaptive-aimd the first, of adaptive-energy the
+    largest); `n` is one batch of all facts. order: 0 is the seeded
+    order, another number another order of the same facts; clustered has facts with similar keys one
+    behind the other, dispersed far apart. score: how many facts are scored (0:
     all).
     """
 
@@ -77,7 +79,7 @@ class Axes(_Strict):
     batch_size: Axis[Positive | Literal["n"]] | None = None
     n: Axis[Positive] | None = None
     seed: Axis[int] | None = None
-    order: Axis[Annotated[int, Field(ge=0)]] | None = None
+    order: Axis[Order] | None = None
     refresh: Axis[str] | None = None
     score: Axis[Annotated[int, Field(ge=0)]] | None = None
     when: list[When] | None = None
@@ -103,7 +105,7 @@ class Entry(Frozen):
     batch_size: int
     n: int
     seed: int
-    order: int
+    order: Order
     refresh: str
     score: int
     when: tuple[When, ...]
@@ -275,7 +277,7 @@ def _check_when(when: list[When], schedules: list[Regime], block: Block, where: 
     """Refuse times that do not come."""
     _distinct(when, f"{where}: when")
     late = [each for each in when if each in ("final", "retention")]
-    single = [each for each in schedules if not each.startswith("sequential")]
+    single = [each for each in schedules if not carries(each)]
     own = block.when is not None and len(single) == len(schedules)
     if late and single and (own or len(late) == len(when)):
         raise InvalidStudy(
@@ -309,7 +311,7 @@ def _layers(known: Mapping[str, Any], where: str) -> list[tuple[int, ...] | None
 
 def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: str) -> Entry:
     n, size, schedule = place["n"], place["batch_size"], place["schedule"]
-    whole = schedule in ("batch", "sequential-batch")
+    whole = schedule not in ("single", "sequential")
     if whole and size is None:
         raise InvalidStudy(f"{where}: {schedule} needs a batch_size.")
     if not whole and size not in (None, 1):
@@ -324,7 +326,7 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
             f"batch size out."
         )
     when = said.get("when", _DEFAULTS["when"])
-    carried = schedule.startswith("sequential")
+    carried = carries(schedule)
     return Entry(
         **{k: place[k] for k in ("model", "dtype", "method", "layers", "schedule", "n", "seed")},
         block=block,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from retcon.editing.ordering import by_keys
 from retcon.editing.trial import Looks, watch
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
@@ -99,6 +100,9 @@ class Worker:
             model = self._checked(cell, progress)
             editor = find_method(cell.method).build(cell.layers, cell.settings)
             state = self._begin(model, cell, editor, progress)
+            if isinstance(cell.order, str):
+                cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
+                task = task._replace(cases=cases)
             looks = Looks(when=cell.when, among=frozenset(task.scored))
             asked = looks.chosen(task.cases) if "pre" in cell.when else []
             pre = score_cases(model, asked, when="pre", progress=progress)

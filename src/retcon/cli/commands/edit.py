@@ -32,7 +32,10 @@ Facts = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Save the patch to this file.")]
 Schedule = Annotated[
     str | None,
-    typer.Option(help="sequential or sequential-batch:B. Default: one batch of all."),
+    typer.Option(
+        help="sequential, sequential-batch:B, adaptive-aimd:B or adaptive-energy:B. "
+        "Default: one batch of all."
+    ),
 ]
 
 
@@ -46,6 +49,8 @@ def edit(
     layers: options.Layers = None,
     set: options.Set = None,
     schedule: Schedule = None,
+    refresh: options.Refresh = "each-batch",
+    guard: options.Guard = "off",
     plan: options.Plan = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
@@ -54,7 +59,7 @@ def edit(
 ) -> None:
     """Rewrite facts: make the patch, show before and after, and save it with -o."""
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule)
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     cases = _cases(fact, facts)
     if plan:
         print_plan(source, choice, len(cases))

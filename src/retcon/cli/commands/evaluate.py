@@ -39,10 +39,14 @@ Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", s
 Seed = Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")]
 Schedule = Annotated[
     str | None,
-    typer.Option(help="single, batch:B, sequential or sequential-batch:B.", show_default="single"),
+    typer.Option(
+        help="single, batch:B, sequential, sequential-batch:B, adaptive-aimd:B, adaptive-energy:B.",
+        show_default="single",
+    ),
 ]
 PatchFile = Annotated[
-    Path | None, typer.Option("--patch", help="Score a saved patch in place of a method.")
+    Path | None,
+    typer.Option("--patch", help="Score a saved patch, or a ledger, in place of a method."),
 ]
 
 # Shown even where nothing was scored; the others only where something was.
@@ -63,6 +67,8 @@ def evaluate(
     layers: options.Layers = None,
     set: options.Set = None,
     schedule: Schedule = None,
+    refresh: options.Refresh = "each-batch",
+    guard: options.Guard = "off",
     patch: PatchFile = None,
     zsre_target: ZsreChoice = "answers",
     drift: whole.Drift = False,
@@ -79,7 +85,7 @@ def evaluate(
     from retcon.data.cases import load_cases, take
 
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule)
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
     picked = take(load_cases(cases, zsre_target=_zsre(zsre_target)), n, seed)
@@ -158,11 +164,11 @@ def _run(
     general: "General",
 ) -> _Result:
     quiet_libraries()
-    from retcon.patch.format import load_patch
+    from retcon.patch.sources import read_source
 
     with bars() as progress:
         # The patch first: a damaged one should not cost the loading of a model.
-        patch = None if file is None else load_patch(file)
+        patch = None if file is None else read_source(file)
         model = source.load(progress)
         if patch is not None:
             found = _with_patch(model, cases, patch, general, progress)
@@ -273,6 +279,10 @@ def _print(model: str, result: _Result) -> None:
     out.print(table(title, ["in %  (95 % interval)", *scores], rows))
     if "seconds_per_edit" in about:
         out.print(f"{about['seconds_per_edit']:.2f} seconds per edit, without second moments.")
+    steps = about.get("steps")
+    for step in steps if isinstance(steps, list) else []:
+        if step["note"]:
+            out.print(f"at {step['at']} facts: {step['note']}")
     if result.general.asked:
         out.print(whole.print_table(result.general, result.readings))
         if "method" in about and len(result.readings) == 1:

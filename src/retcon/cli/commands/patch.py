@@ -1,39 +1,58 @@
-"""`retcon patch show`."""
+"""`retcon patch`: look at saved edits, stack and undo them, and bring them to other programs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from retcon.cli import options
+from retcon.cli.commands import ledger as ledgers
+from retcon.cli.commands import shipping
 from retcon.cli.console import number, out, table, write_json
+from retcon.storage import check_writable
 
-app = typer.Typer(no_args_is_help=True, help="Look at saved edits.")
+if TYPE_CHECKING:
+    from retcon.patch.format import Patch, Provenance
+
+_SOURCE = "A patch file, a ledger, or LEDGER@N (after event N)."
+Source = Annotated[str, typer.Argument(metavar="PATCH", help=_SOURCE, show_default=False)]
+
+app = typer.Typer(no_args_is_help=True, help="Look at saved edits, stack, undo and export them.")
 
 
 @app.callback()
 def _patch() -> None:
-    """Look at saved edits."""
+    """Look at saved edits, stack, undo and export them."""
+
+
+app.command("add")(ledgers.add)
+app.command("list")(ledgers.list_)
 
 
 @app.command("show")
 def show(
-    file: Annotated[Path, typer.Argument(help="A patch file.", show_default=False)],
+    source: Source,
+    entry: Annotated[
+        int | None, typer.Argument(metavar="[ENTRY]", help="One entry of a ledger.")
+    ] = None,
     json: options.Json = None,
 ) -> None:
     """Show what a patch changes, of which model, and how it was made."""
-    from retcon.patch.format import load_patch
+    from retcon.patch.ledger import Ledger
+    from retcon.patch.sources import read_source
 
-    patch = load_patch(file)
+    patch = read_source(source) if entry is None else Ledger(Path(source)).patch(entry)
     about = patch.about
     facts = [
         ["base model", f"{about.model}  (fingerprint {about.base[:16]}…)"],
         ["method", f"{about.method}, {about.schedule}"],
         ["made by", f"retcon {about.retcon}"],
-        ["size", f"{file.stat().st_size / 1e3:.1f} kB"],
-        ["settings", ", ".join(f"{k}={v}" for k, v in about.settings.items())],
+        ["size", _size(source, patch)],
+        *_settings(about),
     ]
-    out.print(table(str(file), ["", "patch"], facts))
+    title = source if entry is None else f"{source}, entry {entry}"
+    out.print(table(title, ["", "patch"], facts))
     layers = [
         [str(k), str(d.rank), f"{d.left.shape[1]} x {d.right.shape[1]}", number(d.norm(), 3)]
         for k, d in patch.deltas.items()
@@ -48,3 +67,103 @@ def show(
             "norms": {str(k): d.norm() for k, d in patch.deltas.items()},
         },
     )
+
+
+@app.command("diff")
+def diff(first: Source, second: Source, json: options.Json = None) -> None:
+    """Show in what two patches of one model differ: facts, settings, and changes by layer."""
+    from retcon.patch.sources import read_source
+    from retcon.patch.stacking import difference
+
+    found = difference(read_source(first), read_source(second))
+    facts = [["first only", e.text, e.target, ""] for e in found.only_first]
+    facts += [["second only", e.text, "", e.target] for e in found.only_second]
+    facts += [["both", a.text, a.target, b.target] for a, b in found.retargeted]
+    if facts:
+        out.print(table("Facts", ["in", "prompt", "first", "second"], facts))
+    settings = [[name, str(a), str(b)] for name, (a, b) in found.settings.items()]
+    if settings:
+        out.print(table("Settings", ["", "first", "second"], settings))
+    layers = [
+        [str(k), *(number(v, 3) for v in (d.first, d.second, d.difference, d.cosine))]
+        for k, d in found.layers.items()
+    ]
+    columns = ["layer", "‖ΔW‖ first", "second", "of their difference", "cosine"]
+    out.print(table("Changes", columns, layers))
+    if not facts:
+        out.print("Both hold the same facts.")
+    write_json(
+        json,
+        {
+            "facts": [
+                dict(zip(("in", "prompt", "first", "second"), f, strict=True)) for f in facts
+            ],
+            "settings": {name: list(pair) for name, pair in found.settings.items()},
+            "layers": {str(k): d._asdict() for k, d in found.layers.items()},
+        },
+    )
+
+
+@app.command("stack")
+def stack(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="PATCH...", help=_SOURCE, show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Save the sum to this file.", show_default=False)
+    ],
+) -> None:
+    """Make one patch of a ledger's stack, or of several patches of one model: their sum."""
+    from retcon.errors import PatchMismatch
+    from retcon.patch.sources import read_source
+    from retcon.patch.stacking import stack as together
+
+    check_writable(output)
+    patches = [read_source(source) for source in sources]
+    first = patches[0].about
+    for source, patch in zip(sources, patches, strict=True):
+        if patch.about.base != first.base:
+            raise PatchMismatch(
+                f"{source} is for {patch.about.model!r} (fingerprint {patch.about.base[:12]}…), "
+                f"{sources[0]} for {first.model!r} ({first.base[:12]}…). Only patches of one "
+                f"model can be added up."
+            )
+    named = {str(place): patch for place, patch in enumerate(patches, start=1)}
+    made = together(named, base=first.base, model=first.model)
+    made.save(output)
+    out.print(
+        f"Saved [bold]{escape(str(output))}[/]: {len(made.about.edits)} facts in layers "
+        f"{', '.join(map(str, made.about.layers)) or 'none'}.",
+        soft_wrap=True,
+    )
+
+
+app.command("undo")(ledgers.undo)
+app.command("verify")(ledgers.verify)
+app.command("export")(shipping.export)
+app.command("import")(shipping.import_)
+
+
+def _settings(about: "Provenance") -> list[list[str]]:
+    """The settings, or what the parts of a stack are."""
+    from retcon.patch.stacking import parts_of
+
+    parts = parts_of(about)
+    if not parts:
+        return [["settings", ", ".join(f"{k}={v}" for k, v in about.settings.items())]]
+    return [
+        [
+            f"part {name}",
+            f"{part.get('method')}, {part.get('schedule')}, layers {part.get('layers')}, "
+            f"{part.get('facts')} facts",
+        ]
+        for name, part in parts.items()
+    ]
+
+
+def _size(source: str, patch: "Patch") -> str:
+    """Of a file, what it takes; of a stack, what its factors take."""
+    if Path(source).is_file():
+        return f"{Path(source).stat().st_size / 1e3:.1f} kB"
+    numbers = sum(d.left.numel() + d.right.numel() for d in patch.deltas.values())
+    return f"{4 * numbers / 1e3:.1f} kB of factors"

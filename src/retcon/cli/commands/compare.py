@@ -1,0 +1,160 @@
+"""`retcon compare` and `retcon chat`: a model as it is, and with a patch, side by side."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.prompt import Prompt
+
+from retcon.cli import options
+from retcon.cli.console import bars, out, table, visible, write_json
+from retcon.cli.options import ModelChoice
+from retcon.errors import InvalidData, RetconError
+
+if TYPE_CHECKING:
+    from retcon.editing.beside import Beside, Said
+    from retcon.model.handle import ModelHandle
+    from retcon.patch.format import Patch
+
+PatchSource = Annotated[
+    str,
+    typer.Option(
+        "--patch",
+        "-p",
+        metavar="PATCH",
+        help="A patch file, a ledger, or LEDGER@N.",
+        show_default=False,
+    ),
+]
+Tokens = Annotated[int, typer.Option(help="Length of a continuation.", min=1, max=1000)]
+Top = Annotated[int, typer.Option(help="How many next tokens to name.", min=1, max=50)]
+
+
+def compare(
+    model: options.Model,
+    patch: PatchSource,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A prompt a line.", show_default="the patch's own facts"),
+    ] = None,
+    tokens: Tokens = 12,
+    top: Top = 3,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    json: options.Json = None,
+) -> None:
+    """Let a model speak with and without a patch, behind each prompt of a file."""
+    lines = None if prompts is None else _lines(prompts)
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
+    loaded, read = _load(source, patch)
+    texts = lines or [edit.text for edit in read.edits]
+    if not texts:
+        raise InvalidData("The patch names no facts. Give a file with a prompt a line: --prompts.")
+    found = _speak(loaded, read, texts, tokens, top)
+    rows = [
+        [row.prompt, _cell(row.base), _cell(row.edited), "yes" if row.changed else "no"]
+        for row in found
+    ]
+    out.print(table(f"{model}, {patch}", ["prompt", "base", "edited", "changed"], rows))
+    changed = sum(row.changed for row in found)
+    out.print(f"{changed} of {len(found)} continuations changed.")
+    write_json(
+        json,
+        {
+            "model": model,
+            "patch": patch,
+            "prompts": [
+                {
+                    "prompt": row.prompt,
+                    "changed": row.changed,
+                    "base": _described(row.base),
+                    "edited": _described(row.edited),
+                }
+                for row in found
+            ],
+        },
+    )
+
+
+def chat(
+    model: options.Model,
+    patch: PatchSource,
+    tokens: Tokens = 24,
+    top: Top = 3,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+) -> None:
+    """Type the beginning of a text; the model goes on with and without a patch.
+
+    Texts are taken as they are, without a chat template: facts are written where plain text reads
+    them. An empty line, Ctrl-D or Ctrl-C ends it.
+    """
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
+    loaded, read = _load(source, patch)
+    asked = sys.stdin.isatty()
+    if asked:
+        out.print("Begin a text, as in 'The capital of France is'. An empty line ends.")
+    while text := _next_line(asked):
+        try:
+            (row,) = _speak(loaded, read, [text], tokens, top)
+        except RetconError as error:
+            out.print(f"[yellow]{escape(visible(str(error)))}[/]", soft_wrap=True)
+            continue
+        sides = [["base", _cell(row.base)], ["edited", _cell(row.edited)]]
+        out.print(table(text if not asked else "", ["", "goes on"], sides))
+
+
+def _next_line(asked: bool) -> str:
+    """What the user types, or the next line of a pipe; empty at the end."""
+    try:
+        line = Prompt.ask("[bold]>[/]", console=out) if asked else sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+    return line.strip()
+
+
+def _load(source: ModelChoice, patch: str) -> "tuple[ModelHandle, Patch]":
+    from retcon.patch.sources import read_source
+
+    # The patch first: a damaged one should not cost the loading of a model.
+    read = read_source(patch)
+    with bars() as progress:
+        model = source.load(progress)
+    read.check(model)
+    return model, read
+
+
+def _speak(
+    model: "ModelHandle", patch: "Patch", texts: Sequence[str], tokens: int, top: int
+) -> "list[Beside]":
+    from retcon.editing.beside import side_by_side
+
+    return side_by_side(model, patch, texts, tokens=tokens, top=top)
+
+
+def _cell(said: "Said") -> str:
+    """The continuation on one line, and the next tokens below it."""
+    top = "  ".join(f"{a.text or '␣'} {100 * a.probability:.0f} %" for a in said.top)
+    return f"{' '.join(said.text.split())}\n{top}"
+
+
+def _described(said: "Said") -> dict[str, object]:
+    return {"text": said.text, "top": [answer._asdict() for answer in said.top]}
+
+
+def _lines(file: Path) -> list[str]:
+    from retcon.data.corpus import open_text
+
+    try:
+        with open_text(file) as stream:
+            found = [line.strip() for line in stream if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"{file} is no text in UTF-8: {error}.") from error
+    if not found:
+        raise InvalidData(f"{file} holds no prompts. Write one a line.")
+    return found

@@ -1,0 +1,104 @@
+"""Batch sizes that adapt, to the edits or to the model's state.
+
+Facts do not average, as samples do in training: they coexist. A larger batch means fewer and
+staler targets, a smaller one more work. So a batch may be as large as its facts are compatible
+(`Energy`, known before anything is written), or as the model bears (`Aimd`, seen afterwards).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from retcon.algebra.metric import Metric
+from retcon.editing.signals import Signals, growth
+
+# How much more than its facts each by itself a batch may cost on ordinary text.
+_SHARED = 0.5
+# What one fact may add to the nats of a token of ordinary text, and take of earlier facts.
+_DRIFT, _FORGOTTEN = 2e-4, 1e-3
+# Of a batch, the share that must be said right after it was written.
+_SAID = 0.9
+_LARGEST = 1024
+
+
+class Verdict(NamedTuple):
+    """What is made of a batch: whether it stays, why not, and the size of the next one."""
+
+    stays: bool
+    reason: str
+    next_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aimd:
+    """Additive increase, multiplicative decrease, as in congestion control.
+
+    A batch stays if most of its facts are said, and ordinary text and earlier facts have lost no
+    more than the batch's size allows; the next one is then larger by `step`. Otherwise it is taken
+    back, bit for bit, and its first half is written, with the same targets.
+    """
+
+    step: int
+
+    def judge(self, size: int, before: Signals | None, after: Signals) -> Verdict:
+        """before: signals after the last batch; None at the beginning, where all is new."""
+        reason = _complaint(size, before, after)
+        if reason and size > 1:
+            return Verdict(False, reason, max(1, size // 2))
+        # What a single fact does cannot be halved: it stays, and is told.
+        grown = 1 if reason else min(size + self.step, _LARGEST)
+        return Verdict(True, reason, grown)
+
+
+def _complaint(size: int, before: Signals | None, after: Signals) -> str:
+    if after.efficacy is not None and after.efficacy < _SAID:
+        return f"of the batch {after.efficacy:.0%} is said"
+    if before is None:
+        return ""
+    moved = growth(before, after)
+    if not moved <= _DRIFT * size:
+        return f"ordinary text lost {moved:.3g} nats a token"
+    if before.retention is not None and after.retention is not None:
+        lost = before.retention - after.retention
+        if lost > max(_FORGOTTEN * size, 0.05):
+            return f"earlier facts lost {lost:.0%}"
+    return ""
+
+
+def compatible(
+    keys: Float64[Tensor, "n d_in"],
+    residual: Float64[Tensor, "n d_out"],
+    metric: Metric,
+    ridge: float,
+) -> int:
+    """How many of the facts, from the first on, may be one batch: the `Energy` rule.
+
+    What writing n facts costs on ordinary text, tr(ΔW M ΔWᵀ) = tr(Rᵀ G⁻¹ (G − ρI) G⁻¹ R), grows
+    as n while they are independent, and as n² where keys and residuals agree. A batch ends before
+    its cost is 1.5 times that of its facts each by itself. Facts with one key, which agree
+    entirely, are not parted by this: they cost less together.
+    """
+    white = metric.whiten(keys)
+    overlap = metric.solve(white) @ white.mT
+    pairs = residual @ residual.mT
+    alone = overlap.diagonal() * pairs.diagonal() / (overlap.diagonal() + ridge).square()
+    allowed = (1 + _SHARED) * alone.cumsum(0)
+    low, high = 1, len(keys)
+    # Cost over allowance need not be monotone; the largest size that bisection meets is taken.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _energy(overlap, pairs, ridge, middle) <= allowed[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _energy(overlap: Tensor, pairs: Tensor, ridge: float, size: int) -> Tensor:
+    gram = overlap[:size, :size].clone()
+    gram.diagonal().add_(ridge)
+    inner = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    return ((inner @ overlap[:size, :size] @ inner) * pairs[:size, :size]).sum()

@@ -1,0 +1,186 @@
+"""Carried batches on their way into a model: what is written next, and whether it stays.
+
+Where a guard watches or a rule adapts the batch size to the model, a batch is first written on
+trial: the probe looks, the saved tensors are copied back, and only what stays is written again.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import NamedTuple
+
+from retcon.editing.adapting import Aimd, Verdict, compatible
+from retcon.editing.probing import Probe
+from retcon.editing.schedule import Schedule
+from retcon.editing.signals import Signals
+from retcon.editing.steps import Past, Step, own_seconds, shared_seconds
+from retcon.edits import Edit
+from retcon.methods.base import Editor, Features, State, Update
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress
+
+# Of the facts that wait, the share whose drift must be below the refresh rule's threshold.
+_STALE_SHARE = 0.9
+
+
+class _Solved(NamedTuple):
+    """A batch that stays: what was tried before, and why that did not, is in `tried` and notes."""
+
+    part: Features
+    update: Update
+    signals: Signals | None
+    next_size: int
+    tried: int
+    notes: list[str]
+    seconds: float
+
+
+@dataclass
+class Fold:
+    """Carried batches on their way into a model.
+
+    written: how many edits are in. waiting: features of the next ones, on the weights as they were
+    when these were made; the first of them are for edit number `written`. size: of the next batch.
+    ended: whether there is none.
+    """
+
+    model: ModelHandle
+    editor: Editor
+    edits: Sequence[Edit]
+    schedule: Schedule
+    progress: Progress
+    state: State
+    written: int = field(default=0, init=False)
+    index: int = field(default=0, init=False)
+    ended: bool = field(default=False, init=False)
+    waiting: Features | None = field(default=None, init=False)
+    shared: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.size = self.schedule.batch_size
+        self._aimd = Aimd(step=self.size) if self.schedule.rule == "aimd" else None
+        self._probe = Probe(self.model) if self._aimd or self.schedule.guard.watches else None
+        untouched = self._probe.measure([], [], 0.0) if self._probe else None
+        # Of the untouched model, then after each batch that stayed.
+        self._seen = [] if untouched is None else [untouched]
+
+    def replay(self, past: Sequence[Past]) -> None:
+        """Write earlier steps again, and make the targets that were waiting after the last."""
+        made = max((i for i, step in enumerate(past) if step.refreshed), default=0)
+        kept = self.schedule.refresh.stale > 0
+        for i, step in enumerate(past):
+            if i == made and kept:
+                self._make()
+            self._write(step.update, step.signals)
+            self.size = step.next_size or self.size
+
+    def step(self) -> Step:
+        """Solve and write the next batch."""
+        staleness, stale = self._staleness(), self.schedule.refresh.stale
+        anew = staleness is None or stale == 0 or staleness > stale
+        if anew:
+            self._make()
+        done = self._solved()
+        alarm = self._alarm(done.signals)
+        undone = bool(alarm) and self.schedule.guard.action == "rollback"
+        stopped = bool(alarm) and self.schedule.guard.action in ("stop", "rollback")
+        index, seconds = self.index, done.seconds + own_seconds(done.part, self.shared)
+        if not undone:
+            self._write(done.update, done.signals)
+        self.size = done.next_size
+        self.ended = stopped or self.written >= len(self.edits)
+        self.progress("editing", self.written, len(self.edits))
+        return Step(
+            index=index,
+            at=self.written,
+            edits=done.part.edits,
+            update=done.update,
+            features=done.part,
+            refreshed=anew,
+            staleness=staleness,
+            seconds=seconds,
+            signals=done.signals,
+            next_size=done.next_size,
+            tried=done.tried,
+            note="; ".join([*done.notes, *([alarm] if alarm else [])]),
+            last=self.ended,
+            undone=undone,
+        )
+
+    def _solved(self) -> _Solved:
+        """The next batch, as large as the schedule lets it be."""
+        assert self.waiting is not None
+        size, tried, spent = self._wanted(self.waiting), 0, 0.0
+        notes: list[str] = []
+        while True:
+            part = self.waiting.select(slice(0, size))
+            started = time.perf_counter()
+            update = self.editor.edit(self.model, part, self.state)
+            spent += time.perf_counter() - started
+            signals = self._on_trial(update, part)
+            verdict = self._verdict(len(part.edits), signals)
+            if verdict.reason:
+                notes.append(f"{len(part.edits)}: {verdict.reason}")
+            if verdict.stays:
+                return _Solved(part, update, signals, verdict.next_size, tried, notes, spent)
+            size, tried = verdict.next_size, tried + 1
+
+    def _wanted(self, waiting: Features) -> int:
+        """How many of the facts that wait are solved for together."""
+        size = min(self.size, len(waiting.edits))
+        if self.schedule.rule != "energy":
+            return size
+        (layer,) = self.editor.layers
+        part = waiting.select(slice(0, size))
+        residual = part.targets.delta.double()
+        return compatible(part.keys, residual, self.state.metrics[layer], self.editor.ridge or 0.0)
+
+    def _on_trial(self, update: Update, part: Features) -> Signals | None:
+        """What the probe sees of a batch; the weights are as before afterwards, bit for bit."""
+        if self._probe is None:
+            return None
+        norm = max(delta.norm() for delta in update.deltas.values()) / sqrt(len(part.edits))
+        with self.model.scratch():
+            self.model.write(update.deltas)
+            return self._probe.measure(part.edits, self.edits[: self.written], norm)
+
+    def _verdict(self, size: int, signals: Signals | None) -> Verdict:
+        if self._aimd is None or signals is None:
+            return Verdict(True, "", self.schedule.batch_size)
+        return self._aimd.judge(size, self._seen[-1], signals)
+
+    def _alarm(self, signals: Signals | None) -> str:
+        if signals is None or not self.schedule.guard.watches:
+            return ""
+        first = self._seen[1] if len(self._seen) > 1 else None
+        return self.schedule.guard.judge(self._seen[0], first, signals)
+
+    def _make(self) -> None:
+        """The features of the facts that come next, on the weights as they are."""
+        started = time.perf_counter()
+        ahead = self.schedule.refresh.ahead(self.size)
+        chosen = self.edits[self.written : self.written + ahead]
+        self.waiting = self.editor.features(self.model, chosen, self.state, self.progress)
+        self.shared = shared_seconds(self.waiting, time.perf_counter() - started)
+
+    def _staleness(self) -> float | None:
+        """The 90th percentile of the drift of the facts that wait; None where none does.
+
+        Facts whose δ is 0 have no unit to measure it in, and are left out; 0 where all are such.
+        """
+        if self.waiting is None or not self.waiting.edits or self.schedule.refresh.stale == 0:
+            return None
+        drift = self.editor.drift(self.model, self.waiting)
+        drift = drift[~drift.isnan()]
+        return float(drift.quantile(_STALE_SHARE)) if len(drift) else 0.0
+
+    def _write(self, update: Update, signals: Signals | None) -> None:
+        self.model.write(update.deltas)
+        self.state = self.editor.carry(self.state, update)
+        self.written += len(update.ids)
+        self.index += 1
+        if signals is not None:
+            self._seen.append(signals)
+        if self.waiting is not None:
+            self.waiting = self.waiting.select(slice(len(update.ids), None))

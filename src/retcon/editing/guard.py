@@ -1,0 +1,66 @@
+"""A guard over carried edits: it sees a model collapse, and warns, stops, or takes the batch back.
+
+    perplexity    of ordinary text, against the untouched model
+    retention     of facts written earlier
+    step norm     ‖ΔW‖/√n of a batch, against the first one
+
+Perplexity and retention fail one without the other, so both are watched. A batch that trips the
+guard is looked at before it is written for good: taking it back leaves the bits of before.
+"""
+
+from dataclasses import dataclass
+from math import exp, log
+from typing import Literal
+
+from retcon.editing.signals import Signals, growth
+from retcon.errors import InvalidSetting
+
+Action = Literal["off", "warn", "stop", "rollback"]
+ACTIONS: tuple[Action, ...] = ("off", "warn", "stop", "rollback")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What is done, and when.
+
+    action: `warn` says so and goes on, `stop` ends the run with the batch, `rollback` without it.
+    perplexity: largest ratio to the untouched model's. retention: smallest share of earlier facts
+    that are still said. step_norm: largest ratio to the first batch's.
+    """
+
+    action: Action = "off"
+    perplexity: float = 1.5
+    retention: float = 0.6
+    step_norm: float = 20.0
+
+    @classmethod
+    def parse(cls, action: str) -> "Guard":
+        """The guard with that action.
+
+        Raises:
+            InvalidSetting: there is no such action.
+        """
+        for known in ACTIONS:
+            if known == action:
+                return cls(action=known)
+        raise InvalidSetting(f"The guard takes one of {', '.join(ACTIONS)}, not {action!r}.")
+
+    @property
+    def watches(self) -> bool:
+        """Whether it looks at all."""
+        return self.action != "off"
+
+    def judge(self, untouched: Signals, first: Signals | None, now: Signals) -> str:
+        """What is wrong; empty where nothing is. first: the first batch's."""
+        moved = growth(untouched, now)
+        if not moved <= log(self.perplexity):
+            return f"perplexity of ordinary text is {_times(moved)} that of the untouched model"
+        if now.retention is not None and now.retention < self.retention:
+            return f"of the facts written earlier {now.retention:.0%} are still said"
+        if first is not None and now.step_norm > self.step_norm * first.step_norm:
+            return f"a fact moves the weights {now.step_norm / first.step_norm:.3g} times as far"
+        return ""
+
+
+def _times(nats: float) -> str:
+    return f"{exp(nats):.3g} times" if nats < 50 else "beyond measure of"

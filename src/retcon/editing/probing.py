@@ -1,0 +1,61 @@
+"""A few cheap numbers that tell whether a model still holds up, taken while edits go into it.
+
+They are read on the model as it is: ordinary text, facts written earlier, facts written now.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from math import isfinite
+
+from retcon.data.held_out import held_out
+from retcon.editing.signals import Signals
+from retcon.edits import Edit
+from retcon.errors import NotFinite
+from retcon.evaluation.drift import perplexity
+from retcon.evaluation.scoring import score_targets
+from retcon.model.handle import ModelHandle
+
+# Passages of ordinary text, their tokens, and earlier facts that are asked again.
+_PASSAGES, _LENGTH, _RESERVOIR = 12, 64, 48
+
+
+class Probe:
+    """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self._handle = handle
+        self._texts = held_out(passages=_PASSAGES).texts
+
+    def measure(self, batch: Sequence[Edit], earlier: Sequence[Edit], step_norm: float) -> Signals:
+        """Signals of the model as it is. batch: edits in it that are new. earlier: the others."""
+        now = {edit.fact for edit in batch}
+        # Of a fact that was edited again, the last target counts.
+        latest = {edit.fact: edit for edit in earlier if edit.fact not in now}
+        reservoir = sorted(latest.values(), key=_place)[:_RESERVOIR]
+        try:
+            text = perplexity(self._handle, self._texts, length=_LENGTH).nll
+            efficacy = self._share(sorted(batch, key=_place)[:_RESERVOIR])
+            retention = self._share(reservoir)
+        except NotFinite:
+            return Signals(float("inf"), 0.0, 0.0, step_norm)
+        return Signals(text if isfinite(text) else float("inf"), efficacy, retention, step_norm)
+
+    def _share(self, edits: Sequence[Edit]) -> float | None:
+        """Of facts, those of which the target is more probable than the old one, or the most."""
+        if not edits:
+            return None
+        asked = [(edit.text, target) for edit in edits for target in _targets(edit)]
+        scores = iter(score_targets(self._handle, asked))
+        said = 0
+        for edit in edits:
+            new, *old = (next(scores) for _ in _targets(edit))
+            said += new.nll < old[0].nll if old else new.hits == new.tokens
+        return said / len(edits)
+
+
+def _targets(edit: Edit) -> list[str]:
+    return [edit.target] if edit.target_old is None else [edit.target, edit.target_old]
+
+
+def _place(edit: Edit) -> str:
+    return hashlib.sha256(edit.fact.encode()).hexdigest()

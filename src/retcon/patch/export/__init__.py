@@ -1,0 +1,1 @@
+"""A patch in the forms that other programs read."""

@@ -1,0 +1,70 @@
+"""The README of an export: what it is, what it changes, and how it was made."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from retcon.patch.format import Patch
+
+_SHOWN = 50
+
+
+def write_card(
+    folder: Path, patch: Patch, *, relation: str, library: str, use: Sequence[str]
+) -> None:
+    """Write README.md with the front matter that the Hugging Face hub reads.
+
+    relation: `adapter` or `finetune`. use: lines of Python that load it.
+    """
+    about = patch.about
+    front: dict[str, object] = {
+        "library_name": library,
+        "base_model_relation": relation,
+        "tags": ["model-editing", "knowledge-editing", "retcon"],
+    }
+    # The hub knows models as OWNER/NAME; a folder's name would mean another model there.
+    if about.model.count("/") == 1 and about.model[0] not in "./~":
+        front["base_model"] = about.model
+    facts = [
+        f"| {_cell(e.id)} | {_cell(e.text)} | {_cell(e.target_old or '–')} | {_cell(e.target)} |"
+        for e in patch.edits[:_SHOWN]
+    ]
+    more = len(patch.edits) - len(facts)
+    lines = [
+        "---",
+        yaml.safe_dump(front, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {_count(len(patch.edits))} rewritten in {_cell(about.model)}",
+        "",
+        f"Made by Retcon {about.retcon} with {_cell(about.method)} ({_cell(about.schedule)}), "
+        f"layers {', '.join(map(str, about.layers))}; base model fingerprint `{about.base[:16]}`.",
+        "",
+        "```python",
+        *use,
+        "```",
+        "",
+        "| id | prompt | before | now |",
+        "|---|---|---|---|",
+        *facts,
+        *([f"\n… and {more} more."] if more else []),
+        "",
+        "Settings:",
+        "",
+        "```json",
+        json.dumps(about.settings, indent=1, ensure_ascii=False),
+        "```",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _count(facts: int) -> str:
+    return "1 fact" if facts == 1 else f"{facts or 'No single'} facts"
+
+
+def _cell(text: str) -> str:
+    """A text on one line of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,338 @@
+"""Patches on one base model, stacked in the order in which they were added, and their history.
+
+An entry is a patch that was added; its number is that of the event that added it. Undoing is an
+event too: it says which facts leave the stack, and nothing is deleted, so every earlier stack can
+be had again. The model's own weights are nowhere in a ledger: an empty stack is the model as it
+was, to the last bit.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from retcon.errors import InvalidLedger, InvalidSetting, PatchMismatch, UnknownName
+from retcon.model.handle import ModelHandle
+from retcon.patch import journal
+from retcon.patch.format import Patch, Provenance, load_about, load_patch
+from retcon.patch.journal import Added, Event, Returned, Scores, TakenBack
+from retcon.patch.slots import Slot, stack_after
+from retcon.patch.stacking import check_rows, stack, without
+from retcon.storage import locked, make_folder
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A patch in the stack: who added it, when and why, and what is left of it.
+
+    about: how it was made, with the facts that are still in the stack. facts: how many it brought.
+    on: the event on whose stack it was made; 0: on the base model. solved: see `Slot`.
+    """
+
+    number: int
+    who: str
+    when: datetime
+    note: str
+    scores: Scores
+    about: Provenance
+    facts: int
+    on: int
+    solved: int
+
+
+class Undoing(NamedTuple):
+    """What is to leave the stack: facts by entry, and entries as a whole.
+
+    seen: how many events there were when this was made out.
+    """
+
+    facts: dict[int, tuple[str, ...]]
+    entries: tuple[int, ...]
+    seen: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A folder of patches on one base model; see the module `journal` for its files.
+
+    Any number of processes may read and write it: writers wait for each other, and readers see
+    each event whole or not at all.
+    """
+
+    folder: Path
+
+    @property
+    def identity(self) -> journal.Identity:
+        """The base model.
+
+        Raises:
+            InvalidLedger: the folder is no ledger.
+        """
+        return journal.read_identity(self.folder)
+
+    @property
+    def history(self) -> tuple[Event, ...]:
+        """All that was ever done, oldest first.
+
+        Raises:
+            InvalidLedger: the folder is no ledger, or an event is missing or damaged.
+        """
+        _ = self.identity
+        return journal.read_events(self.folder)
+
+    def entries(self, at: int | None = None) -> tuple[Entry, ...]:
+        """The stack from its lowest patch on; at: as it was after that event (0: empty).
+
+        Raises:
+            InvalidLedger, InvalidPatch: a file is missing or damaged.
+            UnknownName: there is no such event.
+        """
+        history = self.history
+        return tuple(self._entry(slot, history) for slot in stack_after(history, at))
+
+    def patch(self, entry: int, at: int | None = None) -> Patch:
+        """What is in the stack of one entry.
+
+        Raises:
+            UnknownName: the stack has no such entry.
+        """
+        history = self.history
+        slots = {slot.entry: slot for slot in stack_after(history, at)}
+        _among(entry, slots)
+        return self._patch(slots[entry])
+
+    def stack(self, at: int | None = None) -> Patch:
+        """All that is in the stack as one patch; without changes where the stack is empty.
+
+        Raises:
+            InvalidLedger, InvalidPatch: a file is missing, damaged, or not the one that was added.
+        """
+        identity, slots = self.identity, stack_after(self.history, at)
+        patches = {str(slot.entry): self._patch(slot) for slot in slots}
+        return stack(patches, base=identity.base, model=identity.model)
+
+    def applied(
+        self, model: ModelHandle, at: int | None = None
+    ) -> AbstractContextManager[ModelHandle]:
+        """The model with the stack in its weights; afterwards its own weights, bit for bit.
+
+        Raises:
+            PatchMismatch: the ledger is for another model.
+        """
+        return self.stack(at).applied(model)
+
+    def add(
+        self,
+        patch: Patch | Path | str,
+        *,
+        who: str,
+        note: str = "",
+        scores: Scores | None = None,
+        model: ModelHandle | None = None,
+    ) -> Entry:
+        """Put a patch on top of the stack. A folder that is empty or missing becomes a ledger.
+
+        model: the base model, needed only for a patch that was made on top of the stack.
+
+        Raises:
+            PatchMismatch: the patch was made for another model.
+            InvalidPatch, InvalidLedger: it, or the ledger, is damaged.
+            StorageError: no space or no permission; then nothing was added.
+        """
+        read = patch if isinstance(patch, Patch) else load_patch(patch)
+        with locked(make_folder(self.folder) / _LOCK):
+            self._found(read.about)
+            history, on = self.history, self._made_on(read.about, model)
+            file = patch if isinstance(patch, Patch) else Path(patch)
+            sha = journal.keep_patch(self.folder, file)
+            action = Added(patch=sha, on=on, scores=scores or {})
+            event = journal.append(self.folder, len(history) + 1, action, who=who, note=note)
+        return self._entry(Slot(event.number, sha), (*history, event))
+
+    def choose(self, facts: Sequence[str] = (), entries: Sequence[int] = ()) -> Undoing:
+        """What an undo would take out of the stack.
+
+        facts: ids, as `ID` or, where several entries have it, `ENTRY:ID`.
+
+        Raises:
+            UnknownName: the stack has no such fact or entry.
+            InvalidSetting: an id that is in several entries, or nothing named.
+            InvalidPatch: a fact of a patch whose rows do not belong to facts.
+        """
+        if not facts and not entries:
+            raise InvalidSetting("Say what to take back: ids of facts, or entries.")
+        history = self.history
+        slots = {slot.entry: slot for slot in stack_after(history, None)}
+        stacked = {number: self._entry(slot, history) for number, slot in slots.items()}
+        for number in entries:
+            _among(number, stacked)
+        named: dict[int, list[str]] = {}
+        for name in dict.fromkeys(facts):
+            number, id = _find(name, stacked)
+            named.setdefault(number, []).append(id)
+        for number in named:
+            check_rows(self._patch(slots[number]))
+        whole = {n for n, ids in named.items() if {r.id for r in stacked[n].about.edits} == {*ids}}
+        whole |= {*entries}
+        some = {number: tuple(ids) for number, ids in named.items() if number not in whole}
+        return Undoing(some, tuple(sorted(whole)), len(history))
+
+    def undo(
+        self,
+        undoing: Undoing,
+        *,
+        who: str,
+        note: str = "",
+        solved: Mapping[int, Patch] | None = None,
+    ) -> Event:
+        """Take facts out of the stack; the history keeps them.
+
+        solved: by entry, the facts of it that stay, solved again. Without it their rows stay as
+        they are (*removed*, not re-solved).
+
+        Raises:
+            InvalidLedger: somebody else has changed the ledger since the undo was made out.
+            StorageError: no space or no permission; then nothing has happened.
+        """
+        with locked(self.folder / _LOCK):
+            history = self.history
+            if len(history) != undoing.seen:
+                raise InvalidLedger(
+                    f"{self.folder} was changed meanwhile (event {len(history)}, by "
+                    f"{history[-1].who}). Nothing was undone. Look at it, and undo again."
+                )
+            patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
+            action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
+            return journal.append(self.folder, len(history) + 1, action, who=who, note=note)
+
+    def back_to(self, point: int, *, who: str, note: str = "") -> Event:
+        """Make the stack what it was after an event; 0: empty. This is an event as well.
+
+        Raises:
+            UnknownName: there is no such event.
+        """
+        _ = self.identity
+        with locked(self.folder / _LOCK):
+            history = self.history
+            stack_after(history, point)
+            action = Returned(to=point)
+            return journal.append(self.folder, len(history) + 1, action, who=who, note=note)
+
+    def after(
+        self,
+        undoing: Undoing,
+        solved: Mapping[int, Patch] | None = None,
+        *,
+        below: int | None = None,
+    ) -> Patch:
+        """The stack as an undo would leave it; nothing is changed.
+
+        solved: by entry, what takes its place. below: only entries with smaller numbers.
+
+        Raises:
+            InvalidLedger, InvalidPatch: a file is missing or damaged.
+        """
+        identity, anew = self.identity, solved or {}
+        patches = {
+            str(slot.entry): anew[slot.entry]
+            if slot.entry in anew
+            else without(self._patch(slot), undoing.facts.get(slot.entry, ()))
+            for slot in stack_after(self.history, None)
+            if slot.entry not in undoing.entries and (below is None or slot.entry < below)
+        }
+        return stack(patches, base=identity.base, model=identity.model)
+
+    def _entry(self, slot: Slot, history: Sequence[Event]) -> Entry:
+        event = history[slot.entry - 1]
+        assert isinstance(event.action, Added)
+        about = self._about(slot.sha)
+        kept = tuple(record for record in about.edits if record.id not in slot.dropped)
+        brought = about if not slot.solved else self._about(event.action.patch)
+        return Entry(
+            number=slot.entry,
+            who=event.who,
+            when=event.when,
+            note=event.note,
+            scores=event.action.scores,
+            about=about.model_copy(update={"edits": kept}),
+            facts=len(brought.edits),
+            on=event.action.on,
+            solved=slot.solved,
+        )
+
+    def _about(self, sha: str) -> Provenance:
+        return load_about(journal.patch_file(self.folder, sha))
+
+    def _patch(self, slot: Slot) -> Patch:
+        file = journal.patch_file(self.folder, slot.sha)
+        if file.is_file() and journal.hash_of(file) != slot.sha:
+            raise InvalidLedger(
+                f"{file} is not the file that was added as entry {slot.entry}: its bytes have "
+                f"another hash. Bring it back from a copy, or undo the entry."
+            )
+        return without(load_patch(file), slot.dropped)
+
+    def _found(self, about: Provenance) -> None:
+        """Make the folder a ledger for the patch's base where it is none yet."""
+        if (self.folder / "ledger.json").exists():
+            return
+        foreign = [child.name for child in self.folder.iterdir() if child.name != _LOCK]
+        if foreign:
+            raise InvalidLedger(
+                f"{self.folder} holds other files ({foreign[0]}) and is no ledger. Name an empty "
+                f"or a new folder."
+            )
+        identity = journal.Identity(base=about.base, model=about.model)
+        journal.write_identity(self.folder, identity)
+
+    def _made_on(self, about: Provenance, model: ModelHandle | None) -> int:
+        """0 for a patch made on the base model; the last event for one made on its stack."""
+        identity = self.identity
+        if about.base == identity.base:
+            return 0
+        if model is not None:
+            with self.applied(model):
+                if about.base == model.live_fingerprint:
+                    return len(self.history)
+        raise PatchMismatch(
+            f"The patch was made for {about.model!r} (fingerprint {about.base[:12]}…); this ledger "
+            f"is for {identity.model!r} ({identity.base[:12]}…)"
+            + (
+                ", and so is its stack. Keep the patch in a ledger of its own."
+                if model is not None
+                else ". If it was made on top of this stack, give the base model too, to prove it."
+            )
+        )
+
+
+def _find(name: str, stacked: Mapping[int, Entry]) -> tuple[int, str]:
+    """The entry and the id that a fact's name means."""
+    holders = {n: {record.id for record in e.about.edits} for n, e in stacked.items()}
+    found = [number for number, ids in holders.items() if name in ids]
+    if len(found) == 1:
+        return found[0], name
+    if found:
+        raise InvalidSetting(
+            f"{name!r} is in the entries {', '.join(map(str, found))}. Say which: "
+            f"{found[0]}:{name}."
+        )
+    entry, _, id = name.partition(":")
+    if entry.isdecimal() and id in holders.get(int(entry), ()):
+        return int(entry), id
+    known = [id for ids in holders.values() for id in sorted(ids)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise UnknownName(
+        f"The stack has no fact {name!r}. "
+        + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
+        + f"`retcon patch show` lists its {len(known)} facts."
+    )
+
+
+def _among(number: int, stacked: Mapping[int, object]) -> None:
+    if number not in stacked:
+        raise UnknownName.among("entry", str(number), map(str, stacked))

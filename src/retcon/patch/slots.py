@@ -1,0 +1,57 @@
+"""What is in a ledger's stack, as it follows from the events of its history."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from retcon.errors import InvalidLedger, UnknownName
+from retcon.patch.journal import Added, Event, Returned
+
+
+class Slot(NamedTuple):
+    """An entry's place in the stack: its patch file, and the facts of it that were taken back.
+
+    solved: the event that put the facts which stayed, solved again, in the patch's place; or 0.
+    """
+
+    entry: int
+    sha: str
+    dropped: frozenset[str] = frozenset()
+    solved: int = 0
+
+
+def stack_after(history: Sequence[Event], at: int | None) -> tuple[Slot, ...]:
+    """The stack after event `at` (0: empty); the last one where none is named.
+
+    Raises:
+        UnknownName: there is no such event.
+        InvalidLedger: an event undoes what was not there.
+    """
+    at = len(history) if at is None else at
+    if not 0 <= at <= len(history):
+        raise UnknownName(f"There is no event {at}: the ledger's events are 0 to {len(history)}.")
+    states: list[tuple[Slot, ...]] = [()]
+    for event in history[:at]:
+        states.append(_step(states, event))
+    return states[at]
+
+
+def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
+    """The stack after one more event."""
+    action, before = event.action, states[-1]
+    if isinstance(action, Added):
+        return (*before, Slot(event.number, action.patch))
+    if isinstance(action, Returned):
+        return states[action.to]
+    absent = {*action.facts, *action.entries, *action.solved} - {slot.entry for slot in before}
+    if absent:
+        raise InvalidLedger(
+            f"Event {event.number} undoes entry {min(absent)}, which was not in the stack then. "
+            f"The ledger was changed by something else."
+        )
+    return tuple(
+        Slot(slot.entry, action.solved[slot.entry], solved=event.number)
+        if slot.entry in action.solved
+        else slot._replace(dropped=slot.dropped.union(action.facts.get(slot.entry, ())))
+        for slot in before
+        if slot.entry not in action.entries
+    )

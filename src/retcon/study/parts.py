@@ -1,0 +1,191 @@
+"""What is kept of a batch while its cell runs: enough to go on from there, in one file.
+
+The factors of its change and what later batches must know of it where edits are carried, the rows
+and records that were taken, and a checksum over all of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retcon.algebra.delta import LowRankDelta
+from retcon.editing.signals import Signals
+from retcon.editing.steps import Past
+from retcon.editing.trial import Seen, StepRecord
+from retcon.evaluation.rows import Row
+from retcon.methods.base import Update
+from retcon.storage import write_whole
+
+ROW_SCHEMA = pl.Schema(
+    {
+        "case": pl.String,
+        "relation": pl.String,
+        "kind": pl.String,
+        "index": pl.Int32,
+        "when": pl.String,
+        "step": pl.Int32,
+        "nll_new": pl.Float64,
+        "n_new": pl.Int32,
+        "hits_new": pl.Int32,
+        "nll_old": pl.Float64,
+        "n_old": pl.Int32,
+        "hits_old": pl.Int32,
+        "exact": pl.Boolean,
+    }
+)
+
+
+class End(NamedTuple):
+    """What is kept of a model that holds all edits of a cell.
+
+    weights: sha256 of the edited matrices. examples: facts, with what it says before and after.
+    generations: the fields of each `Generation`, where texts were asked for.
+    """
+
+    weights: str
+    examples: list[dict[str, str | None]]
+    generations: list[list[object]]
+
+
+class Part(NamedTuple):
+    """What one file holds: steps that were solved together, and what was seen of them.
+
+    past: as it takes to write the steps again. end: in the last part, where edits are carried.
+    """
+
+    past: list[Past]
+    records: list[StepRecord]
+    rows: pl.DataFrame
+    end: End | None
+
+
+def write_part(target: Path, first: int, seen: Seen, *, carried: bool, end: End | None) -> Part:
+    """Keep steps and what was seen of them, whole or not at all. first: the index of the first.
+
+    Raises:
+        StorageError: no space, or no permission.
+    """
+    tensors = {"rows": _bytes_of(frame(seen.rows))}
+    for i, step in enumerate(seen.steps):
+        kept = step.update if carried else _scored(step.update)
+        tensors |= {f"{i}.{k}": v for k, v in _tensors(kept).items()}
+    about = {
+        "first": first,
+        "records": [record._asdict() for record in seen.records],
+        "updates": [
+            {
+                "ids": s.update.ids,
+                "ridge": s.update.ridge,
+                "refreshed": s.refreshed,
+                "facts": s.update.facts,
+                "energy": dict(s.update.energy),
+                "anchor": s.update.anchor,
+                "signals": s.signals,
+                "next_size": s.next_size,
+            }
+            for s in seen.steps
+        ],
+        "end": end,
+    }
+    # As it will be read back: the layers that are keys become text.
+    said = json.loads(json.dumps(about))
+    write_whole(target, lambda work: _save(tensors, said, work), sync=True)
+    # What it takes to write them again is on the disk, and need not be in memory.
+    return Part([], seen.records, frame(seen.rows), end)
+
+
+def frame(rows: Sequence[Row]) -> pl.DataFrame:
+    """Rows as they are kept."""
+    return pl.DataFrame(list(rows), schema=ROW_SCHEMA, orient="row")
+
+
+def _bytes_of(frame: pl.DataFrame) -> Tensor:
+    stream = BytesIO()
+    frame.write_parquet(stream)
+    return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+
+
+def _scored(update: Update) -> Update:
+    """What is kept of an update that no other builds on."""
+    return Update(update.ids, {}, {}, update.ridge, update.novelty, update.reached)
+
+
+# What an update holds by layer, beside the factors of its change.
+_BY_LAYER = ("memory", "keys", "values", "errors")
+
+
+def _tensors(update: Update) -> dict[str, Tensor]:
+    found = {"novelty": update.novelty, "reached": update.reached}
+    for layer, delta in update.deltas.items():
+        found |= {f"left.{layer}": delta.left, f"right.{layer}": delta.right}
+    for name in _BY_LAYER:
+        found |= {f"{name}.{layer}": rows for layer, rows in getattr(update, name).items()}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+
+def _save(tensors: dict[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    save_file(tensors, path, {"about": json.dumps(about), "sha256": digest.hexdigest()})
+
+
+def load_part(path: Path) -> tuple[int, Part]:
+    """The index of a part's first step, and the part.
+
+    Raises:
+        ValueError, KeyError, SafetensorError: it is not what was written.
+    """
+    with safe_open(path, framework="pt") as stream:
+        header = stream.metadata() or {}
+        names = sorted(stream.keys())
+        tensors = {name: stream.get_tensor(name) for name in names}
+    about = json.loads(header["about"])
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in names:
+        digest.update(name.encode())
+        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    if digest.hexdigest() != header["sha256"]:
+        raise ValueError("its checksum is another")
+    rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
+    records = [_record(said) for said in about["records"]]
+    end = None if about["end"] is None else End(*about["end"])
+    return about["first"], Part(list(_past(about, tensors)), records, rows, end)
+
+
+def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Past]:
+    for i, said in enumerate(about["updates"]):
+        own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
+        layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
+        deltas = {n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"]) for n in layers}
+        groups = {
+            name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
+            for name in _BY_LAYER
+        }
+        memory, keys, values, errors = groups.values()
+        update = Update(
+            ids=tuple(said["ids"]), deltas=deltas, ridge=float(said["ridge"]),
+            novelty=own["novelty"], reached=own["reached"], facts=tuple(said["facts"]),
+            energy={int(k): float(v) for k, v in said["energy"].items()},
+            anchor=said["anchor"], memory=memory, keys=keys, values=values, errors=errors,
+        )  # fmt: skip
+        signals = None if said["signals"] is None else Signals(*said["signals"])
+        yield Past(update, bool(said["refreshed"]), signals, int(said["next_size"]))
+
+
+def _record(said: Mapping[str, Any]) -> StepRecord:
+    """A record as it was: JSON turns the layers that are keys into text."""
+    layered = ("delta_norm", "total_norm", "weight_norm", "energy", "directions")
+    by_layer = {name: said[name] and {int(k): v for k, v in said[name].items()} for name in layered}
+    values: dict[str, Any] = {**said, **by_layer}
+    return StepRecord(**values)

@@ -1,0 +1,208 @@
+"""Batch sizes that adapt, and the guard: what they decide, and that taking back is exact."""
+
+import pytest
+import torch
+
+from pico import pico
+from retcon.algebra.closed_form import write_keys
+from retcon.algebra.metric import Metric
+from retcon.data.cases import load_cases
+from retcon.editing.adapting import Aimd, compatible
+from retcon.editing.guard import Guard
+from retcon.editing.making import edit as make
+from retcon.editing.probing import Probe
+from retcon.editing.schedule import Schedule
+from retcon.editing.session import run
+from retcon.editing.signals import Signals
+from retcon.editing.steps import Past
+from retcon.editing.trial import evaluate
+from retcon.edits import Case, Edit
+from retcon.errors import Collapsed, InvalidSetting, UnknownName
+from retcon.methods.registry import find_method
+from test_identities import problem
+
+FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
+EDITS = [
+    Edit(id=f"{a}{b}", prompt="The mother tongue of {} is", subject=f"{a} {b}", target=t)
+    for a, t in (("Marie", "English"), ("Rome", "Polish"), ("Danielle", "Spanish"))
+    for b in ("Curie", "Paris", "city")
+]
+FINE = Signals(3.0, 1.0, 1.0, 1.0)
+
+
+def fold(schedule, refresh="never", guard="off", past=(), model=None, **settings):
+    model = pico() if model is None else model
+    editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0, **settings})
+    plan = Schedule.parse(schedule, refresh, guard)
+    steps, bits = [], []
+    for step in run(model, editor, editor.begin(model), EDITS, plan, past=past):
+        steps.append(step)
+        bits.append(model.weights_hash())
+    return steps, bits
+
+
+def scripted(monkeypatch, script):
+    """A probe that sees what a test wants it to see. script: (size, facts written) → Signals."""
+
+    def measure(_self, batch, earlier, step_norm):
+        return script(len(batch), len(earlier))._replace(step_norm=step_norm)
+
+    monkeypatch.setattr(Probe, "measure", measure)
+
+
+def test_schedules_are_read_and_said():
+    for text in ("adaptive-aimd:4", "adaptive-energy:64"):
+        assert str(Schedule.parse(text)) == text and Schedule.parse(text).carry
+    with pytest.raises(UnknownName, match="adaptive-aimd"):
+        Schedule.parse("adaptive-aimed:4")
+    with pytest.raises(InvalidSetting, match="batch size"):
+        Schedule.parse("adaptive-energy")
+    with pytest.raises(InvalidSetting, match="rollback"):
+        Guard.parse("yes")
+    with pytest.raises(InvalidSetting, match="nothing"):
+        Schedule.parse("batch:4", guard="stop")
+
+
+def test_aimd_grows_while_all_is_well(monkeypatch, entries):
+    scripted(monkeypatch, lambda size, earlier: FINE)
+    steps, _ = fold("adaptive-aimd:2")
+    assert [len(step.edits) for step in steps] == [2, 4, 3]
+    assert not any(step.tried or step.note for step in steps) and steps[-1].last
+
+
+def test_aimd_halves_and_takes_back(monkeypatch, entries):
+    """A batch above two is too much: it is tried, taken back bit for bit, and written in half."""
+    scripted(monkeypatch, lambda size, _: FINE if size <= 2 else FINE._replace(efficacy=0.5))
+    steps, bits = fold("adaptive-aimd:2")
+    assert [(len(step.edits), step.tried) for step in steps] == [
+        (2, 0), (2, 1), (2, 1), (1, 1), (2, 0)
+    ]  # fmt: skip
+    assert "50% is said" in steps[1].note
+    _, plain = fold("sequential-batch:2")
+    assert bits[:3] == plain[:3]
+
+
+def test_what_makes_aimd_shrink():
+    rule = Aimd(step=16)
+    assert rule.judge(32, None, FINE).next_size == 48
+    drifted = FINE._replace(log_perplexity=3.1)
+    assert "ordinary text" in rule.judge(32, FINE, drifted).reason
+    assert rule.judge(32, FINE, drifted).next_size == 16
+    assert "earlier facts" in rule.judge(32, FINE, FINE._replace(retention=0.8)).reason
+    broken = FINE._replace(log_perplexity=float("inf"))
+    assert not rule.judge(8, FINE, broken).stays
+    single = rule.judge(1, FINE, drifted)
+    assert single.stays and single.reason and single.next_size == 1
+
+
+@pytest.mark.parametrize("refresh", ["never", "each-batch", "stale:0.3"])
+def test_adaptive_runs_go_on_from_their_steps(monkeypatch, refresh, entries):
+    scripted(monkeypatch, lambda size, _: FINE if size <= 3 else FINE._replace(efficacy=0.5))
+    steps, bits = fold("adaptive-aimd:2", refresh)
+    past = [Past(s.update, s.refreshed, s.signals, s.next_size) for s in steps[:2]]
+    rest, again = fold("adaptive-aimd:2", refresh, past=past)
+    assert bits[2:] == again and [s.index for s in rest] == [s.index for s in steps[2:]]
+
+
+def test_energy_is_what_a_batch_costs():
+    """Bisection against the naive cost tr(ΔW M ΔWᵀ) of every size."""
+    C, K, R = problem(3, 12)
+    K[6:] = K[:6] + 0.05 * K[6:]
+    R[6:] = R[:6]
+    M = Metric.of(C, jitter=0.0)
+
+    def cost(rows):
+        D = R[rows].mT @ write_keys(K[rows], M, 50.0).rows
+        return float((D @ C * D).sum())
+
+    alone = [cost([i]) for i in range(12)]
+    fits = [cost(list(range(n + 1))) <= 1.5 * sum(alone[: n + 1]) for n in range(12)]
+    size = compatible(K, R, M, 50.0)
+    assert fits[size - 1] and (size == 12 or not fits[size])
+    assert compatible(K[:1], R[:1], M, 50.0) == 1
+
+
+def test_energy_parts_facts_that_pull_the_same_way():
+    """Equal residuals at unlike but overlapping keys add up; opposite ones cancel."""
+    C = torch.eye(24, dtype=torch.float64)
+    shared = torch.ones(1, 24, dtype=torch.float64)
+    own = torch.eye(24, dtype=torch.float64)[:10]
+    K, R = shared + 2 * own, torch.ones(10, 3, dtype=torch.float64)
+    M = Metric.of(C, jitter=0.0)
+    assert compatible(K, R, M, 1e3) < 10
+    signs = torch.tensor([1.0, -1.0] * 5, dtype=torch.float64).unsqueeze(1)
+    assert compatible(K, R * signs, M, 1e3) == 10
+
+
+def test_energy_schedules_run(entries):
+    steps, _ = fold("adaptive-energy:4", ridge=1e3)
+    assert sum(len(step.edits) for step in steps) == len(EDITS)
+    assert max(len(step.edits) for step in steps) <= 4
+    editor = find_method("memit").build((0, 1), FAST)
+    model = pico()
+    with pytest.raises(InvalidSetting, match="several"):
+        list(run(model, editor, editor.begin(model), EDITS, Schedule.parse("adaptive-energy:4")))
+
+
+@pytest.mark.parametrize("action", ["warn", "stop", "rollback"])
+def test_the_guard_does_what_it_says(monkeypatch, action, entries):
+    collapse = FINE._replace(log_perplexity=9.0)
+    scripted(monkeypatch, lambda _, earlier: collapse if earlier >= 4 else FINE)
+    model = pico()
+    original = model.weights_hash()
+    steps, bits = fold("sequential-batch:2", guard=action, model=model)
+    assert "perplexity" in steps[2].note and not steps[1].note
+    assert len(steps) == (5 if action == "warn" else 3)
+    _, plain = fold("sequential-batch:2")
+    if action == "rollback":
+        assert steps[2].undone and steps[2].at == 4 and bits[2] == bits[1] == plain[1]
+    else:
+        assert not steps[2].undone and bits[2] == plain[2]
+    assert model.weights_hash() == original
+
+
+def test_the_guard_trips_on_a_real_collapse_and_the_model_is_back(entries):
+    """Targets a hundred times too long, as hard constraints, forgotten by later batches."""
+    model = pico()
+    original = model.weights_hash()
+    wild = {"clamp": 300.0, "lr": 60.0, "decay": 0.0, "ridge": 1e-6, "accumulate": False}
+    steps, bits = fold("sequential-batch:2", "each-batch", "rollback", model=model, **wild)
+    assert steps[-1].undone and steps[-1].note
+    assert bits[-1] == (bits[-2] if len(bits) > 1 else original)
+    assert model.weights_hash() == original
+
+
+def test_a_patch_of_a_stopped_run_holds_what_was_written(monkeypatch, entries):
+    collapse = FINE._replace(retention=0.1)
+    scripted(monkeypatch, lambda _, earlier: collapse if earlier >= 4 else FINE)
+    settings = {**FAST, "ridge": 5.0}
+    plan = Schedule.parse("sequential-batch:2", guard="rollback")
+    patch = make(pico(), EDITS, method="memit", layers=(1,), settings=settings, schedule=plan)
+    assert [e.id for e in patch.edits] == [e.id for e in EDITS[:4]]
+    scripted(monkeypatch, lambda size, _: collapse if size else FINE)
+    with pytest.raises(Collapsed, match="first batch"):
+        make(pico(), EDITS, method="memit", layers=(1,), settings=settings, schedule=plan)
+
+
+def test_a_trial_that_was_stopped_scores_all_its_cases(monkeypatch, entries):
+    collapse = FINE._replace(retention=0.1)
+    scripted(monkeypatch, lambda _, earlier: collapse if earlier >= 2 else FINE)
+    plan = Schedule.parse("sequential-batch:2", guard="rollback")
+    cases = [Case(edit=edit) for edit in EDITS]
+    settings = {**FAST, "ridge": 5.0}
+    trial = evaluate(pico(), cases, method="memit", layers=(1,), settings=settings, schedule=plan)
+    assert {row.case for row in trial.at("final")} == {e.id for e in EDITS}
+    assert {row.case for row in trial.at("immediate")} == {e.id for e in EDITS[:2]}
+    assert trial.steps[-1].undone and trial.describe()["guard"] == "rollback"
+
+
+def test_a_probe_is_deterministic_and_asks_for_the_last_target(entries):
+    model = pico()
+    cases = load_cases("starter")[:12]
+    edits = [case.edit for case in cases]
+    one = Probe(model).measure(edits[:4], edits[4:], 0.5)
+    assert one == Probe(model).measure(edits[:4][::-1], edits[4:][::-1], 0.5)
+    assert one.log_perplexity > 0 and 0 <= one.efficacy <= 1 and one.retention is not None
+    assert Probe(model).measure(edits[:2], [], 0.0).retention is None
+    # What is edited again is asked with its new target only.
+    assert Probe(model).measure(edits[:2], edits[:2], 0.0).retention is None

@@ -1,0 +1,455 @@
+"""Ledgers: stacked, undone in part and as a whole, by many at once, and never by a hostile file."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import pytest
+import torch
+
+from pico import pico, tokenizer
+from retcon.editing.making import edit as make
+from retcon.editing.resolving import check_undo, resolve
+from retcon.errors import (
+    InvalidLedger,
+    InvalidPatch,
+    InvalidSetting,
+    PatchMismatch,
+    StorageError,
+    UnknownName,
+)
+from retcon.patch.format import load_patch
+from retcon.patch.ledger import Ledger
+from retcon.patch.sources import read_source
+from retcon.patch.stacking import difference, stack, without
+from retcon.patch.verifying import verify
+from test_methods import EDITS, FAST
+
+SOFT = {**FAST, "ridge": 9.0}
+
+
+@pytest.fixture
+def model():
+    return pico()
+
+
+@cache
+def patches():
+    """Three facts in two layers, and two in one: made once, since nothing changes a patch."""
+    model = pico()
+    first = make(model, EDITS[:3], method="memit", layers=(0, 1), settings=SOFT)
+    return first, make(model, EDITS[3:], method="emmet", layers=(1,), settings=FAST)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Two patches on one model."""
+    made = Ledger(tmp_path / "ledger")
+    first, second = patches()
+    made.add(first, who="ann", note="a to c", scores={"final": {"ES": 100.0, "NS": None}})
+    second.save(tmp_path / "second.safetensors")
+    made.add(tmp_path / "second.safetensors", who="bob")
+    return made
+
+
+def weights(model, patch):
+    with patch.applied(model):
+        return {k: model.site(k).weight.clone() for k in (0, 1)}
+
+
+def ids(patch):
+    return [edit.id for edit in patch.edits]
+
+
+def test_a_stack_is_the_sum_of_its_entries(ledger, model):
+    first, second = ledger.entries()
+    assert (first.number, first.who, first.note, first.facts) == (1, "ann", "a to c", 3)
+    assert first.scores == {"final": {"ES": 100.0, "NS": None}} and first.when.tzinfo is not None
+    assert second.about.method == "emmet" and second.about.settings["steps"] == FAST["steps"]
+    together = ledger.stack()
+    assert ids(together) == list("abcde") and together.about.base == model.fingerprint
+    for layer in (0, 1):
+        parts = [ledger.patch(n).deltas.get(layer) for n in (1, 2)]
+        total = sum(part.dense() for part in parts if part is not None)
+        assert torch.allclose(together.deltas[layer].dense(), total, atol=1e-12)
+    assert ledger.stack(at=1).about == ledger.patch(1).about
+    # The bytes of a file that was added are kept as they were.
+    added = ledger.history[1].action.patch
+    assert (ledger.folder / "patches" / f"{added}.safetensors").read_bytes() == (
+        ledger.folder.parent / "second.safetensors"
+    ).read_bytes()
+
+
+def test_a_stack_is_saved_and_loaded_as_one_patch(ledger, tmp_path):
+    together = ledger.stack()
+    together.save(tmp_path / "one.safetensors")
+    assert load_patch(tmp_path / "one.safetensors").about == together.about
+    again = Ledger(tmp_path / "again")
+    again.add(tmp_path / "one.safetensors", who="ann")
+    assert ids(again.stack()) == list("abcde")
+    again.undo(again.choose(["d"]), who="ann")
+    assert ids(again.stack()) == list("abce")
+
+
+def test_undoing_takes_exactly_those_rows_out(ledger, model):
+    before = {k: ledger.stack().deltas[k].dense() for k in (0, 1)}
+    b = without(ledger.patch(1), {"a", "c"})
+    event = ledger.undo(ledger.choose(["b"]), who="ann", note="wrong after all")
+    after = ledger.stack()
+    assert ids(after) == list("acde") and event.number == 3
+    for layer in (0, 1):
+        gone = before[layer] - after.deltas[layer].dense()
+        assert torch.allclose(gone, b.deltas[layer].dense(), atol=1e-12)
+    # What is left are the same rows, to the bit.
+    assert torch.equal(after.deltas[1].left[:2], ledger.stack(at=2).deltas[1].left[[0, 2]])
+    (first, _) = ledger.entries()
+    assert first.facts == 3 and len(first.about.edits) == 2
+
+
+def test_undoing_an_entry_is_the_stack_without_it_bit_for_bit(ledger, model):
+    expected = weights(model, ledger.stack(at=1))
+    ledger.undo(ledger.choose(entries=[2]), who="ann")
+    assert all(torch.equal(expected[k], w) for k, w in weights(model, ledger.stack()).items())
+    # Facts named one by one are an entry too.
+    ledger.undo(ledger.choose(["a", "b", "c"]), who="ann")
+    assert ledger.entries() == () and ledger.history[-1].action.entries == (1,)
+
+
+def test_undoing_everything_is_the_original_model(ledger, model):
+    original = model.weights_hash()
+    with ledger.applied(model):
+        assert model.weights_hash() != original
+    assert model.weights_hash() == original
+    ledger.undo(ledger.choose(list("abcde")), who="ann")
+    with ledger.applied(model):
+        assert model.weights_hash() == original and model.as_loaded
+    with pytest.raises(PatchMismatch), ledger.applied(pico(seed=1)):
+        pass
+
+
+def test_history_is_kept_and_any_point_can_be_had_again(ledger, model):
+    states = {2: weights(model, ledger.stack())}
+    ledger.undo(ledger.choose(["a"], [2]), who="ann")
+    states[3] = weights(model, ledger.stack())
+    ledger.back_to(2, who="bob", note="no, keep them")
+    ledger.back_to(0, who="bob")
+    assert ledger.stack().edits == ()
+    ledger.back_to(4, who="bob")
+    for at, same in ((2, 2), (3, 3), (4, 2), (6, 2)):
+        now = weights(model, ledger.stack(at))
+        assert all(torch.equal(states[same][k], now[k]) for k in (0, 1))
+    assert [event.action.kind for event in ledger.history] == (
+        ["add", "add", "undo", "return", "return", "return"]
+    )
+    assert read_source(f"{ledger.folder}@3").about == ledger.stack(3).about
+    with pytest.raises(UnknownName, match="0 to 6"):
+        ledger.back_to(7, who="bob")
+
+
+def test_re_solving_is_editing_without_the_fact(ledger, model):
+    undoing = ledger.choose(["b"])
+    solved = resolve(model, ledger, undoing)
+    assert set(solved) == {1}
+    expected = make(model, [EDITS[0], EDITS[2]], method="memit", layers=(0, 1), settings=SOFT)
+    # One batch of three is recorded as such, and holds two as well.
+    assert all(torch.equal(expected.deltas[k].left, solved[1].deltas[k].left) for k in (0, 1))
+    assert not torch.equal(solved[1].deltas[1].left, ledger.patch(1).deltas[1].left[[0, 2]])
+    ledger.undo(undoing, who="ann", solved=solved)
+    assert ids(ledger.stack()) == list("acde")
+    first, second = ledger.entries()
+    assert (first.solved, first.facts, second.solved) == (3, 3, 0)
+    ledger.undo(ledger.choose(["c"]), who="ann")
+    assert ids(ledger.stack()) == list("ade")
+    assert all(finding.problem is None for finding in verify(ledger, model))
+
+
+def test_what_was_made_on_top_is_solved_again_too(ledger, model):
+    with ledger.applied(model):
+        top = make(
+            model, [EDITS[0]], method="emmet", layers=(1,), settings={**FAST, "corpus": "self"}
+        )
+    with pytest.raises(PatchMismatch, match="base model too"):
+        ledger.add(top, who="ann")
+    entry = ledger.add(top, who="ann", model=model)
+    assert entry.on == 2
+    undoing = ledger.choose(["1:b"])
+    assert set(resolve(model, ledger, undoing)) == {1, 3}
+    assert set(resolve(model, ledger, ledger.choose(["e"]))) == {2, 3}
+    assert set(resolve(model, ledger, ledger.choose(entries=[3]))) == set()
+    with pytest.raises(PatchMismatch, match="so is its stack"):
+        Ledger(ledger.folder).add(top, who="ann", model=model)
+
+
+def test_the_check_shows_both_ways_and_changes_nothing(ledger, model):
+    from retcon.edits import Case
+
+    case = Case(edit=EDITS[1], paraphrases=("Marie Curie is from",))
+    check = check_undo(model, ledger, ledger.choose(["b"]), [case])
+    assert list(check.staying) == list(check.taken) == ["base", "now", "removed", "re-solved"]
+    taken = {form: scores["target_probability"] for form, scores in check.taken.items()}
+    assert taken["now"] > max(taken["base"], taken["removed"], taken["re-solved"])
+    assert check.taken["now"]["paraphrase_token_accuracy"] is not None
+    assert check.staying["now"]["paraphrase_token_accuracy"] is None
+    assert len(ledger.history) == 2
+
+
+def test_facts_are_found_or_the_error_says_what_there_is(ledger, model):
+    twin = make(model, [EDITS[0]], method="emmet", layers=(1,), settings=FAST)
+    ledger.add(twin, who="ann")
+    assert ids(ledger.stack()) == ["1:a", "b", "c", "d", "e", "3:a"]
+    with pytest.raises(InvalidSetting, match=r"entries 1, 3.*1:a"):
+        ledger.choose(["a"])
+    assert ledger.choose(["3:a"]).entries == (3,)
+    with pytest.raises(UnknownName, match="no fact 'aa'"):
+        ledger.choose(["aa"])
+    with pytest.raises(UnknownName, match="entry '9'"):
+        ledger.choose(entries=[9])
+    with pytest.raises(InvalidSetting, match="what to take back"):
+        ledger.choose()
+
+
+def test_an_undo_made_out_before_somebody_else_s_is_refused(ledger):
+    undoing = ledger.choose(["b"])
+    ledger.undo(ledger.choose(["a"]), who="bob")
+    with pytest.raises(InvalidLedger, match="by bob"):
+        ledger.undo(undoing, who="ann")
+    assert len(ledger.history) == 3
+
+
+def test_writers_wait_for_each_other(ledger, tmp_path):
+    """Eight processes and threads at once: every entry is there once, and none is lost."""
+    code = (
+        "import sys; from retcon.patch.ledger import Ledger\n"
+        "for _ in range(3): Ledger(sys.argv[1] and __import__('pathlib').Path(sys.argv[1]))"
+        ".add(sys.argv[2], who='process')"
+    )
+    words = [sys.executable, "-c", code, str(ledger.folder), str(tmp_path / "second.safetensors")]
+    running = [subprocess.Popen(words) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(lambda _: ledger.add(tmp_path / "second.safetensors", who="thread"), range(8))
+        )
+    assert [process.wait() for process in running] == [0, 0]
+    assert [entry.number for entry in ledger.entries()] == list(range(1, 17))
+    assert sum(entry.who == "process" for entry in ledger.entries()) == 6
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_interrupted_write_loses_nothing(ledger, tmp_path, monkeypatch, after):
+    """Killed while the patch is written, or between the patch and its event."""
+    from retcon.patch import journal
+
+    before, calls = ledger.entries(), []
+    write = journal.write_whole
+
+    def dying(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(journal, "write_whole", dying)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.add(tmp_path / "second.safetensors", who="ann")
+    monkeypatch.setattr(journal, "write_whole", write)
+    assert ledger.entries() == before
+    assert ledger.add(tmp_path / "second.safetensors", who="ann").number == 3
+    assert not list(ledger.folder.rglob(".*-*"))
+
+
+def test_a_full_disk_is_said_and_changes_nothing(ledger, tmp_path, monkeypatch):
+    from retcon.patch import journal
+
+    def full(*_args, **_kwargs):
+        raise StorageError("full")
+
+    monkeypatch.setattr(journal, "_write", full)
+    with pytest.raises(StorageError):
+        ledger.add(tmp_path / "second.safetensors", who="ann")
+    assert len(ledger.history) == 2
+
+
+def test_other_models_and_other_folders_are_refused(ledger, tmp_path):
+    other = make(pico(seed=1), EDITS[:1], method="emmet", layers=(1,), settings=FAST)
+    with pytest.raises(PatchMismatch, match="this ledger"):
+        ledger.add(other, who="ann")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x", encoding="utf-8")
+    with pytest.raises(InvalidLedger, match=r"thesis\.tex"):
+        Ledger(tmp_path / "mine").add(other, who="ann")
+    with pytest.raises(InvalidLedger, match="is no ledger"):
+        Ledger(tmp_path / "nowhere").entries()
+    with pytest.raises(InvalidLedger, match="is no ledger"):
+        Ledger(tmp_path / "nowhere").back_to(0, who="ann")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def changed(ledger, event, **changes):
+    file = ledger.folder / "events" / f"{event:06d}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    for path, value in changes.items():
+        place = record
+        *parents, last = path.split("__")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    file.write_text(json.dumps(record), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"number": 7}, "calls itself event 7"),
+        ({"action__patch": "../../../../etc/passwd"}, "damaged.*pattern"),
+        ({"action__patch": "0" * 64}, "no patch file"),
+        ({"action__on": 2}, "earlier ones"),
+        ({"action": {"kind": "return", "to": 5}}, "earlier ones"),
+        ({"action": {"kind": "undo", "entries": [1, 1]}}, None),
+        ({"action": {"kind": "undo", "facts": {"2": ["a"]}}}, "earlier ones"),
+        ({"action": {"kind": "exec", "code": "import os"}}, "damaged"),
+        ({"when": "yesterday"}, "damaged"),
+        ({"extra": 1}, "damaged"),
+    ],
+)
+def test_hostile_events_are_one_clear_error(ledger, changes, said):
+    changed(ledger, 2, **changes)
+    if said is None:
+        assert ledger.stack().edits == ()
+        return
+    with pytest.raises((InvalidLedger, InvalidPatch), match=said):
+        ledger.stack()
+
+
+def test_damage_is_found(ledger, model):
+    sha = ledger.history[0].action.patch
+    file = ledger.folder / "patches" / f"{sha}.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + b"\0\0\0\0")
+    problems = [finding for finding in verify(ledger) if finding.problem]
+    assert [finding.what for finding in problems] == ["patch of event 1", "the stack"]
+    with pytest.raises(InvalidLedger, match="another hash"):
+        ledger.stack()
+    file.write_bytes(whole)
+    assert not [finding for finding in verify(ledger, model) if finding.problem]
+    problems = [finding for finding in verify(ledger, pico(seed=1)) if finding.problem]
+    assert [finding.what for finding in problems] == ["apply and undo"]
+    (ledger.folder / "events" / "000001.json").unlink()
+    with pytest.raises(InvalidLedger, match="event 1 is missing"):
+        ledger.entries()
+    (ledger.folder / "ledger.json").write_text('{"format": 2}', encoding="utf-8")
+    with pytest.raises(InvalidLedger, match="format 2"):
+        ledger.entries()
+
+
+def test_what_two_patches_do_differently(ledger, model):
+    first, together = ledger.patch(1), ledger.stack()
+    same = difference(first, first)
+    assert same.layers[0].difference == 0 and not same.only_first and not same.settings
+    found = difference(first, together)
+    assert [edit.id for edit in found.only_second] == ["d", "e"] and not found.only_first
+    assert found.layers[0].difference < 1e-6 * found.layers[0].first
+    added = (together.deltas[1].dense() - first.deltas[1].dense()).norm()
+    assert found.layers[1].difference == pytest.approx(float(added))
+    assert found.settings["method"] == ("memit", "stack")
+    other = make(pico(seed=1), EDITS[:1], method="emmet", layers=(1,), settings=FAST)
+    with pytest.raises(PatchMismatch):
+        difference(first, other)
+
+
+def test_patches_without_facts_stack_and_leave_whole(ledger, model):
+    about = ledger.patch(1).about.model_copy(update={"edits": (), "method": "lora"})
+    bare = type(ledger.stack())(deltas=ledger.patch(1).deltas, about=about)
+    with pytest.raises(InvalidPatch, match="do not belong to single facts"):
+        without(bare, {"a"})
+    with pytest.raises(InvalidPatch, match="do not belong"):
+        stack({"1": bare, "2": ledger.patch(2)}, base=about.base, model="m")
+    summed = stack({"1": bare, "2": bare}, base=about.base, model="m")
+    assert torch.allclose(summed.deltas[1].dense(), 2 * bare.deltas[1].dense())
+
+
+# On the command line.
+
+
+@pytest.fixture
+def folder(ledger, tmp_path, monkeypatch):
+    pico().model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def test_a_ledger_on_the_command_line(folder, retcon):
+    code, out, err = retcon("patch", "add", "new", "second.safetensors", "--who", "ann")
+    assert code == 0 and "entry 1 (2 facts)" in out, err
+    code, out, err = retcon("patch", "add", "new", "second.safetensors")
+    assert code == 0 and "is also in entry 1" in err, err
+    code, out, err = retcon("patch", "list", "ledger", "--json", "l.json")
+    assert code == 0 and "a to c" in out and "3 facts" in out, err
+    listed = json.loads((folder / "l.json").read_text(encoding="utf-8"))
+    assert listed["entries"][0]["settings"]["ridge"] == 9.0 and listed["entries"][0]["who"] == "ann"
+    code, out, err = retcon(
+        "patch", "undo", "ledger", "b", "--check", "--model", "./model", "--json", "c.json"
+    )
+    assert code == 0 and "re-solved" in out and "Nothing was undone" in out, err
+    assert "target_probability" in json.loads((folder / "c.json").read_text())["taken"]["removed"]
+    code, out, err = retcon("patch", "undo", "ledger", "b", "--resolve", "--model", "./model")
+    assert code == 0 and "1 fact removed; what stays was solved again" in out, err
+    code, out, err = retcon("patch", "undo", "ledger", "--entry", "2", "--note", "why not")
+    assert code == 0 and "2 facts removed" in out, err
+    code, out, err = retcon("patch", "list", "ledger", "--history")
+    assert code == 0 and "took back entry 2" in out and "the rest solved again" in out, err
+    code, out, err = retcon("patch", "undo", "ledger", "--to", "2")
+    assert code == 0, err
+    code, out, err = retcon("patch", "show", "ledger")
+    assert code == 0 and "Danielle Darrieux" in out and "Warsaw" in out, err
+    code, out, err = retcon("patch", "show", "ledger", "2")
+    assert code == 0 and "Danielle Darrieux" not in out and "Warsaw" in out, err
+    code, out, err = retcon("patch", "stack", "ledger", "-o", "one.safetensors")
+    assert code == 0 and "5 facts in layers 0, 1" in out, err
+    code, out, err = retcon("patch", "diff", "ledger@1", "one.safetensors")
+    assert code == 0 and "second only" in out, err
+    code, out, err = retcon("patch", "verify", "ledger", "--model", "./model")
+    assert code == 0 and "apply and undo" in out, err
+
+
+def test_verify_finds_damage_and_looks_at_single_files_too(folder, retcon):
+    code, out, err = retcon("patch", "verify", "second.safetensors", "--model", "./model")
+    assert code == 0 and out.count("as it should be") == 2, err
+    (folder / "second.safetensors").write_bytes(b"no")
+    code, out, err = retcon("patch", "verify", "second.safetensors")
+    assert code == 2 and "damaged one" in out and "1 of the 1" in err
+
+
+BAD = [
+    (["patch", "undo", "ledger"], "what to take back"),
+    (["patch", "undo", "ledger", "zzz"], "no fact 'zzz'"),
+    (["patch", "undo", "ledger", "a", "--to", "1"], "nothing beside"),
+    (["patch", "undo", "ledger", "a", "--cases", "starter"], "--check should score"),
+    (["patch", "undo", "ledger", "--to", "9"], "0 to 2"),
+    (["patch", "list", "model"], "is no ledger"),
+    (["patch", "add", "model", "second.safetensors"], "is no ledger"),
+    (["patch", "show", "ledger", "7"], "Available: 1, 2"),
+    (["patch", "show", "ledger@7"], "no event 7"),
+    (["patch", "add", "ledger", "nowhere"], "no patch file"),
+    (
+        ["patch", "add", "ledger", "second.safetensors", "--scores", "model/config.json"],
+        "no scores",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(w[:4]) for w, _ in BAD])
+def test_mistakes_say_what_to_do(folder, retcon, words, said):
+    code, _, err = retcon(*words)
+    assert code == 2 and said in err
+
+
+def test_control_characters_of_a_file_are_shown_and_not_obeyed(folder, retcon, model):
+    patch = read_source("second.safetensors")
+    about = patch.about.model_copy(update={"model": "\x1b[2Jgone\x07"})
+    type(patch)(deltas=patch.deltas, about=about).save("bad.safetensors")
+    code, out, _ = retcon("patch", "show", "bad.safetensors")
+    assert code == 0 and "\x1b[2J" not in out and "\\x1b[2Jgone\\x07" in out
