@@ -1,8 +1,8 @@
 """A trial, and what else is measured of the model: before, and after all edits.
 
-There is a model that holds all edits where they carry (`final`), or where one batch is all of them
-(`immediate`, which that batch's scores are). Where several batches each meet the untouched model
-there is none, and nothing is measured after them.
+There is a model that holds all edits where they carry (`final`; without those that a guard has
+left unwritten), or where one batch is all of them (`immediate`, as that batch's scores are). Where
+several batches each meet the untouched model there is none, and nothing is measured after them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,13 @@ from typing import Generic, TypeVar
 
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check
-from retcon.editing.trial import Seen, StepRecord, Trial, watch
+from retcon.editing.trial import StepRecord, Trial, watch
 from retcon.edits import Case
 from retcon.evaluation.rows import When
 from retcon.evaluation.scoring import score_cases
 from retcon.methods.presets import choose
 from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Deltas
 from retcon.progress import Progress, silent
 
 M = TypeVar("M")
@@ -57,21 +58,17 @@ def evaluate_measured(
     for seen in watch(model, editor, state, cases, plan, progress):
         rows += seen.rows
         steps += seen.records
-        if seen.steps[-1].last or seen.steps[-1].at == len(cases):
-            measures |= _after(model, seen, plan, measure)
+        step = seen.steps[-1]
+        if plan.carry and step.last:
+            measures["final"] = measure(model)
+        elif not plan.carry and step.index == 0 and step.at == len(cases):
+            measures["immediate"] = _with(model, step.update.deltas, measure)
     trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)
     return Measured(trial=trial, measures=measures)
 
 
-def _after(
-    model: ModelHandle, seen: Seen, schedule: Schedule, measure: Callable[[ModelHandle], M]
-) -> dict[When, M]:
-    """What is measured when the last step has been seen."""
-    step = seen.steps[-1]
-    if schedule.carry:
-        return {"final": measure(model)}
-    if step.index > 0:
-        return {}
+def _with(model: ModelHandle, deltas: Deltas, measure: Callable[[ModelHandle], M]) -> M:
+    """What is measured under an update, which is undone."""
     with model.scratch():
-        model.write(step.update.deltas)
-        return {"immediate": measure(model)}
+        model.write(deltas)
+        return measure(model)
