@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from retcon.errors import StorageError
-from retcon.study import store
+from retcon.study import parts
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
 from tiny_study import finish, task, write_model_and_facts
@@ -124,14 +124,14 @@ def test_a_full_disk_is_told_and_nothing_else_is_lost(folder, monkeypatch):
     whole = finish(task(folder, "whole"))
     cut = task(folder, "cut")
     writes = iter(range(100))
-    write = store.save_file
+    write = parts.save_file
 
     def full(tensors, path, about):
         if next(writes) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(tensors, path, about)
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(parts, "save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         Worker(1).run(cut)
     monkeypatch.undo()
