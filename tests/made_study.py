@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from retcon.evaluation.rows import Row
-from retcon.study.points import Point
+from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Record, Tuned
 
 D_IN, RELATIONS = 512, 24
@@ -138,7 +138,7 @@ def large_grid() -> list[Point]:
 def rows_of(place: Point, chances: Model_) -> pl.DataFrame:
     """The rows of a cell, in the columns of `Row`."""
     size = min(place.batch_size, place.n)
-    carried = place.schedule.startswith("sequential") or size >= place.n
+    carried = carries(place.schedule) or size >= place.n
     when = [w for w in place.when if carried or w not in ("final", "retention")]
     asked = place.score or place.n
     parts = [_scored(place, w, chances(place, w), s[only < asked], only[only < asked])
@@ -185,7 +185,7 @@ def _scored(
 def steps_of(place: Point) -> list[dict[str, object]]:
     """The records of a cell's batches."""
     size = min(place.batch_size, place.n)
-    count, carried = -(-place.n // size), place.schedule.startswith("sequential")
+    count, carried = -(-place.n // size), carries(place.schedule)
     return [
         {
             "index": i, "at": (i + 1) * size, "edits": size, "cached": 0,
@@ -195,9 +195,31 @@ def steps_of(place: Point) -> list[dict[str, object]]:
                            * (1.0 if place.accumulate else 1.4 - 0.04 * np.log2(size))},
             "weight_norm": {place.layers[0]: 60.0}, "ridge": place.ridge, "reached": 0.96,
             "novelty": 0.9, "refreshed": place.refresh == "each-batch", "staleness": None,
-            "peak_memory": 900_000_000,
+            "peak_memory": 900_000_000, "tried": int(place.schedule == "adaptive-aimd" and i == 1),
+            "note": "", "each": _each(range(i * size, (i + 1) * size)),
         }
         for i in range(count)
+    ]  # fmt: skip
+
+
+def _each(facts: range) -> dict[str, list[object]]:
+    """Steps that tell how a fact ends, sizes that do not, and a novelty that is always the same."""
+    luck = np.random.default_rng([0, 1]).random((4096, 1))[:, 0]
+    noise = np.random.default_rng(5).random(4096)
+    return {
+        "edit": [f"fact-{i}" for i in facts], "steps": [float(25 * luck[i]) for i in facts],
+        "size": [float(noise[i]) for i in facts], "novelty": [1.0] * len(facts),
+    }  # fmt: skip
+
+
+def lifelong_grid() -> list[Point]:
+    """Carried edits of several kinds at one N, and such whose batches adapt."""
+    kept = {"when": ("pre", "immediate", "final", "retention"), "n": 128, "batch_size": 16}
+    return [
+        *grid("methods", {"method": ["memit", "encore", "alphaedit"]}, schedule="sequential-batch",
+              **kept),
+        point("stale", schedule="sequential-batch", refresh="stale:0.15", **kept),
+        *grid("adaptive", {"schedule": ["adaptive-aimd", "adaptive-energy"]}, **kept),
     ]  # fmt: skip
 
 

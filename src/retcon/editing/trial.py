@@ -59,7 +59,7 @@ class StepRecord(NamedTuple):
     peak_memory: int | None
     signals: dict[str, float | None] | None = None
     energy: dict[int, float] | None = None
-    each: dict[str, list[float]] | None = None
+    each: dict[str, list[float] | list[str]] | None = None
     directions: dict[int, int] | None = None
     tried: int = 0
     note: str = ""
@@ -288,11 +288,12 @@ def watch(
         yield Seen(group, records, score_looks(model, found))
 
 
-def _each(step: Step) -> dict[str, list[float]]:
-    """What may tell how hard each fact is, before it is written."""
+def _each(step: Step) -> dict[str, list[float] | list[str]]:
+    """What may tell how hard each fact is, before it is written; by the edits' ids."""
     targets = step.features.targets
     size = targets.delta.norm(dim=-1) / targets.anchor.norm(dim=-1)
     return {
+        "edit": [edit.id for edit in step.edits],
         "steps": targets.steps.double().tolist(),
         "size": [round(x, 4) for x in size.tolist()],
         "novelty": [round(x, 6) for x in step.update.novelty.tolist()],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from retcon.report.arms import Results
 from retcon.report.findings.claims import Finding
-from retcon.report.plots import effects, scores
+from retcon.report.plots import effects, lifelong, scores
 from retcon.report.plots.style import Chart
 
 __all__ = ["Chart", "all_charts"]
@@ -22,6 +22,9 @@ def all_charts(results: Results, findings: Sequence[Finding]) -> dict[str, Chart
         effects.methods(findings),
         scores.factors(results),
         effects.switched(findings),
+        lifelong.side_by_side(results),
+        lifelong.ages(results),
+        lifelong.decisions(results),
         effects.pareto(results),
         effects.norms(results),
         effects.tuning(results),

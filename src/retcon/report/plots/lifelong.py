@@ -1,0 +1,112 @@
+"""Charts of carried edits: methods side by side, facts as they age, batch sizes as they adapt."""
+
+from retcon.report import lifelong
+from retcon.report.arms import SCORES, Results
+from retcon.report.plots.style import COLOURS, Chart, Spec, distinct, titled
+
+_LABELS: Spec = {"labelLimit": 520, "labelFontSize": 11, "title": None, "grid": False}
+
+
+def side_by_side(results: Results) -> Chart | None:
+    """Final scores of every kind of carried edits."""
+    data = lifelong.side_by_side(results)
+    if not data:
+        return None
+    y: Spec = {"field": "setting", "type": "nominal", "sort": {"field": "place"}, "axis": _LABELS}
+    x: Spec = {"type": "quantitative", "title": "%", "scale": {"zero": False}}
+    told = [
+        {"field": "setting"},
+        *({"field": f, "format": ".1f"} for f in ("score", "low", "high")),
+    ]
+    panels = [
+        {
+            "title": metric, "width": 118, "height": {"step": 21},
+            "transform": [{"filter": f"datum.metric === '{metric}'"}],
+            "layer": [
+                {"mark": {"type": "rule", "strokeWidth": 1.5, "color": COLOURS[i]},
+                 "encoding": {"y": _first(y, i), "x": {**x, "field": "low"},
+                              "x2": {"field": "high"}}},
+                {"mark": {"type": "circle", "size": 62, "opacity": 1, "color": COLOURS[i]},
+                 "encoding": {"y": _first(y, i), "x": {**x, "field": "score"}, "tooltip": told}},
+            ],
+        }
+        for i, metric in enumerate(("S", *SCORES[:3]))
+    ]  # fmt: skip
+    body: Spec = {"data": {"values": data}, "hconcat": panels, "spacing": 12}
+    return titled(
+        "side-by-side", "Carried edits, kind by kind",
+        "Final scores in % of all facts at the largest N, best S first; bars are 95 % intervals.",
+        body,
+    )  # fmt: skip
+
+
+def _first(y: Spec, panel: int) -> Spec:
+    """Names stand beside the first panel alone."""
+    return y if panel == 0 else {**y, "axis": {**_LABELS, "labels": False, "ticks": False}}
+
+
+def decisions(results: Results) -> Chart | None:
+    """Batch sizes over time, where a rule decides; and where targets were made anew."""
+    data = lifelong.decisions(results)
+    if not data:
+        return None
+    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
+               "axis": {"grid": False, "tickCount": 4}}  # fmt: skip
+    y: Spec = {"field": "size", "type": "quantitative", "title": "facts in the batch"}
+    told = [{"field": f} for f in ("edits", "size", "tried", "refreshed", "note")]
+    layer: list[Spec] = [
+        {"transform": [{"filter": "datum.refreshed"}],
+         "mark": {"type": "rule", "color": "#E69F00", "opacity": 0.55}, "encoding": {"x": x}},
+        {"mark": {"type": "line", "interpolate": "step-before", "color": COLOURS[0]},
+         "encoding": {"x": x, "y": y}},
+        {"mark": {"type": "circle", "size": 26, "opacity": 1, "color": COLOURS[0]},
+         "encoding": {"x": x, "y": y, "tooltip": told}},
+        {"transform": [{"filter": "datum.tried > 0"}],
+         "mark": {"type": "point", "shape": "triangle-down", "size": 70, "filled": True,
+                  "color": COLOURS[1]}, "encoding": {"x": x, "y": y, "tooltip": told}},
+    ]  # fmt: skip
+    body = {
+        "data": {"values": data},
+        "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
+                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
+        "columns": 3,
+        "spacing": 30,
+        "spec": {"width": 285, "height": 150, "layer": layer},
+        "resolve": {"scale": {"y": "independent"}},
+    }  # fmt: skip
+    return titled(
+        "decisions", "What adapts, as facts are written",
+        "Facts in each batch; lines: targets made anew; triangles: larger batches were taken back "
+        "first.", body,
+    )  # fmt: skip
+
+
+def ages(results: Results) -> Chart | None:
+    """ES by when a fact was written and when it was asked again."""
+    data = lifelong.ages(results)
+    if not data:
+        return None
+    rows = [since for _, since in distinct((record["age"], record["since"]) for record in data)]
+    mark = {"type": "rect", "stroke": "white", "strokeWidth": 1}
+    encoding: Spec = {
+        "x": {"field": "asked", "type": "ordinal", "title": "facts written when asked",
+              "axis": {"labelAngle": 0, "labelOverlap": True}},
+        "y": {"field": "since", "type": "ordinal", "sort": rows, "title": "fact number"},
+        "color": {"field": "score", "type": "quantitative", "title": "ES, %",
+                  "scale": {"scheme": "blues", "zero": False}},
+        "tooltip": [{"field": "since", "title": "facts"}, {"field": "asked"},
+                    {"field": "score", "format": ".1f"}, {"field": "cases"}],
+    }  # fmt: skip
+    body = {
+        "data": {"values": data},
+        "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
+                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
+        "columns": 3,
+        "spacing": 30,
+        "spec": {"width": 260, "height": 150, "mark": mark, "encoding": encoding},
+    }  # fmt: skip
+    return titled(
+        "ages", "Whether facts last",
+        "ES in % of facts (rows: when they were written) at checkpoints (columns), first seed; "
+        "the best six by S.", body,
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""What the report tells of carried edits by many methods."""
+
+import pytest
+
+from made_study import lifelong_grid, make_study, small_grid
+from retcon.report import lifelong
+from retcon.report.arms import Results
+from retcon.report.page import make_report, to_html
+from retcon.study.reading import read_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return read_study(make_study(tmp_path_factory.mktemp("lifelong"), lifelong_grid()))
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    return Results(study)
+
+
+def test_kinds_stand_side_by_side(results):
+    data = lifelong.side_by_side(results)
+    names = {record["setting"] for record in data}
+    assert len(names) == 6 and any("grow and shrink" in name for name in names)
+    best = [record["score"] for record in data if record["metric"] == "S"]
+    assert best == sorted(best, reverse=True)
+
+
+def test_plain_studies_are_not_burdened(tmp_path):
+    plain = Results(read_study(make_study(tmp_path, small_grid())))
+    assert lifelong.side_by_side(plain) == [] and lifelong.decisions(plain) == []
+    assert lifelong.difficulty(plain).rows == ()
+
+
+def test_decisions_are_told_over_time(results):
+    data = lifelong.decisions(results)
+    assert len({record["setting"] for record in data}) == 3
+    assert sum(record["tried"] for record in data) == 1
+
+
+def test_facts_are_followed_as_they_age(results):
+    one = [r for r in lifelong.ages(results) if r["setting"].startswith("MEMIT, targets refreshed")]
+    # 128 facts in 8 ages; each is asked when written, at the checkpoints behind it, and last.
+    first = [record["asked"] for record in one if record["age"] == 0]
+    assert first == [16, 32, 64, 128] and [r["asked"] for r in one if r["age"] == 7] == [128]
+    assert one[0]["since"] == "1–16" and all(record["cases"] == 16 for record in one)
+
+
+def test_what_tells_how_hard_a_fact_is(results):
+    rows = lifelong.difficulty(results).rows
+    assert len(rows) == 6
+    for _, steps, size, novelty, facts in rows:
+        # Margins were drawn with the steps; sizes say nothing, and novelties are all equal.
+        assert float(steps.split()[0]) > 0.5 and abs(float(size.split()[0])) < 0.3
+        assert novelty == "–" and facts == "128"
+
+
+def test_the_page_shows_them(study):
+    report = make_report(study)
+    assert {"side-by-side", "ages", "decisions"} <= set(report.charts)
+    assert "What tells how hard a fact is" in to_html(report)
