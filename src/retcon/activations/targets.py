@@ -106,10 +106,14 @@ class Targets(NamedTuple):
 
 def default_micro_batch(outline: Outline) -> int:
     """The `micro_batch` that 0 stands for, from a model's dimensions alone."""
-    site = next(iter(outline.architecture.sites.values()))
     parameters = sum(p.numel() for p in outline.model.parameters())
-    kept = outline.layers * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
-    return max(1, int(_KEPT_SHARE * parameters / kept))
+    return max(1, int(_KEPT_SHARE * parameters / kept_numbers(outline)))
+
+
+def kept_numbers(outline: Outline, behind: int = -1) -> int:
+    """About how many numbers of a token a pass keeps, in the blocks behind one (-1: in all)."""
+    site = next(iter(outline.architecture.sites.values()))
+    return (outline.layers - 1 - behind) * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
 
 
 def optimise_targets(

@@ -43,6 +43,14 @@ Set = Annotated[
     typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--gflops",
+        help="With --plan: the rate of another machine. Default: measured here.",
+        min=1e-3, show_default=False,
+    ),
+]  # fmt: skip
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 # No model has 10,000 layers, and a range that a slip of the finger made should not fill the memory.

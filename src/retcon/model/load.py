@@ -21,6 +21,8 @@ from retcon.toyworld import train as toyworld
 
 # What a checkpoint is made of: weights, configuration, tokenizer. No code.
 CHECKPOINT_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+# What any of transformers' checkpoints has at least one of.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack")
 ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
 DTYPES = {
     "float32": torch.float32,
@@ -62,12 +64,21 @@ def load(
     return ModelHandle(model, tokenizer, name=name)
 
 
-def outline(name: str, *, revision: str | None = None, progress: Progress = silent) -> Outline:
-    """The structure of a model from its configuration alone: no weights are read.
+def outline(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+) -> Outline:
+    """The structure of a model from its configuration alone: neither weights nor tokens are read.
+
+    Its parameters are on the meta device, of the given dtype or the configuration's.
 
     Raises:
         ModelNotFound, UnsupportedModel: as for `load`.
     """
+    kind = {} if dtype is None else {"dtype": find_dtype(dtype)}
     # The toy model need not have been trained to be known.
     source = name if name == toyworld.ALIAS else _source(name, progress)
     try:
@@ -80,7 +91,7 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
         )
         with torch.device("meta"):
             # Masks of the other implementations look at values, which meta tensors do not have.
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **kind)
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Outline(name=name, model=model, architecture=discover(model))
@@ -105,6 +116,19 @@ def checkpoint_folder(
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Path(folder)
+
+
+def holds_weights(name: str, *, revision: str | None = None) -> bool:
+    """Whether a model's weights are on this machine, so that `load` would fetch none."""
+    if name in ALIASES:
+        return True
+    if Path(name).is_dir():
+        return any(file.suffix in _WEIGHTS for file in Path(name).iterdir())
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return any(file.suffix in _WEIGHTS for file in Path(folder).iterdir())
 
 
 def find_dtype(name: str) -> torch.dtype:
