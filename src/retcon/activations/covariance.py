@@ -107,7 +107,7 @@ def collect_moments(
         mask = padded.attention_mask.bool().to(handle.device)
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
-            keys = x[mask]
+            keys = x[mask.to(x.device)]
             add_gram(sums.total[layer], keys if keys.dtype == torch.float64 else keys.float())
 
         with hooks.read_inputs(modules, len(batch), keep):

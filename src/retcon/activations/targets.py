@@ -89,6 +89,10 @@ class Targets(NamedTuple):
         """The targets of some of the edits."""
         return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+        return Targets._make([*(field.to(device) for field in self[:-1]), self.short])
+
     @staticmethod
     def join(parts: Sequence["Targets"]) -> "Targets":
         """The targets of several groups of edits, one below the other."""
@@ -196,7 +200,8 @@ def _optimise(
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
     seconds = torch.full_like(loss, (time.perf_counter() - started) / len(edits))
     cached = torch.zeros_like(active)
-    return Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
+    made = Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
+    return made.to(handle.site(layer).device)
 
 
 def _turns(contexts: int, options: TargetOptions) -> Iterator[list[int]]:
@@ -222,6 +227,7 @@ def _anchors(
     module = block if place.insertion == "block" else handle.site(place.layer).module
     located = [locate(handle.tokens, edit, "") for edit in edits]
     stood = read_at_lookup(handle, located, {place.layer: module}, of_input=False)[place.layer]
+    stood = stood.to(handle.device)  # where token ids and the loss are, whatever the layer's is
     return stood if stood.dtype == torch.float64 else stood.float()
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retcon.errors import UnknownName, UnsupportedModel
-from retcon.model import hooks
+from retcon.model import hooks, offloading
+from retcon.model.offloading import Away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,29 @@ class Site:
 
     @property
     def weight(self) -> Tensor:
-        """The live parameter as (d_out, d_in): a view, so that writing to it edits the model."""
-        stored = self.module.weight
-        assert isinstance(stored, Tensor)
-        return stored.detach().mT if self.transposed else stored.detach()
+        """The parameter as (d_out, d_in): a view of the live one, so that writing to it edits it.
+
+        Where accelerate keeps it away, what it is now, brought here: writing is `put`.
+        """
+        stored = offloading.value(self.module, "weight")
+        return stored.mT if self.transposed else stored
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the matrix is multiplied on."""
+        return offloading.device_of(self.module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the matrix is loaded in."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
+    @property
+    def away(self) -> Away | None:
+        """Where accelerate keeps the parameter, if it does so."""
+        return offloading.away(self.module, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +126,6 @@ def discover(model: PreTrainedModel) -> Architecture:
             reasons.append(str(error))
             continue
         sites, unavailable = _sites(block_path, blocks, found.path)
-        embedding = model.get_input_embeddings().weight
         return Architecture(
             blocks=tuple(blocks),
             block_path=block_path,
@@ -114,11 +133,20 @@ def discover(model: PreTrainedModel) -> Architecture:
             sites=sites,
             unavailable=unavailable,
             head=head,
-            tied=getattr(head, "weight", None) is embedding,
+            tied=_is_tied(model, head),
             additive=found.additive,
             block_returns_tuple=found.returns_tuple,
         )
     raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reasons[0]}")
+
+
+def _is_tied(model: PreTrainedModel, head: nn.Module) -> bool:
+    """Whether the head is the embeddings; offloading makes two tensors of one."""
+    embedding = model.get_input_embeddings()
+    first, second = offloading.away(embedding, "weight"), offloading.away(head, "weight")
+    if first is None or second is None:
+        return getattr(head, "weight", None) is embedding.weight
+    return bool(getattr(model, "all_tied_weights_keys", None))
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
@@ -190,9 +218,10 @@ class _Probe:
         self.layer = blocks.index(block)
         self.width: int = model.config.get_text_config(decoder=True).hidden_size
         self.linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
-        embedding = model.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
-        self.device, vocabulary = embedding.device, len(embedding)
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding.weight, Tensor)
+        self.device, vocabulary = offloading.device_of(embedding), len(embedding.weight)
+        self.bare = bool(offloading.missing(model))
         self.tokens = [vocabulary // 3, vocabulary // 5, vocabulary // 7]
         self.other_tokens = [vocabulary // 11, vocabulary // 5, vocabulary // 7]
 
@@ -206,7 +235,7 @@ class _Probe:
                 f"{self.width} ({len(self.linear)} linear maps seen)"
             )
         path = candidates[-1]
-        if self.model.device.type == "meta":
+        if self.bare:
             return _Found(path=path, additive=True, returns_tuple=False)
         if not any(self._is_local(path, other) for other in [None, *candidates[:-1]]):
             raise UnsupportedModel(

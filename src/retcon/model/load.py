@@ -4,6 +4,7 @@ import difflib
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from retcon.model import smollm2
 from retcon.model.architectures import Outline, discover
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+from retcon.storage import cache_folder
 from retcon.toyworld import train as toyworld
 
 # What a checkpoint is made of: weights, configuration, tokenizer. No code.
@@ -38,12 +40,14 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    device_map: Mapping[str, str | int] | None = None,
     progress: Progress = silent,
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
     name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or
-    `auto` to let accelerate place a model that one device does not hold.
+    `auto` to let accelerate place a model that one device does not hold. device_map: where each
+    module goes, `disk` included, in the place of `device`.
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.
@@ -51,7 +55,7 @@ def load(
     """
     kind = find_dtype(dtype)
     source = _source(name, progress)
-    placement = {"device_map": "auto"} if device == "auto" else {}
+    placement = _placement(device, device_map)
     where = {"revision": revision, "local_files_only": Path(source).is_dir() or _offline()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -169,6 +173,15 @@ def _offline() -> bool:
     except OSError:
         return True
     return False
+
+
+def _placement(device: str, device_map: Mapping[str, str | int] | None) -> dict[str, object]:
+    """What from_pretrained is told of devices; nothing where the model is moved as a whole."""
+    if device_map is None and device != "auto":
+        return {}
+    chosen = "auto" if device_map is None else dict(device_map)
+    # Only weights that are converted while they are loaded go there; others stay in their files.
+    return {"device_map": chosen, "offload_folder": str(cache_folder() / "offload")}
 
 
 def _move(model: PreTrainedModel, device: str) -> None:
