@@ -18,6 +18,13 @@ from retcon.errors import UnknownName, UnsupportedModel
 from retcon.model import hooks, offloading
 from retcon.model.offloading import Away
 
+# What to do about weights that nothing can be added to.
+_SERVE_BESIDE = (
+    "An edit does not fit between the steps of quantised weights. Edit the checkpoint that they "
+    "were made from, and serve the patch beside them, as an adapter on the quantised model: "
+    "retcon patch export PATCH --to peft, or --to gguf"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -137,7 +144,9 @@ def discover(model: PreTrainedModel) -> Architecture:
             additive=found.additive,
             block_returns_tuple=found.returns_tuple,
         )
-    raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reasons[0]}")
+    packed = next((kind for block in blocks for kind in _packed_maps(block)), None)
+    reason = f"its MLPs are quantised ({packed}). {_SERVE_BESIDE}" if packed else reasons[0]
+    raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reason}")
 
 
 def _is_tied(model: PreTrainedModel, head: nn.Module) -> bool:
@@ -175,6 +184,8 @@ def _sites(
         module = dict(block.named_modules()).get(down_path)
         if module is None or not _is_linear(module):
             unavailable[layer] = f"its block has no linear map at {down_path!r}"
+            if module is not None and _is_packed(module):
+                unavailable[layer] = f"{down_path!r} is quantised there. {_SERVE_BESIDE}"
             continue
         d_in, d_out = _widths(module)
         sites[layer] = Site(
@@ -193,6 +204,17 @@ def _is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear | Conv1D):
         return False
     return module.weight.ndim == 2 and module.weight.is_floating_point()
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a module says that it is a linear map and has no plain matrix: a quantised one."""
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(width, int) for width in widths) and not _is_linear(module)
+
+
+def _packed_maps(block: nn.Module) -> list[str]:
+    """Classes of a block's quantised linear maps."""
+    return [type(module).__name__ for module in block.modules() if _is_packed(module)]
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

@@ -266,7 +266,7 @@ def _check_present(model: PreTrainedModel, name: str) -> None:
 
 def _check_finite(model: PreTrainedModel) -> None:
     for name, parameter in offloading.parameters(model):
-        if not all_finite(parameter):
+        if parameter.is_floating_point() and not all_finite(parameter):
             raise NotFinite(
                 f"The model's weight {name} holds NaN or infinity. The checkpoint is damaged, or "
                 f"its values overflow in {parameter.dtype}; try --dtype float32."
