@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from pico import pico, tokenizer
 from retcon.patch.format import load_patch
@@ -106,6 +107,53 @@ def test_probe_stats_methods_and_plan(folder, retcon):
     assert code == 0 and "GFLOP/s" in out and "targets of 3" in out, err
 
 
+# The dimensions of Llama-3-8B and Llama-3-70B; what is computed from them needs no weights.
+LLAMA_3 = {
+    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+           "num_attention_heads": 32},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+            "num_attention_heads": 64},
+}  # fmt: skip
+PLANNED = [
+    # model, options, weights, C of a layer, what else must be said
+    ("8B", ["--gflops", "120000"], "14.96 GiB", "1.53 GiB", "memit at layer 1"),
+    ("8B", ["--layers", "3-5", "--method", "emmet"], "14.96 GiB", "4.59 GiB", "measured here"),
+    ("70B", ["--layer", "5", "--method", "emmet"], "131.42 GiB", "6.12 GiB", "573,440 tokens"),
+]
+
+
+@pytest.fixture
+def configurations(tmp_path, monkeypatch):
+    """Folders with nothing but a config.json."""
+    for size, dimensions in LLAMA_3.items():
+        LlamaConfig(
+            vocab_size=128256, num_key_value_heads=8, dtype="bfloat16", **dimensions
+        ).save_pretrained(tmp_path / size)
+        assert [file.name for file in (tmp_path / size).iterdir()] == ["config.json"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize(("size", "words", "weights", "moments", "said"), PLANNED)
+def test_a_plan_needs_the_configuration_alone(
+    configurations, retcon, size, words, weights, moments, said
+):
+    code, out, err = retcon(
+        "edit", f"./{size}", "--plan", "--edits", "1000", "--dtype", "bfloat16", *words
+    )
+    assert code == 0 and not err.strip(), err
+    assert weights in out and moments in out and said in out and "targets of 1,000" in out
+
+
+def test_probe_without_weights_says_what_it_did_not_see(configurations, retcon):
+    code, out, err = retcon("probe", "./70B", "--dtype", "bfloat16", "--json", "p.json")
+    assert code == 0 and "131.42 GiB in torch.bfloat16" in out, err
+    assert "0 to 79" in out and "not measured" in out and "none known" in out
+    assert "arxiv.org/abs/2405.00664" in retcon("probe", "./8B")[1]
+    code, _, err = retcon("edit", "./8B", *FACT, *EMMET)
+    assert code == 2 and "./8B" in err
+
+
 FACT = ["--fact", "The capital of {France} is", "Rome"]
 EMMET = ["--method", "emmet", "--layer", "1", *SETTINGS]
 BAD = [
@@ -133,6 +181,8 @@ BAD = [
     (["edit", "./model", *FACT, *EMMET, "--set", "corpus=none.txt"], "no corpus"),
     (["edit", "./model", *FACT, *EMMET, "--schedule", "batch:2"], "no patch"),
     (["edit", "./model", *FACT, *EMMET, "--schedule", "nonsense", "--plan"], "Available"),
+    (["edit", "./model", *FACT, *EMMET, "--edits", "5"], "add --plan"),
+    (["edit", "./model", *FACT, *EMMET, "--edits", "5", "--plan"], "one of them"),
     (["edit", "./model", *FACT, *EMMET, "-o", "facts.jsonl/p"], "could not be written"),
     (["edit", "./model", *FACT, *EMMET, "-o", "model"], "is a folder"),
     (["edit", "./model", *FACT, "--method", "emmet", "--layers", "2-1"], "Did you mean 1-2"),

@@ -132,11 +132,11 @@ def test_nan_in_weights_is_named():
         ModelHandle(model, tokenizer(), name="broken")
 
 
-def test_offloaded_weights_are_refused():
-    """accelerate leaves meta tensors in the place of what it has put elsewhere."""
+def test_weights_without_values_are_refused():
+    """A meta tensor that no hook of accelerate's fills."""
     inner = pico().model
     inner.model.layers[1].mlp.up_proj.to("meta")
-    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.up_proj.*offloaded"):
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.up_proj.*no values"):
         ModelHandle(inner, tokenizer(), name="far away")
 
 
@@ -147,6 +147,39 @@ def test_experts_are_refused_with_the_reason():
     )  # fmt: skip
     with pytest.raises(UnsupportedModel, match="mixture of experts"):
         discover(AutoModelForCausalLM.from_config(config).eval())
+
+
+class Packed(torch.nn.Module):
+    """A stand-in for a 4-bit linear map: its matrix is there as packed integers only."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scale = linear.weight.abs().max() / 7
+        steps = (linear.weight / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(steps, requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight * self.scale)
+
+
+@pytest.mark.parametrize("maps", [["down_proj"], ["gate_proj", "up_proj", "down_proj"]])
+def test_quantised_down_projections_are_refused_with_the_remedy(maps):
+    model = pico().model
+    for block in model.model.layers:
+        for name in maps:
+            setattr(block.mlp, name, Packed(getattr(block.mlp, name)))
+    with pytest.raises(UnsupportedModel, match=r"quantised \(Packed\).*checkpoint.*--to peft"):
+        ModelHandle(model, tokenizer(), name="packed")
+
+
+def test_a_layer_that_is_quantised_is_named():
+    model = pico().model
+    model.model.layers[1].mlp.down_proj = Packed(model.model.layers[1].mlp.down_proj)
+    handle = ModelHandle(model, tokenizer(), name="partly packed")
+    assert set(handle.architecture.sites) == {0, 2}
+    with pytest.raises(UnsupportedModel, match=r"Layer 1 .*quantised there.*--to gguf"):
+        handle.site(1)
 
 
 def test_blocks_without_an_mlp_are_refused():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fake_hub import install
 from pico import pico, tokenizer
 from retcon.patch.ledger import Ledger
 from test_cli import FACTS, SETTINGS
@@ -22,6 +23,7 @@ COMMANDS = [
 def test_the_page_works_as_it_stands(tmp_path, monkeypatch, retcon):
     pytest.importorskip("gguf", reason="needs gguf")
     monkeypatch.chdir(tmp_path)
+    install(monkeypatch, tmp_path / "hub")
     pico().model.save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     more = {"prompt": "The city of {Warsaw} is of", "target": "Italy", "id": "warsaw"}
@@ -30,7 +32,7 @@ def test_the_page_works_as_it_stands(tmp_path, monkeypatch, retcon):
     ]
     lines = "\n".join(json.dumps(fact) for fact in [*facts, more])
     (tmp_path / "facts.jsonl").write_text(lines, encoding="utf-8")
-    assert len(COMMANDS) == 14 and all(line.startswith("retcon ") for line in COMMANDS)
+    assert len(COMMANDS) == 19 and all(line.startswith("retcon ") for line in COMMANDS)
     for line in COMMANDS:
         words = ["./model" if word == "MODEL" else word for word in shlex.split(line)[1:]]
         code, _, err = retcon(*words, *(SETTINGS if words[0] == "edit" else []))

@@ -84,6 +84,14 @@ class InvalidAdapter(RetconError):
     """A LoRA adapter that is damaged, hostile, or changes what a patch cannot hold."""
 
 
+class HubRefused(RetconError):
+    """The hub could not be reached, or did not do what was asked of it."""
+
+
+class InvalidMoments(RetconError):
+    """A file of second moments that is damaged, or not of the model and layer it should be of."""
+
+
 class StorageError(RetconError):
     """A file that could not be written: no space, or no permission."""
 

@@ -107,7 +107,7 @@ def collect_moments(
         mask = padded.attention_mask.bool().to(handle.device)
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
-            keys = x[mask]
+            keys = x[mask.to(x.device)]
             add_gram(sums.total[layer], keys if keys.dtype == torch.float64 else keys.float())
 
         with hooks.read_inputs(modules, len(batch), keep):
@@ -141,6 +141,28 @@ def load_moments(
     Raises:
         SingularCovariance: the corpus has fewer tokens than the matrix has input dimensions.
     """
+    folder, corpus, tokens = _entry(handle, layers, options, progress)
+    with locked(make_folder(folder) / "lock"):
+        missing = [layer for layer in layers if not _is_whole(moment_file(folder, layer))]
+        if missing:
+            _collect_into(folder, handle, corpus, missing, tokens, options, progress)
+    return ((layer, load_moment(moment_file(folder, layer))) for layer in layers)
+
+
+def moment_folder(handle: ModelHandle, layers: Sequence[int], options: MomentOptions) -> Path:
+    """The folder of the cache in which these layers' second moments are, or would be."""
+    return _entry(handle, layers, options, silent)[0]
+
+
+def moment_file(folder: Path, layer: int) -> Path:
+    """The file of one layer's."""
+    return folder / f"layer-{layer}.safetensors"
+
+
+def _entry(
+    handle: ModelHandle, layers: Sequence[int], options: MomentOptions, progress: Progress
+) -> tuple[Path, Corpus, int]:
+    """The folder of these layers' moments, the text they are of, and how many tokens of it."""
     widest = max(handle.site(layer).d_in for layer in layers)
     tokens = options.tokens(widest)
     corpus: Corpus = (
@@ -154,12 +176,8 @@ def load_moments(
         if options.corpus == "self"
         else parse_corpus(options.corpus)
     )
-    folder = cache_folder() / "moments" / _key(handle, corpus, tokens, options.document_tokens)
-    with locked(make_folder(folder) / "lock"):
-        missing = [layer for layer in layers if not _is_whole(_path(folder, layer))]
-        if missing:
-            _collect_into(folder, handle, corpus, missing, tokens, options, progress)
-    return ((layer, _load(_path(folder, layer))) for layer in layers)
+    key = _key(handle, corpus, tokens, options.document_tokens)
+    return cache_folder() / "moments" / key, corpus, tokens
 
 
 def _collect_into(
@@ -185,7 +203,7 @@ def _collect_into(
     )
     for layer, moment in collected.items():
         _check_size(handle, layer, moment, options)
-        _save(_path(folder, layer), moment)
+        _save(moment_file(folder, layer), moment)
     resume.unlink(missing_ok=True)
 
 
@@ -278,10 +296,6 @@ def _save(path: Path, moment: SecondMoment) -> None:
     write_whole(path, lambda work: save_file({"total": moment.total}, work, about))
 
 
-def _path(folder: Path, layer: int) -> Path:
-    return folder / f"layer-{layer}.safetensors"
-
-
 def _is_whole(path: Path) -> bool:
     """Whether a moment is cached; a damaged file counts as none and is collected again."""
     if not path.exists():
@@ -294,7 +308,8 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _load(path: Path) -> SecondMoment:
+def load_moment(path: Path) -> SecondMoment:
+    """A layer's second moments, from the file of a cache."""
     with safe_open(path, framework="pt") as stream:
         tokens = json.loads(stream.metadata()["retcon"])["tokens"]
         return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)

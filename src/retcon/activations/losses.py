@@ -17,6 +17,7 @@ from retcon.activations.contexts import locate
 from retcon.activations.passes import packed, passes_for
 from retcon.activations.prefix import Place, TargetRow
 from retcon.edits import Edit
+from retcon.model import offloading
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Tokens
 
@@ -64,7 +65,7 @@ class TargetLoss:
         kl: float,
         micro_batch: int,
     ) -> None:
-        self._kl, self._micro_batch = kl, micro_batch
+        self._model, self._kl, self._micro_batch = handle.model, kl, micro_batch
         by_context = [
             _targets(handle.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)
         ]
@@ -94,7 +95,7 @@ class TargetLoss:
         """
         seen = torch.isin(self._context, _column([*contexts, _SUBJECT], self._context))
         for rows in self._micro_batches(active[self._owner] & seen):
-            with torch.set_grad_enabled(backward):
+            with torch.set_grad_enabled(backward), offloading.read_again(self._model):
                 logits = self._logits(rows, delta)
                 nll = self._target_terms(logits, rows) / len(contexts)
                 loss = nll + self._kl * self._subject_terms(logits, rows)

@@ -85,7 +85,8 @@ class _Gather:
         self.row, self.position = row, position
 
     def __call__(self, hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 predictions h"]:
-        return hidden[self.row, self.position].unsqueeze(0)
+        row, position = self.row.to(hidden.device), self.position.to(hidden.device)
+        return hidden[row, position].unsqueeze(0)
 
 
 def _gather(rows: Sequence[TargetRow], device: torch.device, *, from_lookup: bool) -> _Gather:
@@ -112,8 +113,8 @@ class _FullPasses:
         lookup = torch.tensor([row.lookup for row in chosen], device=delta.device)
 
         def add(y: Tensor) -> Tensor:
-            index = torch.arange(len(chosen), device=delta.device)
-            return y.index_put((index, lookup), delta.to(y.dtype), accumulate=True)
+            index = torch.arange(len(chosen), device=y.device)
+            return y.index_put((index, lookup.to(y.device)), delta.to(y), accumulate=True)
 
         architecture, layer = self.handle.architecture, self.place.layer
         down = self.handle.site(layer).module
@@ -168,7 +169,7 @@ class _SuffixPasses:
         stream = self.prefix.stream[rows, :suffix]
 
         def add(y: Tensor) -> Tensor:
-            return torch.cat([y[:, :1] + delta.to(y.dtype).unsqueeze(1), y[:, 1:]], dim=1)
+            return torch.cat([y[:, :1] + delta.to(y).unsqueeze(1), y[:, 1:]], dim=1)
 
         with ExitStack() as stack:
             if self.place.insertion == "block":

@@ -111,6 +111,7 @@ class _Before(DynamicLayer):
         self.keys, self.values = key_states, value_states
         kept, index, _ = self.before
         keys, values = kept.keys[self.block], kept.values[self.block]
+        index = index.to(keys.device)  # blocks may be on several
         return (
             torch.cat([keys[index].transpose(1, 2), key_states], dim=2),
             torch.cat([values[index].transpose(1, 2), value_states], dim=2),
@@ -225,8 +226,10 @@ class _Behind:
     def stream(self, place: Place) -> Float[Tensor, "rows suffix hidden"]:
         """What leaves the last block that is not live, at the lookup token and behind it."""
         widest = max(row.suffix for row in self.rows)
-        weight = self.handle.site(place.layer).weight
-        stream = weight.new_zeros(len(self.rows), widest, self.handle.hidden)
+        stream = torch.zeros(
+            (len(self.rows), widest, self.handle.hidden),
+            dtype=self.handle.dtype, device=self.handle.device,
+        )  # fmt: skip
         last = place.first_live - 1
         if last < 0:
             return stream
@@ -282,4 +285,4 @@ def _real(
     states: Float[Tensor, "rows heads length width"], mask: Bool[Tensor, "rows length"]
 ) -> Float[Tensor, "tokens heads width"]:
     """The tokens that are no filling, one below the other."""
-    return states.transpose(1, 2)[mask]
+    return states.transpose(1, 2)[mask.to(states.device)]

@@ -54,7 +54,7 @@ def recall_targets(
     names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=options.together)
     progress("optimising targets", len(edits), len(edits))
-    device = handle.site(layer).weight.device
+    device = handle.site(layer).device
     return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
 
 
@@ -110,7 +110,7 @@ def recall_keys(
     shared = {**_shared(handle, layer), "weights": weights.tolist()}
     names = [{**shared, "heads": _heads(handle, edit, prefixes)} for edit in edits]
     entries = [found.entry["keys"] for found in recall("keys", names, compute)]
-    return torch.stack(entries, dim=1).to(handle.site(layer).weight.device)
+    return torch.stack(entries, dim=1).to(handle.site(layer).device)
 
 
 def _shared(handle: ModelHandle, layer: int) -> Name:
@@ -139,5 +139,6 @@ def _to_entry(target: Targets) -> Entry:
 
 
 def _of_entry(entry: Entry, cached: bool, device: torch.device) -> Targets:
-    kept = Targets._make(entry[name].to(device) for name in Targets._fields)
-    return kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
+    kept = Targets._make(entry[name] for name in Targets._fields)
+    whole = kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
+    return whole.to(device)

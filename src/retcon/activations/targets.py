@@ -89,6 +89,10 @@ class Targets(NamedTuple):
         """The targets of some of the edits."""
         return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+        return Targets._make([*(field.to(device) for field in self[:-1]), self.short])
+
     @staticmethod
     def without_delta(nll: Float[Tensor, " edits"], *, steps: int) -> "Targets":
         """Of edits whose method optimises no δ: their loss in so many passes.
@@ -124,10 +128,14 @@ class Targets(NamedTuple):
 
 def default_micro_batch(outline: Outline) -> int:
     """The `micro_batch` that 0 stands for, from a model's dimensions alone."""
-    site = next(iter(outline.architecture.sites.values()))
     parameters = sum(p.numel() for p in outline.model.parameters())
-    kept = outline.layers * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
-    return max(1, int(_KEPT_SHARE * parameters / kept))
+    return max(1, int(_KEPT_SHARE * parameters / kept_numbers(outline)))
+
+
+def kept_numbers(outline: Outline, behind: int = -1) -> int:
+    """About how many numbers of a token a pass keeps, in the blocks behind one (-1: in all)."""
+    site = next(iter(outline.architecture.sites.values()))
+    return (outline.layers - 1 - behind) * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
 
 
 def optimise_targets(
@@ -210,7 +218,8 @@ def _optimise(
             delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
     seconds = torch.full_like(loss, (time.perf_counter() - started) / len(edits))
     cached = torch.zeros_like(active)
-    return Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
+    made = Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
+    return made.to(handle.site(layer).device)
 
 
 def _turns(contexts: int, options: TargetOptions) -> Iterator[list[int]]:
@@ -236,6 +245,7 @@ def _anchors(
     module = block if place.insertion == "block" else handle.site(place.layer).module
     located = [locate(handle.tokens, edit, "") for edit in edits]
     stood = read_at_lookup(handle, located, {place.layer: module}, of_input=False)[place.layer]
+    stood = stood.to(handle.device)  # where token ids and the loss are, whatever the layer's is
     return stood if stood.dtype == torch.float64 else stood.float()
 
 

@@ -50,6 +50,18 @@ Guard = Annotated[
     str, typer.Option(help="Where the model does not hold up: off, warn, stop or rollback.")
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Print memory and time, and stop.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--gflops",
+        help="With --plan: the rate of another machine. Default: measured here.",
+        min=1e-3, show_default=False,
+    ),
+]  # fmt: skip
+Public = Annotated[bool, typer.Option("--public", help="Everybody may see what is uploaded.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show which files would be uploaded, and stop.")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 # No model has 10,000 layers, and a range that a slip of the finger made should not fill the memory.

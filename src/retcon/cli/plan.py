@@ -1,13 +1,20 @@
 """What `--plan` prints: memory and time, from the model's configuration alone."""
 
+from typing import TYPE_CHECKING
+
 from retcon.cli.console import bars, out, quiet_libraries, table
 from retcon.cli.options import EditChoice, ModelChoice
 
+if TYPE_CHECKING:
+    from retcon.editing.planning import Plan
 
-def print_plan(model: ModelChoice, edit: EditChoice, edits: int) -> None:
-    """What so many edits will need, before anything heavy is done."""
+
+def print_plan(
+    model: ModelChoice, edit: EditChoice, edits: int, *, gflops: float | None = None
+) -> None:
+    """What so many edits will need, before anything heavy is done. gflops: of another machine."""
     quiet_libraries()
-    from retcon.editing.planning import plan
+    from retcon.editing.planning import measured_rate, plan
     from retcon.methods.presets import choose
     from retcon.model.load import find_dtype, outline
 
@@ -15,24 +22,51 @@ def print_plan(model: ModelChoice, edit: EditChoice, edits: int) -> None:
     with bars() as progress:
         found = outline(model.name, revision=model.revision, progress=progress)
     choice = choose(found, method=edit.method, layers=edit.layers, settings=edit.settings)
-    made = plan(found, choice, edits, bytes_per_weight=size)
-    weights = f"{gibibytes(made.weight_bytes)} ({made.parameters / 1e6:.0f} M in {model.dtype})"
-    moments = f"{gibibytes(made.moment_bytes)} from {made.corpus_tokens:,} tokens"
+    rate = measured_rate() if gflops is None else gflops * 1e9
+    made = plan(found, choice, edits, bytes_per_weight=size, rate=rate)
     where = f"at layer {', '.join(map(str, choice.layers))}" if choice.layers else "in no layer"
+    title = f"Plan for {model.name}: {edits:,} facts by {choice.method.name} {where}"
+    out.print(table(title, ["memory", "estimate", "of what"], _memory(made, model.dtype)))
+    _print_times(made, edits, given=gflops is not None)
+
+
+def _memory(made: "Plan", dtype: str) -> list[list[str]]:
+    memory, count = made.memory, made.parameters
+    # Where one is short of memory for the chosen dtype, the others are what one asks for next.
+    others = {"float32": 4, "bfloat16": 2, "4 bits": 0.5}
+    named = [f"{gibibytes(int(count * b))} in {n}" for n, b in others.items() if n != dtype]
+    return [
+        ["weights", gibibytes(memory.weights), f"{count / 1e6:,.0f} M in {dtype}; "
+         + ", ".join(named)],
+        ["second moments", gibibytes(memory.moments), "in float64, all layers; the factor of each "
+         "takes its memory"],
+        ["masters", gibibytes(memory.masters), "float32 copies where weights are narrower, and "
+         "saved originals"],
+        ["solve", gibibytes(memory.solve), "all facts in one batch, in float64"],
+        ["patch", gibibytes(memory.factors), "its factors; the size of its file"],
+        ["activations", gibibytes(memory.activations), "of a pass, for the gradient of targets"],
+        ["together", gibibytes(memory.together), "at most: not all are held at once"],
+    ]  # fmt: skip
+
+
+def _print_times(made: "Plan", edits: int, *, given: bool) -> None:
+    """Seconds by what they go to, and the rate that they are for."""
+    once = "once, then cached"
     wanted = "targets" if made.corpus_tokens else "gradients"
     rows = [
-        ["method", f"{choice.method.name} {where}"],
-        ["weights", weights],
-        ["second moments", moments if made.corpus_tokens else "none"],
-        ["this machine", f"{made.gflops:.0f} GFLOP/s in a float32 product"],
-        [f"{wanted} of {edits}", duration(made.target_seconds) if choice.layers else "none"],
+        [f"{wanted} of {edits:,}", duration(made.target_seconds), "with all their steps"],
+        ["solves", duration(made.solve_seconds), "all facts in one batch"],
     ]
     if made.corpus_tokens:
+        tokens = f"{made.corpus_tokens:,} tokens; {once}"
         rows += [
-            ["second moments (once)", duration(made.moment_seconds)],
-            ["sampling the corpus (once)", duration(made.sampling_seconds)],
+            ["factors", duration(made.factor_seconds), "of the second moments, in each run"],
+            ["second moments", duration(made.moment_seconds), tokens],
+            ["sampling the corpus", duration(made.sampling_seconds), once],
         ]
-    out.print(table(f"Plan for {model.name}", ["", "estimate"], rows))
+    source = "as given" if given else "a float32 product, measured here"
+    title = f"At {made.gflops:,.0f} GFLOP/s ({source}); an order of size"
+    out.print(table(title, ["time", "estimate", "of what"], rows))
 
 
 def gibibytes(size: int) -> str:
@@ -42,6 +76,10 @@ def gibibytes(size: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds, as a reader wants them."""
+    if 0 < seconds < 1:
+        return "< 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:,.0f} days"

@@ -8,7 +8,7 @@ from retcon.editing.schedule import Schedule
 from retcon.editing.session import check, run
 from retcon.editing.steps import Step
 from retcon.edits import Edit
-from retcon.errors import Collapsed, InvalidSetting
+from retcon.errors import Collapsed, InvalidSetting, UnsupportedModel
 from retcon.methods.presets import Choice, choose
 from retcon.model.handle import ModelHandle
 from retcon.patch.format import EditRecord, Patch, Provenance
@@ -35,6 +35,7 @@ def edit(
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
         CollidingEdits: two facts have one key and the method writes exactly.
+        UnsupportedModel: layers that cannot be edited, or that several devices compute.
     """
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     if not choice.method.writes:
@@ -43,6 +44,7 @@ def edit(
             f"patch to make. `retcon eval --method {choice.method.name}` measures it; to edit the "
             f"model take another method (`retcon methods`)."
         )
+    _check_together(model, choice.layers)
     editor = choice.method.build(choice.layers, choice.settings)
     size = editor.max_batch or len(edits)
     plan = (
@@ -57,6 +59,18 @@ def edit(
     if not steps:
         raise Collapsed(f"The guard has taken back the first batch: {taken[0].note}.")
     return patch_of(model, choice, plan, steps)
+
+
+def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
+    """Raise UnsupportedModel unless one device computes all edited layers."""
+    places = {layer: str(model.site(layer).device) for layer in layers}
+    if len(set(places.values())) > 1:
+        said = ", ".join(f"{layer} on {device}" for layer, device in places.items())
+        raise UnsupportedModel(
+            f"The layers of {model.name} that are to be edited together are on several devices "
+            f"({said}), and a residual that is spread over them is solved on one. Edit one layer, "
+            f"or load with a device_map that puts these layers together."
+        )
 
 
 def patch_of(

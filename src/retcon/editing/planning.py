@@ -2,6 +2,7 @@
 
     targets   edits · steps · rows · [ 2 · suffix · (parameters of blocks behind L) + 2 · head ] · 2
     moments   tokens · 2 · (parameters of blocks up to L) + tokens · 2 · d_in² per layer
+    factor    2 · d_in³ / 3 per layer         solves  2 · edits · 2 d_in (d_in + edits + d_out)
     `self`    tokens · 2 · (all parameters), one token at a time
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
@@ -9,8 +10,9 @@ Where no δ is optimised, there are no moments, and a pass runs whole texts:
     gradients steps · text · 2 · (all parameters) · 2                 of each edit
     context   nothing is edited; scored prompts are longer by the facts before them
 
-in FLOPs, the 2 at the end being forward and backward. Text lengths are typical ones, and the
-rate is that of a float32 matrix product measured here and now, so take it as an order of size.
+in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
+typical ones, and the rate is that of a float32 matrix product measured here and now, or another
+that was given, so take it as an order of size.
 """
 
 import time
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from retcon.activations.covariance import MomentOptions
+from retcon.activations.targets import default_micro_batch, kept_numbers
 from retcon.methods.presets import Choice
 from retcon.model.architectures import Outline
 
@@ -28,6 +31,10 @@ _SUFFIX, _TARGET = 8, 2
 _TEXT = 14
 # Sampling runs one token at a time and reaches a part of the rate of large products.
 _SAMPLING_SHARE = 0.5
+# Solves are in float64, which takes about twice as long; and so many arrays of edits × d_in.
+_DOUBLE, _SOLVE_ARRAYS = 2, 5
+# Bytes of a float32, which masters and factors are in.
+_MASTER = 4
 
 
 class Costs(NamedTuple):
@@ -49,15 +56,42 @@ class Costs(NamedTuple):
     context: int = 0
 
 
+class Memory(NamedTuple):
+    """Bytes while editing, each at its most; they are not all held at one moment.
+
+    weights: in the dtype in which they are loaded. moments: C, in whose memory its factor is
+    made, of each layer. masters: a float32 copy of each edited matrix where weights are
+    narrower, and the originals that are copied back. factors: of the patch, in float32. solve:
+    what the closed form holds beside keys and factor of C. activations: what a pass keeps for
+    the gradient of its targets.
+    """
+
+    weights: int
+    moments: int
+    masters: int
+    factors: int
+    solve: int
+    activations: int
+
+    @property
+    def together(self) -> int:
+        """All of it at once."""
+        return sum(self)
+
+
 class Plan(NamedTuple):
-    """Bytes and seconds; moments and sampling are paid once and then cached."""
+    """Memory in bytes, times in seconds; moments, factor and sampling are paid once.
+
+    factor: of C at each layer, each time a run begins. solves: of all facts in one batch.
+    """
 
     parameters: int
-    weight_bytes: int
-    moment_bytes: int
     corpus_tokens: int
     gflops: float
+    memory: Memory
     target_seconds: float
+    solve_seconds: float
+    factor_seconds: float
     moment_seconds: float
     sampling_seconds: float
 
@@ -116,20 +150,48 @@ def _without_targets(
     )
 
 
-def plan(outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int) -> Plan:
-    """The plan of editing so many facts."""
-    found = costs(outline, choice.layers, choice.settings)
-    rate = measured_rate()
+def plan(
+    outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int, rate: float
+) -> Plan:
+    """The plan of editing so many facts in one batch at a rate of so many FLOP/s."""
+    found, layers = costs(outline, choice.layers, choice.settings), len(choice.layers)
+    each = found.d_in * (found.d_in + edits + found.d_out)
     return Plan(
         parameters=found.parameters,
-        weight_bytes=found.parameters * bytes_per_weight,
-        moment_bytes=found.moment_bytes,
         corpus_tokens=found.corpus_tokens,
         gflops=rate / 1e9,
+        memory=_memory(outline, choice, found, edits, bytes_per_weight),
         target_seconds=edits * found.target / rate,
+        solve_seconds=_DOUBLE * 2 * layers * edits * each / rate,
+        # Without second moments there is nothing to factor.
+        factor_seconds=_DOUBLE * layers * bool(found.corpus_tokens) * found.d_in**3 / 3 / rate,
         moment_seconds=found.moments / rate,
         sampling_seconds=found.sampling / rate,
     )
+
+
+def _memory(
+    outline: Outline, choice: Choice, found: Costs, edits: int, bytes_per_weight: int
+) -> Memory:
+    layers, matrix = len(choice.layers), found.d_in * found.d_out
+    master = _MASTER if bytes_per_weight < _MASTER else 0
+    tokens = _whole(choice.settings.get("micro_batch", 0)) or default_micro_batch(outline)
+    vocabulary = outline.model.config.get_text_config(decoder=True).vocab_size
+    kept = kept_numbers(outline, behind=max(choice.layers, default=0)) * bytes_per_weight
+    return Memory(
+        weights=found.parameters * bytes_per_weight,
+        moments=found.moment_bytes,
+        masters=layers * matrix * (bytes_per_weight + master),
+        factors=layers * edits * (found.d_in + found.d_out) * _MASTER,
+        solve=8 * (_SOLVE_ARRAYS * edits * found.d_in + 2 * edits**2),
+        # Of a pass's tokens those that predict have logits too, with their gradients, in float32.
+        activations=tokens * kept + _predicting(tokens) * vocabulary * 3 * _MASTER,
+    )
+
+
+def _predicting(tokens: int) -> int:
+    """How many of so many suffix tokens and predictions are predictions."""
+    return -(-tokens * _TARGET // (_SUFFIX + _TARGET))
 
 
 def measured_rate(size: int = 1024, repeats: int = 5) -> float:

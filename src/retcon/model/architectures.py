@@ -15,7 +15,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retcon.errors import UnknownName, UnsupportedModel
-from retcon.model import hooks
+from retcon.model import hooks, offloading
+from retcon.model.offloading import Away
+
+# What to do about weights that nothing can be added to.
+_SERVE_BESIDE = (
+    "An edit does not fit between the steps of quantised weights. Edit the checkpoint that they "
+    "were made from, and serve the patch beside them, as an adapter on the quantised model: "
+    "retcon patch export PATCH --to peft, or --to gguf"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +39,29 @@ class Site:
 
     @property
     def weight(self) -> Tensor:
-        """The live parameter as (d_out, d_in): a view, so that writing to it edits the model."""
-        stored = self.module.weight
-        assert isinstance(stored, Tensor)
-        return stored.detach().mT if self.transposed else stored.detach()
+        """The parameter as (d_out, d_in): a view of the live one, so that writing to it edits it.
+
+        Where accelerate keeps it away, what it is now, brought here: writing is `put`.
+        """
+        stored = offloading.value(self.module, "weight")
+        return stored.mT if self.transposed else stored
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the matrix is multiplied on."""
+        return offloading.device_of(self.module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the matrix is loaded in."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
+    @property
+    def away(self) -> Away | None:
+        """Where accelerate keeps the parameter, if it does so."""
+        return offloading.away(self.module, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +133,6 @@ def discover(model: PreTrainedModel) -> Architecture:
             reasons.append(str(error))
             continue
         sites, unavailable = _sites(block_path, blocks, found.path)
-        embedding = model.get_input_embeddings().weight
         return Architecture(
             blocks=tuple(blocks),
             block_path=block_path,
@@ -114,11 +140,22 @@ def discover(model: PreTrainedModel) -> Architecture:
             sites=sites,
             unavailable=unavailable,
             head=head,
-            tied=getattr(head, "weight", None) is embedding,
+            tied=_is_tied(model, head),
             additive=found.additive,
             block_returns_tuple=found.returns_tuple,
         )
-    raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reasons[0]}")
+    packed = next((kind for block in blocks for kind in _packed_maps(block)), None)
+    reason = f"its MLPs are quantised ({packed}). {_SERVE_BESIDE}" if packed else reasons[0]
+    raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reason}")
+
+
+def _is_tied(model: PreTrainedModel, head: nn.Module) -> bool:
+    """Whether the head is the embeddings; offloading makes two tensors of one."""
+    embedding = model.get_input_embeddings()
+    first, second = offloading.away(embedding, "weight"), offloading.away(head, "weight")
+    if first is None or second is None:
+        return getattr(head, "weight", None) is embedding.weight
+    return bool(getattr(model, "all_tied_weights_keys", None))
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
@@ -147,6 +184,8 @@ def _sites(
         module = dict(block.named_modules()).get(down_path)
         if module is None or not _is_linear(module):
             unavailable[layer] = f"its block has no linear map at {down_path!r}"
+            if module is not None and _is_packed(module):
+                unavailable[layer] = f"{down_path!r} is quantised there. {_SERVE_BESIDE}"
             continue
         d_in, d_out = _widths(module)
         sites[layer] = Site(
@@ -165,6 +204,17 @@ def _is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear | Conv1D):
         return False
     return module.weight.ndim == 2 and module.weight.is_floating_point()
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a module says that it is a linear map and has no plain matrix: a quantised one."""
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(width, int) for width in widths) and not _is_linear(module)
+
+
+def _packed_maps(block: nn.Module) -> list[str]:
+    """Classes of a block's quantised linear maps."""
+    return [type(module).__name__ for module in block.modules() if _is_packed(module)]
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -190,9 +240,10 @@ class _Probe:
         self.layer = blocks.index(block)
         self.width: int = model.config.get_text_config(decoder=True).hidden_size
         self.linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
-        embedding = model.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
-        self.device, vocabulary = embedding.device, len(embedding)
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding.weight, Tensor)
+        self.device, vocabulary = offloading.device_of(embedding), len(embedding.weight)
+        self.bare = bool(offloading.missing(model))
         self.tokens = [vocabulary // 3, vocabulary // 5, vocabulary // 7]
         self.other_tokens = [vocabulary // 11, vocabulary // 5, vocabulary // 7]
 
@@ -206,7 +257,7 @@ class _Probe:
                 f"{self.width} ({len(self.linear)} linear maps seen)"
             )
         path = candidates[-1]
-        if self.model.device.type == "meta":
+        if self.bare:
             return _Found(path=path, additive=True, returns_tuple=False)
         if not any(self._is_local(path, other) for other in [None, *candidates[:-1]]):
             raise UnsupportedModel(

@@ -1,7 +1,8 @@
 """A loaded model and the matrices an edit may write: the only code that writes weights.
 
 Every edited matrix has a float32 master; a change is added to it in float64 and cast once.
-Restoring copies saved tensors back, bit for bit; nothing is ever subtracted.
+Restoring copies saved tensors back, bit for bit; nothing is ever subtracted. A matrix that
+accelerate keeps on disk or in main memory is replaced where accelerate looks for it.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.gram import all_finite
 from retcon.errors import NotFinite, UnsupportedModel
+from retcon.model import offloading
 from retcon.model.architectures import Architecture, Outline, Site, discover
+from retcon.model.offloading import Away
 from retcon.model.tokens import Tokens
 
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
@@ -36,7 +40,7 @@ class ModelHandle:
     dtype in which they were loaded.
 
     Raises:
-        UnsupportedModel: no editable site, for the reason given, or weights that are offloaded.
+        UnsupportedModel: no editable site, for the reason given, or weights without values.
         NotFinite: NaN or infinity in a weight.
     """
 
@@ -52,12 +56,12 @@ class ModelHandle:
         self.fingerprint = _fingerprint(model)
         self._changed: frozenset[int] = frozenset()
         self._masters: dict[int, Tensor] = {}
-        self._saved: list[dict[int, tuple[Tensor, Tensor | None]]] = []
+        self._saved: list[dict[int, _Saved]] = []
 
     @property
     def device(self) -> torch.device:
         """Where token ids are sent."""
-        return self.model.get_input_embeddings().weight.device  # pyright: ignore
+        return offloading.device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,11 +162,8 @@ class ModelHandle:
             yield self
         finally:
             self._changed = changed
-            for layer, (weight, master) in self._saved.pop().items():
-                self.site(layer).weight.copy_(weight)
-                self._masters.pop(layer, None)
-                if master is not None:
-                    self._masters[layer] = master
+            for layer, saved in self._saved.pop().items():
+                self._restore(layer, saved)
 
     def moved(self, layer: int) -> float:
         """‖W − W₀‖: how far a layer's matrix is from what it was outside every open `scratch()`."""
@@ -176,14 +177,14 @@ class ModelHandle:
     def _original(self, layer: int) -> Tensor:
         for saved in self._saved:
             if layer in saved:
-                weight, master = saved[layer]
+                weight, master, _ = saved[layer]
                 return weight if master is None else master
         return self.master(layer)
 
     def weights_hash(self) -> str:
         """sha256 over every byte that would be saved, to prove that nothing moved."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in offloading.saved(self.model):
             digest.update(name.encode())
             digest.update(_bytes(tensor))
         return digest.hexdigest()
@@ -204,14 +205,31 @@ class ModelHandle:
 
     def _save(self, layer: int) -> None:
         if self._saved and layer not in self._saved[-1]:
-            master = self._masters.get(layer)
-            self._saved[-1][layer] = (
-                self.site(layer).weight.clone(),
+            site, master = self.site(layer), self._masters.get(layer)
+            away = site.away
+            # What is away is replaced, never written to: it needs no copy.
+            self._saved[-1][layer] = _Saved(
+                site.weight.clone() if away is None else site.weight,
                 None if master is None else master.clone(),
+                stored=away is not None and away.stored and not away.changed,
             )
 
+    def _restore(self, layer: int, saved: "_Saved") -> None:
+        away = self.site(layer).away
+        if away is None:
+            self.site(layer).weight.copy_(saved.weight)
+        elif saved.stored:
+            away.drop()
+        else:
+            self._put(layer, away, saved.weight)
+        self._masters.pop(layer, None)
+        if saved.master is not None:
+            self._masters[layer] = saved.master
+
     def _add(self, layer: int, delta: LowRankDelta) -> None:
-        weight, master = self.site(layer).weight, self.master(layer)
+        away, weight, master = self.site(layer).away, self.site(layer).weight, self.master(layer)
+        if away is not None and self.weights_are_masters:
+            master = master.clone()
         rows = max(1, _CHUNK // master.shape[1])
         for start in range(0, len(master), rows):
             part = slice(start, start + rows)
@@ -219,22 +237,36 @@ class ModelHandle:
             master[part] = (master[part].double() + change).to(master.dtype)
         if not self.weights_are_masters:
             self._masters[layer] = master
+        if away is not None:
+            self._put(layer, away, master)
+        elif not self.weights_are_masters:
             weight.copy_(master)
+
+    def _put(self, layer: int, away: Away, weight: Tensor) -> None:
+        away.put(weight.mT if self.site(layer).transposed else weight)
+
+
+class _Saved(NamedTuple):
+    """A matrix as it was, its master where it had one, and whether the disk has it anyhow."""
+
+    weight: Tensor
+    master: Tensor | None
+    stored: bool
 
 
 def _check_present(model: PreTrainedModel, name: str) -> None:
-    away = [key for key, parameter in model.named_parameters() if parameter.is_meta]
-    if away:
+    absent = offloading.missing(model)
+    if absent:
         raise UnsupportedModel(
-            f"{len(away)} weights of {name}, the first {away[0]}, are offloaded: they are brought "
-            f"from disk or main memory only while they are used, and cannot be edited there. Load "
-            f"the model where all of it fits: --device cpu, or --dtype bfloat16."
+            f"{len(absent)} weights of {name}, the first {absent[0]}, have no values: they are "
+            f"offloaded in a way that no hook of accelerate on their own module undoes. Load the "
+            f"model with retcon.load, or with from_pretrained and a device_map."
         )
 
 
 def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if not all_finite(parameter):
+    for name, parameter in offloading.parameters(model):
+        if parameter.is_floating_point() and not all_finite(parameter):
             raise NotFinite(
                 f"The model's weight {name} holds NaN or infinity. The checkpoint is damaged, or "
                 f"its values overflow in {parameter.dtype}; try --dtype float32."
@@ -242,7 +274,7 @@ def _check_finite(model: PreTrainedModel) -> None:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    return fingerprint_of(sorted(model.named_parameters()))
+    return fingerprint_of(offloading.parameters(model))
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:

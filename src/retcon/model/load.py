@@ -4,6 +4,7 @@ import difflib
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ from retcon.model import smollm2
 from retcon.model.architectures import Outline, discover
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+from retcon.storage import cache_folder
 from retcon.toyworld import train as toyworld
 
 # What a checkpoint is made of: weights, configuration, tokenizer. No code.
 CHECKPOINT_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+# What any of transformers' checkpoints has at least one of.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack")
 ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
 DTYPES = {
     "float32": torch.float32,
@@ -36,12 +40,14 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    device_map: Mapping[str, str | int] | None = None,
     progress: Progress = silent,
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
     name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or
-    `auto` to let accelerate place a model that one device does not hold.
+    `auto` to let accelerate place a model that one device does not hold. device_map: where each
+    module goes, `disk` included, in the place of `device`.
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.
@@ -49,7 +55,7 @@ def load(
     """
     kind = find_dtype(dtype)
     source = _source(name, progress)
-    placement = {"device_map": "auto"} if device == "auto" else {}
+    placement = _placement(device, device_map)
     where = {"revision": revision, "local_files_only": Path(source).is_dir() or _offline()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -62,12 +68,21 @@ def load(
     return ModelHandle(model, tokenizer, name=name)
 
 
-def outline(name: str, *, revision: str | None = None, progress: Progress = silent) -> Outline:
-    """The structure of a model from its configuration alone: no weights are read.
+def outline(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+) -> Outline:
+    """The structure of a model from its configuration alone: neither weights nor tokens are read.
+
+    Its parameters are on the meta device, of the given dtype or the configuration's.
 
     Raises:
         ModelNotFound, UnsupportedModel: as for `load`.
     """
+    kind = {} if dtype is None else {"dtype": find_dtype(dtype)}
     # The toy model need not have been trained to be known.
     source = name if name == toyworld.ALIAS else _source(name, progress)
     try:
@@ -80,7 +95,7 @@ def outline(name: str, *, revision: str | None = None, progress: Progress = sile
         )
         with torch.device("meta"):
             # Masks of the other implementations look at values, which meta tensors do not have.
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **kind)
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Outline(name=name, model=model, architecture=discover(model))
@@ -105,6 +120,19 @@ def checkpoint_folder(
     except (OSError, ValueError) as error:
         raise ModelNotFound(_explain(name, source, error)) from error
     return Path(folder)
+
+
+def holds_weights(name: str, *, revision: str | None = None) -> bool:
+    """Whether a model's weights are on this machine, so that `load` would fetch none."""
+    if name in ALIASES:
+        return True
+    if Path(name).is_dir():
+        return any(file.suffix in _WEIGHTS for file in Path(name).iterdir())
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return any(file.suffix in _WEIGHTS for file in Path(folder).iterdir())
 
 
 def find_dtype(name: str) -> torch.dtype:
@@ -145,6 +173,15 @@ def _offline() -> bool:
     except OSError:
         return True
     return False
+
+
+def _placement(device: str, device_map: Mapping[str, str | int] | None) -> dict[str, object]:
+    """What from_pretrained is told of devices; nothing where the model is moved as a whole."""
+    if device_map is None and device != "auto":
+        return {}
+    chosen = "auto" if device_map is None else dict(device_map)
+    # Only weights that are converted while they are loaded go there; others stay in their files.
+    return {"device_map": chosen, "offload_folder": str(cache_folder() / "offload")}
 
 
 def _move(model: PreTrainedModel, device: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -71,8 +72,9 @@ class Overlay:
         site = self.handle.site(layer)
         deltas = [self.updates[owner].get(layer) for owner in owners]
         rank = max((delta.rank for delta in deltas if delta is not None), default=0)
-        left = site.weight.new_zeros(len(owners), rank, site.d_out)
-        right = site.weight.new_zeros(len(owners), rank, site.d_in)
+        kind, device = site.dtype, site.device
+        left = torch.zeros(len(owners), rank, site.d_out, dtype=kind, device=device)
+        right = torch.zeros(len(owners), rank, site.d_in, dtype=kind, device=device)
         for row, delta in enumerate(deltas):
             if delta is not None:
                 left[row, : delta.rank] = delta.left

@@ -9,7 +9,7 @@ from retcon.cli import options
 from retcon.cli.console import bars, number, out, table, versions, write_json
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
-from retcon.errors import InvalidEdit
+from retcon.errors import InvalidEdit, InvalidSetting
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ def edit(
     refresh: options.Refresh = "each-batch",
     guard: options.Guard = "off",
     plan: options.Plan = False,
+    edits: Annotated[
+        int | None,
+        typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
+    ] = None,
+    gflops: options.Rate = None,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
@@ -60,10 +65,12 @@ def edit(
     """Rewrite facts: make the patch, show before and after, and save it with -o."""
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
-    cases = _cases(fact, facts)
     if plan:
-        print_plan(source, choice, len(cases))
+        print_plan(source, choice, _count(fact, facts, edits), gflops=gflops)
         return
+    if (edits, gflops) != (None, None):
+        raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")
+    cases = _cases(fact, facts)
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases)
@@ -138,6 +145,15 @@ def _cases(fact: tuple[str, str] | None, facts: Path | None) -> "list[Case]":
         f"Say what to edit: one fact with --fact PROMPT TARGET, or --facts FILE; "
         f"{'neither was' if fact is None else 'both were'} given."
     )
+
+
+def _count(fact: tuple[str, str] | None, facts: Path | None, edits: int | None) -> int:
+    """How many facts a plan is for."""
+    if edits is None:
+        return len(_cases(fact, facts))
+    if (fact, facts) != (None, None):
+        raise InvalidSetting("--edits stands in the place of --fact and --facts: give one of them.")
+    return edits
 
 
 def _short(text: str) -> str:

@@ -7,8 +7,8 @@ import typer
 from rich.markup import escape
 
 from retcon.cli import options
+from retcon.cli.commands import hub, shipping
 from retcon.cli.commands import ledger as ledgers
-from retcon.cli.commands import shipping
 from retcon.cli.console import number, out, table, write_json
 from retcon.storage import check_writable
 
@@ -142,6 +142,8 @@ app.command("undo")(ledgers.undo)
 app.command("verify")(ledgers.verify)
 app.command("export")(shipping.export)
 app.command("import")(shipping.import_)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
 
 
 def _settings(about: "Provenance") -> list[list[str]]:

@@ -1,7 +1,7 @@
 """`retcon probe`."""
 
 from retcon.cli import options
-from retcon.cli.console import bars, out, table, write_json
+from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.cli.options import ModelChoice
 
 
@@ -12,13 +12,12 @@ def probe(
     device: options.Device = "cpu",
     json: options.Json = None,
 ) -> None:
-    """Show what can be edited in a model: sites, widths, memory, and published settings."""
-    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    with bars() as progress:
-        handle = source.load(progress)
-    from retcon.methods.presets import describe
+    """Show what can be edited in a model: sites, widths, memory, and published settings.
 
-    found = describe(handle.outline)
+    Where its weights are not on this machine, from the configuration alone.
+    """
+    source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
+    found = _describe(source)
     rows = [[key, str(value)] for key, value in found.items() if key != "presets"]
     out.print(table(model, ["", "found"], rows))
     presets = found["presets"]
@@ -29,3 +28,22 @@ def probe(
     else:
         out.print("No published settings for this model: name --method and --layer yourself.")
     write_json(json, found)
+
+
+def _describe(source: ModelChoice) -> dict[str, object]:
+    quiet_libraries()
+    from retcon.methods.presets import describe
+    from retcon.model.load import holds_weights, outline
+
+    with bars() as progress:
+        if holds_weights(source.name, revision=source.revision):
+            return {**describe(source.load(progress).outline), "weights read": "yes"}
+        structure = outline(
+            source.name, revision=source.revision, dtype=source.dtype, progress=progress
+        )
+    unseen = "not measured without weights; taken to be added to the residual stream"
+    return {
+        **describe(structure),
+        "MLP output": unseen,
+        "weights read": "no: there are none here",
+    }

@@ -12,11 +12,12 @@ _SHOWN = 50
 
 
 def write_card(
-    folder: Path, patch: Patch, *, relation: str, library: str, use: Sequence[str]
+    folder: Path, patch: Patch, *, relation: str, library: str, use: Sequence[str], remark: str = ""
 ) -> None:
     """Write README.md with the front matter that the Hugging Face hub reads.
 
-    relation: `adapter` or `finetune`. use: lines of Python that load it.
+    relation: `adapter` or `finetune`. use: lines of Python that load it. remark: a line
+    of the front matter, `# …`.
     """
     about = patch.about
     front: dict[str, object] = {
@@ -34,6 +35,7 @@ def write_card(
     more = len(patch.edits) - len(facts)
     lines = [
         "---",
+        *([remark] if remark else []),
         yaml.safe_dump(front, allow_unicode=True).rstrip(),
         "---",
         "",
