@@ -4,13 +4,18 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench bench-quick clean
+.PHONY: demo test test-serving lint bench bench-quick clean
 
 demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
 
 test: $(VENV)/.retcon-dev lint
 	$(BIN)/python -m pytest
+
+# Whichever of llama-cpp-python, lm-eval, bitsandbytes and vllm are installed; the rest is skipped,
+# with its reason.
+test-serving: $(VENV)/.retcon-dev
+	$(BIN)/python -m pytest -m serving -rs tests/test_serving.py
 
 lint: $(VENV)/.retcon-dev
 	$(BIN)/ruff format --check .

@@ -33,7 +33,6 @@ def harness_ability(
         MissingExtra: lm-eval is not installed.
     """
     try:
-        from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
         from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -45,9 +44,16 @@ def harness_ability(
         pretrained=handle.model, tokenizer=handle.tokens.tokenizer, batch_size=batch_size,
         max_length=getattr(handle.model.config, "max_position_embeddings", 2048),
     )  # fmt: skip
-    made = {task.name: ConfigurableTask(config=_config(task)) for task in tasks}
+    made = {task.name: harness_task(task) for task in tasks}
     found = evaluate(lm, made, bootstrap_iters=0, log_samples=True)
     return [_ability(task, found["samples"][task.name]) for task in tasks]
+
+
+def harness_task(task: Task) -> Any:
+    """A task as an object of the harness's own, which must be installed."""
+    from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
+
+    return ConfigurableTask(config=_config(task))
 
 
 def _config(task: Task) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def folder(progress: Progress) -> Path:
     target = cache_folder() / "models" / f"{ALIAS}-{SHA256[:12]}"
     if (target / "config.json").exists():
         return target
-    source = _gguf()
+    source = gguf_file()
     make_folder(target.parent)
     with locked(Path(f"{target}.lock")):
         if not (target / "config.json").exists():
@@ -42,7 +42,12 @@ def folder(progress: Progress) -> Path:
     return target
 
 
-def _gguf() -> Path:
+def gguf_file() -> Path:
+    """The file of weights, in the package that brings it.
+
+    Raises:
+        ModelNotFound: the package is not installed, or has it not.
+    """
     try:
         files = importlib.metadata.distribution(PACKAGE).files or []
     except importlib.metadata.PackageNotFoundError:
