@@ -53,8 +53,10 @@ def _print_times(made: "Plan", edits: int, *, given: bool) -> None:
     """Seconds by what they go to, and the rate that they are for."""
     once = "once, then cached"
     wanted = "targets" if made.corpus_tokens else "gradients"
+    # A method that writes no weight makes none.
+    spent = duration(made.target_seconds) if made.target_seconds else "none"
     rows = [
-        [f"{wanted} of {edits:,}", duration(made.target_seconds), "with all their steps"],
+        [f"{wanted} of {edits:,}", spent, "with all their steps"],
         ["solves", duration(made.solve_seconds), "all facts in one batch"],
     ]
     if made.corpus_tokens:
