@@ -14,7 +14,7 @@ from pathlib import Path
 from machine import COUNTERFACT
 from retcon.cli.console import quiet_libraries, versions
 from retcon.data.cases import load_cases, take
-from retcon.editing.trial import evaluate
+from retcon.editing.measuring import evaluate
 from retcon.evaluation.metrics import intervals, summarise
 from retcon.model.load import load
 from targets import LAYER, MICRO_BATCH

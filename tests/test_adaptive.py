@@ -10,12 +10,12 @@ from retcon.data.cases import load_cases
 from retcon.editing.adapting import Aimd, compatible
 from retcon.editing.guard import Guard
 from retcon.editing.making import edit as make
+from retcon.editing.measuring import evaluate
 from retcon.editing.probing import Probe
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
 from retcon.editing.signals import Signals
 from retcon.editing.steps import Past
-from retcon.editing.trial import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import Collapsed, InvalidSetting, UnknownName
 from retcon.methods.registry import find_method

@@ -12,9 +12,10 @@ from pico import FAMILIES, pico
 from retcon.activations.answers import read_answers
 from retcon.algebra.running import normalised, with_rows
 from retcon.editing.making import edit as make
+from retcon.editing.measuring import evaluate
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
-from retcon.editing.trial import StepRecord, evaluate
+from retcon.editing.trial import StepRecord
 from retcon.edits import Case
 from retcon.errors import InvalidSetting
 from retcon.evaluation.scoring import score_cases

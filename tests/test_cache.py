@@ -15,7 +15,7 @@ from retcon.activations.remembered import recall_keys, recall_targets
 from retcon.activations.targets import TargetOptions
 from retcon.algebra.delta import LowRankDelta
 from retcon.cache import clear, limit, recall, usage
-from retcon.editing.trial import evaluate
+from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.evaluation.scoring import score_cases

@@ -9,8 +9,7 @@ from pico import pico, tokenizer
 from retcon.cli.general import _finite
 from retcon.data.held_out import held_out
 from retcon.editing.making import edit as make
-from retcon.editing.measuring import evaluate_measured
-from retcon.editing.trial import evaluate
+from retcon.editing.measuring import evaluate, evaluate_measured
 from retcon.edits import Case, Edit
 from retcon.evaluation.drift import perplexity
 from retcon.evaluation.rows import Row, alike

@@ -9,7 +9,7 @@ import torch
 from oracles import mean_nll
 from pico import FAMILIES, INNER_FLOAT32, pico
 from retcon.algebra.delta import LowRankDelta
-from retcon.editing.trial import evaluate
+from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.evaluation.generation import exact_matches, says_target

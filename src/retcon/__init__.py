@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retcon.data.cases import load_cases, starter_cases, take
     from retcon.editing.making import edit
+    from retcon.editing.measuring import evaluate
     from retcon.editing.schedule import Schedule
-    from retcon.editing.trial import evaluate
     from retcon.edits import Case, Edit
     from retcon.errors import RetconError
     from retcon.model.load import load
@@ -27,7 +27,7 @@ _HOMES = {
     "RetconError": "retcon.errors",
     "Schedule": "retcon.editing.schedule",
     "edit": "retcon.editing.making",
-    "evaluate": "retcon.editing.trial",
+    "evaluate": "retcon.editing.measuring",
     "load": "retcon.model.load",
     "load_cases": "retcon.data.cases",
     "load_patch": "retcon.patch.format",

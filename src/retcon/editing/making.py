@@ -50,7 +50,7 @@ def edit(
     plan = (
         Schedule(batch_size=max(1, size), carry=True)
         if schedule is None
-        else (schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)).carried()
+        else Schedule.of(schedule).carried()
     )
     check(editor, edits, plan)
     state = editor.begin(model, progress)

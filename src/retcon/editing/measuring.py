@@ -31,10 +31,31 @@ class Measured(Generic[M]):
     measures: dict[When, M]
 
 
+def evaluate(
+    model: ModelHandle,
+    cases: Sequence[Case],
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: Schedule | str = "single",
+    progress: Progress = silent,
+) -> Trial:
+    """Edit the cases by a schedule and score them; the model is as before afterwards.
+
+    Raises:
+        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
+    """
+    return evaluate_measured(
+        model, cases, None, method=method, layers=layers, settings=settings, schedule=schedule,
+        progress=progress,
+    ).trial  # fmt: skip
+
+
 def evaluate_measured(
     model: ModelHandle,
     cases: Sequence[Case],
-    measure: Callable[[ModelHandle], M],
+    measure: Callable[[ModelHandle], M] | None,
     *,
     method: str | None = None,
     layers: Sequence[int] | None = None,
@@ -42,23 +63,25 @@ def evaluate_measured(
     schedule: Schedule | str = "single",
     progress: Progress = silent,
 ) -> Measured[M]:
-    """As `trial.evaluate`, and measure the untouched model and the one that holds all edits.
+    """As `evaluate`, and measure the untouched model and the one that holds all edits.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
-    plan = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
+    plan = Schedule.of(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     check(editor, [case.edit for case in cases], plan)
     rows = score_cases(model, cases, when="pre", progress=progress)
-    measures: dict[When, M] = {"pre": measure(model)}
+    measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
     state = editor.begin(model, progress)
     steps: list[StepRecord] = []
     for seen in watch(model, editor, state, cases, plan, progress):
         rows += seen.rows
         steps += seen.records
         step = seen.steps[-1]
+        if measure is None:
+            continue
         if plan.carry and step.last:
             measures["final"] = measure(model)
         elif not plan.carry and step.index == 0 and step.at == len(cases):

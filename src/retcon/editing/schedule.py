@@ -118,6 +118,11 @@ class Schedule:
         return replace(read, guard=watching)
 
     @classmethod
+    def of(cls, schedule: "Schedule | str") -> "Schedule":
+        """A schedule, or what its name says."""
+        return cls.parse(schedule) if isinstance(schedule, str) else schedule
+
+    @classmethod
     def _parse(cls, text: str, refresh: str) -> "Schedule":
         name, _, size = text.partition(":")
         rule = Refresh.parse(refresh)

@@ -7,7 +7,7 @@ retention   earlier cases again, after 2, 4, 8, … batches (on demand, only whe
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retcon.editing.schedule import Schedule
-from retcon.editing.session import ahead, check, run, solve
+from retcon.editing.session import ahead, run, solve
 from retcon.editing.steps import Past, Step
 from retcon.edits import Case
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import Look, score_cases, score_looks
 from retcon.methods.base import Editor, Rewriting, State, Update
-from retcon.methods.presets import Choice, choose
+from retcon.methods.presets import Choice
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -216,34 +216,6 @@ class Trial(NamedTuple):
     def seconds_per_edit(self) -> float:
         """Features and solve, without second moments and without scoring."""
         return sum(step.seconds for step in self.steps) / sum(step.edits for step in self.steps)
-
-
-def evaluate(
-    model: ModelHandle,
-    cases: Sequence[Case],
-    *,
-    method: str | None = None,
-    layers: Sequence[int] | None = None,
-    settings: Mapping[str, object] | None = None,
-    schedule: Schedule | str = "single",
-    progress: Progress = silent,
-) -> Trial:
-    """Edit the cases by a schedule and score them; the model is as before afterwards.
-
-    Raises:
-        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
-    """
-    plan = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
-    choice = choose(model.outline, method=method, layers=layers, settings=settings)
-    editor = choice.method.build(choice.layers, choice.settings)
-    check(editor, [case.edit for case in cases], plan)
-    rows = score_cases(model, cases, when="pre", progress=progress)
-    state = editor.begin(model, progress)
-    steps: list[StepRecord] = []
-    for seen in watch(model, editor, state, cases, plan, progress):
-        rows += seen.rows
-        steps += seen.records
-    return Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)
 
 
 def watch(

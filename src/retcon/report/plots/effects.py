@@ -12,6 +12,7 @@ from retcon.report.plots.style import (
     VERDICTS,
     Chart,
     Spec,
+    by_setting,
     distinct,
     dodged,
     log2_axis,
@@ -199,14 +200,7 @@ def norms(results: Results) -> Chart | None:
         {"mark": {"type": "line", "strokeWidth": 2}, "encoding": enc},
         {"mark": {"type": "circle", "size": 26, "opacity": 1}, "encoding": enc},
     ]
-    body = {
-        "data": {"values": data},
-        "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
-                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
-        "columns": 3,
-        "spacing": 30,
-        "spec": {"width": 285, "height": 170, "layer": layer},
-    }  # fmt: skip
+    body = by_setting(data, {"width": 285, "height": 170, "layer": layer})
     return titled(
         "norms", "How far the weights move",
         "Norm of all edits so far as a share of the norm of the layer's own weights, first seed.",

@@ -2,7 +2,7 @@
 
 from retcon.report import lifelong
 from retcon.report.arms import SCORES, Results
-from retcon.report.plots.style import COLOURS, Chart, Spec, distinct, titled
+from retcon.report.plots.style import COLOURS, Chart, Spec, by_setting, distinct, titled
 
 _LABELS: Spec = {"labelLimit": 520, "labelFontSize": 11, "title": None, "grid": False}
 
@@ -65,15 +65,8 @@ def decisions(results: Results) -> Chart | None:
          "mark": {"type": "point", "shape": "triangle-down", "size": 70, "filled": True,
                   "color": COLOURS[1]}, "encoding": {"x": x, "y": y, "tooltip": told}},
     ]  # fmt: skip
-    body = {
-        "data": {"values": data},
-        "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
-                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
-        "columns": 3,
-        "spacing": 30,
-        "spec": {"width": 285, "height": 150, "layer": layer},
-        "resolve": {"scale": {"y": "independent"}},
-    }  # fmt: skip
+    body = by_setting(data, {"width": 285, "height": 150, "layer": layer})
+    body["resolve"] = {"scale": {"y": "independent"}}
     return titled(
         "decisions", "What adapts, as facts are written",
         "Facts in each batch; lines: targets made anew; triangles: larger batches were taken back "
@@ -97,14 +90,7 @@ def ages(results: Results) -> Chart | None:
         "tooltip": [{"field": "since", "title": "facts"}, {"field": "asked"},
                     {"field": "score", "format": ".1f"}, {"field": "cases"}],
     }  # fmt: skip
-    body = {
-        "data": {"values": data},
-        "facet": {"field": "setting", "type": "nominal", "title": None, "sort": None,
-                  "header": {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}},
-        "columns": 3,
-        "spacing": 30,
-        "spec": {"width": 260, "height": 150, "mark": mark, "encoding": encoding},
-    }  # fmt: skip
+    body = by_setting(data, {"width": 260, "height": 150, "mark": mark, "encoding": encoding})
     return titled(
         "ages", "Whether facts last",
         "ES in % of facts (rows: when they were written) at checkpoints (columns), first seed; "

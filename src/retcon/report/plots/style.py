@@ -208,3 +208,16 @@ def panels(
         "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
         "resolve": {"scale": {"y": "independent"}},
     }
+
+
+def by_setting(data: Sequence[Any], panel: Spec) -> Spec:
+    """One small panel for each setting, three side by side."""
+    header: Spec = {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}
+    facet: Spec = {"field": "setting", "type": "nominal", "title": None, "sort": None}
+    return {
+        "data": {"values": data},
+        "facet": {**facet, "header": header},
+        "columns": 3,
+        "spacing": 30,
+        "spec": panel,
+    }
