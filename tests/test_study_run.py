@@ -11,8 +11,13 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from retcon.data.held_out import held_out
+from retcon.data.tasks import Item, Option, Task
 from retcon.errors import StorageError
+from retcon.evaluation.general import General
+from retcon.evaluation.readings import Checkpoint, change, ratio
 from retcon.study import parts
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
@@ -23,6 +28,13 @@ from tiny_study import finish, task, write_model_and_facts
 def folder(tmp_path, entries):
     """A model and facts on disk."""
     return write_model_and_facts(tmp_path)
+
+
+@pytest.fixture
+def pico_tasks():
+    """A task of two items."""
+    options = (Option("The mother tongue of Marie is", "German"), Option("Paris is", "Rome"))
+    return (Task("arc_easy", "per character", (Item(1, options, 0), Item(2, options, 1))),)
 
 
 def test_a_cell_keeps_rows_steps_and_examples(folder):
@@ -178,6 +190,53 @@ def test_texts_are_kept_where_they_are_asked_for(folder):
     texts = pl.read_parquet(folder / "cell" / "generations.parquet")
     assert dict(texts.group_by("when").len().iter_rows()) == {"pre": 6, "final": 6}
     assert texts["text"].str.contains("mother").all() and (texts["entropy"] >= 0).all()
+
+
+def test_the_model_as_a_whole_is_read_where_it_is_asked_for(folder, pico_tasks):
+    general = General(text=held_out(passages=3), tasks=pico_tasks, length=24)
+    whole = read_task(folder, "whole", general)
+    assert Worker(1).run(whole).state == "done"
+    found = readings(whole.folder)
+    # Before, after 2 and 4 of six batches, and after the last: of the same passages and items.
+    assert [(one.when, one.at) for one in found] == [
+        ("pre", 0), ("retention", 2), ("retention", 4), ("final", 6)
+    ]  # fmt: skip
+    before, after = found[0].reading, found[-1].reading
+    assert before == general.read(Worker(1).model(whole.cell.name, "float32"))
+    moved = ratio(before.perplexity, after.perplexity)
+    assert moved.mean != 1 and moved.cases == 3
+    assert [
+        change(a, b).cases for a, b in zip(*(r.abilities for r in (before, after)), strict=True)
+    ]
+    assert whole.cell.id != task(folder).cell.id
+
+
+def test_what_was_read_before_a_run_died_is_kept(folder, pico_tasks, monkeypatch):
+    general = General(text=held_out(passages=2), tasks=pico_tasks, length=24)
+    finished = read_task(folder, "finished", general)
+    Worker(1).run(finished)
+    cut = read_task(folder, "cut", general)
+    commit = CellFolder.commit
+
+    def die(self, first, seen, **more):
+        if first == 5:
+            raise KeyboardInterrupt
+        return commit(self, first, seen, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CellFolder, "commit", die)
+        Worker(1).run(cut)
+    assert Worker(1).run(cut).state == "done"
+    assert readings(cut.folder) == readings(finished.folder)
+
+
+def read_task(folder, name, general):
+    return task(folder, name, general=general.identity)._replace(general=general)
+
+
+def readings(cell):
+    said = json.loads((cell / "general.json").read_text(encoding="utf-8"))
+    return TypeAdapter(tuple[Checkpoint, ...]).validate_python(said)
 
 
 def test_a_worker_leaves_the_model_as_it_was(folder):

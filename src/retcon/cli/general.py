@@ -14,10 +14,9 @@ from retcon.cli.console import number, table
 from retcon.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from retcon.evaluation.ability import Ability
-    from retcon.evaluation.drift import Perplexity
-    from retcon.evaluation.general import General, Reading
+    from retcon.evaluation.general import General
     from retcon.evaluation.inference import Estimate
+    from retcon.evaluation.readings import Ability, Perplexity, Reading
 
 Drift = Annotated[
     bool, typer.Option("--drift", help="Measure perplexity on held-out text, before and after.")
@@ -103,7 +102,7 @@ def print_table(general: "General", readings: "Mapping[str, Reading]") -> Table:
 def _describe_drift(
     general: "General", readings: "Mapping[str, Reading]", corpus: str | None, apart: bool | None
 ) -> dict[str, object]:
-    from retcon.evaluation.drift import ratio
+    from retcon.evaluation.readings import ratio
 
     text = general.text
     assert text is not None
@@ -125,7 +124,7 @@ def _describe_drift(
 
 
 def _describe_ability(readings: "Mapping[str, Reading]") -> dict[str, object]:
-    from retcon.evaluation.ability import change
+    from retcon.evaluation.readings import change
 
     record: dict[str, object] = {}
     for index, task in enumerate(readings["pre"].abilities):
@@ -159,7 +158,7 @@ def _accuracy(found: "Ability | None") -> dict[str, object] | None:
 
 
 def _drift_row(source: str, found: "Mapping[str, Perplexity | None]") -> list[str]:
-    from retcon.evaluation.drift import ratio
+    from retcon.evaluation.readings import ratio
 
     before, after = found["pre"], _last(found)
     assert before is not None
@@ -171,7 +170,7 @@ def _drift_row(source: str, found: "Mapping[str, Perplexity | None]") -> list[st
 
 
 def _ability_row(name: str, found: "Mapping[str, Ability]") -> list[str]:
-    from retcon.evaluation.ability import change
+    from retcon.evaluation.readings import change
 
     cells = [name, *(_span(one.estimate(), 1) for one in found.values())]
     after = _last(found)

@@ -34,6 +34,12 @@ class Step(NamedTuple):
     last: bool = False
     undone: bool = False
 
+    @property
+    def checkpoint(self) -> bool:
+        """Whether it is the 2nd, 4th, 8th, … batch, not the last: older facts are asked then."""
+        number = self.index + 1
+        return number > 1 and number & (number - 1) == 0 and not self.last
+
 
 class Past(NamedTuple):
     """A step of an earlier run, to be written again without being solved again."""

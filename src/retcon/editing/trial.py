@@ -161,7 +161,7 @@ class Looks:
             rows += score_cases(model, asked, when="immediate", step=number)
         own = 0 if step.undone else len(step.edits)
         older = self.chosen(cases[: step.at - own])
-        if "retention" in self.when and number & (number - 1) == 0 and not last and older:
+        if "retention" in self.when and step.checkpoint and older:
             older = telling(older)
             rows += score_cases(model, older, when="retention", step=number, progress=progress)
         if "final" in self.when and last:

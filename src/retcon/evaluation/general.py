@@ -1,22 +1,17 @@
 """What an edit should leave alone altogether: ordinary text and common tasks, at one time."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from retcon.data.held_out import HeldOut
 from retcon.data.tasks import Task
-from retcon.evaluation.ability import Ability, ability
-from retcon.evaluation.drift import LENGTH, Perplexity, perplexity
+from retcon.evaluation.ability import ability
+from retcon.evaluation.drift import LENGTH, perplexity
+from retcon.evaluation.readings import Reading
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-
-
-class Reading(NamedTuple):
-    """What was found at one time; None and empty where it was not asked."""
-
-    perplexity: Perplexity | None
-    abilities: tuple[Ability, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +26,13 @@ class General:
     def asked(self) -> bool:
         """Whether anything is."""
         return self.text is not None or bool(self.tasks)
+
+    @property
+    def identity(self) -> str:
+        """What names the passages and items themselves."""
+        text = None if self.text is None else self.text.texts
+        asked = json.dumps([text, self.tasks, self.length])
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     def read(self, model: ModelHandle, progress: Progress = silent) -> Reading:
         """Read it off the model as it is.

@@ -10,7 +10,7 @@ from typing import Any
 
 from retcon.data.tasks import Item, Task
 from retcon.errors import MissingExtra
-from retcon.evaluation.ability import Ability
+from retcon.evaluation.readings import Ability
 from retcon.model.handle import ModelHandle
 
 _SPLIT = "test"

@@ -22,7 +22,8 @@ class Cell(Frozen):
     of the one equation (ridge, contexts, targets, moments, …) that differ from their defaults, so
     that a slot which is added later leaves the cells of earlier studies theirs. Of methods that
     are no values of the equation these are their own fields, and `kind` says whose.
-    data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it.
+    data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it. general: what names
+    the passages and items that are read beside the facts.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Cell(Frozen):
     when: tuple[str, ...]
     score: int
     generation: bool
+    general: str | None = None
 
     @property
     def id(self) -> str:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retcon.data.cases import load_cases, take
+from retcon.data.held_out import held_out
+from retcon.data.tasks import load_tasks
 from retcon.edits import Case
 from retcon.errors import InvalidStudy
+from retcon.evaluation.general import General
 from retcon.study.points import Order, Split
 from retcon.study.reading import Data
 from retcon.study.spec import Spec
@@ -98,6 +101,23 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
         cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects, facts=len(cases)
     )
     return Facts(about, tuple(cases), tail)
+
+
+def load_general(items: int, data: Path | None) -> General:
+    """Held-out text, and so many items of each task of which there is a file.
+
+    Raises:
+        InvalidStudy: items > 0, and no folder was named.
+        InvalidData: the folder has no task, or one that is wrong.
+    """
+    folder = data or os.environ.get("RETCON_DATA")
+    if items and not folder:
+        raise InvalidStudy(
+            f"general: {items} items of each task are asked for. Give the folder of the tasks' "
+            f"files with --data, or set RETCON_DATA; 0 reads held-out text alone."
+        )
+    tasks = load_tasks(Path(folder), n=items) if items and folder else ()
+    return General(text=held_out(), tasks=tuple(tasks))
 
 
 def _find(name: str, folders: Sequence[Path | str | None]) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from retcon.editing.signals import Signals
 from retcon.editing.steps import Past, Step
 from retcon.editing.trial import Seen, StepRecord
 from retcon.edits import Edit
+from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
 from retcon.storage import write_whole
@@ -62,15 +64,25 @@ class Part(NamedTuple):
     """What one file holds: steps that were solved together, and what was seen of them.
 
     past: as it takes to write the steps again. end: in the last part, where edits are carried.
+    reading: of the model as a whole, where one was due.
     """
 
     past: list[Past]
     records: list[StepRecord]
     rows: pl.DataFrame
     end: End | None
+    reading: Checkpoint | None = None
 
 
-def write_part(target: Path, first: int, seen: Seen, *, carried: bool, end: End | None) -> Part:
+def write_part(
+    target: Path,
+    first: int,
+    seen: Seen,
+    *,
+    carried: bool,
+    end: End | None,
+    reading: Checkpoint | None = None,
+) -> Part:
     """Keep steps and what was seen of them, whole or not at all. first: the index of the first.
 
     Raises:
@@ -85,12 +97,13 @@ def write_part(target: Path, first: int, seen: Seen, *, carried: bool, end: End 
         "records": [record._asdict() for record in seen.records],
         "updates": [_said(step) for step in seen.steps],
         "end": end,
+        "reading": reading,
     }
     # As it will be read back: the layers that are keys become text.
     said = json.loads(json.dumps(about))
     write_whole(target, lambda work: _save(tensors, said, work), sync=True)
     # What it takes to write them again is on the disk, and need not be in memory.
-    return Part([], seen.records, frame(seen.rows), end)
+    return Part([], seen.records, frame(seen.rows), end, reading)
 
 
 def frame(rows: Sequence[Row]) -> pl.DataFrame:
@@ -162,7 +175,9 @@ def load_part(path: Path) -> tuple[int, Part]:
     rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
     records = [_record(said) for said in about["records"]]
     end = None if about["end"] is None else End(*about["end"])
-    return about["first"], Part(list(_past(about, tensors)), records, rows, end)
+    said = about.get("reading")
+    reading = None if said is None else TypeAdapter(Checkpoint).validate_python(said)
+    return about["first"], Part(list(_past(about, tensors)), records, rows, end, reading)
 
 
 def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Past]:

@@ -15,6 +15,7 @@ from retcon.data.corpus import FileCorpus, parse_corpus
 from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch
 from retcon.errors import InvalidStudy, RetconError
+from retcon.evaluation.general import General
 from retcon.evaluation.metrics import summarise
 from retcon.methods.base import Editor
 from retcon.methods.presets import choose
@@ -22,7 +23,7 @@ from retcon.methods.registry import find_method
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
 from retcon.study.cells import Cell, slots
-from retcon.study.facts import Facts, Picked, load_facts
+from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point
 from retcon.study.reading import Data, Model, Study, Tuned
 from retcon.study.spec import Entry, Spec
@@ -59,12 +60,13 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study as it will be run."""
+    """A study as it will be run. general: what is read beside the facts, by its identity."""
 
     spec: Spec
     facts: Facts
     models: tuple[Model, ...]
     places: tuple[Place, ...]
+    general: Mapping[str, General]
 
     @property
     def data(self) -> Data:
@@ -100,6 +102,10 @@ class Plan:
         ordered = sorted(rest.values(), key=lambda c: (c.name, c.dtype, c.layers, c.n))
         return (*tuning.values(), *(cell for cell in ordered if cell.id not in tuning))
 
+    def beside(self, cell: Cell) -> General | None:
+        """What is read of a cell's model beside the facts."""
+        return None if cell.general is None else self.general[cell.general]
+
     def cases(self, cell: Cell) -> Picked:
         """The cases of a cell."""
         return self.facts.pick(
@@ -129,8 +135,12 @@ def plan(
     models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
     asked = None if spec.tuning is None else tuple(spec.tuning.ridges)
     chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned if t.ridges == asked}
-    planner = _Planner(spec, facts, models, chosen, guess)
-    return Plan(spec, facts, tuple(models.values()), tuple(planner.place(e) for e in entries))
+    asked_for = dict.fromkeys(e.general for e in entries if e.general is not None)
+    general = {items: load_general(items, data) for items in asked_for}
+    planner = _Planner(spec, facts, models, chosen, guess, general)
+    places = tuple(planner.place(e) for e in entries)
+    by_name = {each.identity: each for each in general.values()}
+    return Plan(spec, facts, tuple(models.values()), places, by_name)
 
 
 def choose_ridges(plan: Plan, study: Study) -> tuple[Tuned, ...]:
@@ -162,13 +172,17 @@ def _chosen(plan: Plan, tuning: Tuning, study: Study) -> Tuned:
 
 @dataclass(frozen=True)
 class _Planner:
-    """What places share. ridges: those that were chosen, by for whom; guess: as of `plan`."""
+    """What places share.
+
+    ridges: those that were chosen, by for whom; guess: as of `plan`; general: by number of items.
+    """
 
     spec: Spec
     facts: Facts
     models: Mapping[Loaded, Model]
     ridges: Mapping[str, float]
     guess: bool
+    general: Mapping[int, General]
 
     def place(self, entry: Entry) -> Place:
         """The point and the cell of a place of the grid, with the block's name in every error."""
@@ -227,7 +241,8 @@ class _Planner:
         )
         editor = choice.method.build(choice.layers, choice.settings)
         kept = {"dtype", "n", "seed", "order", "when", "score", "generation"}
-        values: dict[str, Any] = {**entry.model_dump(include=kept), **changes}
+        read = None if entry.general is None else self.general[entry.general].identity
+        values: dict[str, Any] = {**entry.model_dump(include=kept), "general": read, **changes}
         cell = Cell(
             **values,
             name=entry.model,
@@ -256,7 +271,7 @@ class _Planner:
             self._cell(
                 entry, {**rest, "ridge": ridge}, str(Schedule(batch_size=size, carry=False)),
                 n=tune.n, score=count, order=0, split="tail",
-                when=("immediate",), generation=False,
+                when=("immediate",), generation=False, general=None,
             )[0]
             for ridge in tune.ridges
         ]  # fmt: skip

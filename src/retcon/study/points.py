@@ -50,6 +50,7 @@ class Point(Frozen):
     when: tuple[str, ...]
     score: int
     generation: bool
+    general: int | None = None
     ridge: float | None
     tuned: bool
     accumulate: bool

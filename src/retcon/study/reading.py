@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.errors import DamagedCell, InvalidStudy
+from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.study.points import Frozen, Point
 
@@ -22,6 +23,7 @@ FORMAT = 1
 
 ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
 GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
+GENERAL = "general.json"
 
 
 class Model(Frozen):
@@ -168,6 +170,17 @@ class Study:
         if not (self.cell(identity) / EXAMPLES).exists():
             return []
         return json.loads(self._whole(identity, EXAMPLES).read_text(encoding="utf-8"))
+
+    def general(self, identity: str) -> tuple[Checkpoint, ...]:
+        """What was read of a finished cell's model as a whole, in order; empty where it was not.
+
+        Raises:
+            DamagedCell: the file is not the one that was written.
+        """
+        if not (self.cell(identity) / GENERAL).exists():
+            return ()
+        said = json.loads(self._whole(identity, GENERAL).read_text(encoding="utf-8"))
+        return TypeAdapter(tuple[Checkpoint, ...]).validate_python(said)
 
     def steps(self, identity: str) -> list[dict[str, object]]:
         """What each batch of a finished cell took and did (`editing.trial.StepRecord`)."""

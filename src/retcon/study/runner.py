@@ -109,7 +109,10 @@ class _Run:
             late = self.deadline is not None and time.monotonic() > self.deadline
             if not waiting or late:
                 return self._outcome(made)
-            tasks = [Task(cell, *made.cases(cell), self._path(cell)) for cell in waiting]
+            tasks = [
+                Task(cell, *made.cases(cell), self._path(cell), made.beside(cell))
+                for cell in waiting
+            ]
             for number, ended in enumerate(self._executed(tasks, worker), start=1):
                 self.ended[ended.cell] = ended
                 self.notes += ended.notes if ended.state == "done" else ()

@@ -65,8 +65,8 @@ class Axes(_Strict):
     batch_size: of schedules with batches (of adaptive-aimd the first, of adaptive-energy the
     largest); `n` is one batch of all facts. order: 0 is the seeded
     order, another number another order of the same facts; clustered has facts with similar keys one
-    behind the other, dispersed far apart. score: how many facts are scored (0:
-    all).
+    behind the other, dispersed far apart. score: how many facts are scored (0: all). general: read
+    held-out text, and so many items of each task of `--data`, before, in between and after.
     """
 
     model: Axis[str] | None = None
@@ -84,6 +84,7 @@ class Axes(_Strict):
     score: Axis[Annotated[int, Field(ge=0)]] | None = None
     when: list[When] | None = None
     generation: bool | None = None
+    general: Annotated[int, Field(ge=0)] | None = None
 
 
 class Block(Axes):
@@ -110,6 +111,7 @@ class Entry(Frozen):
     score: int
     when: tuple[When, ...]
     generation: bool
+    general: int | None = None
 
 
 class Spec(_Strict):
@@ -337,4 +339,5 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
         score=min(place["score"], n) or n,
         when=tuple(w for w in when if carried or w in ("pre", "immediate")),
         generation=said.get("generation", False),
+        general=said.get("general") if carried else None,
     )

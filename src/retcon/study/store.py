@@ -24,11 +24,12 @@ from safetensors import SafetensorError
 
 from retcon.editing.trial import Seen
 from retcon.evaluation.fluency import Generation
+from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.storage import make_folder, storing, write_whole
 from retcon.study.cells import Cell
 from retcon.study.parts import End, Part, frame, load_part, write_part
-from retcon.study.reading import CELL, DONE, EXAMPLES, GENERATIONS, ROWS, STEPS
+from retcon.study.reading import CELL, DONE, EXAMPLES, GENERAL, GENERATIONS, ROWS, STEPS
 
 GENERATION_SCHEMA = pl.Schema(
     {
@@ -81,14 +82,22 @@ class CellFolder:
         if not (self.path / CELL).exists():
             self._write(CELL, cell.model_dump_json(indent=2))
 
-    def commit(self, first: int, seen: Seen, *, carried: bool, end: End | None) -> Part:
+    def commit(
+        self,
+        first: int,
+        seen: Seen,
+        *,
+        carried: bool,
+        end: End | None,
+        reading: Checkpoint | None = None,
+    ) -> Part:
         """Keep steps and what was seen of them. first: the index of the first of them.
 
         Raises:
             StorageError: no space; what was committed before is as it was.
         """
         target = self.path / f"step-{first:06d}.safetensors"
-        return write_part(target, first, seen, carried=carried, end=end)
+        return write_part(target, first, seen, carried=carried, end=end, reading=reading)
 
     def parts(self) -> tuple[list[Part], str | None]:
         """The parts of an unfinished run, and what is wrong with the first one that is damaged.
@@ -112,9 +121,17 @@ class CellFolder:
         return found, None
 
     def finish(
-        self, parts: Sequence[Part], pre: Sequence[Row], before: Sequence[Generation], device: str
+        self,
+        parts: Sequence[Part],
+        pre: Sequence[Row],
+        before: Sequence[Generation],
+        device: str,
+        untouched: Checkpoint | None = None,
     ) -> None:
-        """Put the parts together, and mark the cell as done. device: the model was on."""
+        """Put the parts together, and mark the cell as done.
+
+        device: the model was on. untouched: what was read of the model before its first edit.
+        """
         rows = pl.concat([frame(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
         lines = [json.dumps(r._asdict()) for part in parts for r in part.records]
@@ -130,6 +147,10 @@ class CellFolder:
             table = pl.DataFrame(texts, schema=GENERATION_SCHEMA, orient="row")
             write_whole(self.path / GENERATIONS, table.write_parquet, sync=True)
             names.append(GENERATIONS)
+        readings = [untouched, *(part.reading for part in parts)]
+        if untouched is not None:
+            self._write(GENERAL, json.dumps([one for one in readings if one is not None]))
+            names.append(GENERAL)
         files = {name: _sha256(self.path / name) for name in names}
         done = {"files": files, "weights": None if end is None else end.weights}
         self._write(DONE, json.dumps(done, indent=2))

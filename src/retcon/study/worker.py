@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retcon.editing.ordering import by_keys
+from retcon.editing.steps import Step
 from retcon.editing.trial import Looks, Telling, as_they_are, watch
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
 from retcon.evaluation.fluency import Generation, generate
+from retcon.evaluation.general import General
 from retcon.evaluation.generation import continuations
+from retcon.evaluation.readings import Checkpoint, Reading
 from retcon.evaluation.rows import When
 from retcon.evaluation.scoring import score_cases
 from retcon.methods.base import Editor, State
@@ -30,13 +33,14 @@ _EXAMPLES = 8
 class Task(NamedTuple):
     """A cell, the cases it is about, in the order in which they are written, and its folder.
 
-    scored: ids of the cases that are scored.
+    scored: ids of the cases that are scored. general: what is read beside them.
     """
 
     cell: Cell
     cases: tuple[Case, ...]
     scored: tuple[str, ...]
     folder: Path
+    general: General | None = None
 
 
 class Ended(NamedTuple):
@@ -62,6 +66,7 @@ class Worker:
     device: str = "cpu"
     _model: tuple[tuple[str, str], ModelHandle] | None = field(default=None, init=False)
     _state: tuple[str, State] | None = field(default=None, init=False)
+    _readings: dict[str, Reading] = field(default_factory=dict[str, Reading], init=False)
 
     def model(self, name: str, dtype: str, progress: Progress = silent) -> ModelHandle:
         """The model of that name, loaded if it is not the last one."""
@@ -108,14 +113,26 @@ class Worker:
             pre = score_cases(model, asked, when="pre", progress=progress)
             run = _Run(model, editor, state, task, folder, looks)
             before = run.written("pre") if cell.generation else []
+            untouched = self._untouched(model, task.general, progress)
             parts += run.go_on(parts, progress)
         except StorageError:
             raise
         except RetconError as error:
             folder.note_failure(str(error))
             return Ended(cell.id, "failed", (*notes, str(error)))
-        folder.finish(parts, pre, before, self.device)
+        folder.finish(parts, pre, before, self.device, untouched)
         return Ended(cell.id, "done", notes)
+
+    def _untouched(
+        self, model: ModelHandle, general: General | None, progress: Progress
+    ) -> Checkpoint | None:
+        """What is read of the model before its first edit, once for all cells that ask for it."""
+        if general is None:
+            return None
+        name = f"{model.fingerprint} {model.dtype} {general.identity}"
+        if name not in self._readings:
+            self._readings[name] = general.read(model, progress)
+        return Checkpoint("pre", 0, self._readings[name])
 
     def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:
         """The cell's model, if it is the one that the cell was planned for."""
@@ -161,9 +178,21 @@ class _Run(NamedTuple):
         ):  # fmt: skip
             last = schedule.carry and seen.steps[-1].at == len(cases)
             end = self._at_the_end(before, seen.telling) if last else None
-            made.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
+            reading = self._reading(seen.steps[-1], progress) if schedule.carry else None
+            made.append(
+                self.folder.commit(index, seen, carried=schedule.carry, end=end, reading=reading)
+            )
             index += len(seen.steps)
         return made
+
+    def _reading(self, step: Step, progress: Progress) -> Checkpoint | None:
+        """What is read of the model as a whole: after 2, 4, 8, … batches, and after the last."""
+        general = self.task.general
+        when: When = "final" if step.last else "retention"
+        due = when in self.looks.when and (step.last or step.checkpoint)
+        if general is None or not due:
+            return None
+        return Checkpoint(when, step.at, general.read(self.model, progress))
 
     def _examples(self) -> list[Case]:
         """The cases that are shown before and after."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from retcon.data.held_out import HeldOut
     from retcon.data.zsre import ZsreTarget
     from retcon.edits import Case
-    from retcon.evaluation.general import General, Reading
+    from retcon.evaluation.general import General
+    from retcon.evaluation.readings import Reading
     from retcon.evaluation.rows import Row
     from retcon.model.handle import ModelHandle
     from retcon.patch.format import Patch
