@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from retcon.evaluation.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
 from retcon.evaluation.rows import Row
 from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Record, Tuned
@@ -212,9 +213,22 @@ def _each(facts: range) -> dict[str, list[object]]:
     }  # fmt: skip
 
 
+def readings_of(place: Point) -> list[Checkpoint]:
+    """A model that loses 0.0004 nats a token and a tenth of a point of each task by a fact."""
+    asked = place.general or 0
+    found: list[Checkpoint] = []
+    for when, at in (("pre", 0), ("retention", place.n // 2), ("final", place.n)):
+        passages = tuple(PassageScore(50, 50 * (3 + 0.1 * i + 0.0004 * at)) for i in range(8))
+        right = tuple(i >= at * asked // 1000 for i in range(asked))
+        tasks = [Ability(t, "sum", tuple(range(asked)), right) for t in ("arc_easy", "piqa")]
+        found.append(Checkpoint(when, at, Reading(Perplexity(256, passages), tuple(tasks))))
+    return found
+
+
 def lifelong_grid() -> list[Point]:
     """Carried edits of several kinds at one N, and such whose batches adapt."""
-    kept = {"when": ("pre", "immediate", "final", "retention"), "n": 128, "batch_size": 16}
+    kept = {"when": ("pre", "immediate", "final", "retention"), "n": 128, "batch_size": 16,
+            "general": 100}  # fmt: skip
     return [
         *grid("methods", {"method": ["memit", "encore", "alphaedit"]}, schedule="sequential-batch",
               **kept),
@@ -239,7 +253,10 @@ def write_cell(folder: Path, place: Point, chances: Model_) -> None:
          "target_old": "French", "before": " French, and she", "after": " English, and she"}
     ]  # fmt: skip
     (cell / "examples.json").write_text(json.dumps(examples))
-    names = ("rows.parquet", "steps.jsonl", "examples.json")
+    names = ["rows.parquet", "steps.jsonl", "examples.json"]
+    if place.general is not None:
+        (cell / "general.json").write_text(json.dumps(readings_of(place)))
+        names.append("general.json")
     files = {n: hashlib.sha256((cell / n).read_bytes()).hexdigest() for n in names}
     (cell / "done.json").write_text(json.dumps({"files": files, "matrices": {}}))
 

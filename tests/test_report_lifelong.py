@@ -1,9 +1,11 @@
 """What the report tells of carried edits by many methods."""
 
+import math
+
 import pytest
 
 from made_study import lifelong_grid, make_study, small_grid
-from retcon.report import lifelong
+from retcon.report import general, lifelong
 from retcon.report.arms import Results
 from retcon.report.page import make_report, to_html
 from retcon.study.reading import read_study
@@ -56,7 +58,38 @@ def test_what_tells_how_hard_a_fact_is(results):
         assert novelty == "–" and facts == "128"
 
 
+def test_every_kind_is_told_with_what_it_does_to_the_rest(results):
+    table = lifelong.kinds(results)
+    assert len(table.rows) == 6 and {row[0] for row in table.rows} == {"128"}
+    best = [float(row[2].split()[0]) for row in table.rows]
+    assert best == sorted(best, reverse=True)
+    for row in table.rows:
+        of = dict(zip(table.columns, row, strict=True))
+        # exp(0.0004 · 128), the same in all passages; 12 of 100 items of either task.
+        assert of["perplexity, ×"].startswith("1.053 [1.05")
+        assert of["tasks, points"].startswith("−12.0 [−16")
+        assert of["seconds an edit"] == "0.43"
+
+
+def test_backward_transfer_is_final_minus_immediate(results):
+    arm = lifelong.compared(results)[0]
+    ends = [results.estimate(arm, when, "S").mean for when in ("final", "immediate")]
+    told = lifelong.kinds(results).rows[0][6]
+    assert float(told.split()[0].replace("−", "-")) == pytest.approx(ends[0] - ends[1], abs=0.051)
+    assert "[" in told
+
+
+def test_the_whole_is_followed_as_facts_are_written(results):
+    data = general.over_time(results)
+    assert {record["edits"] for record in data} == {0, 64, 128}
+    assert len({record["series"] for record in data}) == 6
+    text = [r for r in data if r["measure"].startswith("perplexity") and r["edits"] == 64]
+    assert text[0]["value"] == pytest.approx(math.exp(0.0004 * 64))
+    start = [r["value"] for r in data if r["edits"] == 0]
+    assert set(start) == {0.0, 1.0}
+
+
 def test_the_page_shows_them(study):
     report = make_report(study)
-    assert {"side-by-side", "ages", "decisions"} <= set(report.charts)
+    assert {"side-by-side", "ages", "decisions", "as-a-whole"} <= set(report.charts)
     assert "What tells how hard a fact is" in to_html(report)

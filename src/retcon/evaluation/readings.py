@@ -5,6 +5,7 @@ a change are Agresti and Min's for paired shares (2005, Stat. Med. 24), which ar
 item has changed.
 """
 
+from collections.abc import Sequence
 from math import exp, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -113,8 +114,24 @@ def change(before: Ability, after: Ability) -> Estimate:
     """
     if (before.task, before.items) != (after.task, after.items):
         raise ValueError("before and after are of different items")
-    n = len(before.right)
-    pairs = list(zip(before.right, after.right, strict=True))
+    return _paired(list(zip(before.right, after.right, strict=True)))
+
+
+def change_over_all(before: Sequence[Ability], after: Sequence[Ability]) -> Estimate:
+    """As `change`, over the items of all tasks, each counting as much as any other.
+
+    Raises:
+        ValueError: they are of different items, or of none.
+    """
+    both = list(zip(before, after, strict=True))
+    if not both or any((b.task, b.items) != (a.task, a.items) for b, a in both):
+        raise ValueError("before and after are of different items")
+    return _paired([pair for b, a in both for pair in zip(b.right, a.right, strict=True)])
+
+
+def _paired(pairs: Sequence[tuple[bool, bool]]) -> Estimate:
+    """Right after minus right before, as a share of all, in points."""
+    n = len(pairs)
     won, lost = pairs.count((False, True)), pairs.count((True, False))
     difference = (won - lost) / (n + 2)
     error = sqrt((won + lost + 1) / (n + 2) - difference**2) / sqrt(n + 2)

@@ -319,3 +319,9 @@ def varying(arms: Sequence[Arm], *without: str) -> tuple[str, ...]:
         for name in _WORDS
         if name not in without and len({getattr(arm.setting, name) for arm in arms}) > 1
     )
+
+
+def carried_names(arms: Sequence[Arm]) -> dict[Setting, str]:
+    """Settings in words, by what tells them apart."""
+    fields = dict.fromkeys(("method", *varying(arms, "score")))
+    return {arm.setting: describe(arm.setting, fields) or "all" for arm in arms}

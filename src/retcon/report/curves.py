@@ -211,6 +211,11 @@ def trade_offs(results: Results) -> list[Record]:
     """Final precision (harmonic mean of ES and PS) against NS at the largest N, with seconds."""
     curves = _fullest(carried(results, "final"))
     arms = list({arm.setting: arm for curve in curves for arm in curve.values()}.values())
+    return priced(results, arms)
+
+
+def priced(results: Results, arms: Sequence[Arm]) -> list[Record]:
+    """What arms have of either, and in seconds; `front`: nothing beats them in both."""
     fields = ("method", *(f for f in varying(arms, "batch_size", "score") if f != "method"))
     found: list[Record] = []
     for arm in arms:

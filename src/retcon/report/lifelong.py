@@ -7,10 +7,13 @@ from typing import Any
 
 import polars as pl
 
+from retcon.evaluation.inference import Estimate, combine
 from retcon.evaluation.metrics import estimate
 from retcon.evaluation.rows import Row
-from retcon.report.arms import Arm, Results, Setting, describe, varying
-from retcon.report.curves import scored
+from retcon.report.arms import SCORES, Arm, Results, carried_names
+from retcon.report.curves import priced, scored, seconds_per_edit
+from retcon.report.findings.claims import share, signed
+from retcon.report.general import drift, kept
 from retcon.report.tables import MISSING, Table
 
 Record = dict[str, Any]
@@ -25,21 +28,33 @@ _PREDICTORS = {
 }
 
 
+def several(results: Results) -> list[list[Arm]]:
+    """The carried arms of each N of which there are several kinds, by final S; most kinds first."""
+    by_number: dict[int, list[Arm]] = defaultdict(list)
+    for arm in results.arms:
+        if arm.setting.carried and results.has(arm, "final"):
+            by_number[arm.setting.n].append(arm)
+    known = sorted(by_number.items(), key=lambda item: (-_kinds(item[1]), -item[0]))
+    return [
+        sorted(arms, key=lambda arm: -(results.estimate(arm, "final", "S").mean or 0.0))
+        for _, arms in known
+        if _kinds(arms) >= _KINDS
+    ]
+
+
 def compared(results: Results) -> list[Arm]:
-    """The carried arms of the largest N, where they are of several kinds, by final S."""
-    arms = [arm for arm in results.arms if arm.setting.carried and results.has(arm, "final")]
-    most = max((arm.setting.n for arm in arms), default=0)
-    arms = [arm for arm in arms if arm.setting.n == most]
-    kinds = {arm.setting.but("batch_size", "accumulate", "ridge", "score") for arm in arms}
-    if len(kinds) < _KINDS:
-        return []
-    return sorted(arms, key=lambda arm: -(results.estimate(arm, "final", "S").mean or 0.0))
+    """Those of the N of which there are most kinds."""
+    return next(iter(several(results)), [])
+
+
+def _kinds(arms: Sequence[Arm]) -> int:
+    return len({arm.setting.but("batch_size", "accumulate", "ridge", "score") for arm in arms})
 
 
 def side_by_side(results: Results) -> list[Record]:
     """Final scores of every kind of carried edits, the best S first."""
     arms = compared(results)
-    names = _names(arms)
+    names = carried_names(arms)
     return [
         {**record, "setting": names[arm.setting], "place": place}
         for place, arm in enumerate(arms[:_MOST_BARS])
@@ -47,10 +62,64 @@ def side_by_side(results: Results) -> list[Record]:
     ]
 
 
+def trade_offs(results: Results) -> list[Record]:
+    """Precision against preservation of every kind, baselines among them."""
+    return priced(results, compared(results))
+
+
+def kinds(results: Results) -> Table:
+    """What every kind of carried edits comes to, and what it costs, by N; the best S first."""
+    groups = several(results)
+    rows = [
+        (f"{arm.setting.n:,}", names[arm.setting],
+         *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
+         _backward(results, arm), *_whole(results, arm), _seconds(results, arm))
+        for arms in groups
+        for names in [carried_names(arms)]
+        for arm in arms
+    ]  # fmt: skip
+    note = (
+        "Final scores in %, with 95 % intervals. Backward transfer: S of all facts at the end, "
+        "minus S of each right after its own batch. Perplexity of held-out text, as a multiple of "
+        "the untouched model's, and accuracy over the items of all tasks, minus its: first seed."
+    )
+    columns = ("N", "setting", "S", *SCORES[:3], "backward transfer", "perplexity, ×",
+               "tasks, points", "seconds an edit")  # fmt: skip
+    return Table("Carried edits, kind by kind", note, columns, tuple(rows))
+
+
+def _backward(results: Results, arm: Arm) -> str:
+    """What later edits have done to earlier ones, over the facts that were scored at both times."""
+    if not results.has(arm, "immediate"):
+        return MISSING
+    ends = [results.statistic(arm, when, "S") for when in ("final", "immediate")]
+    if ends[0] is None or ends[1] is None:
+        return MISSING
+    return _effect(combine([(1.0, ends[0]), (-1.0, ends[1])]).estimate())
+
+
+def _whole(results: Results, arm: Arm) -> tuple[str, str]:
+    moved, change = drift(results, arm), kept(results, arm)
+    said = MISSING if moved is None else f"{moved.mean:.3f} [{moved.low:.3f}, {moved.high:.3f}]"
+    return said, MISSING if change is None else _effect(change)
+
+
+def _effect(found: Estimate) -> str:
+    if found.mean is None:
+        return MISSING
+    ends = "" if found.low is None else f" [{signed(found.low)}, {signed(found.high)}]"
+    return f"{signed(found.mean)}{ends}"
+
+
+def _seconds(results: Results, arm: Arm) -> str:
+    found = seconds_per_edit(results, arm)
+    return MISSING if found is None else f"{found:.2f}"
+
+
 def decisions(results: Results) -> list[Record]:
     """Sizes of batches over time where they adapt, and where targets were made anew."""
     arms = [a for a in results.arms if a.setting.rule or (a.setting.refresh or "")[:5] == "stale"]
-    names = _names(arms)
+    names = carried_names(arms)
     return [
         {
             "edits": step["at"], "size": step["edits"], "tried": step.get("tried") or 0,
@@ -65,7 +134,7 @@ def decisions(results: Results) -> list[Record]:
 def ages(results: Results) -> list[Record]:
     """ES of facts by when they were written and when they were asked again."""
     kept = [arm for arm in compared(results) if "retention" in arm.point.when]
-    names = _names(kept)
+    names = carried_names(kept)
     return [
         {**record, "setting": names[arm.setting]}
         for arm in kept[:_MOST_MAPS]
@@ -93,7 +162,7 @@ def _aged(results: Results, arm: Arm) -> Iterator[Record]:
 def difficulty(results: Results) -> Table:
     """Whether anything that is known of a fact before it is written tells how it ends."""
     arms = [arm for arm in compared(results) if arm.runs][:_MOST_BARS]
-    names = _names(arms)
+    names = carried_names(arms)
     rows = [
         (
             names[arm.setting],
@@ -139,9 +208,3 @@ def _correlation(facts: pl.DataFrame, name: str) -> str:
 
 def _steps(results: Results, cell: str) -> list[Mapping[str, Any]]:
     return list(results.study.steps(cell))
-
-
-def _names(arms: Sequence[Arm]) -> dict[Setting, str]:
-    """Settings in words, by what tells them apart."""
-    fields = dict.fromkeys(("method", *varying(arms, "score")))
-    return {arm.setting: describe(arm.setting, fields) or "all" for arm in arms}

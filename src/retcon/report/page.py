@@ -20,7 +20,7 @@ from retcon.report.findings.claims import MARGIN, points
 from retcon.report.fluency import fluency
 from retcon.report.headline import headline
 from retcon.report.layers import recommend
-from retcon.report.lifelong import difficulty
+from retcon.report.lifelong import difficulty, kinds
 from retcon.report.plots import Chart, all_charts
 from retcon.report.provenance import Provenance, provenance
 from retcon.report.tables import Table
@@ -60,7 +60,9 @@ def make_report(study: Study) -> Report:
     results = Results(study)
     findings = all_findings(results)
     examples = [table for table in (told(results), by_probability(results)) if table.rows]
-    further = [table for table in (difficulty(results), fluency(results)) if table.rows]
+    further = [
+        table for table in (kinds(results), difficulty(results), fluency(results)) if table.rows
+    ]
     return Report(
         results, findings, all_charts(results, findings),
         [*tables.summary(results, findings), *further],

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from retcon.editing.planning import Costs, costs
 from retcon.edits import Case
+from retcon.evaluation.general import General
 from retcon.model.load import find_dtype
 from retcon.study.cells import Cell
 from retcon.study.facts import Picked
@@ -49,7 +50,10 @@ class Estimate(NamedTuple):
 def estimate(made: Plan, rate: float, done: Collection[str] = ()) -> dict[str, Estimate]:
     """What each cell of a plan takes at so many FLOP/s, in the order in which they are run."""
     ledger = _Ledger(rate)
-    found = {cell.id: ledger.enter(cell, made.cases(cell)) for cell in _first(made, done)}
+    found = {
+        cell.id: ledger.enter(cell, made.cases(cell), made.beside(cell))
+        for cell in _first(made, done)
+    }
     return {name: cost for name, cost in found.items() if name not in done}
 
 
@@ -67,8 +71,8 @@ class _Ledger:
     targets: dict[str, set[str]] = field(default_factory=dict)
     scores: dict[str, set[str]] = field(default_factory=dict)
 
-    def enter(self, cell: Cell, picked: Picked) -> Estimate:
-        """The cost of a cell beyond what is paid."""
+    def enter(self, cell: Cell, picked: Picked, beside: General | None = None) -> Estimate:
+        """The cost of a cell beyond what is paid. beside: what is read of its model as a whole."""
         cases, wanted = picked.cases, set(picked.scored)
         scored = [case for case in cases if case.edit.id in wanted]
         cost = costs(outline_of(cell.name), cell.layers, cell.settings)
@@ -89,7 +93,9 @@ class _Ledger:
             moments=self._moments(cell, model, cost) / self.rate,
             targets=made * cost.target / self.rate,
             solves=_solves(cell, cost) / self.rate,
-            scoring=(prompts * _PROMPT + edited * cost.context) * cost.token / self.rate,
+            scoring=(prompts * _PROMPT + edited * cost.context + _read(cell, beside))
+            * cost.token
+            / self.rate,
             # Activations are kept below a quarter of the weights.
             memory=weights * 5 // 4 + cost.moment_bytes + masters + 2 * factors,
             disk=(edited + each * ("pre" in cell.when)) * _ROW + batches * _STEP,
@@ -144,6 +150,15 @@ def _looks(cell: Cell) -> int:
     # Retention: after 2, 4, 8, … batches all facts before; half of them, a quarter, …
     carried = [when for when in ("final", "retention") if when in cell.when]
     return ("immediate" in cell.when) + (len(carried) if cell.plan.carry else 0)
+
+
+def _read(cell: Cell, beside: General | None) -> int:
+    """Tokens of text and tasks that are read after the last batch, and after 2, 4, 8, … of them."""
+    if beside is None:
+        return 0
+    batches = -(-cell.n // cell.plan.batch_size)
+    between = max(0, (batches - 1).bit_length() - 1) if "retention" in cell.when else 0
+    return ("final" in cell.when) * (1 + between) * beside.size
 
 
 def _solves(cell: Cell, cost: Costs) -> float:

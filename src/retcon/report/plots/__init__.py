@@ -24,8 +24,9 @@ def all_charts(results: Results, findings: Sequence[Finding]) -> dict[str, Chart
         effects.switched(findings),
         lifelong.side_by_side(results),
         lifelong.ages(results),
+        lifelong.as_a_whole(results),
         lifelong.decisions(results),
-        effects.pareto(results),
+        lifelong.pareto(results) or effects.pareto(results),
         effects.norms(results),
         effects.tuning(results),
     ]

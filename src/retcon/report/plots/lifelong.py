@@ -1,8 +1,16 @@
 """Charts of carried edits: methods side by side, facts as they age, batch sizes as they adapt."""
 
-from retcon.report import lifelong
+from retcon.report import general, lifelong
 from retcon.report.arms import SCORES, Results
-from retcon.report.plots.style import COLOURS, Chart, Spec, by_setting, distinct, titled
+from retcon.report.plots.style import (
+    COLOURS,
+    Chart,
+    Spec,
+    by_setting,
+    distinct,
+    series_colour,
+    titled,
+)
 
 _LABELS: Spec = {"labelLimit": 520, "labelFontSize": 11, "title": None, "grid": False}
 
@@ -71,6 +79,75 @@ def decisions(results: Results) -> Chart | None:
         "decisions", "What adapts, as facts are written",
         "Facts in each batch; lines: targets made anew; triangles: larger batches were taken back "
         "first.", body,
+    )  # fmt: skip
+
+
+def pareto(results: Results) -> Chart | None:
+    """Precision, preservation and seconds of every kind; those on the front are named."""
+    data = [{**r, "series": r["setting"].split(",")[0]} for r in lifelong.trade_offs(results)]
+    if not data:
+        return None
+    x: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},
+               "title": "preservation: final NS, %"}  # fmt: skip
+    y: Spec = {"field": "precision", "type": "quantitative", "scale": {"zero": False},
+               "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
+    told = [{"field": "setting"}, *(
+        {"field": f, "format": ".1f"} for f in ("preservation", "precision")
+    ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"}]  # fmt: skip
+    seconds: Spec = {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
+                     "scale": {"range": [50, 420], "zero": False},
+                     "legend": {"tickCount": 3}}  # fmt: skip
+    front = [{"filter": "datum.front"}]
+    layer: list[Spec] = [
+        {"transform": front,
+         "mark": {"type": "line", "color": "#6b7280", "strokeDash": [4, 4],
+                  "interpolate": "step-after"},
+         "encoding": {"x": x, "y": y, "order": {"field": "preservation"}}},
+        {"mark": {"type": "point", "filled": True, "opacity": 0.85},
+         "encoding": {"x": x, "y": y, "color": series_colour(data), "size": seconds,
+                      "tooltip": told}},
+        {"transform": front,
+         "mark": {"type": "text", "align": "right", "dx": -10, "dy": 4, "fontSize": 10,
+                  "limit": 360},
+         "encoding": {"x": x, "y": y, "text": {"field": "setting"}}},
+    ]  # fmt: skip
+    return titled(
+        "pareto", "Precision against preservation, kind by kind",
+        "Final scores at the N of most kinds. Dashed and named: those that no other beats in "
+        "both.", {"data": {"values": data}, "width": 760, "height": 360, "layer": layer},
+    )  # fmt: skip
+
+
+def as_a_whole(results: Results) -> Chart | None:
+    """Perplexity of ordinary text and accuracy over tasks, by edits written."""
+    data = general.over_time(results)
+    if not data:
+        return None
+    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
+               "axis": {"grid": False, "tickCount": 5}}  # fmt: skip
+    y: Spec = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    told = [{"field": "series"}, {"field": "edits"}, {"field": "when"},
+            *({"field": f, "format": ".3f"} for f in ("value", "low", "high"))]  # fmt: skip
+    colour = {**series_colour(data), "legend": {"columns": 1, "title": None}}
+    layer: list[Spec] = [
+        {"mark": {"type": "rule", "strokeWidth": 1.5},
+         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"},
+                      "color": colour}},
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": colour}},
+        {"mark": {"type": "circle", "size": 48, "opacity": 1},
+         "encoding": {"x": x, "y": y, "color": colour, "tooltip": told}},
+    ]  # fmt: skip
+    body: Spec = {
+        "data": {"values": data},
+        "facet": {"field": "measure", "type": "nominal", "title": None, "sort": "descending"},
+        "columns": 2, "spacing": 54,
+        "spec": {"width": 420, "height": 220, "layer": layer},
+        "resolve": {"scale": {"y": "independent"}},
+    }  # fmt: skip
+    return titled(
+        "as-a-whole", "The model as a whole, as facts are written",
+        "Held-out text and common tasks, against the untouched model; bars are 95 % intervals, "
+        "first seed.", body,
     )  # fmt: skip
 
 
