@@ -230,6 +230,30 @@ def test_estimates_count_what_is_shared_once(folder):
     assert len(estimate(made, 1e9, done)) == 3
 
 
+TUNING = "tuning: {ridges: [1.0, 2.0], n: 2}\n"
+
+
+def asking(ridge):
+    return f"schedule: batch, batch_size: 2, n: 4, settings: {{ridge: {ridge}}}"
+
+
+def test_a_block_may_bring_ridges_of_its_own(folder):
+    blocks = [asking("tuned"), asking("{tuned: [0.1, 2, 3]}")]
+    made = plan(spec(*blocks, more=TUNING))
+    assert [choice.ridges for choice in made.tunings] == [(1.0, 2.0), (0.1, 2.0, 3.0)]
+    # A ridge that both name is one cell; what is chosen is each one's own.
+    assert len({cell.id for choice in made.tunings for cell in choice.cells}) == 4
+    assert all(place.point.tuned and place.cell is None for place in made.places)
+    guessed = plan(spec(*blocks, more=TUNING), guess=True)
+    assert [place.point.ridge for place in guessed.places] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("said", ["{tuned: []}", "{tuned: [-1]}", "{tuned: 3}", "{}", "{all: [1]}"])
+def test_a_choice_of_ridges_that_is_none(folder, said):
+    with pytest.raises(InvalidStudy, match=r"is no choice of ridges\. Write `tuned`, or"):
+        plan(spec(asking(said), more=TUNING))
+
+
 def test_the_command_line_plans_runs_and_tells(folder, retcon, entries):
     (folder / "s.yaml").write_text(text("schedule: batch, batch_size: [1, 2], n: 2"))
     code, out, err = retcon("study", "validate", "s.yaml")

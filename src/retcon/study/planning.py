@@ -16,24 +16,20 @@ from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch
 from retcon.errors import InvalidStudy, RetconError
 from retcon.evaluation.general import General
-from retcon.evaluation.metrics import summarise
 from retcon.methods.base import Editor
 from retcon.methods.presets import choose
-from retcon.methods.registry import find_method
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
 from retcon.study.cells import Cell, slots
 from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point
-from retcon.study.reading import Data, Model, Study, Tuned
+from retcon.study.reading import Data, Model, Tuned
 from retcon.study.spec import Entry, Spec
+from retcon.study.tuning import WHOM, Tuning, candidates_of, name_of, no_score
 
 # A model's name and dtype.
 Loaded = tuple[str, str]
 UNSEEN = "unseen"
-_TUNED = "tuned"
-# For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
-_WHOM: tuple[str, ...] = ("model", "dtype", "method", "layers", "settings", "batch_size", "seed")
 
 
 class Place(NamedTuple):
@@ -41,21 +37,7 @@ class Place(NamedTuple):
 
     point: Point
     cell: Cell | None
-    tuning: "Tuning | None"
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The cells among which a ridge is chosen, and for whom."""
-
-    for_whom: dict[str, Any]
-    ridges: tuple[float, ...]
-    cells: tuple[Cell, ...]
-
-    @property
-    def name(self) -> str:
-        """What tells it from others."""
-        return _name(self.for_whom)
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
@@ -133,41 +115,13 @@ def plan(
     seen = fingerprints or {}
     entries = [each for entry in spec.entries for each in _every_layer(entry)]
     models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
-    asked = None if spec.tuning is None else tuple(spec.tuning.ridges)
-    chosen = {_name(t.model_dump(include=set(_WHOM))): t.ridge for t in tuned if t.ridges == asked}
+    chosen = {name_of(t.model_dump(include=set(WHOM)), t.ridges): t.ridge for t in tuned}
     asked_for = dict.fromkeys(e.general for e in entries if e.general is not None)
     general = {items: load_general(items, data) for items in asked_for}
     planner = _Planner(spec, facts, models, chosen, guess, general)
     places = tuple(planner.place(e) for e in entries)
     by_name = {each.identity: each for each in general.values()}
     return Plan(spec, facts, tuple(models.values()), places, by_name)
-
-
-def choose_ridges(plan: Plan, study: Study) -> tuple[Tuned, ...]:
-    """The ridge of each tuning whose cells are done: that of the best S, of equals the largest."""
-    return tuple(
-        _chosen(plan, tuning, study)
-        for tuning in plan.tunings
-        if all(study.is_done(cell.id) for cell in tuning.cells)
-    )
-
-
-def _chosen(plan: Plan, tuning: Tuning, study: Study) -> Tuned:
-    scores = [summarise(study.scored(cell.id, "immediate"))["S"] for cell in tuning.cells]
-    known = [(s, r) for s, r in zip(scores, tuning.ridges, strict=True) if s is not None]
-    if len(known) < len(scores):
-        raise InvalidStudy(_no_score(plan.data.cases))
-    tune = plan.spec.tuning
-    assert tune is not None
-    return Tuned(
-        **tuning.for_whom,
-        ridge=max(known)[1],
-        ridges=tuning.ridges,
-        scores=tuple(scores),
-        cells=tuple(cell.id for cell in tuning.cells),
-        n=tune.n,
-        score=min(tune.score, tune.n) or tune.n,
-    )
 
 
 @dataclass(frozen=True)
@@ -193,12 +147,8 @@ class _Planner:
 
     def _place(self, entry: Entry) -> Place:
         self.facts.pick(n=entry.n, seed=entry.seed, order=0, score=1, split="head")
-        tuned = entry.settings.get("ridge") == _TUNED
-        if tuned and "ridge" not in find_method(entry.method).settings():
-            raise InvalidStudy(
-                f"a ridge is `tuned`, and {entry.method} has none: leave it out of the settings."
-            )
-        tuning = self._tuning(entry) if tuned else None
+        candidates = candidates_of(entry, self.spec)
+        tuning = None if candidates is None else self._tuning(entry, candidates)
         ridge = None if tuning is None else self._ridge(tuning)
         # Until a ridge is chosen, any of the candidates tells whether the place can be run.
         known = ridge if ridge is not None or tuning is None else tuning.ridges[0]
@@ -219,7 +169,7 @@ class _Planner:
             layers=layers,
             settings=settings if ready else entry.settings,
             ridge=editor.ridge if ready or tuning is None else None,
-            tuned=tuned,
+            tuned=tuning is not None,
             accumulate=editor.accumulate,
             capacity=capacity,
             cell=cell.id if ready and seen else None,
@@ -258,11 +208,10 @@ class _Planner:
         )
         return cell.canonical(), editor
 
-    def _tuning(self, entry: Entry) -> Tuning:
+    def _tuning(self, entry: Entry, ridges: tuple[float, ...]) -> Tuning:
         """The cells by which an entry's ridge is chosen."""
         tune = self.spec.tuning
-        if tune is None:
-            raise InvalidStudy("a ridge is `tuned`, and the study has no `tuning`: add its ridges.")
+        assert tune is not None
         count = min(tune.score, tune.n) or tune.n
         self._check_scored(entry, tune.n, count)
         size = min(entry.batch_size, tune.n)
@@ -273,11 +222,11 @@ class _Planner:
                 n=tune.n, score=count, order=0, split="tail",
                 when=("immediate",), generation=False, general=None,
             )[0]
-            for ridge in tune.ridges
+            for ridge in ridges
         ]  # fmt: skip
-        whom = entry.model_dump(mode="json", include=set(_WHOM) - {"settings", "batch_size"})
+        whom = entry.model_dump(mode="json", include=set(WHOM) - {"settings", "batch_size"})
         whom |= {"layers": list(cells[0].layers), "settings": rest, "batch_size": size}
-        return Tuning(whom, tuple(tune.ridges), tuple(cells))
+        return Tuning(whom, ridges, tuple(cells))
 
     def _check_scored(self, entry: Entry, n: int, score: int) -> None:
         """Refuse facts that have no S."""
@@ -285,14 +234,7 @@ class _Planner:
         wanted = set(picked.scored)
         told = [c for c in picked.cases if c.edit.id in wanted and c.edit.target_old is not None]
         if not any(c.paraphrases for c in told) or not any(c.neighbours for c in told):
-            raise InvalidStudy(_no_score(self.facts.about.cases))
-
-
-def _no_score(cases: str) -> str:
-    return (
-        f"A ridge is tuned by S, which needs facts with target_old, paraphrases and neighbours; "
-        f"{cases} has none among those for tuning. Give the ridge as a number."
-    )
+            raise InvalidStudy(no_score(self.facts.about.cases))
 
 
 def _refusal(editor: Editor, entry: Entry, schedule: Schedule, capacity: int) -> str | None:
@@ -333,7 +275,3 @@ def _model(entry: Entry, fingerprint: str) -> Model:
 def outline_of(name: str) -> Outline:
     """The structure of a model, found once."""
     return outline(name)
-
-
-def _name(whom: Mapping[str, Any]) -> str:
-    return json.dumps(whom, sort_keys=True)

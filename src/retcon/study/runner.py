@@ -15,10 +15,11 @@ from retcon.progress import Progress, silent
 from retcon.storage import check_writable, locked, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
-from retcon.study.planning import Plan, choose_ridges, plan
+from retcon.study.planning import Plan, plan
 from retcon.study.reading import FORMAT, Record, Study, Tuned, damage, read_study
 from retcon.study.spec import Spec
 from retcon.study.store import CellFolder
+from retcon.study.tuning import choose_ridges
 from retcon.study.worker import Ended, Task, Worker
 
 # A model's name and dtype.
@@ -122,7 +123,8 @@ class _Run:
         """The plan as it is now, with the ridges that finished cells have decided; written down."""
         made = plan(self.spec, data=self.data, fingerprints=fingerprints)
         self._mend(made)
-        tuned = choose_ridges(made, Study(self.folder, self._record(made, threads)))
+        known = Study(self.folder, self._record(made, threads))
+        tuned = choose_ridges(made.tunings, self.spec, known)
         if tuned:
             made = plan(self.spec, data=self.data, fingerprints=fingerprints, tuned=tuned)
             self._mend(made)

@@ -25,6 +25,7 @@ T = TypeVar("T")
 # One value, or several that span an axis.
 Axis = T | list[T]
 Positive = Annotated[int, Field(ge=1)]
+Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 When = Literal["pre", "immediate", "final", "retention"]
 
 
@@ -53,7 +54,7 @@ class TuningSpec(_Strict):
     are scored (0: all).
     """
 
-    ridges: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
+    ridges: Annotated[list[Ridge], Field(min_length=1)]
     n: Positive
     score: Annotated[int, Field(ge=0)] = 0
 

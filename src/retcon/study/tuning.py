@@ -1,0 +1,106 @@
+"""Ridges that are chosen by S: among which, for whom, and on which cells."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from retcon.errors import InvalidStudy
+from retcon.evaluation.metrics import summarise
+from retcon.methods.registry import find_method
+from retcon.study.cells import Cell
+from retcon.study.reading import Study, Tuned
+from retcon.study.spec import Entry, Ridge, Spec
+
+_TUNED = "tuned"
+# Candidates that a block names itself.
+_Own = Annotated[
+    dict[Literal["tuned"], Annotated[tuple[Ridge, ...], Field(min_length=1)]], Field(min_length=1)
+]
+# For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
+WHOM: tuple[str, ...] = ("model", "dtype", "method", "layers", "settings", "batch_size", "seed")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The cells among which a ridge is chosen, and for whom."""
+
+    for_whom: dict[str, Any]
+    ridges: tuple[float, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        """What tells it from others."""
+        return name_of(self.for_whom, self.ridges)
+
+
+def candidates_of(entry: Entry, spec: Spec) -> tuple[float, ...] | None:
+    """Among which ridges one is chosen; None where the file names the ridge, or none.
+
+    Raises:
+        InvalidStudy: the method has no ridge, or the file does not say how to choose it.
+    """
+    said = entry.settings.get("ridge")
+    if said != _TUNED and not isinstance(said, dict):
+        return None
+    if "ridge" not in find_method(entry.method).settings():
+        raise InvalidStudy(
+            f"a ridge is `tuned`, and {entry.method} has none: leave it out of the settings."
+        )
+    if spec.tuning is None:
+        raise InvalidStudy("a ridge is `tuned`, and the study has no `tuning`: add its ridges.")
+    return tuple(spec.tuning.ridges) if said == _TUNED else _own(said)
+
+
+def choose_ridges(tunings: Sequence[Tuning], spec: Spec, study: Study) -> tuple[Tuned, ...]:
+    """The ridge of each tuning whose cells are done: that of the best S, of equals the largest."""
+    return tuple(
+        _chosen(tuning, spec, study)
+        for tuning in tunings
+        if all(study.is_done(cell.id) for cell in tuning.cells)
+    )
+
+
+def _chosen(tuning: Tuning, spec: Spec, study: Study) -> Tuned:
+    scores = [summarise(study.scored(cell.id, "immediate"))["S"] for cell in tuning.cells]
+    known = [(s, r) for s, r in zip(scores, tuning.ridges, strict=True) if s is not None]
+    if len(known) < len(scores):
+        raise InvalidStudy(no_score(spec.data.cases))
+    tune = spec.tuning
+    assert tune is not None
+    return Tuned(
+        **tuning.for_whom,
+        ridge=max(known)[1],
+        ridges=tuning.ridges,
+        scores=tuple(scores),
+        cells=tuple(cell.id for cell in tuning.cells),
+        n=tune.n,
+        score=min(tune.score, tune.n) or tune.n,
+    )
+
+
+def _own(said: object) -> tuple[float, ...]:
+    """The ridges of `{tuned: [0.1, 1, 10]}`: methods differ in what a ridge is of."""
+    try:
+        return TypeAdapter(_Own).validate_python(said)["tuned"]
+    except ValidationError as error:
+        raise InvalidStudy(
+            f"ridge: {said} is no choice of ridges. Write `tuned`, or {{tuned: [0.1, 1, 10]}} with "
+            f"numbers of 0 or more."
+        ) from error
+
+
+def no_score(cases: str) -> str:
+    """Why no ridge can be tuned on facts that have no S."""
+    return (
+        f"A ridge is tuned by S, which needs facts with target_old, paraphrases and neighbours; "
+        f"{cases} has none among those for tuning. Give the ridge as a number."
+    )
+
+
+def name_of(whom: Mapping[str, Any], ridges: tuple[float, ...]) -> str:
+    """What tells a choice from others: for whom it is, and among which ridges."""
+    return json.dumps([whom, ridges], sort_keys=True)
