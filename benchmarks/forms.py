@@ -104,19 +104,8 @@ def served_by_llama(base: ModelHandle, cases: Sequence[Case], lora: Path | None)
         for prompt in prompts(case):
             new, *rest = (score(prompt.text, target) for target in prompt.targets)
             old = rest[0] if rest else (None, None, None)
-            rows.append(
-                Row(
-                    case.edit.id,
-                    case.relation,
-                    prompt.kind,
-                    prompt.index,
-                    "final",
-                    1,
-                    *new,
-                    *old,
-                    None,
-                )  # fmt: skip
-            )
+            about = (case.edit.id, case.relation, prompt.kind, prompt.index, "final", 1)
+            rows.append(Row(*about, *new, *old, None))
     return rows
 
 
