@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,11 +139,13 @@ def configurations(tmp_path, monkeypatch):
 def test_a_plan_needs_the_configuration_alone(
     configurations, retcon, size, words, weights, moments, said
 ):
-    code, out, err = retcon(
-        "edit", f"./{size}", "--plan", "--edits", "1000", "--dtype", "bfloat16", *words
-    )
+    asked = ("--plan", "--edits", "1000", "--dtype", "bfloat16", "--json", "p.json", *words)
+    code, out, err = retcon("edit", f"./{size}", *asked)
     assert code == 0 and not err.strip(), err
     assert weights in out and moments in out and said in out and "targets of 1,000" in out
+    found = json.loads(Path("p.json").read_text())
+    assert found["edits"] == 1000 and f"{found['memory']['weights'] / 2**30:.2f} GiB" in out
+    assert found["memory"]["together"] > found["memory"]["weights"] and found["target_seconds"] > 0
 
 
 def test_probe_without_weights_says_what_it_did_not_see(configurations, retcon):

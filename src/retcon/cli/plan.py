@@ -1,18 +1,29 @@
 """What `--plan` prints: memory and time, from the model's configuration alone."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retcon.cli.console import bars, out, quiet_libraries, table
+from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.cli.options import EditChoice, ModelChoice
+from retcon.storage import check_writable
 
 if TYPE_CHECKING:
     from retcon.editing.planning import Plan
 
 
 def print_plan(
-    model: ModelChoice, edit: EditChoice, edits: int, *, gflops: float | None = None
+    model: ModelChoice,
+    edit: EditChoice,
+    edits: int,
+    *,
+    gflops: float | None = None,
+    json: Path | None = None,
 ) -> None:
-    """What so many edits will need, before anything heavy is done. gflops: of another machine."""
+    """What so many edits will need, before anything heavy is done.
+
+    gflops: of another machine. json: where the numbers are written, in bytes and seconds.
+    """
+    check_writable(json)
     quiet_libraries()
     from retcon.editing.planning import measured_rate, plan
     from retcon.methods.presets import choose
@@ -28,6 +39,10 @@ def print_plan(
     title = f"Plan for {model.name}: {edits:,} facts by {choice.method.name} {where}"
     out.print(table(title, ["memory", "estimate", "of what"], _memory(made, model.dtype)))
     _print_times(made, edits, given=gflops is not None)
+    said = {"model": model.name, "dtype": model.dtype, "method": choice.method.name,
+            "layers": list(choice.layers), "settings": choice.settings, "edits": edits}  # fmt: skip
+    memory = {**made.memory._asdict(), "together": made.memory.together}
+    write_json(json, {**said, **made._asdict(), "memory": memory})
 
 
 def _memory(made: "Plan", dtype: str) -> list[list[str]]:

@@ -66,7 +66,7 @@ def edit(
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if plan:
-        print_plan(source, choice, _count(fact, facts, edits), gflops=gflops)
+        print_plan(source, choice, _count(fact, facts, edits), gflops=gflops, json=json)
         return
     if (edits, gflops) != (None, None):
         raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")

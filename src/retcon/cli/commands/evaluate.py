@@ -91,7 +91,7 @@ def evaluate(
         _check_alone(choice, plan)
     picked = take(load_cases(cases, zsre_target=_zsre(zsre_target)), n, seed)
     if plan:
-        print_plan(source, choice, len(picked))
+        print_plan(source, choice, len(picked), json=json)
         return
     check_writable(json)
     asked = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
