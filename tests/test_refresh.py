@@ -79,6 +79,30 @@ def test_a_small_threshold_is_each_batch_and_a_large_one_never(entries):
     assert not any(step.refreshed for step in steps[1:]) and torch.equal(never[1], large[1])
 
 
+def made_by(refresh, monkeypatch):
+    """For how many facts targets were made, time after time."""
+    made = []
+    editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
+    features = type(editor).features
+
+    def spy(self, model, edits, *rest):
+        made.append(len(edits))
+        return features(self, model, edits, *rest)
+
+    monkeypatch.setattr(type(editor), "features", spy)
+    fold("sequential-batch:1", refresh)
+    return made
+
+
+@pytest.mark.parametrize(("refresh", "made"), [
+    ("each-batch", [1] * 6), ("never", [6]), ("stale:1e12", [6]),
+    # All six are made, one is used; then one, which is used up; then two, one of them stale; …
+    ("stale:1e-12", [6, 1, 2, 1, 2, 1]),
+])  # fmt: skip
+def test_targets_are_not_made_for_facts_that_will_not_use_them(refresh, made, monkeypatch, entries):
+    assert made_by(refresh, monkeypatch) == made
+
+
 def test_facts_that_the_model_knows_are_no_reason_to_make_targets_anew(entries):
     """Their δ is 0: there is no unit of drift, and rounding for a residual."""
     steps, _ = fold("sequential-batch:2", "stale:0.1", stop_below=1e6)

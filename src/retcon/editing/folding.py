@@ -62,6 +62,9 @@ class Fold:
         self._aimd = Aimd(step=self.size) if self.schedule.rule == "aimd" else None
         self._probe = Probe(self.model) if self._aimd or self.schedule.guard.watches else None
         untouched = self._probe.measure([], [], 0.0) if self._probe else None
+        self._refresh = self.schedule.refresh
+        # From which edit on, and up to which, the last targets were made.
+        self._made = (0, 0)
         # Of the untouched model, then after each batch that stayed.
         self._seen = [] if untouched is None else [untouched]
 
@@ -70,6 +73,8 @@ class Fold:
         made = max((i for i, step in enumerate(past) if step.refreshed), default=0)
         kept = self.schedule.refresh.stale > 0
         for i, step in enumerate(past):
+            if step.refreshed:
+                self._renew()
             if i == made and kept:
                 self._make()
             self._write(step.update, step.signals)
@@ -80,6 +85,7 @@ class Fold:
         staleness, stale = self._staleness(), self.schedule.refresh.stale
         anew = staleness is None or stale == 0 or staleness > stale
         if anew:
+            self._renew()
             self._make()
         done = self._solved()
         alarm = self._alarm(done.signals)
@@ -156,11 +162,18 @@ class Fold:
         first = self._seen[1] if len(self._seen) > 1 else None
         return self.schedule.guard.judge(self._seen[0], first, signals)
 
+    def _renew(self) -> None:
+        """Decide for which of the facts that come next targets are made at once."""
+        start, end = self._made
+        if end:
+            self._refresh = self._refresh.after(self.written - start, end - self.written)
+        ahead = self._refresh.ahead(self.size)
+        self._made = (self.written, min(self.written + ahead, len(self.edits)))
+
     def _make(self) -> None:
-        """The features of the facts that come next, on the weights as they are."""
+        """The features of these facts, on the weights as they are."""
         started = time.perf_counter()
-        ahead = self.schedule.refresh.ahead(self.size)
-        chosen = self.edits[self.written : self.written + ahead]
+        chosen = self.edits[slice(*self._made)]
         self.waiting = self.editor.features(self.model, chosen, self.state, self.progress)
         self.shared = shared_seconds(self.waiting, time.perf_counter() - started)
 

@@ -42,7 +42,8 @@ class Refresh:
     """When targets are made anew on the weights as they have become.
 
     stale: the drift, in units of ‖δ‖, of which the 90th percentile over the facts that wait must
-    not be above; 0 refreshes for each batch, infinity never. window: how many facts wait, at most.
+    not be above; 0 refreshes for each batch, infinity never. window: for how many facts targets
+    are made at once.
     """
 
     stale: float
@@ -75,6 +76,16 @@ class Refresh:
         if self.stale == 0:
             return "each-batch"
         return "never" if self.stale == inf else f"stale:{self.stale:g}"
+
+    def after(self, used: int, left: int) -> "Refresh":
+        """The rule for the next targets, of the last of which some were used and some left over.
+
+        Where targets went stale as many are made as were used, else twice as many, so that in all
+        about as many are made in vain as are used, at most.
+        """
+        if self.stale in (0.0, inf):
+            return self
+        return replace(self, window=used if left else min(2 * used, _WINDOW))
 
     def ahead(self, batch_size: int) -> int:
         """For how many facts targets are made at once: whole batches."""
