@@ -1,5 +1,7 @@
 """Batch sizes that adapt, and the guard: what they decide, and that taking back is exact."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from pico import pico
 from retcon.algebra.closed_form import write_keys
 from retcon.algebra.metric import Metric
 from retcon.data.cases import load_cases
+from retcon.data.held_out import held_out
+from retcon.editing import probing
 from retcon.editing.adapting import Aimd, compatible
 from retcon.editing.guard import Guard
 from retcon.editing.making import edit as make
@@ -206,3 +210,19 @@ def test_a_probe_is_deterministic_and_asks_for_the_last_target(entries):
     assert Probe(model).measure(edits[:2], [], 0.0).retention is None
     # What is edited again is asked with its new target only.
     assert Probe(model).measure(edits[:2], edits[:2], 0.0).retention is None
+
+
+def test_a_model_of_other_words_is_asked_for_text_of_its_own(entries, monkeypatch):
+    """Of a text that is nothing but unknown words a model's perplexity tells nothing."""
+    foreign = held_out(passages=2)
+    foreign = replace(foreign, texts=tuple(f"<s><s> {text}" for text in foreign.texts))
+    monkeypatch.setattr(probing, "held_out", lambda **_: foreign)
+    model = pico()
+    seen = Probe(model).measure(EDITS[:1], [], 0.0)
+    assert 0 < seen.log_perplexity < float("inf")
+    assert seen == Probe(model).measure(EDITS[:1], [], 0.0)
+    plan = Schedule.parse("sequential-batch:2", guard="warn")
+    settings = {**FAST, "ridge": 5.0}
+    cases = [Case(edit=edit) for edit in EDITS]
+    trial = evaluate(model, cases, method="memit", layers=(1,), settings=settings, schedule=plan)
+    assert all(step.signals["log_perplexity"] > 0 for step in trial.steps)

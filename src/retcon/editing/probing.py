@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from math import isfinite
 
+from retcon.activations.self_corpus import SelfCorpus
 from retcon.data.held_out import held_out
 from retcon.editing.signals import Signals
 from retcon.edits import Edit
-from retcon.errors import NotFinite
+from retcon.errors import InvalidEdit, NotFinite
 from retcon.evaluation.drift import perplexity
 from retcon.evaluation.scoring import score_targets
 from retcon.model.handle import ModelHandle
@@ -20,11 +21,21 @@ _PASSAGES, _LENGTH, _RESERVOIR = 12, 64, 48
 
 
 class Probe:
-    """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike."""
+    """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike.
+
+    handle: the model before its first edit. Where it does not know the words of the text that comes
+    with the package, it is given text that it has written itself.
+    """
 
     def __init__(self, handle: ModelHandle) -> None:
         self._handle = handle
         self._texts = held_out(passages=_PASSAGES).texts
+        if not _known(handle, self._texts):
+            # Other text than second moments are from, which have the seed 0.
+            own = SelfCorpus(
+                handle=handle, tokens=_PASSAGES * _LENGTH, seed=1, document_tokens=_LENGTH
+            )
+            self._texts = tuple(own.texts())[:_PASSAGES]
 
     def measure(self, batch: Sequence[Edit], earlier: Sequence[Edit], step_norm: float) -> Signals:
         """Signals of the model as it is. batch: edits in it that are new. earlier: the others."""
@@ -51,6 +62,16 @@ class Probe:
             new, *old = (next(scores) for _ in _targets(edit))
             said += new.nll < old[0].nll if old else new.hits == new.tokens
         return said / len(edits)
+
+
+def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:
+    """Whether most of some texts is words that the tokenizer has."""
+    unknown = handle.tokens.tokenizer.unk_token_id
+    try:
+        ids = [i for text in texts for i in handle.tokens.encode(text)]
+    except InvalidEdit:  # nothing but unknown words at the beginning of one
+        return False
+    return sum(one == unknown for one in ids) <= len(ids) / 2
 
 
 def _targets(edit: Edit) -> list[str]:
