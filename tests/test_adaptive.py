@@ -90,12 +90,18 @@ def test_what_makes_aimd_shrink():
     rule = Aimd(step=16)
     assert rule.judge(32, None, FINE).next_size == 48
     drifted = FINE._replace(log_perplexity=3.1)
-    assert "ordinary text" in rule.judge(32, FINE, drifted).reason
-    assert rule.judge(32, FINE, drifted).next_size == 16
+    # FINE is at 3.0: 0.1 nats by 32 facts are 0.003 a fact.
+    assert "ordinary text" in rule.judge(32, FINE, drifted, 0.001).reason
+    assert rule.judge(32, FINE, drifted, 0.001).next_size == 16
+    assert rule.judge(32, FINE, drifted, 0.002).stays and rule.judge(32, FINE, drifted).stays
+    # Facts that have cost nothing so far do not forbid others to cost a little.
+    little = FINE._replace(log_perplexity=FINE.log_perplexity + 0.005)
+    assert rule.judge(32, FINE, little, -0.001).stays
+    assert not rule.judge(16, FINE, little, -0.001).stays
     assert "earlier facts" in rule.judge(32, FINE, FINE._replace(retention=0.8)).reason
     broken = FINE._replace(log_perplexity=float("inf"))
     assert not rule.judge(8, FINE, broken).stays
-    single = rule.judge(1, FINE, drifted)
+    single = rule.judge(1, FINE, drifted, 0.001)
     assert single.stays and single.reason and single.next_size == 1
 
 

@@ -6,6 +6,7 @@ staler targets, a smaller one more work. So a batch may be as large as its facts
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from retcon.editing.signals import Signals, growth
 
 # How much more than its facts each by itself a batch may cost on ordinary text.
 _SHARED = 0.5
-# What one fact may add to the nats of a token of ordinary text, and take of earlier facts.
-_DRIFT, _FORGOTTEN = 2e-4, 1e-3
+# How many times as much as facts so far a batch's may cost, each, in nats a token of ordinary text;
+# what they may cost in any case; and what one may take of earlier facts.
+_DEARER, _DRIFT, _FORGOTTEN = 2.0, 2e-4, 1e-3
 # Of a batch, the share that must be said right after it was written.
 _SAID = 0.9
 _LARGEST = 1024
@@ -36,16 +38,23 @@ class Verdict(NamedTuple):
 class Aimd:
     """Additive increase, multiplicative decrease, as in congestion control.
 
-    A batch stays if most of its facts are said, and ordinary text and earlier facts have lost no
-    more than the batch's size allows; the next one is then larger by `step`. Otherwise it is taken
-    back, bit for bit, and its first half is written, with the same targets.
+    A batch stays if most of its facts are said, earlier ones still are, and its facts have each
+    cost ordinary text at most twice what facts so far have: then they do not get into each other's
+    way, whatever one costs on this model. The next batch is then larger by `step`. Otherwise it is
+    taken back, bit for bit, and its first half is written, with the same targets.
     """
 
     step: int
 
-    def judge(self, size: int, before: Signals | None, after: Signals) -> Verdict:
-        """before: signals after the last batch; None at the beginning, where all is new."""
-        reason = _complaint(size, before, after)
+    def judge(
+        self, size: int, before: Signals | None, after: Signals, usual: float | None = None
+    ) -> Verdict:
+        """Of a batch that was written on trial.
+
+        before: signals after the last batch; None at the beginning, where all is new. usual: nats
+        a token of ordinary text that a fact has cost so far; None where there are no such facts.
+        """
+        reason = _complaint(size, before, after, usual)
         if reason and size > 1:
             return Verdict(False, reason, max(1, size // 2))
         # What a single fact does cannot be halved: it stays, and is told.
@@ -53,13 +62,14 @@ class Aimd:
         return Verdict(True, reason, grown)
 
 
-def _complaint(size: int, before: Signals | None, after: Signals) -> str:
+def _complaint(size: int, before: Signals | None, after: Signals, usual: float | None) -> str:
     if after.efficacy is not None and after.efficacy < _SAID:
         return f"of the batch {after.efficacy:.0%} is said"
     if before is None:
         return ""
     moved = growth(before, after)
-    if not moved <= _DRIFT * size:
+    most = inf if usual is None else size * max(_DRIFT, _DEARER * usual)
+    if not moved <= most or moved == inf:
         return f"ordinary text lost {moved:.3g} nats a token"
     if before.retention is not None and after.retention is not None:
         lost = before.retention - after.retention

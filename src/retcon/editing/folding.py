@@ -13,7 +13,7 @@ from typing import NamedTuple
 from retcon.editing.adapting import Aimd, Verdict, compatible
 from retcon.editing.probing import Probe
 from retcon.editing.schedule import Schedule
-from retcon.editing.signals import Signals
+from retcon.editing.signals import Signals, growth
 from retcon.editing.steps import Past, Step, own_seconds, shared_seconds
 from retcon.edits import Edit
 from retcon.methods.base import Editor, Features, State, Update
@@ -154,7 +154,8 @@ class Fold:
     def _verdict(self, size: int, signals: Signals | None) -> Verdict:
         if self._aimd is None or signals is None:
             return Verdict(True, "", self.schedule.batch_size)
-        return self._aimd.judge(size, self._seen[-1], signals)
+        usual = growth(self._seen[0], self._seen[-1]) / self.written if self.written else None
+        return self._aimd.judge(size, self._seen[-1], signals, usual)
 
     def _alarm(self, signals: Signals | None) -> str:
         if signals is None or not self.schedule.guard.watches:
