@@ -5,7 +5,7 @@ different times are never put together: every question names its `when`.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -322,6 +322,13 @@ def varying(arms: Sequence[Arm], *without: str) -> tuple[str, ...]:
 
 
 def carried_names(arms: Sequence[Arm]) -> dict[Setting, str]:
-    """Settings in words, by what tells them apart."""
+    """Settings in words: method and batch size, and what most of the others do not have."""
     fields = dict.fromkeys(("method", *varying(arms, "score")))
-    return {arm.setting: describe(arm.setting, fields) or "all" for arm in arms}
+    usual = {f: Counter(getattr(a.setting, f) for a in arms).most_common(1)[0][0]
+             for f in fields if arms}  # fmt: skip
+
+    def told(setting: Setting) -> list[str]:
+        always = ("method", "batch_size")
+        return [f for f in fields if f in always or getattr(setting, f) != usual[f]]
+
+    return {arm.setting: describe(arm.setting, told(arm.setting)) or "all" for arm in arms}

@@ -211,21 +211,20 @@ def trade_offs(results: Results) -> list[Record]:
     """Final precision (harmonic mean of ES and PS) against NS at the largest N, with seconds."""
     curves = _fullest(carried(results, "final"))
     arms = list({arm.setting: arm for curve in curves for arm in curve.values()}.values())
-    return priced(results, arms)
-
-
-def priced(results: Results, arms: Sequence[Arm]) -> list[Record]:
-    """What arms have of either, and in seconds; `front`: nothing beats them in both."""
     fields = ("method", *(f for f in varying(arms, "batch_size", "score") if f != "method"))
+    return priced(results, [(arm, describe(arm.setting, fields)) for arm in arms])
+
+
+def priced(results: Results, named: Sequence[tuple[Arm, str]]) -> list[Record]:
+    """What arms have of either, and in seconds; `front`: nothing beats them in both."""
     found: list[Record] = []
-    for arm in arms:
+    for arm, name in named:
         es, ps, ns = (results.estimate(arm, "final", metric) for metric in SCORES[:3])
         if es.mean and ps.mean and ns.mean is not None:
             found.append({
                 "precision": 2 / (1 / es.mean + 1 / ps.mean), "preservation": ns.mean,
                 "low": ns.low, "high": ns.high, "batch_size": arm.setting.batch_size,
-                "seconds": seconds_per_edit(results, arm), "setting": describe(arm.setting, fields),
-                "when": "final",
+                "seconds": seconds_per_edit(results, arm), "setting": name, "when": "final",
             })  # fmt: skip
     return _on_front(found)
 

@@ -64,7 +64,9 @@ def side_by_side(results: Results) -> list[Record]:
 
 def trade_offs(results: Results) -> list[Record]:
     """Precision against preservation of every kind, baselines among them."""
-    return priced(results, compared(results))
+    arms = compared(results)
+    names = carried_names(arms)
+    return priced(results, [(arm, names[arm.setting]) for arm in arms])
 
 
 def kinds(results: Results) -> Table:

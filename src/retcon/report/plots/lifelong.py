@@ -43,7 +43,7 @@ def side_by_side(results: Results) -> Chart | None:
     body: Spec = {"data": {"values": data}, "hconcat": panels, "spacing": 12}
     return titled(
         "side-by-side", "Carried edits, kind by kind",
-        "Final scores in % of all facts at the largest N, best S first; bars are 95 % intervals.",
+        "Final scores in %, best S first; bars are 95 % intervals. Named: what most do not have.",
         body,
     )  # fmt: skip
 
