@@ -5,7 +5,7 @@ different times are never put together: every question names its `when`.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -282,7 +282,7 @@ def families(
             yield {value: by_value[value] for value in sorted(by_value)}
 
 
-_WORDS: Mapping[str, Callable[[Setting], str]] = {
+WORDS: Mapping[str, Callable[[Setting], str]] = {
     "model": lambda s: s.model,
     "method": lambda s: s.method.upper(),
     "layers": lambda s: f"layer{'s' * (len(s.layers) > 1)} {', '.join(map(str, s.layers))}",
@@ -309,26 +309,13 @@ _WORDS: Mapping[str, Callable[[Setting], str]] = {
 
 def describe(setting: Setting, fields: Iterable[str]) -> str:
     """A setting in words, by some of its fields."""
-    return ", ".join(words for name in fields if (words := _WORDS[name](setting)))
+    return ", ".join(words for name in fields if (words := WORDS[name](setting)))
 
 
 def varying(arms: Sequence[Arm], *without: str) -> tuple[str, ...]:
     """The fields in which arms differ, in the order in which they are best named."""
     return tuple(
         name
-        for name in _WORDS
+        for name in WORDS
         if name not in without and len({getattr(arm.setting, name) for arm in arms}) > 1
     )
-
-
-def carried_names(arms: Sequence[Arm]) -> dict[Setting, str]:
-    """Settings in words: method and batch size, and what most of the others do not have."""
-    fields = dict.fromkeys(("method", *varying(arms, "score")))
-    usual = {f: Counter(getattr(a.setting, f) for a in arms).most_common(1)[0][0]
-             for f in fields if arms}  # fmt: skip
-
-    def told(setting: Setting) -> list[str]:
-        always = ("method", "batch_size")
-        return [f for f in fields if f in always or getattr(setting, f) != usual[f]]
-
-    return {arm.setting: describe(arm.setting, told(arm.setting)) or "all" for arm in arms}

@@ -4,7 +4,8 @@ from typing import Any
 
 from retcon.evaluation.inference import Estimate
 from retcon.evaluation.readings import Reading, change_over_all, ratio
-from retcon.report.arms import Arm, Results, carried_names
+from retcon.report.arms import Arm, Results
+from retcon.report.names import carried_names
 
 Record = dict[str, Any]
 

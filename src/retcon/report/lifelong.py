@@ -7,13 +7,14 @@ from typing import Any
 
 import polars as pl
 
-from retcon.evaluation.inference import Estimate, combine
+from retcon.evaluation.inference import combine
 from retcon.evaluation.metrics import estimate
 from retcon.evaluation.rows import Row
-from retcon.report.arms import SCORES, Arm, Results, carried_names
+from retcon.report.arms import SCORES, Arm, Results
 from retcon.report.curves import priced, scored, seconds_per_edit
-from retcon.report.findings.claims import share, signed
+from retcon.report.findings.claims import share, spanned
 from retcon.report.general import drift, kept
+from retcon.report.names import PLAIN, carried_names
 from retcon.report.tables import MISSING, Table
 
 Record = dict[str, Any]
@@ -81,9 +82,10 @@ def kinds(results: Results) -> Table:
         for arm in arms
     ]  # fmt: skip
     note = (
-        "Final scores in %, with 95 % intervals. Backward transfer: S of all facts at the end, "
-        "minus S of each right after its own batch. Perplexity of held-out text, as a multiple of "
-        "the untouched model's, and accuracy over the items of all tasks, minus its: first seed."
+        f"Final scores in %, with 95 % intervals. {PLAIN} Backward transfer: S of all facts at the "
+        "end, minus S of each right after its own batch. Perplexity of held-out text, as a "
+        "multiple of the untouched model's, and accuracy over the items of all tasks, minus its: "
+        "first seed."
     )
     columns = ("N", "setting", "S", *SCORES[:3], "backward transfer", "perplexity, ×",
                "tasks, points", "seconds an edit")  # fmt: skip
@@ -97,20 +99,13 @@ def _backward(results: Results, arm: Arm) -> str:
     ends = [results.statistic(arm, when, "S") for when in ("final", "immediate")]
     if ends[0] is None or ends[1] is None:
         return MISSING
-    return _effect(combine([(1.0, ends[0]), (-1.0, ends[1])]).estimate())
+    return spanned(combine([(1.0, ends[0]), (-1.0, ends[1])]).estimate())
 
 
 def _whole(results: Results, arm: Arm) -> tuple[str, str]:
     moved, change = drift(results, arm), kept(results, arm)
     said = MISSING if moved is None else f"{moved.mean:.3f} [{moved.low:.3f}, {moved.high:.3f}]"
-    return said, MISSING if change is None else _effect(change)
-
-
-def _effect(found: Estimate) -> str:
-    if found.mean is None:
-        return MISSING
-    ends = "" if found.low is None else f" [{signed(found.low)}, {signed(found.high)}]"
-    return f"{signed(found.mean)}{ends}"
+    return said, MISSING if change is None else spanned(change)
 
 
 def _seconds(results: Results, arm: Arm) -> str:
@@ -176,7 +171,7 @@ def difficulty(results: Results) -> Table:
     ]
     note = (
         "Rank correlations (Spearman) with the final margin of each fact's own prompt, "
-        "log p(target) − log p(old target) a token, with 95 % intervals; first seed."
+        f"log p(target) − log p(old target) a token, with 95 % intervals; first seed. {PLAIN}"
     )
     columns = ("setting", *_PREDICTORS.values(), "facts")
     return Table("What tells how hard a fact is", note, columns, tuple(rows))

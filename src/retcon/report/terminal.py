@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from retcon.evaluation.inference import Estimate
 from retcon.report.arms import SCORES, Arm, Results
 from retcon.report.findings import Finding
-from retcon.report.findings.claims import signed
+from retcon.report.findings.claims import spanned
 from retcon.report.tables import MISSING, Table, costs_of, missing, tuned, words
 
 
@@ -27,15 +27,10 @@ def _verdicts(findings: Sequence[Finding]) -> Table:
             rows.append((name, MISSING, "no data", finding.missing or MISSING))
         for i, when in enumerate(finding.times):
             primary = [c for c in finding.claims if c.primary and c.when == when]
-            effects = "\n".join(_effect(claim.effect) for claim in primary)
+            effects = "\n".join(spanned(claim.effect) for claim in primary)
             rows.append(("" if i else name, when, finding.verdict_at(when), effects))
     columns = ("claim", "scores", "verdict", "effect in points, 95 %")
     return Table("What became of the paper's claims", "", columns, tuple(rows))
-
-
-def _effect(effect: Estimate) -> str:
-    ends = "" if effect.low is None else f" [{signed(effect.low)}, {signed(effect.high)}]"
-    return f"{signed(effect.mean)}{ends}"
 
 
 def _scores(results: Results, when: str) -> Table:

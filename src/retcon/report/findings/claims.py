@@ -185,6 +185,13 @@ def strangeness(setting: Setting) -> tuple[object, ...]:
     )
 
 
+def spanned(effect: Estimate) -> str:
+    """An effect with its interval: −3.2 [−4.1, −2.3]."""
+    if effect.mean is None or effect.low is None:
+        return signed(effect.mean)
+    return f"{signed(effect.mean)} [{signed(effect.low)}, {signed(effect.high)}]"
+
+
 def points(effect: Estimate) -> str:
     """An effect in words: −3.2 points [−4.1, −2.3]."""
     if effect.mean is None:

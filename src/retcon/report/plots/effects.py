@@ -7,15 +7,18 @@ from retcon.report import curves
 from retcon.report.arms import SCORES, Results
 from retcon.report.findings.claims import MARGIN, Finding
 from retcon.report.plots.style import (
-    FAINT,
     INK,
+    PRECISION,
+    PRESERVATION,
     VERDICTS,
     Chart,
     Spec,
     by_setting,
     distinct,
     dodged,
+    front_line,
     log2_axis,
+    seconds_size,
     series_colour,
     size_colour,
     titled,
@@ -155,10 +158,6 @@ def pareto(results: Results) -> Chart | None:
     data = curves.trade_offs(results)
     if len(data) < 2:
         return None
-    x: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},
-               "title": "preservation: final NS, %", "axis": {"grid": True}}  # fmt: skip
-    y: Spec = {"field": "precision", "type": "quantitative", "scale": {"zero": False},
-               "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
     told = [{"field": "setting"}, {"field": "batch_size", "title": "batch size"}, *(
         {"field": f, "format": ".1f"} for f in ("preservation", "precision")
     ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"},
@@ -166,15 +165,11 @@ def pareto(results: Results) -> Chart | None:
     shape: Spec = {"field": "setting", "type": "nominal", "title": "setting",
                    "legend": {"columns": 2, "labelLimit": 330}}  # fmt: skip
     layer: list[Spec] = [
-        {"transform": [{"filter": "datum.front"}],
-         "mark": {"type": "line", "color": FAINT, "strokeDash": [4, 4],
-                  "interpolate": "step-after"},
-         "encoding": {"x": x, "y": y, "order": {"field": "preservation"}}},
+        front_line(),
         {"mark": {"type": "point", "filled": True, "opacity": 0.9},
          "encoding": {
-             "x": x, "y": y, "color": size_colour(), "tooltip": told, "shape": shape,
-             "size": {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
-                      "scale": {"range": [60, 420], "zero": False}, "legend": {"tickCount": 3}},
+             "x": PRESERVATION, "y": PRECISION, "color": size_colour(), "tooltip": told,
+             "shape": shape, "size": seconds_size(60),
          }},
     ]  # fmt: skip
     body = {"data": {"values": data}, "width": 700, "height": 330, "layer": layer}

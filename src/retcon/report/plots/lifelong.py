@@ -2,12 +2,18 @@
 
 from retcon.report import general, lifelong
 from retcon.report.arms import SCORES, Results
+from retcon.report.names import PLAIN
 from retcon.report.plots.style import (
     COLOURS,
+    FRONT,
+    PRECISION,
+    PRESERVATION,
     Chart,
     Spec,
     by_setting,
     distinct,
+    front_line,
+    seconds_size,
     series_colour,
     titled,
 )
@@ -43,7 +49,7 @@ def side_by_side(results: Results) -> Chart | None:
     body: Spec = {"data": {"values": data}, "hconcat": panels, "spacing": 12}
     return titled(
         "side-by-side", "Carried edits, kind by kind",
-        "Final scores in %, best S first; bars are 95 % intervals. Named: what most do not have.",
+        f"Final scores in %, best S first; bars are 95 % intervals.\n{PLAIN}",
         body,
     )  # fmt: skip
 
@@ -78,7 +84,7 @@ def decisions(results: Results) -> Chart | None:
     return titled(
         "decisions", "What adapts, as facts are written",
         "Facts in each batch; lines: targets made anew; triangles: larger batches were taken back "
-        "first.", body,
+        f"first.\n{PLAIN}", body,
     )  # fmt: skip
 
 
@@ -87,34 +93,24 @@ def pareto(results: Results) -> Chart | None:
     data = [{**r, "series": r["setting"].split(",")[0]} for r in lifelong.trade_offs(results)]
     if not data:
         return None
-    x: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},
-               "title": "preservation: final NS, %"}  # fmt: skip
-    y: Spec = {"field": "precision", "type": "quantitative", "scale": {"zero": False},
-               "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
     told = [{"field": "setting"}, *(
         {"field": f, "format": ".1f"} for f in ("preservation", "precision")
     ), {"field": "seconds", "format": ".2f", "title": "seconds an edit"}]  # fmt: skip
-    seconds: Spec = {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
-                     "scale": {"range": [50, 420], "zero": False},
-                     "legend": {"tickCount": 3}}  # fmt: skip
-    front = [{"filter": "datum.front"}]
+    place: Spec = {"x": PRESERVATION, "y": PRECISION}
     layer: list[Spec] = [
-        {"transform": front,
-         "mark": {"type": "line", "color": "#6b7280", "strokeDash": [4, 4],
-                  "interpolate": "step-after"},
-         "encoding": {"x": x, "y": y, "order": {"field": "preservation"}}},
+        front_line(),
         {"mark": {"type": "point", "filled": True, "opacity": 0.85},
-         "encoding": {"x": x, "y": y, "color": series_colour(data), "size": seconds,
+         "encoding": {**place, "color": series_colour(data), "size": seconds_size(50),
                       "tooltip": told}},
-        {"transform": front,
+        {"transform": FRONT,
          "mark": {"type": "text", "align": "right", "dx": -10, "dy": 4, "fontSize": 10,
                   "limit": 360},
-         "encoding": {"x": x, "y": y, "text": {"field": "setting"}}},
+         "encoding": {**place, "text": {"field": "setting"}}},
     ]  # fmt: skip
     return titled(
         "pareto", "Precision against preservation, kind by kind",
         "Final scores at the N of most kinds. Dashed and named: those that no other beats in "
-        "both.", {"data": {"values": data}, "width": 760, "height": 360, "layer": layer},
+        f"both.\n{PLAIN}", {"data": {"values": data}, "width": 760, "height": 360, "layer": layer},
     )  # fmt: skip
 
 
@@ -147,7 +143,7 @@ def as_a_whole(results: Results) -> Chart | None:
     return titled(
         "as-a-whole", "The model as a whole, as facts are written",
         "Held-out text and common tasks, against the untouched model; bars are 95 % intervals, "
-        "first seed.", body,
+        f"first seed.\n{PLAIN}", body,
     )  # fmt: skip
 
 
@@ -171,5 +167,5 @@ def ages(results: Results) -> Chart | None:
     return titled(
         "ages", "Whether facts last",
         "ES in % of facts (rows: when they were written) at checkpoints (columns), first seed; "
-        "the best six by S.", body,
+        f"the best six by S.\n{PLAIN}", body,
     )  # fmt: skip

@@ -51,8 +51,8 @@ class Chart(NamedTuple):
 
 
 def titled(key: str, title: str, caption: str, body: Spec) -> Chart:
-    """A chart with its title and caption in it."""
-    spec = {"title": {"text": title, "subtitle": caption}, "config": CONFIG, **body}
+    """A chart with its title and caption in it, the latter in lines."""
+    spec = {"title": {"text": title, "subtitle": caption.split("\n")}, "config": CONFIG, **body}
     return Chart(key, title, caption, spec)
 
 
@@ -208,6 +208,27 @@ def panels(
         "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
         "resolve": {"scale": {"y": "independent"}},
     }
+
+
+PRESERVATION: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},
+                      "title": "preservation: final NS, %"}  # fmt: skip
+PRECISION: Spec = {"field": "precision", "type": "quantitative", "scale": {"zero": False},
+                   "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
+FRONT: Sequence[Spec] = ({"filter": "datum.front"},)
+
+
+def front_line() -> Spec:
+    """The line through what nothing beats in both precision and preservation."""
+    mark = {"type": "line", "color": FAINT, "strokeDash": [4, 4], "interpolate": "step-after"}
+    encoding: Spec = {"x": PRESERVATION, "y": PRECISION, "order": {"field": "preservation"}}
+    return {"transform": FRONT, "mark": mark, "encoding": encoding}
+
+
+def seconds_size(least: int) -> Spec:
+    """Seconds an edit as the area of a dot. least: square pixels of the smallest."""
+    scale: Spec = {"range": [least, 420], "zero": False}
+    return {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
+            "scale": scale, "legend": {"tickCount": 3}}  # fmt: skip
 
 
 def by_setting(data: Sequence[Any], panel: Spec) -> Spec:
