@@ -11,6 +11,7 @@ from retcon.algebra.metric import Metric
 from retcon.data.cases import load_cases
 from retcon.data.held_out import held_out
 from retcon.editing import probing
+from retcon.editing import schedule as schedule_module
 from retcon.editing.adapting import Aimd, compatible
 from retcon.editing.guard import Guard
 from retcon.editing.making import edit as make
@@ -79,7 +80,7 @@ def test_aimd_halves_and_takes_back(monkeypatch, entries):
     scripted(monkeypatch, lambda size, _: FINE if size <= 2 else FINE._replace(efficacy=0.5))
     steps, bits = fold("adaptive-aimd:2")
     assert [(len(step.edits), step.tried) for step in steps] == [
-        (2, 0), (2, 1), (2, 1), (1, 1), (2, 0)
+        (2, 0), (2, 1), (2, 1), (2, 1), (1, 0)
     ]  # fmt: skip
     assert "50% is said" in steps[1].note
     _, plain = fold("sequential-batch:2")
@@ -97,12 +98,26 @@ def test_what_makes_aimd_shrink():
     # Facts that have cost nothing so far do not forbid others to cost a little.
     little = FINE._replace(log_perplexity=FINE.log_perplexity + 0.005)
     assert rule.judge(32, FINE, little, -0.001).stays
-    assert not rule.judge(16, FINE, little, -0.001).stays
+    assert not rule.judge(24, FINE, little, -0.001).stays
     assert "earlier facts" in rule.judge(32, FINE, FINE._replace(retention=0.8)).reason
     broken = FINE._replace(log_perplexity=float("inf"))
-    assert not rule.judge(8, FINE, broken).stays
-    single = rule.judge(1, FINE, drifted, 0.001)
-    assert single.stays and single.reason and single.next_size == 1
+    assert not rule.judge(32, FINE, broken).stays
+    assert rule.judge(40, FINE, drifted, 0.001).next_size == 20
+    # The smallest batch stays, whatever it does: the next one is of its size, and none is smaller.
+    for size in (1, 16):
+        least = rule.judge(size, FINE, drifted, 0.001)
+        assert least.stays and least.reason and least.next_size == 16
+
+
+def test_a_batch_that_is_cut_short_is_no_reason_to_begin_anew(monkeypatch, entries):
+    """Targets are made for six facts at a time: the last of them are fewer than might have been."""
+    monkeypatch.setattr(schedule_module, "_WINDOW", 6)
+    scripted(monkeypatch, lambda *_: FINE)
+    steps, _ = fold("adaptive-aimd:2", "stale:1e9")
+    assert [len(step.edits) for step in steps] == [2, 4, 3] and steps[1].next_size == 6
+    monkeypatch.setattr(schedule_module, "_WINDOW", 3)
+    steps, _ = fold("adaptive-aimd:2", "stale:1e9")
+    assert [(len(step.edits), step.next_size) for step in steps[:2]] == [(2, 4), (2, 4)]
 
 
 @pytest.mark.parametrize("refresh", ["never", "each-batch", "stale:0.3"])

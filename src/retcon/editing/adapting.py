@@ -2,7 +2,7 @@
 
 Facts do not average, as samples do in training: they coexist. A larger batch means fewer and
 staler targets, a smaller one more work. So a batch may be as large as its facts are compatible
-(`Energy`, known before anything is written), or as the model bears (`Aimd`, seen afterwards).
+(`compatible`, known before anything is written), or as the model bears (`Aimd`, seen afterwards).
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,9 @@ class Aimd:
     cost ordinary text at most twice what facts so far have: then they do not get into each other's
     way, whatever one costs on this model. The next batch is then larger by `step`. Otherwise it is
     taken back, bit for bit, and its first half is written, with the same targets.
+
+    step: the first batch, and the smallest: what a few facts cost is far from what facts cost on
+    average, so that smaller and smaller batches would only fail more and more often.
     """
 
     step: int
@@ -55,11 +58,10 @@ class Aimd:
         a token of ordinary text that a fact has cost so far; None where there are no such facts.
         """
         reason = _complaint(size, before, after, usual)
-        if reason and size > 1:
-            return Verdict(False, reason, max(1, size // 2))
-        # What a single fact does cannot be halved: it stays, and is told.
-        grown = 1 if reason else min(size + self.step, _LARGEST)
-        return Verdict(True, reason, grown)
+        if reason and size > self.step:
+            return Verdict(False, reason, max(self.step, size // 2))
+        # What the smallest batch does stays, and is told.
+        return Verdict(True, reason, self.step if reason else min(size + self.step, _LARGEST))
 
 
 def _complaint(size: int, before: Signals | None, after: Signals, usual: float | None) -> str:

@@ -123,8 +123,8 @@ class Fold:
             part = self.waiting.select(slice(0, size))
             started = time.perf_counter()
             update = self.editor.edit(self.model, part, self.state)
-            spent += time.perf_counter() - started
             signals = self._on_trial(update, part)
+            spent += time.perf_counter() - started
             verdict = self._verdict(len(part.edits), signals)
             if verdict.reason:
                 notes.append(f"{len(part.edits)}: {verdict.reason}")
@@ -154,8 +154,13 @@ class Fold:
     def _verdict(self, size: int, signals: Signals | None) -> Verdict:
         if self._aimd is None or signals is None:
             return Verdict(True, "", self.schedule.batch_size)
+        assert self.waiting is not None
         usual = growth(self._seen[0], self._seen[-1]) / self.written if self.written else None
-        return self._aimd.judge(size, self._seen[-1], signals, usual)
+        verdict = self._aimd.judge(size, self._seen[-1], signals, usual)
+        if verdict.reason or size < len(self.waiting.edits):
+            return verdict
+        # That no more facts waited says nothing of how many there might have been.
+        return verdict._replace(next_size=max(verdict.next_size, self.size))
 
     def _alarm(self, signals: Signals | None) -> str:
         if signals is None or not self.schedule.guard.watches:

@@ -4,17 +4,17 @@ single            one edit at a time, each on the untouched model
 batch:B           B at a time, each batch on the untouched model
 sequential        one after the other, each on the model that the ones before have made
 sequential-batch:B    the same in batches of B
-adaptive-aimd:B       the same in batches that begin with B, grow while the model holds up, and are
-                      halved, taken back and written again where it does not (`adapting.Aimd`)
+adaptive-aimd:B       the same in batches of at least B, which grow while the model holds up, and are
+                      taken back, halved and written again where it does not (`adapting.Aimd`)
 adaptive-energy:B     the same in batches of at most B, which end where facts get into each other's
-                      way (`adapting.Energy`)
+                      way (`adapting.compatible`)
 
 Where they stay, a refresh rule says on which weights their targets are made.
 
 each-batch     on those that the batch is written into
 never          on the untouched ones
 stale:T        on those of some batch before, until the values of the facts that wait have moved by
-               more than the share T of their targets (in nine of ten facts, by less)
+               more than the share T of their targets (in nine of ten facts, by less), or none waits
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,7 +101,7 @@ class Schedule:
     """batch_size: edits in one update. carry: earlier updates stay in the weights.
 
     refresh: when targets are made anew; it matters only where edits are carried. rule: by which
-    the batch size adapts, `aimd` or `energy`, or none; batch_size is the first, or the largest.
+    the batch size adapts, `aimd` or `energy`, or none; batch_size is the smallest, or the largest.
     """
 
     batch_size: int

@@ -12,8 +12,9 @@ class Step(NamedTuple):
 
     index: of the batch. at: edits written when it is. refreshed: whether targets were made for it,
     rather than taken from those that waited. staleness: of these, just before (None: none waited).
-    seconds: for features and solve, without writing and looking; a target that was cached counts
-    with what it took when it was optimised, and one that waited with the batch it was made for.
+    seconds: for features and solve, and for the probe where there is one, without scoring; a target
+    that was cached counts with what it took when it was optimised, and one that waited with the
+    batch it was made for.
     signals: of the probe, where a guard or a rule has one. next_size: of the next batch. tried: how
     many larger ones were taken back before. note: why, or what the guard has seen. last: whether
     the run ends with it. undone: whether the guard has taken it back; it is in no weights then.
