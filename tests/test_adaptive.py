@@ -10,7 +10,7 @@ from retcon.algebra.closed_form import write_keys
 from retcon.algebra.metric import Metric
 from retcon.data.cases import load_cases
 from retcon.data.held_out import held_out
-from retcon.editing import probing
+from retcon.editing import folding, probing
 from retcon.editing import schedule as schedule_module
 from retcon.editing.adapting import Aimd, compatible
 from retcon.editing.guard import Guard
@@ -247,3 +247,49 @@ def test_a_model_of_other_words_is_asked_for_text_of_its_own(entries, monkeypatc
     cases = [Case(edit=edit) for edit in EDITS]
     trial = evaluate(model, cases, method="memit", layers=(1,), settings=settings, schedule=plan)
     assert all(step.signals["log_perplexity"] > 0 for step in trial.steps)
+
+
+def test_rules_and_guards_refuse_methods_that_give_nothing_to_go_by(entries):
+    model = pico()
+
+    def refused(method, schedule, guard="off", **settings):
+        editor = find_method(method).build((1,), settings)
+        plan = Schedule.parse(schedule, guard=guard)
+        with pytest.raises(InvalidSetting) as error:
+            list(run(model, editor, editor.begin(model), EDITS, plan))
+        return str(error.value)
+
+    for schedule, guard in (("adaptive-aimd:2", "off"), ("sequential-batch:2", "warn")):
+        assert "writes no weight" in refused("in_context", schedule, guard)
+    assert "no weight" in refused("in_context", "adaptive-energy:2")
+    assert "gradients" in refused("ultraedit", "adaptive-energy:2")
+    budget = {**FAST, "ridge": 5.0, "budget": 10.0}
+    assert "budget" in refused("memit", "adaptive-energy:2", **budget)
+
+
+def test_aimd_does_not_outgrow_a_method_of_single_facts(monkeypatch, entries):
+    scripted(monkeypatch, lambda *_: FINE)
+    model = pico()
+    editor = find_method("rome").build((1,), FAST)
+    plan = Schedule.parse("adaptive-aimd:1")
+    steps = list(run(model, editor, editor.begin(model), EDITS[:3], plan))
+    assert [len(step.edits) for step in steps] == [1, 1, 1]
+
+
+def test_energy_parts_two_hard_constraints_at_one_key(entries):
+    C, K, R = problem(3, 4)
+    K[2] = K[1]
+    assert compatible(K, R, Metric.of(C, jitter=0.0), 0.0) == 2
+
+
+def test_energy_goes_by_the_ridge_of_the_batch(monkeypatch, entries):
+    """A ridge that is meant for one fact is larger for more of them."""
+    seen = []
+
+    def spied(keys, residual, metric, ridge):
+        seen.append((len(keys), ridge))
+        return len(keys)
+
+    monkeypatch.setattr(folding, "compatible", spied)
+    fold("adaptive-energy:4", ridge=5.0, ridge_batch=2)
+    assert seen == [(4, 10.0), (4, 10.0), (1, 2.5)]

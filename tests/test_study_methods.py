@@ -62,6 +62,12 @@ def test_a_ridge_that_there_is_not_cannot_be_tuned(folder):  # noqa: F811
     assert len(plan(study(asked, more=more)).tunings[0].cells) == 2
 
 
+def test_a_rule_that_a_method_gives_nothing_to_go_by_is_refused(folder):  # noqa: F811
+    asked = block("ultraedit", "schedule: adaptive-energy, batch_size: 2, n: 2", ridge=1.0)
+    with pytest.raises(InvalidStudy, match="gradients and a budget have none"):
+        plan(study(asked))
+
+
 def test_estimates_are_there_for_every_method(folder):  # noqa: F811
     places = [block(m, "schedule: sequential-batch, batch_size: 2, n: 6") for m in OWN]
     made = plan(study(*places))

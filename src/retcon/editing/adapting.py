@@ -112,5 +112,8 @@ def compatible(
 def _energy(overlap: Tensor, pairs: Tensor, ridge: float, size: int) -> Tensor:
     gram = overlap[:size, :size].clone()
     gram.diagonal().add_(ridge)
-    inner = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:  # two facts with one key, as hard constraints: no batch holds both
+        return gram.new_full((), inf)
+    inner = torch.cholesky_inverse(factor)
     return ((inner @ overlap[:size, :size] @ inner) * pairs[:size, :size]).sum()

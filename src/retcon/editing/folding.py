@@ -17,6 +17,7 @@ from retcon.editing.signals import Signals, growth
 from retcon.editing.steps import Past, Step, own_seconds, shared_seconds
 from retcon.edits import Edit
 from retcon.methods.base import Editor, Features, State, Update
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress
 
@@ -134,13 +135,15 @@ class Fold:
 
     def _wanted(self, waiting: Features) -> int:
         """How many of the facts that wait are solved for together."""
-        size = min(self.size, len(waiting.edits))
+        size = min(self.size, len(waiting.edits), self.editor.max_batch or self.size)
         if self.schedule.rule != "energy":
             return size
+        assert isinstance(self.editor, LocateThenEdit)
         (layer,) = self.editor.layers
         part = waiting.select(slice(0, size))
         residual = part.targets.delta.double()
-        return compatible(part.keys, residual, self.state.metrics[layer], self.editor.ridge or 0.0)
+        ridge = self.editor.ridge_of(size)
+        return compatible(part.keys, residual, self.state.metrics[layer], ridge)
 
     def _on_trial(self, update: Update, part: Features) -> Signals | None:
         """What the probe sees of a batch; the weights are as before afterwards, bit for bit."""

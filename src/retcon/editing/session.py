@@ -12,7 +12,8 @@ from retcon.editing.schedule import Schedule
 from retcon.editing.steps import Past, Step, own_seconds, shared_seconds
 from retcon.edits import Edit
 from retcon.errors import InvalidEdit, InvalidSetting
-from retcon.methods.base import Editor, State, check_batch
+from retcon.methods.base import Editor, Rewriting, State, check_batch
+from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -98,11 +99,7 @@ def ahead(schedule: Schedule) -> int:
 def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:
     """Refuse what cannot be run, before any work is done."""
     check_batch(editor, schedule.batch_size)
-    if schedule.rule == "energy" and len(editor.layers) > 1:
-        raise InvalidSetting(
-            "The rule adaptive-energy foresees the cost of a batch at one layer, and the method "
-            "writes several. Take one layer, or adaptive-aimd."
-        )
+    check_rule(editor, schedule)
     if not edits:
         raise InvalidEdit("There is nothing to edit: the list of facts is empty.")
     seen: set[str] = set()
@@ -110,3 +107,28 @@ def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:
         if edit.id in seen:
             raise InvalidEdit(f"Two edits have the id {edit.id!r}. Give each its own.")
         seen.add(edit.id)
+
+
+def check_rule(editor: Editor, schedule: Schedule) -> None:
+    """Refuse a rule or a guard that a method gives nothing to go by.
+
+    Raises:
+        InvalidSetting: nothing is written, or its cost cannot be foreseen.
+    """
+    if isinstance(editor, Rewriting) and (schedule.rule or schedule.guard.watches):
+        raise InvalidSetting(
+            "This method writes no weight: there is nothing that a guard or an adaptive schedule "
+            "could take back. Use sequential-batch:B without a guard."
+        )
+    if schedule.rule != "energy":
+        return
+    if not isinstance(editor, LocateThenEdit) or editor.step.budget:
+        raise InvalidSetting(
+            "The rule adaptive-energy foresees what a batch costs from its keys, targets and a "
+            "ridge that stays: gradients and a budget have none. Take adaptive-aimd."
+        )
+    if len(editor.layers) > 1:
+        raise InvalidSetting(
+            "The rule adaptive-energy foresees the cost of a batch at one layer, and the method "
+            "writes several. Take one layer, or adaptive-aimd."
+        )

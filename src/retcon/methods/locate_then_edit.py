@@ -134,7 +134,7 @@ class LocateThenEdit:
             CollidingEdits: two edits have one key and the constraint is hard.
         """
         check_batch(self, len(features.edits))
-        ridge = self.ridge * (len(features.edits) / self.ridge_batch if self.ridge_batch else 1)
+        ridge = self.ridge_of(len(features.edits))
         rows, facts = self._rows(features, state), [edit.fact for edit in features.edits]
         if features.stood is not None and state.anchor is None:
             state = state._replace(anchor=length_of(features.stood, features.targets.delta))
@@ -172,6 +172,10 @@ class LocateThenEdit:
                 if isinstance(metric.base, Projection)
             },
         )
+
+    def ridge_of(self, size: int) -> float:
+        """ρ of a batch of so many edits."""
+        return self.ridge * (size / self.ridge_batch if self.ridge_batch else 1)
 
     def carry(self, state: State, update: Update) -> State:
         """The state of the next batch, once an update stays in the weights."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from retcon.data.corpus import FileCorpus, parse_corpus
 from retcon.editing.schedule import Refresh, Schedule
-from retcon.editing.session import check_batch
+from retcon.editing.session import check_batch, check_rule
 from retcon.errors import InvalidStudy, RetconError
 from retcon.evaluation.general import General
 from retcon.methods.base import Editor
@@ -158,6 +158,7 @@ class _Planner:
         schedule = _schedule(entry)
         cell, editor = self._cell(entry, settings, str(schedule))
         check_batch(editor, entry.batch_size)
+        check_rule(editor, schedule)
         # A method that writes no weight is told at the layers that were named.
         layers = cell.layers or entry.layers or (0,)
         capacity = outline_of(entry.model).site(layers[0]).d_in
@@ -203,6 +204,10 @@ class _Planner:
             editor=json.loads(json.dumps(slots(editor))),
             data=self.facts.about.sha256,
             unique_subjects=self.facts.about.unique_subjects,
+            zsre_target=self.facts.about.zsre_target,
+            edits_again=self.facts.edits_again(
+                n=values["n"], seed=values["seed"], split=values.get("split", "head")
+            ),
             schedule=schedule,
             refresh=refresh,
         )
