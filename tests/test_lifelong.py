@@ -91,7 +91,8 @@ def test_a_small_budget_raises_the_ridge_as_written(entries):
     energies, weight = [step.update.energy[1] for step in steps], 1.0
     for energy in energies[:-1]:
         weight = max(1.0, weight + energy / (0.5 * energies[0]) - 1)
-    assert weight > 1.5
+    assert weight > 1.5 and steps[0].update.ridge == 5.0
+    assert steps[-1].update.ridge == pytest.approx(5.0 * weight)
     _, _, features, whitening = frozen(editor, EDITS)
     C = whitening.factor @ whitening.factor.mT
     wanted = joint_solution(C, features.keys, features.targets.delta.double(), 5.0 * weight)
@@ -109,6 +110,33 @@ def test_feedback_keeps_processed_steps_on_the_way(process, entries):
     kept, lost = miss().norm() / moved, miss(feedback=False).norm() / moved
     # Only the last step's loss is left.
     assert kept < lost or kept < 1e-3
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+def test_what_a_layer_should_give_does_not_depend_on_what_it_has_too_much(layers, entries):
+    """The error is part of the model that gaps are read from, not of what steps are solved on."""
+    editor = build(layers=layers, process="rect")
+    model, state, features, _ = frozen(editor, EDITS)
+    g = torch.Generator().manual_seed(0)
+    error = torch.randn(model.master(1).shape, generator=g, dtype=torch.float64)
+    off = state._replace(errors={1: error})
+    wanted = editor.edit(model, features, state).values[1]
+    assert torch.allclose(editor.edit(model, features, off).values[1], wanted, atol=1e-9)
+
+
+def test_prune_goes_by_the_weights_before_the_first_edit(entries):
+    """However large W has become since."""
+    editor = build(process="prune")
+    model, state, features, _ = frozen(editor, EDITS)
+    assert torch.equal(state.start[1], model.master(1))
+    plain = build().edit(model, features, state).deltas[1].dense()
+
+    def pruned(scale):
+        start = {1: state.start[1] * scale}
+        return editor.edit(model, features, state._replace(start=start)).deltas[1].dense()
+
+    assert torch.allclose(pruned(1e3), plain, atol=1e-6)
+    assert (pruned(1.0) - plain).norm() > 1e-3 * plain.norm()
 
 
 @pytest.mark.parametrize("settings", [
@@ -177,6 +205,13 @@ def test_passes_ask_again_for_what_is_left(entries):
     ) and bool((left > 0).all())
 
 
+def test_a_fact_that_is_edited_again_in_passes_keeps_nothing_of_its_old_target(entries):
+    editor = build(ridge=50.0, passes=3)
+    _, got, before = fold(editor, [EDITS[1], AGAIN], "sequential-batch:1")
+    _, wanted, _ = fold(editor, [AGAIN], "sequential-batch:1")
+    assert (got - wanted).norm() < 1e-5 * (wanted - before).norm()
+
+
 @pytest.mark.parametrize("cap", [True, False])
 def test_anchored_values(cap):
     g = torch.Generator().manual_seed(0)
@@ -200,24 +235,6 @@ def test_the_anchor_is_that_of_the_first_batch(entries):
     _, _, features, _ = frozen(editor, EDITS[:2])
     assert steps[0].update.anchor == length_of(features.stood, features.targets.delta)
     assert {step.update.anchor for step in steps} == {steps[0].update.anchor}
-
-
-def test_facts_with_one_key_share_a_target_and_a_row(entries):
-    """MEMIT-Merge: δ by the mean of the losses of both; at ρ = 0 no collision."""
-    edits = [EDITS[2], SISTER, EDITS[0]]
-    editor = build(ridge=0.0, merge_subjects=True)
-    model, state, features, _ = frozen(editor, edits)
-    assert torch.equal(features.targets.delta[0], features.targets.delta[1])
-    tied = optimise_targets(model, edits[:2], state.prefixes, 1, editor.targets, tied=True)
-    assert torch.equal(features.targets.delta[:2], tied.delta)
-    update = editor.edit(model, features, state)
-    assert not update.deltas[1].right[1].any() and update.deltas[1].right[0].any()
-    moved = features.keys @ update.deltas[1].dense().mT
-    assert torch.allclose(moved, features.targets.delta.double(), rtol=1e-3, atol=1e-4)
-    alone = optimise_targets(model, edits[:1], state.prefixes, 1, editor.targets)
-    assert not torch.allclose(alone.delta[0], tied.delta[0], atol=1e-4)
-    with pytest.raises(CollidingEdits):
-        fold(build(ridge=0.0), edits)
 
 
 def block_outputs(model, edits, layer):
@@ -275,3 +292,29 @@ def test_what_does_not_go_together_is_refused():
         build("lyaplock", ridge=0.0)
     with pytest.raises(InvalidSetting, match="accumulate"):
         build(budget=2.0, accumulate=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("encore", {"base": "null-space"}, "plain=20 is added to the covariance.*Set plain=0"),
+        ("encore", {"base": "identity"}, "base=identity has none"),
+        ("alphaedit", {"plain": 1.0}, "base=null-space has none"),
+        ("memit", {"budget": 2.0, "passes": 3}, "passes=3 does nothing with a budget"),
+        ("lyaplock", {"passes": 2}, "Leave passes out, or set budget=0"),
+        ("memit", {"budget": 2.0, "feedback": False}, "feedback=false does nothing with a budget"),
+        ("memit", {"spread": "each", "anchor_norm": "cap"}, "bounds the value at the last layer"),
+        ("lyaplock", {"feedback": False}, "Leave feedback out, or set budget=0"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(name, settings, said):
+    with pytest.raises(InvalidSetting, match=said):
+        find_method(name).build((1,), settings)
+
+
+def test_what_is_refused_beside_others_can_be_had_without_them():
+    assert find_method("encore").build((1,), {"base": "identity", "plain": 0.0})
+    assert find_method("alphaedit").build((1,), {"base": "covariance", "plain": 1.0})
+    assert find_method("lyaplock").build(
+        (1,), {"budget": 0.0, "passes": 2, "process": "rect", "feedback": False}
+    )

@@ -68,12 +68,16 @@ def recall_shared_targets(
 ) -> Targets:
     """As `recall_targets`, but edits with one head, and so one key, share one δ.
 
+    Of a fact that is edited again only the last edit has a part in it; others get their own.
+
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
+    last = {edit.fact: i for i, edit in enumerate(edits)}
     heads: dict[str, list[int]] = {}
     for i, edit in enumerate(edits):
-        heads.setdefault(edit.head, []).append(i)
+        name = edit.head if last[edit.fact] == i else f"{edit.head}\0{i}"
+        heads.setdefault(name, []).append(i)
     order = sorted(heads.values(), key=len)
     alone = [group[0] for group in order if len(group) == 1]
     parts: list[Targets] = []

@@ -4,8 +4,8 @@ single            one edit at a time, each on the untouched model
 batch:B           B at a time, each batch on the untouched model
 sequential        one after the other, each on the model that the ones before have made
 sequential-batch:B    the same in batches of B
-adaptive-aimd:B       the same in batches of at least B, which grow while the model holds up, and are
-                      taken back, halved and written again where it does not (`adapting.Aimd`)
+adaptive-aimd:B       the same in batches of at least B, which grow while the model holds up, and
+                      where it does not are taken back, halved and written again (`adapting.Aimd`)
 adaptive-energy:B     the same in batches of at most B, which end where facts get into each other's
                       way (`adapting.compatible`)
 

@@ -75,7 +75,7 @@ def solve(
     """
     check(editor, edits, schedule)
     size = schedule.batch_size
-    together = size * ahead(schedule)
+    together = size * ahead(schedule, editor)
     for start in range(first * size, len(edits), together):
         started = time.perf_counter()
         found = editor.features(model, edits[start : start + together], state, progress)
@@ -91,9 +91,13 @@ def solve(
             yield Step(index, at, part.edits, update, part, True, None, seconds)
 
 
-def ahead(schedule: Schedule) -> int:
-    """How many batches may be worked on together: one where each meets what the last has made."""
-    return 1 if schedule.carry else max(1, _AHEAD // schedule.batch_size)
+def ahead(schedule: Schedule, editor: Editor) -> int:
+    """How many batches may be worked on together.
+
+    One where each meets what the last has made, or where facts of one batch share a target.
+    """
+    merges = isinstance(editor, LocateThenEdit) and editor.residuals.merge_subjects
+    return 1 if schedule.carry or merges else max(1, _AHEAD // schedule.batch_size)
 
 
 def check(editor: Editor, edits: Sequence[Edit], schedule: Schedule) -> None:

@@ -247,7 +247,7 @@ def watch(
             yield Seen([step], [StepRecord.of(model, step)], rows, telling)
         return
     taken = solve(model, editor, state, edits, schedule, progress, first=len(past))
-    while group := list(islice(taken, ahead(schedule))):
+    while group := list(islice(taken, ahead(schedule, editor))):
         found = [
             Look(
                 telling(looks.scored(cases, step)), "immediate", step.index + 1, step.update.deltas

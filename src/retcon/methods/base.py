@@ -78,13 +78,16 @@ class Features(NamedTuple):
 class Held(NamedTuple):
     """Facts that are in the weights and in the metric, so that editing one again replaces it.
 
-    facts: as `Edit.fact`. ridges: with what they were written. values: by layer, what W should
-    give at their keys.
+    facts: as `Edit.fact`; as `Edit.head` where facts with one key are one. ridges: with what they
+    were written. values: by layer, what W should give at their keys.
     """
 
     facts: tuple[str, ...]
     ridges: Float64[Tensor, " facts"]
     values: Mapping[int, Float64[Tensor, "facts d_out"]]
+
+
+NOBODY = Held((), torch.zeros(0, dtype=torch.float64), NOTHING)
 
 
 class Control(NamedTuple):
@@ -115,7 +118,7 @@ class State(NamedTuple):
     metrics: dict[int, Metric]
     written: tuple[str, ...]
     corpus_tokens: int
-    held: Held = Held((), torch.zeros(0, dtype=torch.float64), NOTHING)
+    held: Held = NOBODY
     errors: Mapping[int, Tensor] = NOTHING
     controls: Mapping[int, Control] = MappingProxyType({})
     anchor: float | None = None
@@ -135,13 +138,13 @@ class Update(NamedTuple):
     """The change of each layer, and what is to be remembered of it where edits are carried.
 
     ids: of its edits. memory: the rows that each layer's metric grows by; empty where nothing is
-    accumulated. ridge: ρ as it was for this batch, where there is one. novelty: of each edit's key
-    the share that was new. reached: of each residual the share that was written at the last layer,
-    1 − ‖ΔW k − r‖ / ‖r‖. Both are NaN where a method has no such thing. facts: of the edits that
-    were written, and rows of the same edits: keys and values, by layer. errors: as in `State`,
-    afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀ where a ridge follows
-    it. directions: by layer, how many a null space has left to write in. anchor, running: as in
-    `State`. fit: of methods that optimise a batch as a whole.
+    accumulated. ridge: ρ as it was for this batch, where there is one; the largest of its layers.
+    novelty: of each edit's key the share that was new. reached: of each residual the share that was
+    written at the last layer, 1 − ‖ΔW k − r‖ / ‖r‖. Both are NaN where a method has no such thing.
+    facts: of the edits that were written, and rows of the same edits: keys and values, by layer.
+    errors: as in `State`, afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀
+    where a ridge follows it. directions: by layer, how many a null space has left to write in.
+    anchor, running: as in `State`. fit: of methods that optimise a batch as a whole.
     kept: edits to be put before prompts, of methods that write no weight.
     """
 

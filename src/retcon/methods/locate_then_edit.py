@@ -25,7 +25,7 @@ from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
 from retcon.methods.anchoring import anchored, length_of
-from retcon.methods.base import Control, Features, State, Update, check_batch
+from retcon.methods.base import NOBODY, Control, Features, State, Update, check_batch
 from retcon.methods.options import MetricOptions, ResidualOptions, StepOptions
 from retcon.methods.writing import Rows, Wish, Written, carried, control, process, solve
 from retcon.model.handle import ModelHandle
@@ -103,8 +103,10 @@ class LocateThenEdit:
                 controls[layer] = Control(
                     Cumulative.over(metric.whitening, start), start.clone(), 0.0, 1.0
                 )
+        bounded = self.step.process == "prune" and not self.step.budget  # which keeps W₀ itself
+        start = {layer: model.master(layer).clone() for layer in self.layers if bounded}
         prefixes = sample_prefixes(model, self.contexts)
-        return State(prefixes, metrics, (), min(tokens), controls=controls)
+        return State(prefixes, metrics, (), min(tokens), controls=controls, start=start)
 
     def features(
         self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
@@ -135,7 +137,8 @@ class LocateThenEdit:
         """
         check_batch(self, len(features.edits))
         ridge = self.ridge_of(len(features.edits))
-        rows, facts = self._rows(features, state), [edit.fact for edit in features.edits]
+        facts = [self._name(edit) for edit in features.edits]
+        rows = self._rows(facts, state)
         if features.stood is not None and state.anchor is None:
             state = state._replace(anchor=length_of(features.stood, features.targets.delta))
         features = self._anchored(features, state)
@@ -157,7 +160,7 @@ class LocateThenEdit:
             ids=tuple(edit.id for edit in features.edits),
             deltas=deltas,
             memory={k: w.memory for k, w in done.items()} if whole and not state.controls else {},
-            ridge=ridge,
+            ridge=ridge * max((control.weight for control in state.controls.values()), default=1.0),
             novelty=torch.stack([written.novelty for written in done.values()]).amin(0),
             reached=_reached(deltas[self.layers[-1]], last, rows),
             facts=tuple(facts[i] for i in chosen) if whole else (),
@@ -216,13 +219,15 @@ class LocateThenEdit:
             options = replace(options, insertion="down")
         return make(model, edits, state.prefixes, layer, options, progress)
 
-    def _rows(self, features: Features, state: State) -> Rows:
-        merged, replaces = self.residuals.merge_subjects, self.accumulate and self.ridge > 0
-        edits = features.edits
-        if not (replaces or merged):
-            return Rows(list(range(len(edits))), [], [])
-        facts = [e.fact for e in edits] if replaces else [e.id for e in edits]
-        return Rows.of(facts, [e.head for e in edits] if merged else None, state.held)
+    def _name(self, edit: Edit) -> str:
+        """By which a fact is known again."""
+        return edit.head if self.residuals.merge_subjects else edit.fact
+
+    def _rows(self, facts: Sequence[str], state: State) -> Rows:
+        replaces = self.accumulate and self.ridge > 0
+        if not (replaces or self.residuals.merge_subjects):
+            return Rows(list(range(len(facts))), [], [])
+        return Rows.of(facts, state.held if replaces else NOBODY)
 
     def _anchored(self, features: Features, state: State) -> Features:
         if features.stood is None:
@@ -241,7 +246,8 @@ class LocateThenEdit:
         written = solve(wish, rows, state, layer, ridge, self.residuals.passes)
         if self.step.process == "none":
             return written
-        return process(written, weight, self._error(model, state, layer), self.step)
+        start = state.start.get(layer, weight).double()
+        return process(written, start, self._error(model, state, layer), self.step)
 
     def _error(self, model: ModelHandle, state: State, layer: int) -> Tensor:
         """What post-processing has left in W too much."""
@@ -254,9 +260,9 @@ class LocateThenEdit:
         At the only layer, the wanted value is fixed when the target is optimised, W_τ k + δ, so the
         residual is δ while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
         """
-        weight = model.master(layer).double()
+        weight = stands = model.master(layer).double()
         if self.step.process != "none":
-            weight = weight - self._error(model, state, layer)
+            weight = stands - self._error(model, state, layer)
         if len(self.layers) == 1:
             assert features.outputs is not None
             read = features.bare if self.read_bare else None
@@ -265,7 +271,8 @@ class LocateThenEdit:
             return Wish(features.keys, wanted - now, now, read)
         weights = self.contexts.weights(len(state.prefixes))
         keys = read_keys(model, features.edits, state.prefixes, [layer], weights)[layer]
-        gap = self._gap(model, features, state, layer)
+        # The gap was read from the model, in which the error closes, or widens, a part of it.
+        gap = self._gap(model, features, state, layer) + keys @ (stands - weight).mT
         return Wish(keys, gap, keys @ weight.mT, None)
 
     def _gap(

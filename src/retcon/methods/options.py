@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retcon.algebra.metric import Metric
+from retcon.errors import InvalidSetting
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -21,13 +22,21 @@ class MetricOptions:
     which every direction costs the same and outside of which none may be written; or `identity`.
     null_threshold: eigenvalues of C below it span the null space. null_relative: it is in units
     of the mean eigenvalue. plain: μ, C + (μ/ρ) I penalises the norm of ΔW as well (ENCORE,
-    arXiv:2502.01636).
+    arXiv:2502.01636); only with the covariance.
     """
 
     base: Literal["covariance", "null-space", "identity"] = "covariance"
     null_threshold: Positive = 2e-2
     null_relative: bool = False
     plain: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        if self.plain and self.base != "covariance":
+            raise InvalidSetting(
+                f"plain={self.plain:g} is added to the covariance, and base={self.base} has none: "
+                f"the norm of ΔW is what it penalises already. Set plain=0, and its weight by "
+                f"the ridge, or take base=covariance."
+            )
 
     def metric(
         self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float
@@ -57,15 +66,24 @@ class ResidualOptions:
     anchor_norm: NAS (arXiv:2602.02543): values m + δ get the mean length of those of the first
     batch, longest 5 % apart (`equal`), or at most that (`cap`); a fact whose value is twice as
     long is left out. passes: of what one solve has left of the residuals, the rest is written
-    through the same write keys, so many times in all (NSE, arXiv:2410.04045).
-    merge_subjects: facts of a batch whose prompts are equal up to the subject's end have one key:
-    they get one target, for all of them, and are written once (MEMIT-Merge, arXiv:2502.07322).
+    through the same write keys, so many times in all (NSE, arXiv:2410.04045); not with a budget.
+    merge_subjects: facts whose prompts are equal up to the subject's end have one key: those whose
+    targets are made together (a batch; with `refresh`, all that wait) get one target, for all of
+    them, and it is written once (MEMIT-Merge, arXiv:2502.07322).
     """
 
     spread: Literal["divided", "forward", "each"] = "divided"
     anchor_norm: Literal["off", "equal", "cap"] = "off"
     passes: Annotated[int, Field(ge=1)] = 1
     merge_subjects: bool = False
+
+    def __post_init__(self) -> None:
+        if self.anchor_norm != "off" and self.spread != "divided":
+            raise InvalidSetting(
+                f"anchor_norm={self.anchor_norm} bounds the value at the last layer, of which each "
+                f"layer writes a share; with spread={self.spread} each has a value of its own. "
+                f"Take spread=divided, or anchor_norm=off."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +95,32 @@ class StepOptions:
     W₀ (arXiv:2405.16821, there once, of the sum). feedback: what that takes from a step is given
     back by the next one. budget: α of LyapLock (arXiv:2505.15702): the ridge grows by as much as
     D, the mean square change on ordinary text, is above α times what it was after the first
-    batch, and all facts are solved for again (0: it does not).
+    batch, and all facts are solved for again, which gives back what a step has lost (0: it does
+    not).
     """
 
     process: Literal["none", "bfloat16", "rect", "prune"] = "none"
     keep: Annotated[float, Field(gt=0, le=1)] = 0.4
     feedback: bool = True
     budget: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        if self.budget and not self.feedback:
+            raise InvalidSetting(
+                "feedback=false does nothing with a budget: all facts are solved for anew with "
+                "each batch, on the weights as they are, so that what a step has lost comes back. "
+                "Leave feedback out, or set budget=0."
+            )
+
+
+def check_passes(residuals: ResidualOptions, step: StepOptions) -> None:
+    """Refuse further passes under a budget.
+
+    Raises:
+        InvalidSetting: both are asked for.
+    """
+    if step.budget and residuals.passes > 1:
+        raise InvalidSetting(
+            f"passes={residuals.passes} does nothing with a budget: all facts are solved for anew, "
+            f"once for each batch. Leave passes out, or set budget=0."
+        )

@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     """What becomes of each edit of a batch.
 
     new: those that are written as facts of their own. again: those of a fact that is held, and
-    places: where it is. Others are superseded by a later edit, or one with another's key.
+    places: where it is. Others are superseded by a later edit, or by one with their key and target.
     """
 
     new: list[int]
@@ -34,18 +34,9 @@ class Rows(NamedTuple):
     places: list[int]
 
     @classmethod
-    def of(cls, facts: Sequence[str], heads: Sequence[str] | None, held: Held) -> "Rows":
-        """The last edit of each fact counts. heads: where edits with one head are one (the first).
-
-        Where nothing is held, there is nothing to replace.
-        """
-        last = {fact: i for i, fact in enumerate(facts)}
-        live = sorted(last.values())
-        if heads is not None:
-            first: dict[str, int] = {}
-            for i in live:
-                first.setdefault(heads[i], i)
-            live = sorted(first.values())
+    def of(cls, facts: Sequence[str], held: Held) -> "Rows":
+        """The last edit of each fact counts; where nothing is held, there is nothing to replace."""
+        live = sorted({fact: i for i, fact in enumerate(facts)}.values())
         where = {fact: i for i, fact in enumerate(held.facts)}
         again = [i for i in live if facts[i] in where]
         new = [i for i in live if facts[i] not in where]
@@ -95,7 +86,8 @@ def solve(
         own = metric.unwhiten(metric.solve(metric.whiten(wish.keys[rows.again])))
         right[rows.again] = own / state.held.ridges[rows.places].unsqueeze(1)
         before = state.held.values[layer][rows.places]
-        residual[rows.again] = wish.values[rows.again] - before
+        share = wish.keys[rows.again] @ own.mT / state.held.ridges[rows.places]
+        residual[rows.again] = _in_passes(wish.values[rows.again] - before, share, passes)
         moved = (wish.keys[rows.new] @ right[rows.again].mT) @ residual[rows.again]
         residual[rows.new] -= moved
     memory = right[:0]
@@ -124,7 +116,10 @@ def _in_passes(
 def process(
     written: Written, weight: Float64[Tensor, "d_out d_in"], error: Tensor, options: StepOptions
 ) -> Written:
-    """A plain change, post-processed. error: what W has too much before; zeros at first."""
+    """A plain change, post-processed.
+
+    weight: what it is measured against: W, of `prune` W₀. error: what W has too much before.
+    """
     exact = written.delta.dense()
     step, after = with_feedback(exact, error, _process(weight, options))
     kept = after if options.feedback else torch.zeros_like(error)
@@ -157,7 +152,7 @@ def carried(state: State, update: Update, options: StepOptions, *, accumulate: b
     if not accumulate:
         return state
     assert update.ridge is not None
-    rows = Rows.of(update.facts, None, state.held)
+    rows = Rows.of(update.facts, state.held)
     controls = {
         layer: _spent(
             held._replace(

@@ -1,0 +1,69 @@
+"""Facts with one key: one target, one row, and of one fact the last edit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pico import pico
+from retcon.activations.targets import optimise_targets
+from retcon.editing.schedule import Schedule
+from retcon.editing.session import solve
+from retcon.errors import CollidingEdits
+from test_lifelong import AGAIN, EDITS, SISTER, build, fold, frozen
+
+ONE, OTHER = EDITS[2], SISTER
+
+
+def test_facts_with_one_key_share_a_target_and_a_row(entries):
+    """MEMIT-Merge: δ by the mean of the losses of both; at ρ = 0 no collision."""
+    edits = [ONE, OTHER, EDITS[0]]
+    editor = build(ridge=0.0, merge_subjects=True)
+    model, state, features, _ = frozen(editor, edits)
+    assert torch.equal(features.targets.delta[0], features.targets.delta[1])
+    tied = optimise_targets(model, edits[:2], state.prefixes, 1, editor.targets, tied=True)
+    assert torch.equal(features.targets.delta[:2], tied.delta)
+    update = editor.edit(model, features, state)
+    assert not update.deltas[1].right[0].any() and update.deltas[1].right[1].any()
+    moved = features.keys @ update.deltas[1].dense().mT
+    assert torch.allclose(moved, features.targets.delta.double(), rtol=1e-3, atol=1e-4)
+    alone = optimise_targets(model, edits[:1], state.prefixes, 1, editor.targets)
+    assert not torch.allclose(alone.delta[0], tied.delta[0], atol=1e-4)
+    with pytest.raises(CollidingEdits):
+        fold(build(ridge=0.0), edits)
+
+
+def test_of_a_merged_fact_that_is_edited_again_the_last_edit_counts(entries):
+    """It is no part of the target that the others share, and nothing of it is left."""
+    again = dataclasses.replace(ONE, id="again", target="London")
+    editor = build(merge_subjects=True)
+    model, state, features, _ = frozen(editor, [ONE, OTHER, again])
+    tied = optimise_targets(model, [OTHER, again], state.prefixes, 1, editor.targets, tied=True)
+    assert torch.equal(features.targets.delta[1:], tied.delta)
+    _, wanted, before = fold(editor, [OTHER, again], "sequential-batch:2")
+    for size in (1, 2, 3):
+        _, got, _ = fold(editor, [ONE, OTHER, again], f"sequential-batch:{size}")
+        assert (got - wanted).norm() < 1e-5 * (wanted - before).norm()
+
+
+def test_a_new_fact_beside_a_held_one_of_its_key_takes_its_place(entries):
+    editor = build(merge_subjects=True)
+    steps, _, _ = fold(editor, [ONE, EDITS[0], OTHER, AGAIN], refresh="each-batch")
+    assert steps[1].update.facts == (OTHER.head, AGAIN.head)
+    rows = steps[1].update.deltas[1].right
+    model = pico(dtype=torch.float64)
+    state = editor.begin(model)
+    with model.scratch():
+        for step in steps:
+            model.write(step.update.deltas)
+            state = editor.carry(state, step.update)
+    assert rows[0].any() and state.held.facts == (ONE.head, EDITS[0].head, AGAIN.head)
+
+
+def test_batches_on_the_untouched_model_share_nothing(entries):
+    """However many are worked on together, a fact of another batch has no part in a target."""
+    editor, model = build(merge_subjects=True), pico(dtype=torch.float64)
+    plan = Schedule.parse("single")
+    both = list(solve(model, editor, editor.begin(model), [ONE, OTHER], plan))
+    alone = list(solve(model, editor, editor.begin(model), [OTHER], plan))
+    assert torch.equal(both[1].features.targets.delta, alone[0].features.targets.delta)
