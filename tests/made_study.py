@@ -194,7 +194,9 @@ def steps_of(place: Point) -> list[dict[str, object]]:
             "delta_norm": {place.layers[0]: size**0.5},
             "total_norm": {place.layers[0]: (((i + 1) * size) if carried else size) ** 0.5
                            * (1.0 if place.accumulate else 1.4 - 0.04 * np.log2(size))},
-            "weight_norm": {place.layers[0]: 60.0}, "ridge": place.ridge, "reached": 0.96,
+            "weight_norm": {place.layers[0]: 60.0}, "reached": 0.96,
+            "ridge": (place.ridge or 0.0) * (1 + (i if "budget" in place.settings else 0)),
+            "energy": {place.layers[0]: 2.0 * (i + 1)} if "budget" in place.settings else None,
             "novelty": 0.9, "refreshed": place.refresh == "each-batch", "staleness": None,
             "peak_memory": 900_000_000, "tried": int(place.schedule == "adaptive-aimd" and i == 1),
             "note": "", "each": _each(range(i * size, (i + 1) * size)),
@@ -233,6 +235,8 @@ def lifelong_grid() -> list[Point]:
         *grid("methods", {"method": ["memit", "encore", "alphaedit"]}, schedule="sequential-batch",
               **kept),
         point("stale", schedule="sequential-batch", refresh="stale:0.15", **kept),
+        point("spent", schedule="sequential-batch", method="lyaplock", settings={"budget": 3.0},
+              **kept),
         *grid("adaptive", {"schedule": ["adaptive-aimd", "adaptive-energy"]}, **kept),
     ]  # fmt: skip
 

@@ -5,9 +5,11 @@ import math
 import pytest
 
 from made_study import lifelong_grid, make_study, small_grid
+from retcon.methods.registry import find_method, methods
 from retcon.report import general, lifelong
 from retcon.report.arms import Results
 from retcon.report.page import make_report, to_html
+from retcon.report.titles import called
 from retcon.study.reading import read_study
 
 
@@ -24,7 +26,7 @@ def results(study):
 def test_kinds_stand_side_by_side(results):
     data = lifelong.side_by_side(results)
     names = {record["setting"] for record in data}
-    assert len(names) == 6 and any("grow and shrink" in name for name in names)
+    assert len(names) == 7 and any("grow and shrink" in name for name in names)
     best = [record["score"] for record in data if record["metric"] == "S"]
     assert best == sorted(best, reverse=True)
 
@@ -32,6 +34,7 @@ def test_kinds_stand_side_by_side(results):
 def test_plain_studies_are_not_burdened(tmp_path):
     plain = Results(read_study(make_study(tmp_path, small_grid())))
     assert lifelong.side_by_side(plain) == [] and lifelong.decisions(plain) == []
+    assert lifelong.ridges(plain) == []
     assert lifelong.difficulty(plain).rows == ()
 
 
@@ -39,6 +42,13 @@ def test_decisions_are_told_over_time(results):
     data = lifelong.decisions(results)
     assert len({record["setting"] for record in data}) == 3
     assert sum(record["tried"] for record in data) == 1
+
+
+def test_a_ridge_is_told_over_time_where_it_follows_the_energy(results):
+    data = lifelong.ridges(results)
+    assert {record["series"] for record in data} == {"LyapLock"}
+    assert [record["ridge"] for record in data] == [100.0 * (i + 1) for i in range(8)]
+    assert data[-1]["energy"] == 16.0 and data[-1]["edits"] == 128
 
 
 def test_facts_are_followed_as_they_age(results):
@@ -51,7 +61,7 @@ def test_facts_are_followed_as_they_age(results):
 
 def test_what_tells_how_hard_a_fact_is(results):
     rows = lifelong.difficulty(results).rows
-    assert len(rows) == 6
+    assert len(rows) == 7
     for _, steps, size, novelty, facts in rows:
         # Margins were drawn with the steps; sizes say nothing, and novelties are all equal.
         assert float(steps.split()[0]) > 0.5 and abs(float(size.split()[0])) < 0.3
@@ -60,7 +70,7 @@ def test_what_tells_how_hard_a_fact_is(results):
 
 def test_every_kind_is_told_with_what_it_does_to_the_rest(results):
     table = lifelong.kinds(results)
-    assert len(table.rows) == 6 and {row[0] for row in table.rows} == {"128"}
+    assert len(table.rows) == 7 and {row[0] for row in table.rows} == {"128"}
     best = [float(row[2].split()[0]) for row in table.rows]
     assert best == sorted(best, reverse=True)
     for row in table.rows:
@@ -82,7 +92,7 @@ def test_backward_transfer_is_final_minus_immediate(results):
 def test_the_whole_is_followed_as_facts_are_written(results):
     data = general.over_time(results)
     assert {record["edits"] for record in data} == {0, 64, 128}
-    assert len({record["series"] for record in data}) == 6
+    assert len({record["series"] for record in data}) == 7
     text = [r for r in data if r["measure"].startswith("perplexity") and r["edits"] == 64]
     assert text[0]["value"] == pytest.approx(math.exp(0.0004 * 64))
     start = [r["value"] for r in data if r["edits"] == 0]
@@ -91,5 +101,11 @@ def test_the_whole_is_followed_as_facts_are_written(results):
 
 def test_the_page_shows_them(study):
     report = make_report(study)
-    assert {"side-by-side", "ages", "decisions", "as-a-whole"} <= set(report.charts)
+    assert {"side-by-side", "ages", "decisions", "ridges", "as-a-whole"} <= set(report.charts)
     assert "What tells how hard a fact is" in to_html(report)
+
+
+def test_methods_are_called_by_their_titles():
+    assert {name: called(name) for name in methods()} == {
+        name: find_method(name).title for name in methods()
+    }

@@ -20,6 +20,7 @@ from retcon.evaluation.inference import (
 )
 from retcon.evaluation.metrics import METRICS, case_means
 from retcon.evaluation.rows import Row
+from retcon.report.titles import called
 from retcon.study.points import Order, Point, carries
 from retcon.study.reading import Study
 
@@ -284,7 +285,7 @@ def families(
 
 WORDS: Mapping[str, Callable[[Setting], str]] = {
     "model": lambda s: s.model,
-    "method": lambda s: s.method.upper(),
+    "method": lambda s: called(s.method),
     "layers": lambda s: f"layer{'s' * (len(s.layers) > 1)} {', '.join(map(str, s.layers))}",
     "carried": lambda s: "carried" if s.carried else "each batch on the untouched model",
     "rule": lambda s: {

@@ -12,6 +12,7 @@ from retcon.report.findings.batch import closest, name_of, shared, size_families
 from retcon.report.findings.claims import Finding, strangeness
 from retcon.report.findings.sequence import carried
 from retcon.report.layers import sweeps
+from retcon.report.titles import called
 
 Record = dict[str, Any]
 
@@ -46,7 +47,7 @@ def by_layer(results: Results) -> list[Record]:
 
 def _who(model: str, method: str, among: Iterable[tuple[str, str]]) -> str:
     several = len({name for name, _ in among}) > 1
-    return f"{method.upper()}, {model}" if several else method.upper()
+    return f"{called(method)}, {model}" if several else called(method)
 
 
 def by_batch(results: Results) -> list[Record]:
@@ -245,7 +246,7 @@ def tuning(results: Results) -> list[Record]:
     return [
         {
             "ridge": ridge, "score": score, "chosen": ridge == one.ridge,
-            "series": f"{one.method.upper()}, batches of {one.batch_size:,}, seed {one.seed}",
+            "series": f"{called(one.method)}, batches of {one.batch_size:,}, seed {one.seed}",
             "model": one.model, "n": one.n,
         }
         for one in tuned

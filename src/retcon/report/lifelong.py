@@ -128,6 +128,23 @@ def decisions(results: Results) -> list[Record]:
     ]  # fmt: skip
 
 
+def ridges(results: Results) -> list[Record]:
+    """λ over time, of kinds for which it follows the energy spent: where it was ever raised."""
+    followed = [
+        (arm, steps)
+        for arm in results.arms
+        for steps in [_steps(results, arm.runs[0].cell)]
+        if any(step.get("energy") for step in steps) and len({s["ridge"] for s in steps}) > 1
+    ]
+    names = carried_names([arm for arm, _ in followed])
+    return [
+        {"edits": step["at"], "ridge": step["ridge"], "series": names[arm.setting],
+         "energy": max(step["energy"].values())}
+        for arm, steps in followed
+        for step in steps
+    ]  # fmt: skip
+
+
 def ages(results: Results) -> list[Record]:
     """ES of facts by when they were written and when they were asked again."""
     kept = [arm for arm in compared(results) if "retention" in arm.point.when]

@@ -13,6 +13,7 @@ from retcon.report import curves
 from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
 from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import points, share
+from retcon.report.titles import called
 from retcon.storage import write_whole
 from retcon.study.points import Point
 from retcon.study.reading import Study
@@ -183,7 +184,7 @@ def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, .
         "refresh": {None: MISSING, "never": "frozen", "each-batch": "refreshed"}.get(
             s.refresh, s.refresh or MISSING),
         "ridge_batch": f"{s.ridge_batch:,} facts" if s.ridge_batch else "batch",
-        "method": s.method.upper(),
+        "method": called(s.method),
         "others": others(arm, among) or MISSING,
     }  # fmt: skip
     return (
@@ -228,7 +229,7 @@ def _number(value: float | None, digits: int) -> str:
 def tuned(study: Study) -> Table:
     """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
     rows = [
-        (one.model, one.method.upper(), "+".join(map(str, one.layers)), f"{one.batch_size:,}",
+        (one.model, called(one.method), "+".join(map(str, one.layers)), f"{one.batch_size:,}",
          str(one.seed), f"{one.ridge:g}", f"{one.n:,}",
          "; ".join(f"{r:g}: {_number(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
         for one in study.tuned
@@ -247,7 +248,7 @@ def missing(study: Study) -> Table:
     for p in study.points:
         if p.refused or not study.is_done(p.cell):
             why = p.refused or ("waits for its ridge" if p.cell is None else "not done yet")
-            groups[p.block, p.method.upper(), p.schedule, why].append(p)
+            groups[p.block, called(p.method), p.schedule, why].append(p)
     rows = [
         (block, method, schedule, _list(p.batch_size for p in points), _list(p.n for p in points),
          _layers(points), _list(p.seed for p in points), f"{len(points):,}", why)

@@ -25,6 +25,7 @@ from retcon.report.findings.claims import (
     towards,
 )
 from retcon.report.findings.sequence import carried, extremes, paired
+from retcon.report.titles import called
 
 WHEN = "final"
 
@@ -103,7 +104,7 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
             if width is None or width.mean is None:
                 continue
             text = (
-                f"Nothing but batch size moves ({setting.method.upper()}, N = {setting.n:,}, "
+                f"Nothing but batch size moves ({called(setting.method)}, N = {setting.n:,}, "
                 f"{setting.dtype}): spread of {metric} over {len(curve)} sizes"
             )
             claim = make(

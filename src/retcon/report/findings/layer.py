@@ -15,6 +15,7 @@ from retcon.report.findings.claims import (
     so_far,
 )
 from retcon.report.layers import WHEN, Recommendation, best_of, sweeps
+from retcon.report.titles import called
 
 # Of Llama-3-8B's 32 blocks, counted from 0.
 PAPERS_LAYER = (1,)
@@ -78,7 +79,7 @@ def _sentence(best: Recommendation) -> str:
 
 
 def _who(best: Recommendation) -> str:
-    return f"{best.method.upper()} on {best.model}"
+    return f"{called(best.method)} on {best.model}"
 
 
 def _name(layers: tuple[int, ...]) -> str:

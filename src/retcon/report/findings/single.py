@@ -7,6 +7,7 @@ from itertools import combinations
 from retcon.report.arms import SCORES, Arm, Results
 from retcon.report.findings.claims import Claim, Finding, contrast, equal, make, points
 from retcon.report.findings.layer import PAPERS_LAYER
+from retcon.report.titles import called
 
 WHEN = "immediate"
 METHODS = ("rome", "emmet", "memit")
@@ -65,12 +66,12 @@ def _pairs(results: Results, key: Key, arms: dict[str, Arm], *, primary: bool) -
             if effect is None:
                 continue
             place = f"{model}, layer {'+'.join(map(str, layers))}"
-            text = f"{one.upper()} − {other.upper()}, {metric}, {place}"
+            text = f"{called(one)} − {called(other)}, {metric}, {place}"
             pair = [arms[one], arms[other]]
             mine = primary and metric == "S"
             claim = make(
                 text, WHEN, metric, effect, equal(effect), pair, primary=mine,
-                pair=f"{one.upper()} − {other.upper()}", place=place, n=n,
+                pair=f"{called(one)} − {called(other)}", place=place, n=n,
             )  # fmt: skip
             found.append(claim)
     return found

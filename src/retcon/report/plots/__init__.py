@@ -26,6 +26,7 @@ def all_charts(results: Results, findings: Sequence[Finding]) -> dict[str, Chart
         lifelong.ages(results),
         lifelong.as_a_whole(results),
         lifelong.decisions(results),
+        lifelong.ridges(results),
         lifelong.pareto(results) or effects.pareto(results),
         effects.norms(results),
         effects.tuning(results),

@@ -88,6 +88,31 @@ def decisions(results: Results) -> Chart | None:
     )  # fmt: skip
 
 
+def ridges(results: Results) -> Chart | None:
+    """λ as facts are written, where it follows what has been spent."""
+    data = lifelong.ridges(results)
+    if not data:
+        return None
+    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
+               "axis": {"grid": False, "tickCount": 5}}  # fmt: skip
+    y: Spec = {"field": "ridge", "type": "quantitative", "title": "λ", "scale": {"type": "log"}}
+    told = [{"field": "series"}, {"field": "edits"},
+            *({"field": f, "format": ".4~g"} for f in ("ridge", "energy"))]  # fmt: skip
+    colour = {**series_colour(data), "legend": {"columns": 1, "title": None}}
+    layer: list[Spec] = [
+        {"mark": {"type": "line", "interpolate": "step-before"},
+         "encoding": {"x": x, "y": y, "color": colour}},
+        {"mark": {"type": "circle", "size": 26, "opacity": 1},
+         "encoding": {"x": x, "y": y, "color": colour, "tooltip": told}},
+    ]  # fmt: skip
+    return titled(
+        "ridges", "How λ follows what has been spent",
+        "λ of each batch, raised where the energy of the whole change is above its budget, "
+        f"first seed.\n{PLAIN}",
+        {"data": {"values": data}, "width": 620, "height": 220, "layer": layer},
+    )  # fmt: skip
+
+
 def pareto(results: Results) -> Chart | None:
     """Precision, preservation and seconds of every kind; those on the front are named."""
     data = [{**r, "series": r["setting"].split(",")[0]} for r in lifelong.trade_offs(results)]
