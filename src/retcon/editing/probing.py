@@ -39,13 +39,13 @@ class Probe:
 
     def measure(self, batch: Sequence[Edit], earlier: Sequence[Edit], step_norm: float) -> Signals:
         """Signals of the model as it is. batch: edits in it that are new. earlier: the others."""
-        now = {edit.fact for edit in batch}
         # Of a fact that was edited again, the last target counts.
+        now = {edit.fact: edit for edit in batch}
         latest = {edit.fact: edit for edit in earlier if edit.fact not in now}
         reservoir = sorted(latest.values(), key=_place)[:_RESERVOIR]
         try:
             text = perplexity(self._handle, self._texts, length=_LENGTH).nll
-            efficacy = self._share(sorted(batch, key=_place)[:_RESERVOIR])
+            efficacy = self._share(sorted(now.values(), key=_place)[:_RESERVOIR])
             retention = self._share(reservoir)
         except NotFinite:
             return Signals(float("inf"), 0.0, 0.0, step_norm)

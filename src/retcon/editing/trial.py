@@ -137,7 +137,7 @@ class Looks:
 
     def scored(self, cases: Sequence[Case], step: Step) -> list[Case]:
         """Those of a step's own cases that are scored."""
-        return self.chosen(cases[step.at - len(step.edits) : step.at])
+        return self.chosen(standing(cases[step.at - len(step.edits) : step.at]))
 
     def rows(
         self,
@@ -152,7 +152,8 @@ class Looks:
 
         Where it is the first and last, its immediate scores are final too. Retention is looked at
         after 2, 4, 8, … batches, of the cases of the batches before. Final scores are of all cases,
-        also of those that a guard has left unwritten.
+        also of those that a guard has left unwritten, but for those whose fact has been edited
+        again since: what they said is no longer wanted.
         """
         number, last = step.index + 1, step.last
         rows: list[Row] = []
@@ -160,16 +161,24 @@ class Looks:
             asked = telling(self.scored(cases, step))
             rows += score_cases(model, asked, when="immediate", step=number)
         own = 0 if step.undone else len(step.edits)
-        older = self.chosen(cases[: step.at - own])
+        written, unwritten = standing(cases[: step.at]), cases[step.at :]
+        new = {case.edit.id for case in cases[step.at - own : step.at]}
+        older = self.chosen([case for case in written if case.edit.id not in new])
         if "retention" in self.when and step.checkpoint and older:
             older = telling(older)
             rows += score_cases(model, older, when="retention", step=number, progress=progress)
         if "final" in self.when and last:
             if number == 1 and rows and step.at == len(cases):
                 return rows + [row._replace(when="final") for row in rows]
-            final = telling(self.chosen(cases))
+            final = telling(self.chosen([*written, *unwritten]))
             rows += score_cases(model, final, when="final", step=number, progress=progress)
         return rows
+
+
+def standing(cases: Sequence[Case]) -> list[Case]:
+    """Of cases that were written in this order, those whose fact was not edited again."""
+    last = {case.edit.fact: case.edit.id for case in cases}
+    return [case for case in cases if last[case.edit.fact] == case.edit.id]
 
 
 class Trial(NamedTuple):
