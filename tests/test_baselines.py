@@ -16,7 +16,7 @@ from retcon.editing.measuring import evaluate
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
 from retcon.editing.trial import StepRecord
-from retcon.edits import Case
+from retcon.edits import Case, Probe
 from retcon.errors import InvalidSetting
 from retcon.evaluation.scoring import score_cases
 from retcon.methods.registry import find_method
@@ -207,6 +207,25 @@ def test_in_context_puts_the_most_similar_facts_before_prompts(shown, threshold)
             assert new == retrieved_by_hand(EDITS, old, shown, threshold) + old
         assert now.edit.text.endswith(f"{case.edit.text} {case.edit.target}.\n{case.edit.text}")
         assert (now.edit.id, now.edit.target) == (case.edit.id, case.edit.target)
+
+
+def test_facts_are_put_before_probes_too():
+    """Else what follows from an edit could not be told, and nothing could be harmed by it."""
+    follows = Probe(prompt=EDITS[0].text, answer="English", aliases=("en",), needs=(EDITS[1].id,))
+    stays = (Probe(prompt=f"Is it said that {EDITS[1].text}", answer="no"),)
+    far = Probe(prompt="Nothing of this", answer="x")
+    case = dataclasses.replace(ASKED[0], portability=(follows, far), locality=stays)
+    editor = find_method("in_context").build((), {"threshold": 0.2})
+    model = pico()
+    state = editor.begin(model)
+    update = editor.edit(model, editor.features(model, EDITS, state), state)
+    (told,) = editor.rewrite([case], editor.carry(state, update))
+    for old, new in zip(
+        (*case.portability, *case.locality), (*told.portability, *told.locality), strict=True
+    ):
+        before = retrieved_by_hand(EDITS, old.prompt, 1, 0.2)
+        assert new == dataclasses.replace(old, prompt=before + old.prompt)
+        assert bool(before) == (old != far)
 
 
 def test_a_fact_that_is_edited_again_is_told_once():

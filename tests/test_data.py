@@ -1,7 +1,9 @@
 """Files of facts: what is read, and how what is wrong is reported."""
 
 import gzip
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,25 @@ def test_samples_are_nested_and_seeded():
     for n in (0, 10_000):
         with pytest.raises(InvalidData, match=str(n)):
             take(cases, n, 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cases_of_one_fact_keep_the_order_of_the_file(seed):
+    """In the places that their hashes give them; every other case stays where it is."""
+    once = starter_cases()[:12]
+    cases = list(once)
+    for place, target in ((3, "Rome"), (8, "Oslo"), (14, "Bern")):
+        again = replace(once[5].edit, id=f"again-{target}", target=target)
+        cases.insert(place, replace(once[5], edit=again))
+    found = take(cases, None, seed)
+    by_hash = sorted(
+        cases, key=lambda c: hashlib.sha256(f"{seed}:{c.edit.id}".encode()).hexdigest()
+    )
+    assert [c.edit.fact for c in found] == [c.edit.fact for c in by_hash]
+    fact = once[5].edit.fact
+    assert [c for c in found if c.edit.fact == fact] == [c for c in cases if c.edit.fact == fact]
+    assert take(cases, 7, seed) == found[:7]
+    assert take(once, None, seed) == [c for c in by_hash if c in once]
 
 
 def test_starter_set_is_well_formed():

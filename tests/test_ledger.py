@@ -12,6 +12,7 @@ import torch
 from pico import pico, tokenizer
 from retcon.editing.making import edit as make
 from retcon.editing.resolving import check_undo, resolve
+from retcon.editing.schedule import Schedule
 from retcon.errors import (
     InvalidLedger,
     InvalidPatch,
@@ -20,6 +21,7 @@ from retcon.errors import (
     StorageError,
     UnknownName,
 )
+from retcon.patch.export.card import write_card
 from retcon.patch.format import load_patch
 from retcon.patch.ledger import Ledger
 from retcon.patch.sources import read_source
@@ -163,6 +165,48 @@ def test_re_solving_is_editing_without_the_fact(ledger, model):
     ledger.undo(ledger.choose(["c"]), who="ann")
     assert ids(ledger.stack()) == list("ade")
     assert all(finding.problem is None for finding in verify(ledger, model))
+
+
+def test_re_solving_keeps_the_refresh_rule(model, tmp_path):
+    """Else targets that were made on the untouched model would be made on edited ones."""
+
+    def made(edits, refresh):
+        plan = Schedule.parse("sequential-batch:2", refresh)
+        return make(model, edits, method="memit", layers=(1,), settings=SOFT, schedule=plan)
+
+    ledger = Ledger(tmp_path / "frozen")
+    made(EDITS, "never").save(tmp_path / "p.safetensors")
+    ledger.add(tmp_path / "p.safetensors", who="ann")
+    solved = resolve(model, ledger, ledger.choose(["b"]))[1]
+    left = [edit for edit in EDITS if edit.id != "b"]
+    expected, other = made(left, "never"), made(left, "each-batch")
+    assert torch.equal(solved.deltas[1].left, expected.deltas[1].left)
+    assert not torch.equal(expected.deltas[1].left, other.deltas[1].left)
+    assert solved.about.refresh == "never"
+
+
+def test_the_refresh_rule_is_shown(model, tmp_path, retcon, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    plan = Schedule.parse("sequential-batch:2", "never")
+    frozen = make(model, EDITS, method="memit", layers=(1,), settings=SOFT, schedule=plan)
+    usual = make(
+        model, EDITS, method="memit", layers=(1,), settings=SOFT, schedule="sequential-batch:2"
+    )
+    assert difference(usual, frozen).settings == {"refresh": ("each-batch", "never")}
+    parts = {"x": frozen, "y": usual}
+    both = stack(parts, base=model.fingerprint, model="m")
+    twice = stack({"x": frozen, "y": frozen}, base=model.fingerprint, model="m")
+    assert difference(both, twice).settings == {"y: refresh": (None, "never")}
+    for name, patch in (("frozen", frozen), ("both", both)):
+        patch.save(tmp_path / name)
+        code, out, err = retcon("patch", "show", str(tmp_path / name))
+        assert code == 0 and out.count("sequential-batch:2, refresh never") == 1, err
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.add(frozen, who="ann")
+    assert "sequential-batch:2, refresh never" in retcon("patch", "list", str(ledger.folder))[1]
+    write_card(tmp_path, frozen, relation="adapter", library="peft", use=[])
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "memit (sequential-batch:2, refresh never)" in card
 
 
 def test_what_was_made_on_top_is_solved_again_too(ledger, model):

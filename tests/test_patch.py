@@ -69,6 +69,25 @@ def test_rows_of_edits_are_not_named_in_the_header(patch):
     assert "rows" not in patch.about.model_dump(mode="json")
 
 
+def test_another_refresh_rule_than_the_usual_is_named_in_the_header(patch, cache, tmp_path):
+    """Older patches are read as they were meant, and usual ones have the same header as they."""
+    from retcon.editing.schedule import Schedule
+
+    usual = json.loads(patch.about.model_dump_json())
+    assert list(usual) == [
+        "format", "retcon", "model", "base", "method", "layers", "schedule", "settings", "edits"
+    ]  # fmt: skip
+    assert patch.about.refresh == "each-batch" and patch.about.scheduled == "sequential-batch:5"
+    plan = Schedule.parse("sequential-batch:2", "stale:0.15")
+    settings = {**FAST, "ridge": 9.0}
+    made = make(pico(), EDITS, method="memit", layers=(1,), settings=settings, schedule=plan)
+    assert json.loads(made.about.model_dump_json())["refresh"] == "stale:0.15"
+    made.save(tmp_path / "p.safetensors")
+    loaded = load_patch(tmp_path / "p.safetensors")
+    assert loaded.about == made.about
+    assert loaded.about.scheduled == "sequential-batch:2, refresh stale:0.15"
+
+
 def test_a_change_is_compacted_where_it_has_more_rows_than_its_matrix():
     from retcon.algebra.delta import LowRankDelta
 

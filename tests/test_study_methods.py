@@ -8,7 +8,7 @@ import pytest
 from retcon.editing.planning import costs
 from retcon.errors import InvalidStudy
 from retcon.methods.registry import find_method
-from retcon.study.cells import begun_from, differing, slots
+from retcon.study.cells import Cell, begun_from, differing, slots
 from retcon.study.estimates import estimate
 from retcon.study.planning import outline_of, plan
 from retcon.study.reading import read_study
@@ -16,7 +16,7 @@ from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
-from test_study_spec import HEAD, folder  # noqa: F401
+from test_study_spec import HEAD, ROOT, folder  # noqa: F401
 from tiny_study import task
 
 OWN = {
@@ -51,6 +51,21 @@ def test_each_method_has_cells_of_its_own(folder):  # noqa: F811
 def test_cells_of_the_equation_keep_their_names():
     editor = find_method("memit").build((1,), {})
     assert slots(editor) == differing(editor)
+
+
+@pytest.mark.parametrize("study", ["smollm2", "smollm2-lifelong", "toy-lifelong"])
+def test_cells_that_were_published_are_found_again(study):
+    found = sorted((ROOT / "docs" / "results" / study / "cells").glob("*/cell.json"))
+    for path in found:
+        cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
+        assert cell.id == cell.canonical().id == path.parent.name
+        alone = not cell.plan.rule and (not cell.plan.carry or cell.plan.batch_size == cell.n)
+        if alone and "accumulate" in cell.settings:
+            # The same as it is said with the other value, the default.
+            said = {k: v for k, v in cell.editor.items() if k != "accumulate"}
+            changes = {"editor": said, "settings": {**cell.settings, "accumulate": True}}
+            assert cell.model_copy(update=changes).canonical().id == cell.id
+    assert found
 
 
 def test_a_ridge_that_there_is_not_cannot_be_tuned(folder):  # noqa: F811
@@ -142,6 +157,9 @@ def test_a_state_is_shared_by_cells_that_begin_alike_and_no_others(tmp_path, mon
     encore = [task(tmp_path, method="encore", settings={"ridge": r}).cell for r in (1.0, 9.0)]
     assert begun_from(memit) == begun_from(stronger) != begun_from(alpha)
     assert begun_from(encore[0]) != begun_from(encore[1]) != begun_from(memit)
+    for step in ({"process": "prune"}, {"budget": 2.0}, {"budget": 2.0, "process": "prune"}):
+        assert begun_from(task(tmp_path, settings=step).cell) != begun_from(memit)
+    assert begun_from(task(tmp_path, settings={"process": "rect"}).cell) == begun_from(memit)
     lock = task(tmp_path, method="lyaplock", schedule="single").cell.canonical()
     assert find_method("lyaplock").build(lock.layers, lock.settings).accumulate
     worker = Worker(1)

@@ -185,6 +185,13 @@ def test_names_for_the_same_weights_are_one_cell(folder):
     assert one.id != task(folder, schedule="sequential-batch:3").cell.canonical().id
 
 
+@pytest.mark.parametrize("schedule", ["single", "batch:4", "batch:6"])
+def test_a_budget_is_run_in_batches_that_do_not_meet_too(folder, schedule):
+    """It needs `accumulate`, which says nothing else there."""
+    made = task(folder, settings={"budget": 60.0}, schedule=schedule)
+    finish(made._replace(cell=made.cell.canonical()))
+
+
 def test_texts_are_kept_where_they_are_asked_for(folder):
     finish(task(folder, generation=True, schedule="sequential-batch:3"))
     texts = pl.read_parquet(folder / "cell" / "generations.parquet")

@@ -6,13 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest import approx
 
+from retcon.data.cases import seeded, take
+from retcon.editing.measuring import evaluate
 from retcon.errors import InvalidStudy, RetconError
 from retcon.methods.registry import find_method, methods
+from retcon.model.load import load
 from retcon.study.estimates import estimate
 from retcon.study.planning import plan
+from retcon.study.reading import read_study
+from retcon.study.runner import run_study
 from retcon.study.spec import LISTS, json_schema, load_spec, parse_spec
-from tiny_study import FAST, write_model_and_facts
+from tiny_study import FAST, WORDS, write_model_and_facts
 
 ROOT = Path(__file__).parents[1]
 HEAD = """retcon_study: 1
@@ -21,6 +27,8 @@ model: ./model
 data: {cases: facts.jsonl, unique_subjects: true}
 """
 FASTER = json.dumps(FAST)
+# The id of the first fact.
+FIRST = "MarieCurie"
 
 
 def text(*blocks: str, more: str = "") -> str:
@@ -102,6 +110,7 @@ BAD_FILES = [
     (text(BATCH, more="tuning: {ridges: [-1], n: 2}\n"), "numbers, 0 or more"),
     (text(BATCH, BATCH).replace("name: b1", "name: b0"), "two blocks have the name 'b0'"),
     (text(BATCH).replace("name: tiny", "name: tiny\ntext: x"), "unknown key text"),
+    (text(BATCH).replace("true}", "true, zsre_target: alto}"), "data.zsre_target"),
     (HEAD, "the file lacks the key blocks"),
     ("", "no study file"),
 ]
@@ -127,6 +136,7 @@ BAD_GRIDS = [
     ("schedule: single, n: 4, model: ./nowhere", "no folder"),
     ("schedule: sequential, n: 4, refresh: somtimes", "refresh rule"),
     ("schedule: single, n: 4, settings: {ridge: tuned}", "no `tuning`"),
+    ("schedule: single, n: 4, settings: {budget: 2, passes: 3}", "passes=3 does nothing"),
 ]
 
 
@@ -184,6 +194,47 @@ def test_a_subject_counts_once_if_subjects_are_unique(folder):
     assert len(both.facts.ordered(0)) == 7
 
 
+def edited_again(folder: Path, count: int = 1) -> None:
+    """So many more lines for the first fact, each with another target."""
+    lines = (folder / "facts.jsonl").read_text().splitlines()
+    more = [{**json.loads(lines[0]), "id": f"x{i}", "target": WORDS[i + 5]} for i in range(count)]
+    with (folder / "facts.jsonl").open("a") as stream:
+        stream.writelines(f"\n{json.dumps(fact)}" for fact in more)
+
+
+def several(*blocks: str):
+    """A study of subjects that may come more than once."""
+    return parse_spec(text(*blocks).replace("true}", "false}"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_edits_of_one_fact_keep_the_order_of_the_file(folder, seed):
+    edited_again(folder, 3)
+    facts = plan(several("schedule: single, n: 9")).facts
+    for order in (0, 1, 2, 3):
+        cases, scored = facts.pick(n=9, seed=seed, order=order, score=9, split="head")
+        assert [c.edit.id for c in cases if c.edit.target in WORDS[5:] or c.edit.id == FIRST] == [
+            FIRST, "x0", "x1", "x2",
+        ]  # fmt: skip
+        assert len(set(scored)) == 9
+    assert take(facts.cases, None, seed) == facts.ordered(seed)
+
+
+def test_of_one_subject_the_first_by_its_hash_is_kept_whatever_the_file_s_order(folder):
+    edited_again(folder, 3)
+    facts = plan(spec("schedule: single, n: 6")).facts
+    kept = set()
+    for seed in range(8):
+        place, found = seeded(seed), facts.ordered(seed)
+        assert found == sorted(found, key=place) and len(found) == 6
+        subject = facts.cases[0].edit.subject
+        rivals = [c for c in facts.cases if c.edit.subject == subject]
+        (one,) = (c for c in found if c.edit.subject == subject)
+        assert one == min(rivals, key=place)
+        kept.add(one.edit.id)
+    assert len(kept) > 1
+
+
 def test_another_file_of_that_name_is_refused(folder):
     with pytest.raises(InvalidStudy, match="is not the file that this study is about"):
         plan(
@@ -201,6 +252,75 @@ def test_two_names_for_the_same_weights_are_one_cell(folder):
         )
     )
     assert len(made.points) == 6 and len(made.cells) == 3
+
+
+def test_a_fact_that_is_edited_again_in_its_batch_sets_accumulate_apart(folder):
+    block = "schedule: sequential-batch, batch_size: n, n: 6, settings: {accumulate: [true, no]}"
+    alone = plan(several(block))
+    edited_again(folder)
+    (apart, one) = (plan(several(block.replace("n: 6", f"n: {n}"))) for n in (7, 2))
+    assert [len(made.cells) for made in (alone, apart, one)] == [1, 2, 1]
+    assert [cell.settings["accumulate"] for cell in apart.cells] == [True, False]
+    assert plan(spec(block)).cells[0].id != apart.cells[0].id
+
+
+def test_a_cell_knows_whether_its_own_facts_are_edited_again(folder):
+    """Also the cells by which a ridge is tuned, whose facts are others."""
+    edited_again(folder)
+    tuning = "tuning: {ridges: [1, 1e3], n: 3}\n"
+    block = "schedule: batch, batch_size: 2, n: 4, seed: [2, 6, 11], settings: "
+    asked = text(block + "{ridge: tuned}", more=tuning).replace("true}", "false}")
+    made = plan(parse_spec(asked), guess=True)
+    for cell in made.cells:
+        facts = [case.edit.fact for case in made.cases(cell).cases]
+        assert cell.edits_again == (len(set(facts)) < len(facts))
+    found = {(cell.split, cell.edits_again) for cell in made.cells}
+    assert found == {("head", False), ("head", True), ("tail", False), ("tail", True)}
+
+
+def test_of_two_edits_in_a_study_s_batch_the_last_counts(folder, entries):
+    """As it does with the same batch outside of a study."""
+    edited_again(folder)
+    asked = several("schedule: batch, batch_size: n, n: 7, settings: {ridge: 3.0}")
+    made = plan(asked)
+    assert not run_study(asked, folder / "done").failed
+    (point,) = read_study(folder / "done").points
+    found = read_study(folder / "done").scored(point.cell, "immediate")
+    trial = evaluate(
+        load("./model"), made.facts.ordered(0), method="memit", layers=[1],
+        settings={**FAST, "ridge": 3.0}, schedule="batch:7",
+    )  # fmt: skip
+    wanted = trial.at("immediate")
+    assert [row[:4] for row in found] == [row[:4] for row in wanted]
+    assert [row.nll_new for row in found] == approx([row.nll_new for row in wanted], abs=1e-5)
+
+
+ZSRE = [
+    {"subject": f"{a} Curie", "src": f"The mother tongue of {a} Curie is", "alt": "Rome",
+     "rephrase": f"{a} Curie was born in", "answers": ["Paris", "Polish"], "loc": f"{a} is",
+     "loc_ans": "German", "portability": {"New Question": f"{a} was", "New Answer": "Madrid"}}
+    for a in ("Marie", "Danielle")
+]  # fmt: skip
+
+
+def test_what_is_written_of_zsre_is_chosen_by_the_study(folder, entries):
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(record) for record in ZSRE))
+    written = text("schedule: batch, batch_size: 2, n: 2")
+
+    def asked(target: str):
+        return parse_spec(written.replace("true}", f"true, zsre_target: {target}}}"))
+
+    untold, first, other = (plan(s) for s in (parse_spec(written), asked("answers"), asked("alt")))
+    assert untold.cells[0].id == first.cells[0].id != other.cells[0].id
+    for made, target in ((untold, "Paris"), (other, "Rome")):
+        cases = made.cases(made.cells[0]).cases
+        assert {c.edit.target for c in cases} == {target}
+        assert all(bool(c.portability) == (target == "Rome") for c in cases)
+    assert not run_study(asked("alt"), folder / "done").failed
+    done = read_study(folder / "done")
+    assert done.record.data.zsre_target == "alt"
+    rows = done.scored(done.points[0].cell, "immediate")
+    assert {row.kind for row in rows} >= {"portability", "locality"}
 
 
 def test_more_hard_constraints_than_dimensions_are_refused_and_the_rest_goes_on(folder):
@@ -285,7 +405,10 @@ def test_there_is_a_current_schema():
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples/studies").glob("*.yaml")))
 def test_examples_can_be_read(name):
-    assert load_spec(ROOT / "examples" / "studies" / name).entries
+    for entry in load_spec(ROOT / "examples" / "studies" / name).entries:
+        known = {k: v for k, v in entry.settings.items() if k != "ridge" or isinstance(v, float)}
+        # Settings that do not go together are refused here.
+        assert find_method(entry.method).build(entry.layers or (0,), known)
 
 
 def test_reading_a_study_file_needs_no_torch():

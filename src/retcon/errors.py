@@ -61,7 +61,7 @@ class CapacityExceeded(RetconError):
 
 
 class Collapsed(RetconError):
-    """Edits that the model does not survive, and that a guard has taken back."""
+    """Edits that the model does not survive, so that a guard has ended the run early."""
 
 
 class InvalidPatch(RetconError):

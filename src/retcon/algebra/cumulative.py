@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.whitening import Whitening
+from retcon.algebra.whitening import Whitening, energy
 from retcon.errors import InvalidSetting
 
 
@@ -66,7 +66,7 @@ class Cumulative(NamedTuple):
         system.diagonal().add_(ridge)
         factor = torch.linalg.cholesky(system)
         white = torch.cholesky_solve(self.pairs.mT, factor).mT
-        return Change(self.whitening.unwhiten(white), float(white.square().sum()))
+        return Change(self.whitening.unwhiten(white), energy(white))
 
     def _summed(
         self, keys: Float64[Tensor, "n d_in"], values: Float64[Tensor, "n d_out"], sign: int

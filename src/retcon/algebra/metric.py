@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.whitening import Cholesky, Projection, Root, Whitening
+from retcon.algebra.whitening import Cholesky, Projection, Root, Whitening, energy
 from retcon.errors import InvalidSetting
 
 # Rows of B, as a share of d_in, beyond which they are absorbed: that takes a d_in × d_in matrix,
@@ -107,6 +107,10 @@ class Metric:
     def lengths(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, " n"]:
         """kᵀM₀⁻¹k of each row, whatever has been written."""
         return self.base.whiten(keys).square().sum(-1)
+
+    def energy(self, change: Float64[Tensor, "d_out d_in"]) -> float:
+        """tr(D M₀ Dᵀ) of a change, whatever has been written."""
+        return energy(self.base.weigh(change))
 
     def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
         """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.

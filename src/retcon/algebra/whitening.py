@@ -69,6 +69,10 @@ class Cholesky:
         """L⁻ᵀ a for each row: back to the coordinates in which a delta is written."""
         return torch.linalg.solve_triangular(self.factor.mT, white.mT, upper=True).mT
 
+    def weigh(self, rows: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """Lᵀ d for each row of a change: the inverse of `unwhiten`."""
+        return rows @ self.factor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
@@ -135,6 +139,10 @@ class Projection:
         """The same: once more, so that what is kept stays untouched to round-off."""
         return self.whiten(white)
 
+    def weigh(self, rows: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """The same, of rows of a change: what lies outside of the span of U is round-off."""
+        return self.whiten(rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
@@ -170,6 +178,10 @@ class Root:
         """Tᵀ a for each row."""
         return white @ self.root
 
+    def weigh(self, rows: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
+        """T⁻ᵀ d for each row of a change: the inverse of `unwhiten`."""
+        return torch.linalg.solve(self.root, rows, left=False)
+
     def after(self, rows: Float64[Tensor, "n d_in"], sign: int) -> "Root":
         """Coordinates of Tᵀ (I ∓ YᵀY) T, Y the rows: less (1) or more (−1) than before.
 
@@ -187,6 +199,11 @@ class Root:
 
 # A linear map of keys, k ↦ a, whose transpose times itself is M₀⁻¹.
 Whitening = Cholesky | Projection | Root
+
+
+def energy(white: Float64[Tensor, "d_out d_in"]) -> float:
+    """tr(D M₀ Dᵀ), the mean square change on ordinary text. white: D, weighed."""
+    return float(white.square().sum())
 
 
 def check_moment(moment: Float64[Tensor, "d_in d_in"]) -> None:

@@ -7,7 +7,8 @@ reported with its place.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,8 @@ def starter_cases() -> list[Case]:
 def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
     """The first n cases in the order of sha256("{seed}:{id}"); all, where n is None.
 
-    The order depends on nothing else, so that smaller samples are part of larger ones.
+    The order depends on nothing else, so that smaller samples are part of larger ones; only cases
+    of one fact take the places that are theirs in the order of the file.
 
     Raises:
         InvalidData: fewer than n cases.
@@ -105,11 +107,23 @@ def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
         raise InvalidData(
             f"{n} cases were asked for and the file holds {len(cases)}. Take 1 to {len(cases)}."
         )
+    return in_order(cases, seeded(seed))[:n]
 
-    def place(case: Case) -> str:
-        return hashlib.sha256(f"{seed}:{case.edit.id}".encode()).hexdigest()
 
-    return sorted(cases, key=place)[:n]
+def seeded(seed: int) -> Callable[[Case], str]:
+    """Where a case stands in the order of a seed."""
+    return lambda case: hashlib.sha256(f"{seed}:{case.edit.id}".encode()).hexdigest()
+
+
+def in_order(cases: Sequence[Case], place: Callable[[Case], str]) -> list[Case]:
+    """The cases by their places; those of one fact share theirs in the order they come in.
+
+    So which of two edits of a fact comes last, and counts, is for the file to say.
+    """
+    waiting: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in reversed(cases):
+        waiting[case.edit.fact].append(case)
+    return [waiting[case.edit.fact].pop() for case in sorted(cases, key=place)]
 
 
 def parse_fact(line: str, number: int = 1, source: str = "the text") -> Case:

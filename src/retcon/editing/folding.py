@@ -11,6 +11,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from retcon.editing.adapting import Aimd, Verdict, compatible
+from retcon.editing.guard import first_written, weighed
 from retcon.editing.probing import Probe
 from retcon.editing.schedule import Schedule
 from retcon.editing.signals import Signals, growth
@@ -152,7 +153,9 @@ class Fold:
         norm = max(delta.norm() for delta in update.deltas.values()) / sqrt(len(part.edits))
         with self.model.scratch():
             self.model.write(update.deltas)
-            return self._probe.measure(part.edits, self.edits[: self.written], norm)
+            seen = self._probe.measure(part.edits, self.edits[: self.written], norm)
+            metrics, before = self.state.metrics, self._seen[-1]
+            return weighed(seen, self.model, metrics, before=before, facts=len(part.edits))
 
     def _verdict(self, size: int, signals: Signals | None) -> Verdict:
         if self._aimd is None or signals is None:
@@ -168,7 +171,7 @@ class Fold:
     def _alarm(self, signals: Signals | None) -> str:
         if signals is None or not self.schedule.guard.watches:
             return ""
-        first = self._seen[1] if len(self._seen) > 1 else None
+        first = first_written(self._seen[1:])
         return self.schedule.guard.judge(self._seen[0], first, signals)
 
     def _renew(self) -> None:

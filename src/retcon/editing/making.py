@@ -29,13 +29,14 @@ def edit(
 
     What is not given comes from the model's published settings. schedule: how the facts are
     written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
-    after the other for methods that write one at a time). Where its guard has stopped it, the
-    patch holds the facts that were written.
+    after the other for methods that write one at a time). Where its guard has ended the run,
+    the patch holds the facts that were written, and its `notes` say what the guard has seen.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
         CollidingEdits: two facts have one key and the method writes exactly.
         UnsupportedModel: layers that cannot be edited, or that several devices compute.
+        Collapsed: the guard has taken back the first batch, so that nothing is left.
     """
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     if not choice.method.writes:
@@ -55,10 +56,13 @@ def edit(
     check(editor, edits, plan)
     state = editor.begin(model, progress)
     taken = list(run(model, editor, state, edits, plan, progress))
-    steps = [step for step in taken if not step.undone]
-    if not steps:
-        raise Collapsed(f"The guard has taken back the first batch: {taken[0].note}.")
-    return patch_of(model, choice, plan, steps)
+    if all(step.undone for step in taken):
+        raise Collapsed(
+            f"The guard has taken back the first batch, so that nothing is written: "
+            f"{taken[0].note}. Take smaller batches, a larger ridge or another layer, or the guard "
+            f"warn, which writes them whatever it sees."
+        )
+    return patch_of(model, choice, plan, taken)
 
 
 def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
@@ -76,7 +80,9 @@ def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
 def patch_of(
     model: ModelHandle, choice: Choice, schedule: Schedule, steps: Sequence[Step]
 ) -> Patch:
-    """The patch that a run of carried batches has written."""
+    """The patch that a run of carried batches has written, with what was noted on the way."""
+    notes = tuple(f"at {step.at} facts: {step.note}" for step in steps if step.note)
+    steps = [step for step in steps if not step.undone]
     deltas = {
         layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps]).compact()
         for layer in choice.layers
@@ -94,8 +100,9 @@ def patch_of(
         method=choice.method.name,
         layers=choice.layers,
         schedule=str(schedule),
+        refresh=str(schedule.refresh),
         settings=json.loads(json.dumps(choice.settings)),
         edits=records,
         rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
     )
-    return Patch(deltas=deltas, about=about)
+    return Patch(deltas=deltas, about=about, notes=notes)

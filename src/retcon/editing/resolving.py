@@ -2,8 +2,8 @@
 
 Facts that were solved together took each other into account. *Removed* drops the rows of some and
 leaves the others' as they are; *re-solved* edits the others again, by the recorded method, layers,
-settings and schedule. On a model as it was loaded targets and keys come from the cache, so that
-solving again is algebra.
+settings, schedule and refresh rule. On a model as it was loaded targets and keys come from the
+cache, so that solving again is algebra.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from retcon.editing.making import edit
+from retcon.editing.schedule import Schedule
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
 from retcon.evaluation.metrics import summarise
@@ -111,7 +112,7 @@ def _again(model: ModelHandle, entry: Entry, dropped: Sequence[str], progress: P
         method=about.method,
         layers=about.layers,
         settings=about.settings,
-        schedule=about.schedule,
+        schedule=Schedule.parse(about.schedule, about.refresh),
         progress=progress,
     )
 

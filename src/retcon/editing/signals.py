@@ -9,13 +9,22 @@ class Signals(NamedTuple):
     log_perplexity: of ordinary text, in nats per token; infinite where it is not finite.
     efficacy: share of the facts that are being written which the model says. retention: the same
     of a sample of those written earlier. Of no facts either is None. step_norm: ‖ΔW‖/√n of the
-    batch, of the layer where it is largest.
+    batch, of the layer where it is largest. energy: tr(D M₀ Dᵀ) of the whole change D, the sum over
+    layers; None where the method has no metric M₀. facts: so many are in D, counted from the first
+    batch on that wrote anything.
     """
 
     log_perplexity: float
     efficacy: float | None
     retention: float | None
     step_norm: float
+    energy: float | None = None
+    facts: int = 0
+
+    @property
+    def energy_a_fact(self) -> float | None:
+        """The energy by facts; None where nothing was written, or it is not known."""
+        return self.energy / self.facts if self.energy is not None and self.facts else None
 
 
 def growth(before: Signals, after: Signals) -> float:

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retcon.activations.targets import Targets
-from retcon.edits import Case, Edit
+from retcon.edits import Case, Edit, Probe
 from retcon.methods.base import Editor, Features, State, Update
 from retcon.methods.registry import method
 from retcon.model.handle import ModelHandle
@@ -96,11 +96,14 @@ class InContext:
         return torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
 
     def rewrite(self, cases: Sequence[Case], state: State) -> list[Case]:
-        """The cases with the facts before every prompt, paraphrase, neighbour and opening."""
+        """The cases with the facts before every text that the model is given of them."""
         index = _Index(state.kept)
 
         def told(text: str) -> str:
             return index.before(text, self.shown, self.threshold) + text
+
+        def asked(probe: Probe) -> Probe:
+            return replace(probe, prompt=told(probe.prompt))
 
         return [
             replace(
@@ -109,6 +112,8 @@ class InContext:
                 paraphrases=tuple(map(told, case.paraphrases)),
                 neighbours=tuple(map(told, case.neighbours)),
                 openings=tuple(map(told, case.openings)),
+                portability=tuple(map(asked, case.portability)),
+                locality=tuple(map(asked, case.locality)),
             )
             for case in cases
         ]

@@ -13,7 +13,7 @@ from math import gcd
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -169,6 +169,11 @@ class ModelHandle:
         """‖W − W₀‖: how far a layer's matrix is from what it was outside every open `scratch()`."""
         now = self.master(layer)
         return float((now - self._original(layer).to(now.dtype)).norm())
+
+    def change(self, layer: int) -> Float64[Tensor, "d_out d_in"]:
+        """W − W₀, as `moved` has it."""
+        now = self.master(layer).double()
+        return now - self._original(layer).to(now)
 
     def original_norm(self, layer: int) -> float:
         """‖W₀‖, of a layer's matrix as it was outside every open `scratch()`."""

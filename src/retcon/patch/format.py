@@ -36,6 +36,9 @@ from retcon.storage import write_whole
 
 FORMAT = 1
 
+# What is not written down, because every reader takes it for granted: older ones know no such keys.
+_GRANTED = (("rows", "edits"), ("refresh", "each-batch"))
+
 
 class EditRecord(BaseModel):
     """An edit as it stands in a patch's header."""
@@ -54,6 +57,7 @@ class Provenance(BaseModel):
     base: fingerprint of the model's weights. model: what it was called. layers: those written,
     with their widths. settings: every setting of the method, defaults included. rows: whether row
     i of every factor belongs to edit i, or rows are no edit's own; only the latter is written down.
+    refresh: by which rule targets were made anew; only another than `each-batch` is written down.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,11 +71,22 @@ class Provenance(BaseModel):
     settings: dict[str, object]
     edits: tuple[EditRecord, ...]
     rows: Literal["edits", "shared"] = "edits"
+    refresh: str = "each-batch"
+
+    @property
+    def scheduled(self) -> str:
+        """The schedule for a reader, with its refresh rule where that is written down."""
+        return scheduled(self.schedule, self.refresh)
 
     @model_serializer(mode="wrap")
     def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:
-        """Without what every reader takes for granted: older ones know no `rows`."""
-        return {k: v for k, v in dump(self).items() if (k, v) != ("rows", "edits")}
+        return {k: v for k, v in dump(self).items() if (k, v) not in _GRANTED}
+
+
+def scheduled(schedule: str, refresh: object = None) -> str:
+    """A schedule and a refresh rule for a reader; where it is the usual one, the schedule alone."""
+    usual = refresh is None or ("refresh", refresh) in _GRANTED
+    return schedule if usual else f"{schedule}, refresh {refresh}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +94,13 @@ class Patch:
     """Changes of some matrices of one base model.
 
     Row i of every factor belongs to edit i, where the patch is `divisible`. Without edits (an
-    imported adapter) the rows belong to none.
+    imported adapter) the rows belong to none. notes: what a guard has seen while the patch was
+    made, and what adaptive batches came to; they are not saved.
     """
 
     deltas: Mapping[int, LowRankDelta]
     about: Provenance
+    notes: tuple[str, ...] = ()
 
     @property
     def edits(self) -> tuple[Edit, ...]:

@@ -163,7 +163,8 @@ def _records(patches: Mapping[str, Patch]) -> list[EditRecord]:
 
 def _summary(name: str, about: Provenance) -> dict[str, object]:
     """How a part of a stack was made."""
-    kept = about.model_dump(mode="json", include={"method", "layers", "schedule", "settings"})
+    named = {"method", "layers", "schedule", "refresh", "settings"}
+    kept = about.model_dump(mode="json", include=named)
     return {"name": name, **kept, "facts": len(about.edits)}
 
 
@@ -186,13 +187,14 @@ def _other_settings(first: Provenance, second: Provenance) -> dict[str, tuple[ob
 
 def _flat(about: Provenance) -> dict[str, object]:
     """Method, schedule and settings by name; in a stack each behind the name of its part."""
-    flat: dict[str, object] = {"method": about.method, "schedule": about.schedule}
+    flat: dict[str, object] = {k: getattr(about, k) for k in ("method", "schedule", "refresh")}
     parts = parts_of(about)
     if not parts:
         return {**flat, **about.settings}
     for name, part in parts.items():
         settings = part.get("settings")
-        flat |= {f"{name}: {key}": part.get(key) for key in ("method", "layers", "schedule")}
+        named = ("method", "layers", "schedule", "refresh")
+        flat |= {f"{name}: {key}": part.get(key) for key in named}
         if isinstance(settings, dict):
             flat |= {f"{name}: {key}": value for key, value in settings.items()}
     return flat

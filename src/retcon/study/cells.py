@@ -5,6 +5,7 @@ import json
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from retcon.data.zsre import ZsreTarget
 from retcon.editing.schedule import Schedule
 from retcon.methods.base import Editor
 from retcon.methods.locate_then_edit import LocateThenEdit
@@ -23,7 +24,8 @@ class Cell(Frozen):
     that a slot which is added later leaves the cells of earlier studies theirs. Of methods that
     are no values of the equation these are their own fields, and `kind` says whose.
     data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it. general: what names
-    the passages and items that are read beside the facts.
+    the passages and items that are read beside the facts. edits_again: a fact is edited more than
+    once, which follows from the cases, and decides which cells are the same.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Cell(Frozen):
     score: int
     generation: bool
     general: str | None = None
+    zsre_target: ZsreTarget = "answers"
+    edits_again: bool = False
 
     @property
     def id(self) -> str:
@@ -62,9 +66,10 @@ class Cell(Frozen):
     def canonical(self) -> "Cell":
         """The one cell of all that give the same rows.
 
-        Without carried edits there is nothing to accumulate or to refresh. A batch that holds all
-        facts is the only one, so it is carried and not carried at once: it is called carried,
-        because it has final scores.
+        Without carried edits there is nothing to accumulate or to refresh. Yet a budget needs
+        `accumulate`, and of two edits of one fact in a batch the last counts only with it, so
+        there it stays as it was said. A batch that holds all facts is the only one, so it is
+        carried and not carried at once: it is called carried, because it has final scores.
         """
         plan = self.plan
         if plan.rule:
@@ -75,7 +80,7 @@ class Cell(Frozen):
             return self
         alone: dict[str, object] = {"schedule": str(plan), "refresh": "each-batch"}
         # A method that cannot be told not to accumulate has but one cell as it is.
-        if "accumulate" in self.settings:
+        if "accumulate" in self.settings and not (self.edits_again or _budget(self.editor)):
             alone["editor"] = {**self.editor, "accumulate": False}
             alone["settings"] = {**self.settings, "accumulate": False}
         return self.model_copy(update=alone)
@@ -92,10 +97,17 @@ def begun_from(cell: Cell) -> list[object]:
     own = cell.editor
     shared = [own.get(name) for name in ("kind", "contexts", "moments", "metric", "bound")]
     metric, step = own.get("metric"), own.get("step")
-    budget = isinstance(step, dict) and "budget" in step
+    # W₀ is kept where steps are bounded by it.
+    bounded = isinstance(step, dict) and step.get("process") == "prune"
     # The norm's penalty is a part of the metric, in units of the ridge.
     ridge = own.get("ridge") if isinstance(metric, dict) and "plain" in metric else None
-    return [cell.fingerprint, cell.dtype, cell.layers, *shared, budget, ridge]
+    return [cell.fingerprint, cell.dtype, cell.layers, *shared, _budget(own), bounded, ridge]
+
+
+def _budget(editor: dict[str, object]) -> bool:
+    """Whether all facts are solved for anew with each batch."""
+    step = editor.get("step")
+    return isinstance(step, dict) and "budget" in step
 
 
 def differing(options: object) -> dict[str, Any]:

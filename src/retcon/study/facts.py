@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.cases import load_cases, take
+from retcon.data.cases import in_order, load_cases, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
 from retcon.edits import Case
@@ -38,15 +38,23 @@ class Facts:
     _orders: dict[int, list[Case]] = field(default_factory=dict, init=False, compare=False)
 
     def ordered(self, seed: int) -> list[Case]:
-        """All in the seeded order; where subjects are to be unique, the first of each."""
+        """All as `take` orders them; where subjects are to be unique, of each the first by hash."""
         if seed not in self._orders:
-            cases = take(self.cases, None, seed)
-            first: dict[str, Case] = {}
-            for case in cases:
-                unique = self.about.unique_subjects
-                first.setdefault(case.edit.subject if unique else case.edit.id, case)
-            self._orders[seed] = list(first.values())
+            place, cases = seeded(seed), self.cases
+            if self.about.unique_subjects:
+                first: dict[str, Case] = {}
+                for case in sorted(cases, key=place):
+                    first.setdefault(case.edit.subject, case)
+                cases = tuple(first.values())
+            self._orders[seed] = in_order(cases, place)
         return self._orders[seed]
+
+    def edits_again(self, *, n: int, seed: int, split: Split) -> bool:
+        """Whether a fact is edited more than once by what `pick` would give."""
+        if self.about.unique_subjects:
+            return False
+        facts = [case.edit.fact for case in self._kept(seed, split)[:n]]
+        return len(set(facts)) < len(facts)
 
     def pick(self, *, n: int, seed: int, order: Order, score: int, split: Split) -> Picked:
         """The first n of the seeded order, or of those kept for tuning; the first `score` scored.
@@ -56,8 +64,7 @@ class Facts:
         Raises:
             InvalidStudy: there are not so many.
         """
-        cases = self.ordered(seed)
-        kept = cases[len(cases) - self.tail :] if split == "tail" else cases
+        cases, kept = self.ordered(seed), self._kept(seed, split)
         room = len(kept) if split == "tail" else len(cases) - self.tail
         if n > room:
             tuning = f", of which {self.tail} are kept for tuning" if self.tail else ""
@@ -68,11 +75,16 @@ class Facts:
             )
         chosen = kept[:n]
         written = (
-            sorted(chosen, key=lambda c: _place(c, seed, order))
+            in_order(chosen, lambda c: _place(c, seed, order))
             if isinstance(order, int) and order > 0
             else chosen
         )
         return Picked(tuple(written), tuple(case.edit.id for case in chosen[:score]))
+
+    def _kept(self, seed: int, split: Split) -> list[Case]:
+        """The cases among which the first are taken."""
+        cases = self.ordered(seed)
+        return cases[len(cases) - self.tail :] if split == "tail" else cases
 
 
 def load_facts(spec: Spec, data: Path | None) -> Facts:
@@ -90,7 +102,7 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
         path = _find(wanted.cases, [data, os.environ.get("RETCON_DATA"), spec.folder])
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        cases = load_cases(path)
+        cases = load_cases(path, zsre_target=wanted.zsre_target)
     if wanted.sha256 not in (None, found):
         raise InvalidStudy(
             f"{wanted.cases} is not the file that this study is about: its sha256 is {found}, "
@@ -98,8 +110,9 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
         )
     tail = spec.tuning.n if spec.tuning else 0
     about = Data(
-        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects, facts=len(cases)
-    )
+        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects,
+        zsre_target=wanted.zsre_target, facts=len(cases),
+    )  # fmt: skip
     return Facts(about, tuple(cases), tail)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from retcon.data.zsre import ZsreTarget
 from retcon.errors import DamagedCell, InvalidStudy
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
@@ -43,6 +44,7 @@ class Data(Frozen):
     sha256: str
     unique_subjects: bool
     facts: int
+    zsre_target: ZsreTarget = "answers"
 
 
 class Tuned(Frozen):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from retcon.data.zsre import ZsreTarget
 from retcon.errors import InvalidStudy
 from retcon.study.explaining import explain
 from retcon.study.loader import Loader
@@ -38,12 +39,14 @@ class DataSpec(_Strict):
 
     cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter` or `toyworld`.
     unique_subjects: keep one fact a subject, the first in the seeded order. sha256: what the file
-    must be, so that a study does not silently become another.
+    must be, so that a study does not silently become another. zsre_target: what is written of a
+    zsRE record that has both, `answers` (the first of them) or `alt`; other sets have no choice.
     """
 
     cases: str
     unique_subjects: bool
     sha256: str | None = None
+    zsre_target: ZsreTarget = "answers"
 
 
 class TuningSpec(_Strict):
@@ -63,10 +66,10 @@ class Axes(_Strict):
     """What a block says, or `defaults` says for all blocks; a list spans an axis.
 
     layer: a number, several, or `all`; or layers: the layers of one run (a list of lists spans).
-    batch_size: of schedules with batches (of adaptive-aimd the first, of adaptive-energy the
-    largest); `n` is one batch of all facts. order: 0 is the seeded
-    order, another number another order of the same facts; clustered has facts with similar keys one
-    behind the other, dispersed far apart. score: how many facts are scored (0: all). general: read
+    batch_size: of schedules with batches (of adaptive-aimd the first and smallest, of
+    adaptive-energy the largest); `n` is one batch of all facts. order: 0 is the seeded order,
+    another number another order of the same facts; clustered has facts with similar keys one behind
+    the other, dispersed far apart. score: how many facts are scored (0: all). general: read
     held-out text, and so many items of each task of `--data`, before, in between and after.
     """
 

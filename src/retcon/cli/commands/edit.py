@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from retcon.cli import options
-from retcon.cli.console import bars, number, out, table, versions, write_json
+from retcon.cli.console import bars, number, out, table, versions, warn, write_json
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
-from retcon.errors import InvalidEdit, InvalidSetting
+from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
@@ -62,7 +62,11 @@ def edit(
     device: options.Device = "cpu",
     json: options.Json = None,
 ) -> None:
-    """Rewrite facts: make the patch, show before and after, and save it with -o."""
+    """Rewrite facts: make the patch, show before and after, and save it with -o.
+
+    Where --guard stop or rollback ends the run before all facts are in, what is in is shown and
+    saved, and the exit code is 2.
+    """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if plan:
@@ -77,12 +81,25 @@ def edit(
     _print(result)
     if output is not None:
         _save(result.patch, output)
-    about = result.patch.about.model_dump(mode="json")
-    write_json(json, {"model": model, **about, **result.scores, "versions": versions()})
+    left_out = _left_out(result.patch, cases)
+    write_json(
+        json,
+        {
+            "model": model,
+            **result.patch.about.model_dump(mode="json"),
+            "asked": len(cases),
+            "left_out": left_out,
+            "notes": list(result.patch.notes),
+            **result.scores,
+            "versions": versions(),
+        },
+    )
+    if left_out:
+        raise _unfinished(left_out, len(cases), output)
 
 
 class _Result(NamedTuple):
-    """The patch; some prompts with what followed before and after; scores by time."""
+    """The patch; some prompts with what followed before and after; scores by time, of all facts."""
 
     patch: "Patch"
     said: list[tuple[str, str, str]]
@@ -112,6 +129,23 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
     return _Result(patch, said, {"pre": summarise(pre), "final": summarise(final)})
 
 
+def _left_out(patch: "Patch", cases: "list[Case]") -> list[str]:
+    """Ids of the facts that a guard has left out of a patch."""
+    written = {record.id for record in patch.about.edits}
+    return [case.edit.id for case in cases if case.edit.id not in written]
+
+
+def _unfinished(left_out: list[str], asked: int, output: Path | None) -> Collapsed:
+    """What to say where not all facts were written."""
+    shown = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
+    saved = "" if output is None else f" Those that are written are saved in {output}."
+    return Collapsed(
+        f"The guard has ended the run, for the reason above: written {asked - len(left_out)} of "
+        f"{asked} facts, left out {shown}.{saved} Write the others with smaller batches, a larger "
+        f"ridge or another layer, or all of them with --guard warn, which goes on whatever it sees."
+    )
+
+
 def _print(result: _Result) -> None:
     said = [[text, _short(before), _short(after)] for text, before, after in result.said]
     out.print(table("What the model says", ["prompt", "before", "after"], said))
@@ -122,6 +156,8 @@ def _print(result: _Result) -> None:
         if score is not None
     ]
     out.print(table("Scores, in %", ["", "pre", "final"], rows))
+    for note in result.patch.notes:
+        warn(note)
 
 
 def _save(patch: "Patch", file: Path) -> None:

@@ -246,7 +246,7 @@ def _warn_of_repeats(ledger: "Ledger") -> None:
 def _row(entry: "Entry") -> list[str]:
     about = entry.about
     layers = ",".join(map(str, about.layers))
-    method = f"{about.method}, {about.schedule}"
+    method = f"{about.method}, {about.scheduled}"
     when = _when(entry.when)
     return [str(entry.number), when, entry.who, method, layers, _facts(entry), entry.note]
 

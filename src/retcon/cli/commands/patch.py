@@ -46,7 +46,7 @@ def show(
     about = patch.about
     facts = [
         ["base model", f"{about.model}  (fingerprint {about.base[:16]}…)"],
-        ["method", f"{about.method}, {about.schedule}"],
+        ["method", f"{about.method}, {about.scheduled}"],
         ["made by", f"retcon {about.retcon}"],
         ["size", _size(source, patch)],
         *_settings(about),
@@ -148,6 +148,7 @@ app.command("pull")(hub.pull)
 
 def _settings(about: "Provenance") -> list[list[str]]:
     """The settings, or what the parts of a stack are."""
+    from retcon.patch.format import scheduled
     from retcon.patch.stacking import parts_of
 
     parts = parts_of(about)
@@ -156,7 +157,8 @@ def _settings(about: "Provenance") -> list[list[str]]:
     return [
         [
             f"part {name}",
-            f"{part.get('method')}, {part.get('schedule')}, layers {part.get('layers')}, "
+            f"{part.get('method')}, {scheduled(str(part.get('schedule')), part.get('refresh'))}, "
+            f"layers {part.get('layers')}, "
             f"{part.get('facts')} facts",
         ]
         for name, part in parts.items()

@@ -41,7 +41,7 @@ def write_card(
         "",
         f"# {_count(len(patch.edits))} rewritten in {_cell(about.model)}",
         "",
-        f"Made by Retcon {about.retcon} with {_cell(about.method)} ({_cell(about.schedule)}), "
+        f"Made by Retcon {about.retcon} with {_cell(about.method)} ({_cell(about.scheduled)}), "
         f"layers {', '.join(map(str, about.layers))}; base model fingerprint `{about.base[:16]}`.",
         "",
         "```python",
