@@ -5,12 +5,13 @@
 The toy world, carried MEMIT. Three streams on the untouched model: `once` writes all facts;
 `again` writes them, and then some with another target of their relation; `last` writes all facts
 once, those with the target that they have last. Where a fact is replaced, and not added to,
-`again` ends as `last` does. Scores are final ones; intervals clustered by relation.
+`again` ends as `last` does. Scores are final ones; intervals clustered by relation; differences are
+paired over the facts.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from retcon.data.cases import load_cases, take
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
 from retcon.edits import Case
-from retcon.evaluation.metrics import estimate
+from retcon.evaluation.inference import Estimate, combine, mean
+from retcon.evaluation.metrics import case_means, estimate
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import score_cases
 from retcon.methods.presets import choose
@@ -29,6 +31,12 @@ from retcon.model.load import load
 
 MODEL = "toyworld"
 METRICS = ("ES", "PS", "NS", "token_accuracy")
+# Whether past keys are kept, and when targets are made.
+ARMS = {
+    "keys kept, targets frozen": (True, "never"),
+    "keys kept, targets refreshed": (True, "each-batch"),
+    "keys forgotten, targets refreshed": (False, "each-batch"),
+}
 
 
 def with_other_targets(cases: Sequence[Case]) -> list[Case]:
@@ -51,7 +59,7 @@ def final(
     model: ModelHandle,
     stream: Sequence[Case],
     asked: Mapping[str, Sequence[Case]],
-    batch: int,
+    schedule: Schedule,
     settings: dict[str, object],
 ) -> dict[str, list[Row]]:
     """The final rows of some groups of cases, when a stream has been written in batches."""
@@ -59,21 +67,31 @@ def final(
     editor = choice.method.build(choice.layers, choice.settings)
     state = editor.begin(model)
     found: dict[str, list[Row]] = {}
-    for step in run(
-        model, editor, state, [c.edit for c in stream], Schedule.parse(f"sequential-batch:{batch}")
-    ):
+    for step in run(model, editor, state, [c.edit for c in stream], schedule):
         if step.last:
             found = {name: score_cases(model, cases, when="final") for name, cases in asked.items()}
     return found
 
 
-def cells(rows: Iterable[Row]) -> list[str]:
-    listed = list(rows)
+def cells(rows: Sequence[Row]) -> list[str]:
+    """Scores with their intervals."""
+    return [_told(estimate(rows, metric)) for metric in METRICS]
+
+
+def differences(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
+    """Scores minus those of other weights, over the same facts."""
     told: list[str] = []
     for metric in METRICS:
-        one = estimate(listed, metric)
-        told.append("–" if one.mean is None else f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]")
+        ends = [mean(case_means(one, metric)) for one in (rows, others)]
+        assert ends[0] is not None and ends[1] is not None
+        told.append(_told(combine([(1.0, ends[0]), (-1.0, ends[1])]).estimate(), "+"))
     return told
+
+
+def _told(one: Estimate, sign: str = "") -> str:
+    if one.mean is None:
+        return "–"
+    return f"{one.mean:{sign}.1f} [{one.low:{sign}.1f}, {one.high:{sign}.1f}]"
 
 
 def main() -> None:
@@ -95,16 +113,27 @@ def main() -> None:
         "again": [*cases, *others],
         "last": [*others, *rest],
     }
-    told: dict[str, dict[str, list[str]]] = {}
-    print("| stream | facts | " + " | ".join(METRICS) + " |\n|---|---|" + "---|" * len(METRICS))
-    for accumulate in (True, False):
+    told: list[dict[str, object]] = []
+    print(
+        "| | stream | facts | " + " | ".join(METRICS) + " |\n|---|---|---|" + "---|" * len(METRICS)
+    )
+    for arm, (accumulate, refresh) in ARMS.items():
         settings: dict[str, object] = {"ridge": chosen.ridge, "accumulate": accumulate}
-        for name, stream in streams.items():
-            found = final(model, stream, asked, chosen.batch, settings)
-            kept = f"{name}, past keys {'kept' if accumulate else 'forgotten'}"
-            told[kept] = {group: cells(rows) for group, rows in found.items()}
-            for group, values in told[kept].items():
-                print(f"| {kept} | {group} | " + " | ".join(values) + " |", flush=True)
+        plan = Schedule.parse(f"sequential-batch:{chosen.batch}", refresh)
+        found = {
+            name: final(model, stream, asked, plan, settings) for name, stream in streams.items()
+        }
+        lines = [
+            (name, group, cells(rows)) for name in found for group, rows in found[name].items()
+        ]
+        lines += [
+            (f"again − {name}", group, differences(found["again"][group], found[name][group]))
+            for name in ("last", "once")
+            for group in asked
+        ]
+        for name, group, values in lines:
+            told.append({"arm": arm, "stream": name, "facts": group, "scores": values})
+            print(f"| {arm} | {name} | {group} | " + " | ".join(values) + " |", flush=True)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(told, indent=2), encoding="utf-8")
 
