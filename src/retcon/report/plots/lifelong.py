@@ -115,7 +115,13 @@ def ridges(results: Results) -> Chart | None:
 
 def pareto(results: Results) -> Chart | None:
     """Precision, preservation and seconds of every kind; those on the front are named."""
-    data = [{**r, "series": r["setting"].split(",")[0]} for r in lifelong.trade_offs(results)]
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    data = [
+        {**r, "series": r["setting"].split(",")[0], "letter": next(letters, "") * r["front"]}
+        for r in sorted(
+            lifelong.trade_offs(results), key=lambda r: (-r["front"], r["preservation"])
+        )
+    ]
     if not data:
         return None
     told = [{"field": "setting"}, *(
@@ -128,14 +134,21 @@ def pareto(results: Results) -> Chart | None:
          "encoding": {**place, "color": series_colour(data), "size": seconds_size(50),
                       "tooltip": told}},
         {"transform": FRONT,
-         "mark": {"type": "text", "align": "right", "dx": -10, "dy": 4, "fontSize": 10,
-                  "limit": 360},
-         "encoding": {**place, "text": {"field": "setting"}}},
+         "mark": {"type": "text", "fontSize": 10, "fontWeight": "bold"},
+         "encoding": {**place, "text": {"field": "letter"}}},
     ]  # fmt: skip
+    names: Spec = {
+        "transform": FRONT, "height": {"step": 18}, "width": 10, "view": {"stroke": None},
+        "mark": {"type": "text", "align": "left", "fontSize": 11, "limit": 420},
+        "encoding": {"y": {"field": "letter", "type": "nominal", "title": None,
+                           "axis": {"domain": False, "ticks": False, "labelFontWeight": "bold"}},
+                     "text": {"field": "setting"}},
+    }  # fmt: skip
+    chart: Spec = {"width": 520, "height": 360, "layer": layer}
     return titled(
         "pareto", "Precision against preservation, kind by kind",
-        "Final scores at the N of most kinds. Dashed and named: those that no other beats in "
-        f"both.\n{PLAIN}", {"data": {"values": data}, "width": 760, "height": 360, "layer": layer},
+        "Final scores at the N of most kinds. Dashed and lettered: those that no other beats in "
+        f"both.\n{PLAIN}", {"data": {"values": data}, "hconcat": [chart, names], "spacing": 30},
     )  # fmt: skip
 
 
