@@ -9,9 +9,9 @@ import torch
 from pico import pico
 from retcon.algebra.metric import Metric
 from retcon.algebra.whitening import Cholesky, Projection, Root
-from retcon.editing.guard import Guard, first_written, weighed
+from retcon.editing.guard import Guard, first_written
 from retcon.editing.making import edit as make
-from retcon.editing.probing import Probe
+from retcon.editing.probing import Probe, weighed
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
 from retcon.editing.signals import Signals

@@ -1,6 +1,9 @@
 """What the report tells of carried edits by many methods."""
 
 import math
+import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -103,6 +106,25 @@ def test_the_page_shows_them(study):
     report = make_report(study)
     assert {"side-by-side", "ages", "decisions", "ridges", "as-a-whole"} <= set(report.charts)
     assert "What tells how hard a fact is" in to_html(report)
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser that could draw the page")
+@pytest.mark.parametrize("width", [1200, 420])
+def test_a_browser_draws_every_chart_of_the_page(study, tmp_path, width):
+    report = make_report(study)
+    (tmp_path / "report.html").write_text(to_html(report), encoding="utf-8")
+    asked = ["--headless", "--no-sandbox", "--disable-gpu", "--timeout=20000", "--dump-dom"]
+    told = [f"--window-size={width},2000", f"--user-data-dir={tmp_path / 'browser'}"]
+    done = subprocess.run(
+        [str(BROWSER), *asked, *told, (tmp_path / "report.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    drawn = re.findall(r'<svg [^>]*class="marks"', done.stdout)
+    # On a narrow page the chart of effects is left out.
+    assert len(drawn) == len(report.charts) - ("verdicts" in report.charts and width < 900)
 
 
 def test_methods_are_called_by_their_titles():

@@ -15,17 +15,13 @@ A batch that trips the guard is looked at before it is written for good: taking 
 bits of before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from retcon.editing.signals import Signals, growth
 from retcon.errors import InvalidSetting
-
-if TYPE_CHECKING:
-    from retcon.algebra.metric import Metric
-    from retcon.model.handle import ModelHandle
 
 Action = Literal["off", "warn", "stop", "rollback"]
 ACTIONS: tuple[Action, ...] = ("off", "warn", "stop", "rollback")
@@ -84,25 +80,6 @@ class Guard:
 def first_written(seen: Sequence[Signals]) -> Signals | None:
     """Of the batches that stayed the first that wrote anything; None where none did."""
     return next((signals for signals in seen if signals.step_norm > 0), None)
-
-
-def weighed(
-    signals: Signals,
-    model: "ModelHandle",
-    metrics: "Mapping[int, Metric]",
-    *,
-    before: Signals,
-    facts: int,
-) -> Signals:
-    """Signals of a model with its energy too, where there are metrics; they are by layer.
-
-    before: signals without the last batch. facts: in that batch. The change is that since W₀, the
-    model outside every open `scratch()`.
-    """
-    if not metrics:
-        return signals
-    energy = sum(metric.energy(model.change(layer)) for layer, metric in metrics.items())
-    return signals._replace(energy=energy, facts=facts + (before.facts if before.energy else 0))
 
 
 def _ratio(now: float | None, first: float | None) -> float:

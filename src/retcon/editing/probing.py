@@ -4,10 +4,13 @@ They are read on the model as it is: ordinary text, facts written earlier, facts
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
+import torch
+
 from retcon.activations.self_corpus import SelfCorpus
+from retcon.algebra.metric import Metric
 from retcon.data.held_out import held_out
 from retcon.editing.signals import Signals
 from retcon.edits import Edit
@@ -62,6 +65,27 @@ class Probe:
             new, *old = (next(scores) for _ in _targets(edit))
             said += new.nll < old[0].nll if old else new.hits == new.tokens
         return said / len(edits)
+
+
+def weighed(
+    signals: Signals,
+    model: ModelHandle,
+    metrics: Mapping[int, Metric],
+    *,
+    before: Signals,
+    facts: int,
+) -> Signals:
+    """Signals of a model with its energy too, where there are metrics; they are by layer.
+
+    before: signals without the last batch. facts: in that batch. The change is that since W₀, the
+    model outside every open `scratch()`.
+    """
+    if not metrics:
+        return signals
+    energy = sum(
+        metric.energy(model.change(layer, torch.float64)) for layer, metric in metrics.items()
+    )
+    return signals._replace(energy=energy, facts=facts + (before.facts if before.energy else 0))
 
 
 def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
 from retcon.methods.anchoring import anchored, length_of
 from retcon.methods.base import NOBODY, Control, Features, State, Update, check_batch
-from retcon.methods.options import MetricOptions, ResidualOptions, StepOptions
+from retcon.methods.options import MetricOptions, ResidualOptions, StepOptions, check_together
 from retcon.methods.writing import Rows, Wish, Written, carried, control, process, solve
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -69,16 +69,9 @@ class LocateThenEdit:
                 f"Layers {', '.join(map(str, self.layers))}: a residual is spread over layers as "
                 f"the gap at a block's output, so ROME, and insertion=down, take one layer only."
             )
-        if self.ridge == 0 and (self.metric.plain or self.step.budget):
-            raise InvalidSetting(
-                "A hard constraint (ridge 0) has no ridge that could be shared out or grow: give "
-                "a ridge > 0 with `plain` or `budget`."
-            )
-        if self.step.budget and not (self.accumulate and self.metric.base == "covariance"):
-            raise InvalidSetting(
-                "A budget solves for all facts anew, against the covariance: it needs accumulate "
-                "and base=covariance."
-            )
+        check_together(
+            self.ridge, self.metric, self.residuals, self.step, accumulate=self.accumulate
+        )
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
         """Check the layers, sample prefixes, and factor the metric of each layer.

@@ -16,7 +16,7 @@ from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
 from retcon.methods.base import Editor, Ridge
 from retcon.methods.locate_then_edit import LocateThenEdit
-from retcon.methods.options import ResidualOptions, StepOptions, check_passes
+from retcon.methods.options import ResidualOptions, StepOptions
 from retcon.methods.registry import method
 
 
@@ -35,7 +35,6 @@ def lyaplock(
 
     ridge: λ at the beginning.
     """
-    check_passes(residuals, step)
     return LocateThenEdit(
         layers=layers,
         ridge=ridge,

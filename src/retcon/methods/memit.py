@@ -18,7 +18,7 @@ from retcon.activations.covariance import MomentOptions
 from retcon.activations.targets import TargetOptions
 from retcon.methods.base import Editor, Ridge, RidgeBatch
 from retcon.methods.locate_then_edit import LocateThenEdit
-from retcon.methods.options import ResidualOptions, StepOptions, check_passes
+from retcon.methods.options import ResidualOptions, StepOptions
 from retcon.methods.registry import method
 
 
@@ -41,7 +41,6 @@ def memit(
     ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0: not).
     accumulate: keep carried facts in the metric of later batches.
     """
-    check_passes(residuals, step)
     return LocateThenEdit(
         layers=layers,
         ridge=ridge,

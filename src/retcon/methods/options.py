@@ -81,7 +81,7 @@ class ResidualOptions:
         if self.anchor_norm != "off" and self.spread != "divided":
             raise InvalidSetting(
                 f"anchor_norm={self.anchor_norm} bounds the value at the last layer, of which each "
-                f"layer writes a share; with spread={self.spread} each has a value of its own. "
+                f"layer writes a share; with spread={self.spread} every layer has one. "
                 f"Take spread=divided, or anchor_norm=off."
             )
 
@@ -113,12 +113,29 @@ class StepOptions:
             )
 
 
-def check_passes(residuals: ResidualOptions, step: StepOptions) -> None:
-    """Refuse further passes under a budget.
+def check_together(
+    ridge: float,
+    metric: MetricOptions,
+    residuals: ResidualOptions,
+    step: StepOptions,
+    *,
+    accumulate: bool,
+) -> None:
+    """Refuse slots of a method of which one would leave the other nothing to do.
 
     Raises:
-        InvalidSetting: both are asked for.
+        InvalidSetting: which, and what to set in its place.
     """
+    if ridge == 0 and (metric.plain or step.budget):
+        raise InvalidSetting(
+            "A hard constraint (ridge 0) has no ridge that could be shared out or grow: give "
+            "a ridge > 0 with `plain` or `budget`."
+        )
+    if step.budget and not (accumulate and metric.base == "covariance"):
+        raise InvalidSetting(
+            "A budget solves for all facts anew, against the covariance: it needs accumulate "
+            "and base=covariance."
+        )
     if step.budget and residuals.passes > 1:
         raise InvalidSetting(
             f"passes={residuals.passes} does nothing with a budget: all facts are solved for anew, "

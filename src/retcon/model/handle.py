@@ -13,7 +13,7 @@ from math import gcd
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -167,12 +167,14 @@ class ModelHandle:
 
     def moved(self, layer: int) -> float:
         """‖W − W₀‖: how far a layer's matrix is from what it was outside every open `scratch()`."""
-        now = self.master(layer)
-        return float((now - self._original(layer).to(now.dtype)).norm())
+        return float(self.change(layer).norm())
 
-    def change(self, layer: int) -> Float64[Tensor, "d_out d_in"]:
-        """W − W₀, as `moved` has it."""
-        now = self.master(layer).double()
+    def change(self, layer: int, dtype: torch.dtype | None = None) -> Float[Tensor, "d_out d_in"]:
+        """W − W₀ of a layer, W₀ as it was outside every open `scratch()`.
+
+        dtype: in which it is subtracted; None: the master's.
+        """
+        now = self.master(layer).to(dtype)
         return now - self._original(layer).to(now)
 
     def original_norm(self, layer: int) -> float:

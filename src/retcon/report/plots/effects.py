@@ -16,6 +16,7 @@ from retcon.report.plots.style import (
     by_setting,
     distinct,
     dodged,
+    facts_written,
     front_line,
     log2_axis,
     seconds_size,
@@ -185,8 +186,7 @@ def norms(results: Results) -> Chart | None:
     data = curves.norms(results)
     if not data:
         return None
-    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
-               "axis": {"grid": False, "tickCount": 4}}  # fmt: skip
+    x = facts_written(4)
     y: Spec = {"field": "moved", "type": "quantitative", "title": "‖W − W₀‖ / ‖W₀‖, %"}
     told = [{"field": "setting"}, {"field": "batch_size", "title": "batch size"},
             {"field": "edits"}, {"field": "moved", "format": ".2f"}]  # fmt: skip

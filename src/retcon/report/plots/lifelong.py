@@ -6,15 +6,18 @@ from retcon.report.names import PLAIN
 from retcon.report.plots.style import (
     COLOURS,
     FRONT,
+    INK,
     PRECISION,
     PRESERVATION,
     Chart,
     Spec,
     by_setting,
     distinct,
+    facts_written,
     front_line,
     seconds_size,
     series_colour,
+    steps_of,
     titled,
 )
 
@@ -64,17 +67,13 @@ def decisions(results: Results) -> Chart | None:
     data = lifelong.decisions(results)
     if not data:
         return None
-    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
-               "axis": {"grid": False, "tickCount": 4}}  # fmt: skip
+    x = facts_written(4)
     y: Spec = {"field": "size", "type": "quantitative", "title": "facts in the batch"}
-    told = [{"field": f} for f in ("edits", "size", "tried", "refreshed", "note")]
+    told: list[Spec] = [{"field": f} for f in ("edits", "size", "tried", "refreshed", "note")]
     layer: list[Spec] = [
         {"transform": [{"filter": "datum.refreshed"}],
          "mark": {"type": "rule", "color": "#E69F00", "opacity": 0.55}, "encoding": {"x": x}},
-        {"mark": {"type": "line", "interpolate": "step-before", "color": COLOURS[0]},
-         "encoding": {"x": x, "y": y}},
-        {"mark": {"type": "circle", "size": 26, "opacity": 1, "color": COLOURS[0]},
-         "encoding": {"x": x, "y": y, "tooltip": told}},
+        *steps_of({"x": x, "y": y, "color": {"value": COLOURS[0]}}, told),
         {"transform": [{"filter": "datum.tried > 0"}],
          "mark": {"type": "point", "shape": "triangle-down", "size": 70, "filled": True,
                   "color": COLOURS[1]}, "encoding": {"x": x, "y": y, "tooltip": told}},
@@ -93,18 +92,13 @@ def ridges(results: Results) -> Chart | None:
     data = lifelong.ridges(results)
     if not data:
         return None
-    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
-               "axis": {"grid": False, "tickCount": 5}}  # fmt: skip
-    y: Spec = {"field": "ridge", "type": "quantitative", "title": "λ", "scale": {"type": "log"}}
-    told = [{"field": "series"}, {"field": "edits"},
-            *({"field": f, "format": ".4~g"} for f in ("ridge", "energy"))]  # fmt: skip
+    x = facts_written(5)
+    y: Spec = {"field": "ridge", "type": "quantitative", "title": "λ",
+               "scale": {"zero": False}, "axis": {"tickCount": 5}}  # fmt: skip
+    told: list[Spec] = [{"field": "series"}, {"field": "edits"},
+                        *({"field": f, "format": ".4~g"} for f in ("ridge", "energy"))]  # fmt: skip
     colour = {**series_colour(data), "legend": {"columns": 1, "title": None}}
-    layer: list[Spec] = [
-        {"mark": {"type": "line", "interpolate": "step-before"},
-         "encoding": {"x": x, "y": y, "color": colour}},
-        {"mark": {"type": "circle", "size": 26, "opacity": 1},
-         "encoding": {"x": x, "y": y, "color": colour, "tooltip": told}},
-    ]  # fmt: skip
+    layer = steps_of({"x": x, "y": y, "color": colour}, told)
     return titled(
         "ridges", "How λ follows what has been spent",
         "λ of each batch, raised where the energy of the whole change is above its budget, "
@@ -134,21 +128,21 @@ def pareto(results: Results) -> Chart | None:
          "encoding": {**place, "color": series_colour(data), "size": seconds_size(50),
                       "tooltip": told}},
         {"transform": FRONT,
-         "mark": {"type": "text", "fontSize": 10, "fontWeight": "bold"},
+         "mark": {"type": "text", "fontSize": 10, "fontWeight": "bold", "color": INK},
          "encoding": {**place, "text": {"field": "letter"}}},
     ]  # fmt: skip
     names: Spec = {
         "transform": FRONT, "height": {"step": 18}, "width": 10, "view": {"stroke": None},
-        "mark": {"type": "text", "align": "left", "fontSize": 11, "limit": 420},
+        "mark": {"type": "text", "align": "left", "fontSize": 11, "limit": 620, "color": INK},
         "encoding": {"y": {"field": "letter", "type": "nominal", "title": None,
                            "axis": {"domain": False, "ticks": False, "labelFontWeight": "bold"}},
                      "text": {"field": "setting"}},
     }  # fmt: skip
-    chart: Spec = {"width": 520, "height": 360, "layer": layer}
+    chart: Spec = {"width": 700, "height": 360, "layer": layer}
     return titled(
         "pareto", "Precision against preservation, kind by kind",
         "Final scores at the N of most kinds. Dashed and lettered: those that no other beats in "
-        f"both.\n{PLAIN}", {"data": {"values": data}, "hconcat": [chart, names], "spacing": 30},
+        f"both.\n{PLAIN}", {"data": {"values": data}, "vconcat": [chart, names], "spacing": 14},
     )  # fmt: skip
 
 
@@ -157,8 +151,7 @@ def as_a_whole(results: Results) -> Chart | None:
     data = general.over_time(results)
     if not data:
         return None
-    x: Spec = {"field": "edits", "type": "quantitative", "title": "facts written",
-               "axis": {"grid": False, "tickCount": 5}}  # fmt: skip
+    x = facts_written(5)
     y: Spec = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
     told = [{"field": "series"}, {"field": "edits"}, {"field": "when"},
             *({"field": f, "format": ".3f"} for f in ("value", "low", "high"))]  # fmt: skip

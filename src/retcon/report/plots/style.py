@@ -231,6 +231,21 @@ def seconds_size(least: int) -> Spec:
             "scale": scale, "legend": {"tickCount": 3}}  # fmt: skip
 
 
+def facts_written(ticks: int) -> Spec:
+    """How many facts were written, as an x axis."""
+    axis: Spec = {"grid": False, "tickCount": ticks}
+    return {"field": "edits", "type": "quantitative", "title": "facts written", "axis": axis}
+
+
+def steps_of(encoding: Spec, told: Sequence[Spec]) -> list[Spec]:
+    """What holds from one batch to the next: a line in steps, with a dot at each batch."""
+    return [
+        {"mark": {"type": "line", "interpolate": "step-before"}, "encoding": encoding},
+        {"mark": {"type": "circle", "size": 26, "opacity": 1},
+         "encoding": {**encoding, "tooltip": told}},
+    ]  # fmt: skip
+
+
 def by_setting(data: Sequence[Any], panel: Spec) -> Spec:
     """One small panel for each setting, three side by side."""
     header: Spec = {"labelFontSize": 11, "labelExpr": "split(datum.label, ', ')"}
