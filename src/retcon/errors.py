@@ -96,6 +96,10 @@ class StorageError(RetconError):
     """A file that could not be written: no space, or no permission."""
 
 
+class Damaged(RetconError):
+    """A file that is not the one that was written, or is another's."""
+
+
 class InvalidStudy(RetconError):
     """A study's file or folder that cannot be used; the message says where and what is wrong."""
 

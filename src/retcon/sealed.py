@@ -1,0 +1,336 @@
+"""Files that are read back: each carries a digest of its content, and says whose it is.
+
+    record    a JSON object with one more key, `seal`
+    tensors   a safetensors file; its header is a sealed record, with the digest of each tensor
+    text      a first line that is a sealed record, `# {…}`, with the digest of what follows
+    folder    any files, and a sealed record beside them, `seal.json`, with the digest of each
+
+A seal has an `owner`, which tells what the content is and whose (an event's number and ledger, a
+cell's id, a place in the cache), and the sha256 of everything else. A reader names the owner that
+it expects; what is not the file that was written, or is another's, is `Damaged`, and what to do
+then is for the caller to say. A file without a seal is of a version that wrote none: it is read,
+and `sealed` is false. Seals find accidents. Who changes a file on purpose can seal it again.
+"""
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retcon.errors import Damaged
+from retcon.storage import write_whole
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
+    from torch import Tensor
+
+SEAL = "seal"
+FOLDER = "seal.json"
+# Where the header of a safetensors file keeps the record.
+_HEADER = "retcon"
+_LINE = b"# "
+_CAUSES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+Owner = Mapping[str, object]
+
+
+class Record(NamedTuple):
+    """What was written, without its seal. sealed: whether it had one, which matched."""
+
+    value: Any
+    sealed: bool
+
+
+def digest(value: object) -> str:
+    """sha256 of a JSON value, however it is laid out."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_record(
+    target: Path, value: Mapping[str, object], owner: Owner, *, sync: bool = False
+) -> None:
+    """Write a JSON object and its seal, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    text = json.dumps(_sealed(value, owner), indent=2, ensure_ascii=False) + "\n"
+    write_whole(target, lambda work: work.write_bytes(text.encode()), sync=sync)
+
+
+def load_record(path: Path, owner: Owner) -> Record:
+    """Read a JSON file. Without a seal it may hold any value.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    with _reading(path):
+        found = json.loads(path.read_bytes())
+        return _opened(found, owner, path)
+
+
+def save_text(target: Path, text: str, owner: Owner, *, sync: bool = False) -> None:
+    """Write a text behind a line with its seal, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    content = text.encode()
+    line = json.dumps(_sealed({"sha256": hashlib.sha256(content).hexdigest()}, owner))
+    whole = _LINE + line.encode() + b"\n" + content
+    write_whole(target, lambda work: work.write_bytes(whole), sync=sync)
+
+
+def load_text(path: Path, owner: Owner) -> Record:
+    """Read a text, without the line of its seal.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    with _reading(path):
+        whole = path.read_bytes()
+        line, ended, content = whole.partition(b"\n")
+        if not ended:
+            raise Damaged(f"{path} is damaged: not even its first line is whole.")
+        if not line.startswith(_LINE + b"{") and f'"{SEAL}"'.encode() not in line:
+            return Record(whole.decode(), sealed=False)
+        said = _opened(json.loads(line.removeprefix(_LINE)), owner, path)
+        if not said.sealed or said.value["sha256"] != hashlib.sha256(content).hexdigest():
+            raise _differs(path)
+        return Record(content.decode(), sealed=True)
+
+
+def save_tensors(
+    target: Path,
+    tensors: Mapping[str, "Tensor"],
+    owner: Owner,
+    about: Mapping[str, object] | None = None,
+    *,
+    sync: bool = False,
+) -> None:
+    """Write tensors and a record about them, sealed together, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    from safetensors.torch import save_file
+
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digests = {name: _digest_of_tensor(kept[name]) for name in sorted(kept)}
+    header = {_HEADER: json.dumps(_sealed(about or {}, owner, digests))}
+    write_whole(target, lambda work: save_file(kept, work, header), sync=sync)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """An open file of tensors, each of which is checked as it is read.
+
+    about: the record in the header, or what stands there in its place. metadata: the header.
+    """
+
+    path: Path
+    about: Any
+    sealed: bool
+    metadata: Mapping[str, str]
+    names: tuple[str, ...]
+    _stream: "safe_open"
+    _digests: Mapping[str, str]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, which costs nothing."""
+        return tuple(self._stream.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as the format calls it: F32, or F64."""
+        return str(self._stream.get_slice(name).get_dtype())
+
+    def read(self, name: str) -> "Tensor":
+        """A tensor, which may be a view of the file.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        found = self._stream.get_tensor(name)
+        if self.sealed and _digest_of_tensor(found) != self._digests[name]:
+            raise _differs(self.path)
+        return found
+
+    def read_all(self) -> dict[str, "Tensor"]:
+        """Every tensor by its name.
+
+        Raises:
+            Damaged: one is not what was written.
+        """
+        return {name: self.read(name) for name in self.names}
+
+
+@contextmanager
+def open_tensors(path: Path, owner: Owner) -> Generator[Tensors, None, None]:
+    """Open a file of tensors; its header and the list of its tensors are checked at once.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with _reading(path):
+        try:
+            with safe_open(path, framework="pt") as stream:
+                metadata = stream.metadata() or {}
+                said, told = _header(metadata, owner, path)
+                names = tuple(sorted(stream.keys()))
+                if said.sealed and {*names} != {*told}:
+                    raise _differs(path)
+                yield Tensors(path, said.value, said.sealed, metadata, names, stream, told)
+        except SafetensorError as error:
+            raise Damaged(f"{path} is damaged: {error}.") from error
+
+
+def seal_folder(folder: Path, owner: Owner) -> None:
+    """Write beside the files of a folder what they are.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    files = {name: digest_of(folder / name) for name in _files(folder)}
+    save_record(folder / FOLDER, {"files": files}, owner)
+
+
+def check_folder(folder: Path, owner: Owner) -> bool:
+    """Whether a folder is sealed.
+
+    Raises:
+        Damaged: a file of it is not what was written, or the folder is another's.
+        FileNotFoundError: there is no folder.
+    """
+    if not (folder / FOLDER).exists() and folder.is_dir():
+        return False
+    found = load_record(folder / FOLDER, owner)
+    with _reading(folder / FOLDER):
+        files: dict[str, str] = found.value["files"]
+        other = {*files} ^ {*_files(folder)}
+        if other:
+            raise Damaged(f"{folder / min(other)} was added or removed.")
+        for name, wanted in files.items():
+            if digest_of(folder / name) != wanted:
+                raise _differs(folder / name)
+    return found.sealed
+
+
+def check(path: Path, owner: Owner) -> bool:
+    """Look at all of a file or folder of any kind; whether it is sealed.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    if path.is_dir():
+        return check_folder(path, owner)
+    if path.suffix == ".safetensors":
+        with open_tensors(path, owner) as opened:
+            for name in opened.names:
+                opened.read(name)
+            return opened.sealed
+    return (load_record if path.suffix == ".json" else load_text)(path, owner).sealed
+
+
+def _sealed(
+    value: Mapping[str, object], owner: Owner, tensors: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """A record with its seal."""
+    told = {"owner": owner} if tensors is None else {"owner": owner, "tensors": tensors}
+    # As they will be read back: keys that are numbers become text.
+    plain, told = json.loads(json.dumps([{**value}, told], default=dict))
+    return {**plain, SEAL: {**told, "sha256": digest([plain, told])}}
+
+
+def _opened(found: object, owner: Owner, path: Path) -> Record:
+    """A record without its seal, which is checked."""
+    if not isinstance(found, dict) or SEAL not in found:
+        if _holds_a_seal(found):
+            raise _differs(path)
+        return Record(found, sealed=False)
+    told = {**found[SEAL]}
+    plain = {key: value for key, value in found.items() if key != SEAL}
+    if told.pop("sha256", None) != digest([plain, told]):
+        raise _differs(path)
+    wanted, said = json.loads(json.dumps({**owner})), told["owner"]
+    other = [key for key in wanted if said.get(key) != wanted[key]]
+    if other:
+        raise Damaged(
+            f"{path} is another's: it is of {_list(said, other)}, and {_list(wanted, other)} was "
+            f"asked for."
+        )
+    return Record(plain, sealed=True)
+
+
+def _holds_a_seal(found: object) -> bool:
+    """Whether there is a seal under another name: damage must not pass for an older version."""
+    values = found.values() if isinstance(found, dict) else ()
+    return any(isinstance(value, dict) and {"owner", "sha256"} <= {*value} for value in values)
+
+
+def _header(metadata: Mapping[str, str], owner: Owner, path: Path) -> tuple[Record, dict[str, str]]:
+    """The record in a header, and the digests of the tensors that its seal tells."""
+    text = metadata.get(_HEADER, "")
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        found = text
+    said = _opened(found, owner, path)
+    if said.sealed:
+        return said, found[SEAL]["tensors"]
+    if any(f'"{SEAL}"' in each for each in metadata.values()):
+        raise _differs(path)
+    return said, {}
+
+
+def _digest_of_tensor(tensor: "Tensor") -> str:
+    """sha256 of a tensor's dtype, shape and bytes."""
+    import torch
+
+    found = hashlib.sha256(digest([str(tensor.dtype), list(tensor.shape)]).encode())
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the files that a seal is over: all but itself and hidden ones."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = {path.as_posix() for path in found if not path.name.startswith(".")}
+    return sorted(names - {FOLDER})
+
+
+def _list(owner: Mapping[str, object], keys: list[str]) -> str:
+    return ", ".join(f"{key} {owner.get(key, '(none)')}" for key in keys)
+
+
+def _differs(path: Path) -> Damaged:
+    return Damaged(f"{path} is not what was written: its digest does not match.")
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None, None, None]:
+    """Turn whatever a damaged file does to its reader into Damaged."""
+    if path.exists() and not path.is_file():
+        raise Damaged(f"{path} is no file.")  # a pipe would be waited for
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _CAUSES as error:
+        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise Damaged(f"{path} is damaged: {cause}.") from error

@@ -1,0 +1,176 @@
+"""Seals: what was written is read, and nothing else passes for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from retcon.errors import Damaged
+from retcon.sealed import (
+    FOLDER,
+    check,
+    check_folder,
+    digest,
+    load_record,
+    load_text,
+    open_tensors,
+    save_record,
+    save_tensors,
+    save_text,
+    seal_folder,
+)
+
+MINE = {"kind": "test", "number": 1}
+OTHER = {"kind": "test", "number": 2}
+TENSORS = {
+    "wide": torch.arange(6.0, dtype=torch.float64).reshape(2, 3).T,
+    "brain": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "one": torch.tensor(7),
+    "none": torch.zeros(0, 4),
+    "said": torch.tensor([True, False]),
+}
+VALUE = {"text": "é ‖ 日本", "by": {10: [1, 2.5, None], 9: True}, "large": 10**20}
+READ = json.loads(json.dumps(VALUE))
+
+
+def write(kind: str, folder: Path, owner=MINE) -> Path:
+    """A small file of a container."""
+    if kind == "record":
+        save_record(folder / "a.json", VALUE, owner)
+        return folder / "a.json"
+    if kind == "text":
+        save_text(folder / "a.jsonl", '{"a": 1}\n{"b": "日本"}\n', owner)
+        return folder / "a.jsonl"
+    if kind == "tensors":
+        save_tensors(folder / "a.safetensors", TENSORS, owner, VALUE)
+        return folder / "a.safetensors"
+    made = folder / "made"
+    (made / "in").mkdir(parents=True)
+    (made / "config.json").write_text("{}", encoding="utf-8")
+    (made / "in" / "weights").write_bytes(bytes(20))
+    seal_folder(made, owner)
+    return made
+
+
+def read(path: Path, owner=MINE):
+    """What is in a file of any container."""
+    if path.is_dir():
+        return check_folder(path, owner), sorted(p.name for p in path.rglob("*") if p.is_file())
+    if path.suffix == ".safetensors":
+        with open_tensors(path, owner) as opened:
+            found = {name: (t.dtype, t.tolist()) for name, t in opened.read_all().items()}
+            return opened.sealed, opened.about, found
+    return (load_record if path.suffix == ".json" else load_text)(path, owner)
+
+
+CONTAINERS = ["record", "text", "tensors", "folder"]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_what_was_written_is_read_and_written_the_same_again(kind, tmp_path):
+    path = write(kind, tmp_path)
+    found = read(path)
+    assert found[0] is True or found[1] is True
+    assert check(path, MINE)
+    if kind == "tensors":
+        assert found[1:] == (READ, {n: (t.dtype, t.tolist()) for n, t in TENSORS.items()})
+    if kind == "record":
+        assert found.value == READ
+    (tmp_path / "again").mkdir()
+    again = write(kind, tmp_path / "again")
+    for one in [path] if path.is_file() else path.rglob("*"):
+        if one.is_file():
+            other = again if one == path else again / one.relative_to(path)
+            assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_flipped_bit_never_passes(kind, tmp_path):
+    """Each bit of each byte: either an error, or the very content."""
+    path = write(kind, tmp_path)
+    good = read(path)
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        whole = file.read_bytes()
+        for place in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << (place * 5 % 8)
+            file.write_bytes(flipped)
+            try:
+                found = read(path)
+            except (Damaged, FileNotFoundError):
+                continue
+            # Blanks between the parts of a JSON text say nothing.
+            assert found == good, (file.name, place)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_cut_file_never_passes(kind, tmp_path):
+    path = write(kind, tmp_path)
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        whole = file.read_bytes()
+        for length in range(len(whole) - 1):
+            file.write_bytes(whole[:length])
+            with pytest.raises(Damaged):
+                check(path, MINE)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_another_s_is_refused_by_name(kind, tmp_path):
+    path = write(kind, tmp_path, OTHER)
+    with pytest.raises(Damaged, match="it is of number 2, and number 1 was asked for"):
+        check(path, MINE)
+    assert check(path, {"kind": "test"})  # who does not care which
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "zeros.json", "folder.json"):
+        with pytest.raises(Damaged, match="is no file"):
+            load_record(tmp_path / name, MINE)
+    with pytest.raises(FileNotFoundError):
+        check(tmp_path / "absent.json", MINE)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 5000, "1" * 5000, '{"a": nope}', "\ud800", '{"seal": 1}', '{"seal": {}}']
+)
+def test_odd_json_is_damage(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(Damaged):
+        load_record(tmp_path / "a.json", MINE)
+
+
+def test_what_was_written_without_a_seal_is_read_and_says_so(tmp_path):
+    (tmp_path / "a.json").write_text('[{"x": 1}]', encoding="utf-8")
+    assert load_record(tmp_path / "a.json", MINE) == ([{"x": 1}], False)
+    (tmp_path / "a.yaml").write_text("# a study\nx: 1\n", encoding="utf-8")
+    assert load_text(tmp_path / "a.yaml", MINE) == ("# a study\nx: 1\n", False)
+    save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors", {"retcon": "abc", "more": "x"})
+    with open_tensors(tmp_path / "a.safetensors", MINE) as opened:
+        assert (opened.sealed, opened.about, opened.metadata["more"]) == (False, "abc", "x")
+        assert (opened.shape("x"), opened.dtype("x")) == ((2,), "F32")
+    made = write("folder", tmp_path)
+    (made / FOLDER).unlink()
+    assert not check(made, MINE)
+
+
+def test_a_file_more_or_less_in_a_folder_is_damage(tmp_path):
+    made = write("folder", tmp_path)
+    (made / ".lock").touch()
+    assert check(made, MINE)
+    (made / "adapter_config.json").touch()
+    with pytest.raises(Damaged, match=r"adapter_config.json was added or removed"):
+        check(made, MINE)
+
+
+def test_a_digest_is_of_the_value_not_of_its_layout():
+    assert digest({"a": 1, "b": [1.0]}) == digest(json.loads('{ "b": [1.0],\n "a": 1 }'))
+    assert digest([1]) != digest([1.0]) != digest(["1.0"])
