@@ -12,6 +12,10 @@ class RetconError(Exception):
     """Base of all errors that Retcon raises on purpose."""
 
 
+class RetconWarning(UserWarning):
+    """What is gone on with, and may not be what was meant; the command line prints it."""
+
+
 class InvalidEdit(RetconError):
     """An edit that cannot be read: no subject, no target, or a prompt without its placeholder."""
 

@@ -2,10 +2,11 @@
 
 import json
 import os
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from retcon.errors import RetconWarning
 from retcon.progress import Progress
 
 out = Console(highlight=False)
@@ -31,6 +33,27 @@ def fail(message: str) -> None:
 def warn(message: str) -> None:
     """Say what the user should know before she goes on, on the error stream."""
     err.print(f"[yellow]warning:[/] {escape(visible(message))}", soft_wrap=True)
+
+
+def hear_warnings() -> None:
+    """Print the library's own warnings as `warn` does; those of other libraries as before."""
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RetconWarning):
+            warn(str(message))
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", RetconWarning)
 
 
 def visible(text: str) -> str:

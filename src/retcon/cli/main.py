@@ -22,7 +22,7 @@ from retcon.cli.commands import (
     study,
     sweep,
 )
-from retcon.cli.console import Interrupted, fail
+from retcon.cli.console import Interrupted, fail, hear_warnings
 from retcon.errors import RetconError
 
 INTERRUPTED = 130
@@ -69,6 +69,7 @@ app.command("demo")(demo.demo)
 
 def run() -> None:
     """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted."""
+    hear_warnings()
     try:
         app()
     except RetconError as error:
