@@ -276,10 +276,15 @@ def test_aimd_does_not_outgrow_a_method_of_single_facts(monkeypatch, entries):
     assert [len(step.edits) for step in steps] == [1, 1, 1]
 
 
-def test_energy_parts_two_hard_constraints_at_one_key(entries):
-    C, K, R = problem(3, 4)
-    K[2] = K[1]
-    assert compatible(K, R, Metric.of(C, jitter=0.0), 0.0) == 2
+@pytest.mark.parametrize("ridge", [0.0, 1e-300, 1e-18])
+@pytest.mark.parametrize("noise", [0.0, 1e-16, 1e-15, 1e-14, 1e-13])
+def test_energy_parts_two_hard_constraints_at_one_key(noise, ridge):
+    """Also where rounding, which differs between processors, tells the keys apart."""
+    for seed in range(8):
+        C, K, R = problem(seed, 4)
+        unlike = torch.randn(K.shape[1], generator=torch.Generator().manual_seed(seed)).double()
+        K[2] = K[1] * (1 + noise * unlike)
+        assert compatible(K, R, Metric.of(C, jitter=0.0), ridge) == 2
 
 
 def test_energy_goes_by_the_ridge_of_the_batch(monkeypatch, entries):

@@ -233,7 +233,9 @@ def test_the_anchor_is_that_of_the_first_batch(entries):
     editor = build(anchor_norm="equal")
     steps, _, _ = fold(editor, EDITS)
     _, _, features, _ = frozen(editor, EDITS[:2])
-    assert steps[0].update.anchor == length_of(features.stood, features.targets.delta)
+    # Two passes of other sizes: equal up to float32 rounding, not to the last digit.
+    anchor = length_of(features.stood, features.targets.delta)
+    assert steps[0].update.anchor == pytest.approx(anchor, rel=1e-5)
     assert {step.update.anchor for step in steps} == {steps[0].update.anchor}
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.algebra.metric import Metric
@@ -71,12 +71,9 @@ def write_keys(
     free = metric.solve(white)
     gram = free @ white.mT
     gram.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal().square() - ridge
-    # A key of which the metric leaves nothing to write in is a copy of what is kept.
-    novelty = (pivots / metric.lengths(keys)).nan_to_num(nan=0.0).clamp_min(0)
-    if int(failed) or (ridge == 0 and bool((novelty < _SAME_KEY).any())):
-        raise _collision(white, free, failed, novelty)
+    factor, novelty, copy = factor_gram(gram, metric.lengths(keys), ridge)
+    if copy is not None:
+        raise _collision(white, free, copy)
     # G⁻¹ = G^(-½)ᵀ G^(-½): half of the solution is what the metric remembers.
     memory = torch.linalg.solve_triangular(factor, free, upper=False)
     if read is None:
@@ -86,15 +83,47 @@ def write_keys(
     return Written(metric.unwhiten(solution), memory, novelty)
 
 
+class Factored(NamedTuple):
+    """The Cholesky factor of a Gram matrix K M⁻¹ Kᵀ + ρ I, and what its pivots say of the keys.
+
+    novelty: how much of each key was new (1) or a copy (0) of the keys before it. copy: the first
+    row that is a copy where none is allowed, that is with ρ = 0; from there on neither factor nor
+    novelty mean anything.
+    """
+
+    factor: Float64[Tensor, "n n"]
+    novelty: Float64[Tensor, " n"]
+    copy: int | None
+
+
+def factor_gram(
+    gram: Float64[Tensor, "n n"], lengths: Float64[Tensor, " n"], ridge: float
+) -> Factored:
+    """Factor a Gram matrix, and decide by the pivots' share which keys are copies of others.
+
+    Whether a factorisation fails depends on how one processor rounds, so that alone decides
+    nothing: a pivot below `_SAME_KEY` of its key's length is a copy on every machine.
+
+    lengths: kᵀM₀⁻¹k of each key.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal().square() - ridge
+    # A key of which the metric leaves nothing to write in is a copy of what is kept.
+    novelty = (pivots / lengths).nan_to_num(nan=0.0).clamp_min(0)
+    stop = int(failed)
+    if stop:
+        novelty[stop - 1 :] = 0
+    # A ridge that the diagonal's own rounding hides is none.
+    hard = ridge <= len(gram) * torch.finfo(gram.dtype).eps * float(lengths.max())
+    copies = (novelty < _SAME_KEY).nonzero()
+    copy = int(copies[0]) if len(copies) and (hard or stop) else None
+    return Factored(factor, novelty, copy)
+
+
 def _collision(
-    white: Float64[Tensor, "n d_in"],
-    free: Float64[Tensor, "n d_in"],
-    failed: Int[Tensor, ""],
-    novelty: Float64[Tensor, " n"],
+    white: Float64[Tensor, "n d_in"], free: Float64[Tensor, "n d_in"], second: int
 ) -> Collision:
     """Name the row whose pivot vanished, and the row it is most like."""
-    stop = int(failed)
-    second = stop - 1 if stop else int(novelty.argmin())
     unit = torch.nn.functional.normalize(white, dim=-1)
     cosines = unit[:second] @ unit[second]
     kept = float(free[second].norm() / white[second].norm())

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from retcon.algebra.closed_form import factor_gram
 from retcon.algebra.metric import Metric
 from retcon.editing.signals import Signals, growth
 
@@ -98,22 +99,22 @@ def compatible(
     pairs = residual @ residual.mT
     alone = overlap.diagonal() * pairs.diagonal() / (overlap.diagonal() + ridge).square()
     allowed = (1 + _SHARED) * alone.cumsum(0)
-    low, high = 1, len(keys)
+    # No batch holds two facts with one key as hard constraints.
+    gram = overlap.clone()
+    gram.diagonal().add_(ridge)
+    factor, _, copy = factor_gram(gram, metric.lengths(keys), ridge)
+    low, high = 1, len(keys) if copy is None else max(1, copy)
     # Cost over allowance need not be monotone; the largest size that bisection meets is taken.
     while low < high:
         middle = (low + high + 1) // 2
-        if _energy(overlap, pairs, ridge, middle) <= allowed[middle - 1]:
+        if _energy(overlap, pairs, factor, middle) <= allowed[middle - 1]:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _energy(overlap: Tensor, pairs: Tensor, ridge: float, size: int) -> Tensor:
-    gram = overlap[:size, :size].clone()
-    gram.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:  # two facts with one key, as hard constraints: no batch holds both
-        return gram.new_full((), inf)
-    inner = torch.cholesky_inverse(factor)
+def _energy(overlap: Tensor, pairs: Tensor, factor: Tensor, size: int) -> Tensor:
+    """The cost of the first `size` facts together. factor: of G; its head is that of G's head."""
+    inner = torch.cholesky_inverse(factor[:size, :size])
     return ((inner @ overlap[:size, :size] @ inner) * pairs[:size, :size]).sum()
