@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,14 @@ from pytest import approx
 
 from retcon.data.cases import seeded, take
 from retcon.editing.measuring import evaluate
+from retcon.edits import Case, Edit
 from retcon.errors import InvalidStudy, RetconError
 from retcon.methods.registry import find_method, methods
 from retcon.model.load import load
 from retcon.study.estimates import estimate
+from retcon.study.facts import Facts
 from retcon.study.planning import plan
-from retcon.study.reading import read_study
+from retcon.study.reading import Data, read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import LISTS, json_schema, load_spec, parse_spec
 from tiny_study import FAST, WORDS, write_model_and_facts
@@ -182,6 +186,40 @@ def test_subsets_are_nested_and_orders_permute_them(folder):
     assert large[:3] == small and ids(n=6, seed=1)[0] != large
     other, scored = ids(n=6, order=1)
     assert other != large and sorted(other) == sorted(large) and scored == large[:2]
+
+
+def test_facts_that_are_scored_are_not_those_that_are_written_first():
+    """Their places are spread as chance would have it, over every third of the run."""
+    facts = Facts(
+        about=Data(cases="made", sha256="", unique_subjects=True, facts=900),
+        cases=tuple(
+            Case(edit=Edit(prompt="{} is", subject=f"s{i}", target="x", id=str(i)))
+            for i in range(900)
+        ),
+        tail=0,
+    )
+    for seed, order, n in product((0, 1), (1, 2), (300, 900)):
+        picked = facts.pick(n=n, seed=seed, order=order, score=n // 3, split="head")
+        places = [i for i, case in enumerate(picked.cases) if case.edit.id in set(picked.scored)]
+        thirds = Counter(3 * place // n for place in places)
+        assert len(places) == n // 3 and min(thirds.values()) > n // 9 * 0.7
+        assert abs(sum(places) / len(places) - n / 2) < 0.1 * n
+        # And facts that are scored first in a shorter run are not in a longer one.
+        first = [c.edit.id for c in picked.cases[:64]]
+        longer = facts.pick(n=600, seed=seed, order=order, score=100, split="head").cases[:64]
+        assert n == 600 or first != [c.edit.id for c in longer]
+
+
+def test_carried_facts_of_which_a_part_is_scored_are_written_in_an_order_of_their_own():
+    block = "schedule: sequential-batch, batch_size: 2, n: 6"
+    assert spec(f"{block}, score: 3").entries[0].order == 1
+    assert spec(f"{block}, score: 3, order: dispersed").entries[0].order == "dispersed"
+    # Where all are scored, or nothing is carried, no score tells of a place.
+    for other in (block, f"{block}, score: 6", "schedule: batch, batch_size: 2, n: 6, score: 3"):
+        assert spec(other).entries[0].order == 0
+    assert spec(f"{block}, order: 0").entries[0].order == 0
+    with pytest.raises(InvalidStudy, match="that part is written first.*Take order 1, 2"):
+        spec(f"{block}, score: 3, order: [0, 1]")
 
 
 def test_a_subject_counts_once_if_subjects_are_unique(folder):

@@ -60,6 +60,14 @@ class Setting(NamedTuple):
         """The rest of a setting, some fields left out: what must be equal to compare them."""
         return tuple(v for k, v in self._asdict().items() if k not in names)
 
+    def across_n(self) -> tuple[object, ...]:
+        """What must be equal to compare different N and batch sizes.
+
+        The number of an order is not: of other facts every order is another one.
+        """
+        by_keys = self.order if isinstance(self.order, str) else None
+        return (*self.but("n", "batch_size", "score", "order"), by_keys)
+
 
 class Run(NamedTuple):
     """One seed of an arm."""

@@ -109,11 +109,12 @@ def _sizes(results: Results, curves: list[dict[int, Arm]], when: str) -> list[Re
 
 def by_number(results: Results, when: str) -> list[Record]:
     """Carried edits, by N, one line for each batch size, in the setting nearest to the paper's."""
-    groups: dict[tuple[object, ...], list[Arm]] = defaultdict(list)
+    groups: dict[tuple[object, ...], dict[tuple[int, int], Arm]] = defaultdict(dict)
     for arm in sorted(results.arms, key=lambda arm: strangeness(arm.setting)):
         if arm.setting.carried and results.has(arm, when):
-            groups[arm.setting.but("n", "batch_size", "score")].append(arm)
-    several = [arms for arms in groups.values() if _in_line(arms)]
+            place = arm.setting.n, arm.setting.batch_size
+            groups[arm.setting.across_n()].setdefault(place, arm)
+    several = [[*arms.values()] for arms in groups.values() if _in_line([*arms.values()])]
     return [
         record
         for arms in several[:1]

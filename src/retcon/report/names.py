@@ -1,17 +1,18 @@
 """What kinds of carried edits are called: the same in every chart and table."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from retcon.report.arms import WORDS, Arm, Setting, varying
+from retcon.study.points import Order
 
 # What goes without saying.
 _PLAIN: Mapping[str, tuple[object, ...]] = {
-    "rule": ("",), "accumulate": (True, None), "refresh": ("each-batch", None), "order": (0,),
+    "rule": ("",), "accumulate": (True, None), "refresh": ("each-batch", None),
     "ridge": ("tuned", "none"),
 }  # fmt: skip
-PLAIN = "Unless named: past keys kept, targets refreshed, order 0, λ tuned where there is one."
+PLAIN = "Unless named: past keys kept, targets refreshed, first order, λ tuned where there is one."
 
 
 def carried_names(arms: Sequence[Arm]) -> dict[Setting, str]:
@@ -23,11 +24,18 @@ def carried_names(arms: Sequence[Arm]) -> dict[Setting, str]:
         if arms
     }
     common = Counter(pair for arm in arms for pair in _others(arm.setting))
+    orders = defaultdict[tuple[object, ...], list[Order]](list)
+    for arm in arms:
+        orders[arm.setting.but("order")].append(arm.setting.order)
+
+    def plain(name: str, setting: Setting) -> bool:
+        if name == "order":  # a name for the first of several orders would tell nothing
+            return setting.order == min(orders[setting.but("order")], key=str)
+        return getattr(setting, name) in _PLAIN.get(name, (usual[name],))
 
     def told(setting: Setting) -> Iterator[str]:
         for name in fields:
-            plain = getattr(setting, name) in _PLAIN.get(name, (usual[name],))
-            if name in ("method", "batch_size") or not plain:
+            if name in ("method", "batch_size") or not plain(name, setting):
                 yield WORDS[name](setting)
         rare = (pair for pair in _others(setting) if common[pair] <= len(arms) / 2)
         yield from (f"{name} {value}" for name, value in rare)

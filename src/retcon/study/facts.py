@@ -59,7 +59,9 @@ class Facts:
     def pick(self, *, n: int, seed: int, order: Order, score: int, split: Split) -> Picked:
         """The first n of the seeded order, or of those kept for tuning; the first `score` scored.
 
-        An order by keys is that of the worker, who has the model: here it is the seeded one.
+        The seeded order is by sha256("seed:id"), order k > 0 by sha256("order:seed:k:id"): which
+        facts are scored says nothing of when they are written. In order 0 it does (`spec`). An
+        order by keys is that of the worker, who has the model: here it is the seeded one.
 
         Raises:
             InvalidStudy: there are not so many.

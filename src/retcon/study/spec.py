@@ -69,8 +69,10 @@ class Axes(_Strict):
     batch_size: of schedules with batches (of adaptive-aimd the first and smallest, of
     adaptive-energy the largest); `n` is one batch of all facts. order: 0 is the seeded order,
     another number another order of the same facts; clustered has facts with similar keys one behind
-    the other, dispersed far apart. score: how many facts are scored (0: all). general: read
-    held-out text, and so many items of each task of `--data`, before, in between and after.
+    the other, dispersed far apart. score: how many facts are scored (0: all): the first ones of the
+    seeded order, so carried facts of which a part is scored are never written in order 0 (and in
+    order 1 if nothing is said). general: read held-out text, and so many items of each task of
+    `--data`, before, in between and after.
     """
 
     model: Axis[str] | None = None
@@ -243,7 +245,7 @@ def json_schema() -> dict[str, Any]:
 LISTS = ("prefix_tokens",)
 _SPANNED = ("model", "dtype", "method", "schedule", "n", "batch_size", "seed", "order", "refresh")
 _DEFAULTS: Mapping[str, Any] = {
-    "seed": 0, "order": 0, "refresh": "each-batch", "score": 0, "batch_size": None,
+    "seed": 0, "order": None, "refresh": "each-batch", "score": 0, "batch_size": None,
     "when": ["pre", "immediate", "final"], "generation": False,
 }  # fmt: skip
 
@@ -333,15 +335,31 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
         )
     when = said.get("when", _DEFAULTS["when"])
     carried = carries(schedule)
+    score = min(place["score"], n) or n
     return Entry(
         **{k: place[k] for k in ("model", "dtype", "method", "layers", "schedule", "n", "seed")},
         block=block,
         settings={k.removeprefix("settings."): v for k, v in place.items() if "." in k},
         batch_size=size,
-        order=place["order"],
+        order=_order(place["order"], carried and score < n, where),
         refresh=place["refresh"],
-        score=min(place["score"], n) or n,
+        score=score,
         when=tuple(w for w in when if carried or w in ("pre", "immediate")),
         generation=said.get("generation", False),
         general=said.get("general") if carried else None,
     )
+
+
+def _order(order: Order | None, part: bool, where: str) -> Order:
+    """The order in which facts are written. part: they are carried, and a part of them is scored.
+
+    Raises:
+        InvalidStudy: that part would be written first.
+    """
+    if order == 0 and part:
+        raise InvalidStudy(
+            f"{where}: of the carried facts a part is scored, and in order 0 that part is written "
+            f"first: its scores would tell of the oldest facts alone. Take order 1, 2, … (1 is "
+            f"what no `order` means here), or score all facts (score: 0)."
+        )
+    return int(part) if order is None else order

@@ -179,7 +179,7 @@ def strangeness(setting: Setting) -> tuple[object, ...]:
         bool(setting.accumulate),
         setting.refresh not in (None, "each-batch"),
         setting.ridge_batch != 0,
-        setting.order != 0,
+        str(setting.order),  # the first number before others, and before orders by keys
         setting.dtype != "float32",
         setting.method not in ("memit", "emmet"),
     )

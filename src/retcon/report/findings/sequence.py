@@ -63,7 +63,7 @@ def carried(results: Results, when: str) -> list[Curve]:
     ]
     for curve in curves:
         setting = next(iter(curve.values())).setting
-        alike = ("carried", "batch_size", "accumulate", "refresh")
+        alike = ("carried", "batch_size", "accumulate", "refresh", "order")
         for arm in wholes:
             if arm.setting.but(*alike) == setting.but(*alike):
                 curve.setdefault(setting.n, arm)
@@ -197,7 +197,7 @@ def _grids(curves: Iterable[Curve]) -> list[Grid]:
     found: dict[tuple[object, ...], Grid] = defaultdict(dict)
     for curve in curves:
         setting = next(iter(curve.values())).setting
-        found[setting.but("n", "batch_size", "score")][setting.n] = curve
+        found[setting.across_n()].setdefault(setting.n, curve)
     grids = [{n: grid[n] for n in sorted(grid)} for grid in found.values() if len(grid) > 1]
     return [g for g in grids if set(g[min(g)]) & set(g[max(g)]) and len(g[max(g)]) > 1]
 
