@@ -218,7 +218,7 @@ def test_carried_facts_of_which_a_part_is_scored_are_written_in_an_order_of_thei
     for other in (block, f"{block}, score: 6", "schedule: batch, batch_size: 2, n: 6, score: 3"):
         assert spec(other).entries[0].order == 0
     assert spec(f"{block}, order: 0").entries[0].order == 0
-    with pytest.raises(InvalidStudy, match="that part is written first.*Take order 1, 2"):
+    with pytest.raises(InvalidStudy, match=r"that part is written first.*Take order 1, 2"):
         spec(f"{block}, score: 3, order: [0, 1]")
 
 
