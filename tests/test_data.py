@@ -59,7 +59,7 @@ def test_plain_lines(tmp_path):
     [
         ('{"prompt": "no braces", "target": "x"}', "in braces"),
         ('{"prompt": "{A} is", "target": ""}', "target is empty"),
-        ('{"prompt": "{A} is"}', "target: Field required"),
+        ('{"prompt": "{A} is"}', "the key 'target' is missing"),
         ('{"prompt": "{A} is", "target": "x", "traget_old": "y"}', "traget_old"),
         ('{"prompt": "A is", "subject": "B", "target": "x"}', "must be in the prompt"),
         ('{"prompt": 3, "target": "x"}', "prompt"),

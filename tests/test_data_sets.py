@@ -119,6 +119,73 @@ def test_knowedit_with_an_answer_too_few(tmp_path):
         load_cases(write(tmp_path, LISTS, wrong))
 
 
+FLAT = {
+    "case_id": 4, "prompt": "The capital of France is", "target_new": "Rome", "subject": "France",
+    "ground_truth": "Paris", "rephrase_prompt": "France has its capital in", "relation_id": "P36",
+    "locality_prompt": ["The capital of Italy is", "In Spain it is"],
+    "locality_ground_truth": ["Rome", "Madrid"], "cond": "Paris >> Rome",
+    "portability_prompt": "The Colosseum is in the capital of",
+    "portability_ground_truth": "France",
+}  # fmt: skip
+QUESTIONS = {
+    "subject": "France", "prompt": "What is the capital of France?", "target_new": "Rome",
+    "ground_truth": ["Rome", " ", "Paris", "Lutetia"], "rephrase": ["Which is it?", "Name it."],
+    "locality": {"Specificity": [{"prompt": "Its continent is", "ground_truth": ["Europe"]}]},
+    "portability": {"Reasoning": [{"prompt": "Paris is in", "ground_truth": [["Italy", "IT"]]}],
+                    "Other": {"prompt": "It is", "ground_truth": "big"}},
+}  # fmt: skip
+
+
+def test_flat_records_of_toolkits_are_read_whole(tmp_path):
+    first, second = load_cases(write(tmp_path, FLAT, QUESTIONS))
+    assert (first.edit.id, first.edit.prompt) == ("4", "The capital of {} is")
+    assert (first.edit.target, first.edit.target_old) == ("Rome", "Paris")
+    assert first.paraphrases == ("France has its capital in",) and first.relation == "P36"
+    assert first.locality == (
+        Probe(prompt="The capital of Italy is", answer="Rome"),
+        Probe(prompt="In Spain it is", answer="Madrid"),
+    )
+    assert first.portability == (
+        Probe(prompt="The Colosseum is in the capital of", answer="France"),
+    )
+    # The first old answer that is one, and is not the new one.
+    assert (second.edit.id, second.edit.target_old) == ("1", "Paris")
+    assert second.paraphrases == ("Which is it?", "Name it.")
+    assert second.locality == (Probe(prompt="Its continent is", answer="Europe"),)
+    assert second.portability == (
+        Probe(prompt="Paris is in", answer="Italy", aliases=("IT",)),
+        Probe(prompt="It is", answer="big"),
+    )
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "<|endoftext|>", "Rome"])
+def test_an_old_answer_that_is_none_is_missing(tmp_path, nothing):
+    record = QUESTIONS | {"ground_truth": nothing, "portability": None}
+    (case,) = load_cases(write(tmp_path, record))
+    assert case.edit.target_old is None and case.portability == ()
+
+
+def test_the_requests_of_released_code_are_read(tmp_path):
+    request = {"prompt": "{} plays", "subject": "LeBron", "target_new": {"str": "football"},
+               "target_true": {"str": "basketball"}}  # fmt: skip
+    (case,) = load_cases(write(tmp_path, request))
+    assert case.edit.fact == "{LeBron} plays"
+    assert (case.edit.target, case.edit.target_old) == ("football", "basketball")
+
+
+def test_a_question_that_was_added_to_counterfact_is_asked(tmp_path):
+    record = chain(3, ("A", "B")) | {
+        "requested_rewrite": rewrite("A", "B"), "paraphrase_prompts": [],
+        "neighborhood_prompts": [],
+        "portability": {"Recalled Relation": "(…)", "New Question": "Who?", "New Answer": "C"},
+    }  # fmt: skip
+    for key in ("questions", "answer", "new_answer", "new_answer_alias"):
+        del record[key]
+    record["requested_rewrite"].pop("question")
+    (case,) = load_cases(write(tmp_path, record))
+    assert case.portability == (Probe(prompt="Who?", answer="C"),)
+
+
 def test_mquake_facts_are_cases_and_questions_need_all_of_their_chain(tmp_path):
     path = write(
         tmp_path, chain(1, ("A", "B")), chain(5, ("A", "B"), ("B", "C")), name="mquake.json"

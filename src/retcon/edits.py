@@ -8,6 +8,23 @@ from retcon.errors import InvalidEdit
 _BRACED = re.compile(r"\{([^{}]*)\}")
 
 
+def check_whole(*texts: str) -> None:
+    """Refuse what is no text: half of a character, which no tokenizer takes and no file holds.
+
+    Raises:
+        InvalidEdit: one of the texts holds a lone surrogate.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            near = text[max(0, error.start - 30) : error.start + 1]
+            raise InvalidEdit(
+                f"{text[error.start]!r} in {near!r} is half of a character: an emoji that was cut "
+                f"in two, or bytes that are not UTF-8. Write the character whole."
+            ) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Edit:
     """Make the model continue `prompt`, with `subject` in the place of `{}`, with `target`.
@@ -28,6 +45,7 @@ class Edit:
                 f"Edit {self.id!r}: the prompt {self.prompt!r} must hold the place of its subject "
                 f"exactly once, as {{}}; it holds it {self.prompt.count('{}')} times."
             )
+        check_whole(self.id, self.prompt, self.subject, self.target, self.target_old or "")
         for field in ("subject", "target"):
             value: str = getattr(self, field)
             if not value.strip():
@@ -96,6 +114,7 @@ class Probe:
             # Every text begins with an empty one.
             if not all(text.strip() for text in texts):
                 raise InvalidEdit(f"The probe {self.prompt!r}: its {name} is empty. Leave it out.")
+            check_whole(*texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +135,9 @@ class Case:
     relation: str | None = None
     portability: tuple[Probe, ...] = ()
     locality: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_whole(*self.paraphrases, *self.neighbours, *self.openings, self.relation or "")
 
     def __repr__(self) -> str:
         """Without probes where there are none: studies know cases by what they were before."""

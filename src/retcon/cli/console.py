@@ -21,6 +21,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+# What this command has warned of, in its order: it is a part of what `--json` writes.
+_warned: list[str] = []
+
+
 class Interrupted(Exception):
     """Ctrl-C, with what has become of the work."""
 
@@ -32,28 +36,29 @@ def fail(message: str) -> None:
 
 def warn(message: str) -> None:
     """Say what the user should know before she goes on, on the error stream."""
+    _warned.append(message)
     err.print(f"[yellow]warning:[/] {escape(visible(message))}", soft_wrap=True)
 
 
-def hear_warnings() -> None:
-    """Print the library's own warnings as `warn` does; those of other libraries as before."""
+@contextmanager
+def warnings_told() -> Generator[None, None, None]:
+    """Say each of the library's own warnings once; those of others are Python's."""
+    _warned.clear()
     others = warnings.showwarning
 
     def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, RetconWarning):
-            warn(str(message))
-        else:
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if not issubclass(category, RetconWarning):
             others(message, category, filename, lineno, file, line)
+        elif str(message) not in _warned:
+            warn(str(message))
 
-    warnings.showwarning = show
-    warnings.simplefilter("always", RetconWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RetconWarning)
+        warnings.showwarning = show
+        yield
 
 
 def visible(text: str) -> str:
@@ -107,12 +112,12 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def write_json(path: Path | None, value: Mapping[str, object]) -> None:
-    """Write a result for scripts."""
+    """Write a result for scripts, with what was warned of."""
     if path is None:
         return
     from retcon.storage import write_whole
 
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({**value, "warnings": _warned}, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda work: work.write_text(text, encoding="utf-8"))
 
 

@@ -22,7 +22,7 @@ from retcon.cli.commands import (
     study,
     sweep,
 )
-from retcon.cli.console import Interrupted, fail, hear_warnings
+from retcon.cli.console import Interrupted, fail, warnings_told
 from retcon.errors import RetconError
 
 INTERRUPTED = 130
@@ -69,9 +69,9 @@ app.command("demo")(demo.demo)
 
 def run() -> None:
     """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted."""
-    hear_warnings()
     try:
-        app()
+        with warnings_told():
+            app()
     except RetconError as error:
         fail(str(error))
         sys.exit(2)

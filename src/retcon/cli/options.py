@@ -42,6 +42,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
 ]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Go on without records of which no fact can be made."),
+]
 Refresh = Annotated[
     str,
     typer.Option(help="When targets of carried edits are made anew: each-batch, never, stale:T."),

@@ -1,97 +1,96 @@
 """Read files of facts and cases: benchmarks in the form they are published in, or plain facts.
 
-What a file is, its records tell: CounterFact, zsRE, KnowEdit, MQuAKE, or the plain form, which
-needs `prompt`, with its subject in braces, and `target`, and may have `target_old`, `paraphrases`,
-`neighbours`, `openings`, `portability`, `locality`, `relation` and `id`. Whatever is wrong is
-reported with its place.
+What a file is, its records tell: CounterFact, zsRE, KnowEdit (and the flat records of toolkits),
+MQuAKE, or the plain form, which needs `prompt`, with its subject in braces, and `target`, and may
+have `target_old`, `paraphrases`, `neighbours`, `openings`, `portability`, `locality`, `relation`
+and `id`. Whatever is wrong is reported with its place, and nothing is left out without a word.
 """
 
 import hashlib
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from retcon.data.corpus import read_text
 from retcon.data.counterfact import CounterFact
 from retcon.data.knowedit import KnowEdit
 from retcon.data.mquake import Mquake, mquake_cases
-from retcon.data.reading import guarded, parsed, template, validated
+from retcon.data.plain import Fact
+from retcon.data.reading import did_you_mean, guarded, parsed, validated
+from retcon.data.records import Bad, Placed, records
+from retcon.data.text import read_text
 from retcon.data.zsre import Zsre, ZsreTarget
-from retcon.edits import Case, Edit, Probe
-from retcon.errors import InvalidData
+from retcon.edits import Case
+from retcon.errors import InvalidData, RetconWarning
 from retcon.toyworld.world import NAME, toy_cases
 
+# How many bad records, and unknown keys, are named.
+_SHOWN = 10
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Probe(_Strict):
-    """A prompt of a plain fact with an answer of its own."""
-
-    prompt: str
-    answer: str
-    aliases: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
+Form = Fact | CounterFact | Zsre | KnowEdit | Mquake
 
 
-class _Fact(_Strict):
-    """A line of the plain form."""
+class FactFile(NamedTuple):
+    """The cases of a file, and what was left out of it."""
 
-    prompt: str
-    target: str
-    id: str | int | None = None
-    subject: str | None = None
-    target_old: str | None = None
-    paraphrases: tuple[str, ...] = ()
-    neighbours: tuple[str, ...] = ()
-    openings: tuple[str, ...] = ()
-    portability: tuple[_Probe, ...] = ()
-    locality: tuple[_Probe, ...] = ()
-    relation: str | None = None
+    cases: list[Case]
+    skipped: tuple[Bad, ...] = ()
 
 
-class _Record(NamedTuple):
-    """A JSON value of a file, and where it stands."""
-
-    where: str
-    number: int
-    value: object
-
-
-def load_cases(path: Path | str, *, zsre_target: ZsreTarget = "answers") -> list[Case]:
-    """All cases of a file, in its order: a JSON array, or in `.jsonl` a record a line.
+def load_cases(
+    path: Path | str, *, zsre_target: ZsreTarget = "answers", skip_bad: bool = False
+) -> list[Case]:
+    """All cases of a file, in its order: a JSON array, or a record a line.
 
     Either may be gzipped. The name `starter` gives the facts that come with the package, and
     `toyworld` those of its invented world. zsre_target: what is written of a zsRE record that has
-    both, see `retcon.data.zsre`; it says nothing about other sets.
+    both, see `retcon.data.zsre`; it says nothing about other sets. skip_bad: go on without the
+    records of which no case can be made; a `RetconWarning` says which.
 
     Raises:
         InvalidData: no such file, or something in it is wrong; the message says where.
     """
+    return read_facts(path, zsre_target=zsre_target, skip_bad=skip_bad).cases
+
+
+def read_facts(
+    path: Path | str, *, zsre_target: ZsreTarget = "answers", skip_bad: bool = False
+) -> FactFile:
+    """As `load_cases`, with the records that were skipped.
+
+    Raises:
+        InvalidData: as `load_cases`.
+    """
     if str(path) == "starter":
-        return starter_cases()
+        return FactFile(starter_cases())
     if str(path) == NAME:
-        return list(toy_cases())
-    path = Path(path)
-    text = read_text(path)
-    records = _lines(text, str(path)) if ".jsonl" in path.name else _array(text, str(path))
-    if not records:
-        raise InvalidData(f"{path} holds no facts.")
-    cases = _cases(records, str(path), zsre_target)
-    _check_ids(cases, str(path))
-    return cases
+        return FactFile(list(toy_cases()))
+    source = str(path)
+    found = list(records(read_text(Path(path)), source))
+    if not found:
+        raise InvalidData(f"{source} holds no facts.")
+    form = _form(found)
+    read = _distinct([_read(one, form, n, zsre_target) for n, one in enumerate(found)])
+    good = [one for one in read if isinstance(one, _Good)]
+    bad = [one for one in read if isinstance(one, Bad)]
+    if bad and not (skip_bad and good):
+        raise InvalidData(_refusal(bad, found, source))
+    if bad:
+        _warn(f"{_share(bad, len(found))} of {source} were skipped:{_listed(bad, source)}")
+    _tell_unread(good, form, source)
+    chains = [one.valid for one in good if isinstance(one.valid, Mquake)]
+    cases = mquake_cases(chains) if chains else [case for one in good for case in one.cases]
+    return FactFile(cases, tuple(bad))
 
 
 def starter_cases() -> list[Case]:
     """The starter set: facts that SmolLM2 knows, with counterfactual targets."""
     resource = files("retcon.data") / "starter.jsonl"
     text = resource.read_text(encoding="utf-8")
-    return [_plain(record) for record in _lines(text, "the starter set")]
+    lines = enumerate(text.splitlines(), start=1)
+    return [parse_fact(line, number, "the starter set") for number, line in lines]
 
 
 def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
@@ -133,88 +132,123 @@ def parse_fact(line: str, number: int = 1, source: str = "the text") -> Case:
         InvalidData: not JSON, not the fields above, or not an edit.
     """
     where = f"{source}, line {number}"
-    return _plain(_Record(where, number, parsed(line, where)))
+    return guarded(where, lambda: validated(Fact, parsed(line, where), where).case(number))
 
 
-def _lines(text: str, source: str) -> list[_Record]:
-    lines = [(f"{source}, line {n}", n, line) for n, line in enumerate(text.split("\n"), start=1)]
-    return [_Record(where, n, parsed(line, where)) for where, n, line in lines if line.strip()]
+class _Good(NamedTuple):
+    """A record that is valid, and the cases that it makes by itself."""
+
+    where: str
+    valid: Form
+    cases: list[Case]
 
 
-def _array(text: str, source: str) -> list[_Record]:
-    values = parsed(text, source)
-    if not isinstance(values, list):
-        raise InvalidData(f"{source}: expected a JSON array of records.")
-    return [_Record(f"{source}, record {n}", n, value) for n, value in enumerate(values)]
+def _form(found: Sequence[Placed | Bad]) -> type[Form]:
+    """The form of a file: that of most of its records, by keys that no other form has."""
+    forms = Counter(_form_of(one.value) for one in found if isinstance(one, Placed))
+    return forms.most_common(1)[0][0] if forms else Fact
 
 
-def _cases(records: Sequence[_Record], source: str, zsre_target: ZsreTarget) -> list[Case]:
-    """The cases of a file's records, which are all of the kind of the first."""
-    kind = _kind(records[0].value)
-    if kind is Mquake:
-        chains = [validated(Mquake, record.value, record.where) for record in records]
-        return guarded(source, lambda: mquake_cases(chains))
-    return [_case(kind, record, index, zsre_target) for index, record in enumerate(records)]
-
-
-def _case(kind: type[BaseModel], record: _Record, index: int, zsre_target: ZsreTarget) -> Case:
-    if kind is _Fact:
-        return _plain(record)
-    valid = validated(kind, record.value, record.where)
-
-    def case() -> Case:
-        if isinstance(valid, Zsre):
-            return valid.case(index, zsre_target)
-        if isinstance(valid, KnowEdit):
-            return valid.case(index)
-        assert isinstance(valid, CounterFact)
-        return valid.case()
-
-    return guarded(record.where, case)
-
-
-def _kind(value: object) -> type[BaseModel]:
-    """Which set a record is of, by fields that no other has."""
+def _form_of(value: object) -> type[Form]:
     if not isinstance(value, dict):
-        return _Fact
+        return Fact
     if "requested_rewrite" in value:
         return Mquake if isinstance(value["requested_rewrite"], list) else CounterFact
     if {"src", "loc"} & value.keys():
         return Zsre
-    return KnowEdit if "target_new" in value else _Fact
+    return KnowEdit if "target_new" in value else Fact
 
 
-def _plain(record: _Record) -> Case:
-    fact = validated(_Fact, record.value, record.where)
-    return guarded(record.where, lambda: _case_of_fact(fact, record.number))
+def _read(record: Placed | Bad, form: type[Form], index: int, target: ZsreTarget) -> _Good | Bad:
+    if isinstance(record, Bad):
+        return record
+    where = record.where
+    try:
+        valid = validated(form, record.value, where)
+        made = guarded(where, lambda: _made(valid, record.number, index, target))
+    except InvalidData as error:
+        return Bad(where, str(error).removeprefix(f"{where}: "))
+    return _Good(where, valid, made)
 
 
-def _case_of_fact(record: _Fact, number: int) -> Case:
-    identity = str(record.id) if record.id is not None else f"fact-{number}"
-    if record.subject is None:
-        edit = Edit.parse(record.prompt, record.target, id=identity, target_old=record.target_old)
-    else:
-        edit = Edit(
-            id=identity,
-            prompt=template(record.prompt, record.subject, identity),
-            subject=record.subject,
-            target=record.target,
-            target_old=record.target_old,
+def _made(valid: Form, number: int, index: int, target: ZsreTarget) -> list[Case]:
+    """The cases of a record. number: its line; index: how many records are before it."""
+    if isinstance(valid, Mquake):
+        return mquake_cases([valid])
+    if isinstance(valid, Zsre):
+        return [valid.case(index, target)]
+    if isinstance(valid, KnowEdit):
+        return [valid.case(index)]
+    return [valid.case(number) if isinstance(valid, Fact) else valid.case()]
+
+
+def _distinct(read: Sequence[_Good | Bad]) -> list[_Good | Bad]:
+    """The records, those with an id that stands there already as bad ones."""
+    seen: dict[str, str] = {}
+    found: list[_Good | Bad] = []
+    for record in read:
+        one = record
+        ids = [case.edit.id for case in one.cases] if isinstance(one, _Good) else []
+        twice = next((name for name in ids if name in seen), None)
+        if twice is not None:
+            one = Bad(record.where, f"its id {twice!r} is that of {seen[twice]}.")
+        else:
+            seen.update(dict.fromkeys(ids, record.where))
+        found.append(one)
+    return found
+
+
+def _refusal(bad: Sequence[Bad], found: Sequence[Placed | Bad], source: str) -> str:
+    """Why a file is refused, and what to do."""
+    single, number = len(bad) == 1, len(found)
+    said = f"{bad[0].where}: {bad[0].why}" if single else (
+        f"{_share(bad, number)} of {source} cannot be used:{_listed(bad, source)}\n"
+    )  # fmt: skip
+    if len(bad) < number:
+        return (
+            f"{said}{f' All other records ({number - 1:,}) are fine. ' if single else ''}Mend "
+            f"{'it' if single else 'them'}, or go on without: --skip-bad (in Python skip_bad=True; "
+            f"in a study skip_bad: true, under data)."
         )
-    return Case(
-        edit=edit,
-        paraphrases=record.paraphrases,
-        neighbours=record.neighbours,
-        openings=record.openings,
-        relation=record.relation,
-        portability=tuple(Probe(**probe.model_dump()) for probe in record.portability),
-        locality=tuple(Probe(**probe.model_dump()) for probe in record.locality),
+    if any(isinstance(one, Placed) and _like_a_fact(one.value) for one in found):
+        return said.rstrip()
+    return (
+        f"{said}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, and plain facts such "
+        f'as {{"prompt": "The capital of {{France}} is", "target": "Rome"}}.'
     )
 
 
-def _check_ids(cases: Sequence[Case], source: str) -> None:
-    seen: set[str] = set()
-    for case in cases:
-        if case.edit.id in seen:
-            raise InvalidData(f"{source}: two facts have the id {case.edit.id!r}.")
-        seen.add(case.edit.id)
+def _like_a_fact(value: object) -> bool:
+    return _form_of(value) is not Fact or (isinstance(value, dict) and "prompt" in value)
+
+
+def _share(bad: Sequence[Bad], number: int) -> str:
+    return f"{len(bad):,} of {number:,} records"
+
+
+def _listed(bad: Sequence[Bad], source: str, most: int = _SHOWN) -> str:
+    lines = [f"\n  {one.where.removeprefix(f'{source}, ')}: {one.why}" for one in bad[:most]]
+    more = [f"\n  … and {len(bad) - most:,} more"] if len(bad) > most else []
+    return "".join(lines + more)
+
+
+def _tell_unread(good: Sequence[_Good], form: type[Form], source: str) -> None:
+    """Name the keys that nothing has read."""
+    counts = Counter(key for one in good for key in set(one.valid.unread()))
+    known = list(form.model_fields)
+    said = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common(_SHOWN)]
+    if said:
+        more = f" and {len(counts) - _SHOWN:,} others" if len(counts) > _SHOWN else ""
+        _warn(
+            f"{source}, read as {form.__name__}: keys that are not known are left out, here with "
+            f"the number of records that have them: {', '.join(said)}{more}."
+        )
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    near = "" if "." in key else did_you_mean(key, known)
+    return near.replace(" Did", "; did", 1)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RetconWarning, stacklevel=4)

@@ -1,15 +1,13 @@
 """Ordinary text, from a file or a hub data set, for second moments and for perplexity."""
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from retcon.data.reading import parsed
+from retcon.data.text import read_lines
 from retcon.errors import InvalidData, InvalidSetting, ModelNotFound
 
 
@@ -21,32 +19,6 @@ class Corpus(Protocol):
     def identity(self) -> str: ...
 
     def texts(self) -> Iterator[str]: ...
-
-
-def open_text(path: Path) -> TextIOWrapper:
-    """Open a text file, compressed where its name ends in .gz.
-
-    Raises:
-        InvalidData: there is no such file.
-    """
-    if not path.is_file():
-        raise InvalidData(f"There is no file {str(path)!r}.")
-    if path.suffix == ".gz":
-        return TextIOWrapper(gzip.open(path), encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def read_text(path: Path) -> str:
-    """The whole of a text file, compressed where its name ends in .gz.
-
-    Raises:
-        InvalidData: there is no such file, or it is damaged.
-    """
-    try:
-        with open_text(path) as stream:
-            return stream.read()
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InvalidData(f"{path} is damaged or not a text file: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +44,20 @@ class FileCorpus:
         Raises:
             InvalidData: not text, not gzip, or a line that is no JSON object with a `text`.
         """
-        try:
-            with open_text(self.path) as stream:
-                for number, line in enumerate(stream, start=1):
-                    text = self._document(line, number) if self._json_lines else line
-                    if text.strip():
-                        yield text.strip()
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InvalidData(f"{self.path} is not readable text: {error}") from error
+        for number, line in enumerate(read_lines(self.path), start=1):
+            text = self._document(line, number) if self._json_lines else line
+            if text.strip():
+                yield text.strip()
 
     def _document(self, line: str, number: int) -> str:
+        where = f"{self.path}, line {number}"
+        record = parsed(line, where) if line.strip() else {"text": ""}
         try:
-            record = json.loads(line) if line.strip() else {"text": ""}
             text = record["text"] if "text" in record else record["Text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidData(
-                f"{self.path}, line {number}: expected a JSON object with a field 'text'."
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise InvalidData(f"{where}: expected a JSON object with a field 'text'.") from error
         if not isinstance(text, str):
-            raise InvalidData(f"{self.path}, line {number}: the field 'text' is not a string.")
+            raise InvalidData(f"{where}: the field 'text' is not a string.")
         return text
 
 

@@ -1,15 +1,18 @@
 """CounterFact: https://rome.baulab.info/data (Meng et al. 2022, §3.3)."""
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from retcon.data.reading import NewQuestion, Record
 from retcon.edits import Case, Edit
 
 
-class Target(BaseModel):
+class Target(Record):
+    ignored = frozenset({"id"})
     text: str = Field(alias="str")
 
 
-class Rewrite(BaseModel):
+class Rewrite(Record):
+    ignored = frozenset({"prompt_full"})
     prompt: str
     subject: str
     relation_id: str | None = None
@@ -31,14 +34,17 @@ class Rewrite(BaseModel):
         )
 
 
-class CounterFact(BaseModel):
-    """A record as it is published."""
+class CounterFact(Record):
+    """A record as it is published, or with a question whose answer follows (arXiv:2305.13172)."""
 
+    # Prompts that the new target fits as well, about other subjects: no score is made of them.
+    ignored = frozenset({"pararel_idx", "attribute_prompts"})
     case_id: int
     requested_rewrite: Rewrite
     paraphrase_prompts: tuple[str, ...]
     neighborhood_prompts: tuple[str, ...]
     generation_prompts: tuple[str, ...] = ()
+    portability: NewQuestion | None = None
 
     def case(self) -> Case:
         """The case that a record is."""
@@ -49,4 +55,5 @@ class CounterFact(BaseModel):
             # Records repeat them.
             openings=tuple(dict.fromkeys(self.generation_prompts)),
             relation=self.requested_rewrite.relation_id,
+            portability=() if self.portability is None else (self.portability.probe(),),
         )

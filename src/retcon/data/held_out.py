@@ -7,6 +7,7 @@ from edits, and hide drift: whoever measures says from which corpus they are.
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -83,19 +84,19 @@ def check_apart(text: HeldOut, corpus: str) -> bool | None:
     return True
 
 
-def _built_in() -> tuple[str, list[str]]:
+def _built_in() -> tuple[str, Iterable[str]]:
     text = (files("retcon.data") / "held_out.txt").read_text(encoding="utf-8")
     return f"text:{hashlib.sha256(text.encode()).hexdigest()[:24]}", text.splitlines()
 
 
-def _file(path: Path) -> tuple[str, list[str]]:
+def _file(path: Path) -> tuple[str, Iterable[str]]:
     if not path.is_file():
         raise InvalidData(
             f"There is no text {str(path)!r} to measure perplexity on. Give a text or JSON-lines "
             f"file, or {BUILT_IN!r}."
         )
     corpus = FileCorpus(path=path)
-    return corpus.identity, list(corpus.texts())
+    return corpus.identity, corpus.texts()
 
 
 def _known_by(text: str) -> str:

@@ -9,19 +9,24 @@ last fact, which need the others.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from retcon.data.counterfact import Rewrite
+from retcon.data.reading import Record
 from retcon.edits import Case, Probe
 
 
 class Fact(Rewrite):
+    # The same fact in sentences, for methods that edit by those.
+    ignored = frozenset({"fact_new", "fact_new_uns", "verify_unsfact_GPT", "unsfact_triplets_GPT"})
     question: str | None = None
 
 
-class Mquake(BaseModel):
+class Mquake(Record):
     """A record of MQuAKE, or of AKEW's MQuAKE-CF."""
 
+    # Each hop alone, the answer before the edit, and all of it as triples.
+    ignored = frozenset({"answer", "answer_alias", "single_hops", "new_single_hops", "orig"})
     case_id: int
     requested_rewrite: tuple[Fact, ...] = Field(min_length=1)
     questions: tuple[str, ...]

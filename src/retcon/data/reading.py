@@ -1,41 +1,148 @@
-"""What all readers of facts share: a record that is wrong is reported with its place."""
+"""What all readers of facts share: JSON, records with known keys, and words for what is wrong."""
 
+import difflib
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from retcon.edits import Probe, check_whole
 from retcon.errors import InvalidData, InvalidEdit
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+
+# What a field takes, by the name of pydantic's error.
+_TAKES = {
+    "string_type": "a text", "tuple_type": "a list", "dict_type": "an object, {…}",
+    "model_type": "an object, {…}", "int_type": "a whole number", "int_parsing": "a whole number",
+    "bool_type": "true or false",
+}  # fmt: skip
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
+# One text, or a list of texts; no matter which.
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+class Record(BaseModel):
+    """A record, or a part of one. Keys that it does not have are kept, so that they can be named.
+
+    ignored: those that are known and say nothing that could be scored.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    def unread(self) -> Iterator[str]:
+        """The keys that nothing reads, those of parts with a dot."""
+        yield from (key for key in self.model_extra or {} if key not in self.ignored)
+        for name in type(self).model_fields:
+            for part in _parts(getattr(self, name)):
+                yield from (f"{name}.{key}" for key in part.unread())
+
+
+def _parts(value: object) -> Iterator[Record]:
+    """The records within a value."""
+    if isinstance(value, Record):
+        yield value
+    elif isinstance(value, tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _parts(one)
+
+
+class NewQuestion(Record):
+    """A question whose answer follows from the edit, as it was added to zsRE and CounterFact."""
+
+    ignored = frozenset({"Recalled Relation"})
+    question: str = Field(alias="New Question")
+    answer: str = Field(alias="New Answer")
+
+    def probe(self) -> Probe:
+        """The same as a probe."""
+        return Probe(prompt=self.question, answer=self.answer)
 
 
 def parsed(text: str, where: str) -> Any:
     """A JSON value.
 
     Raises:
-        InvalidData: it is none.
+        InvalidData: it is none, a key stands there twice, or a text holds half a character.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise InvalidData(f"{where}: not JSON ({error}).") from error
+        comma = isinstance(error, json.JSONDecodeError) and text[error.pos :].strip() == ","
+        why = "a comma behind the record: one a line needs none" if comma else error
+        raise InvalidData(f"{where}: not JSON ({why}).") from error
+    if "\\ud" in text or "\\uD" in text:  # nothing else makes half of one
+        try:
+            check_whole(json.dumps(value, ensure_ascii=False))
+        except InvalidEdit as error:
+            raise InvalidData(f"{where}: {error}") from error
+    return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, none of whose keys stands twice in it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def validated(model: type[M], value: object, where: str) -> M:
     """A record with the fields of a model.
 
     Raises:
-        InvalidData: a field is missing or of another type; the message names the first.
+        InvalidData: a key is missing, not known, or of another type; the message names the first.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise InvalidData(f"{where}: {field}: {first['msg']}.") from error
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        keys = list(value) if isinstance(value, dict) else []
+        raise InvalidData(f"{where}: {_explained(error, known, keys)}") from error
+
+
+def _explained(error: ValidationError, known: Sequence[str], keys: Sequence[str]) -> str:
+    """The first thing that is wrong: a key that is not known before the one that is missing."""
+    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    place = ".".join(str(part) for part in found["loc"])
+    last = str(found["loc"][-1]) if found["loc"] else ""
+    if found["type"] == "extra_forbidden":
+        meant = did_you_mean(last, known) if len(found["loc"]) == 1 else ""
+        listed = f" Known: {', '.join(known)}." if len(found["loc"]) == 1 else ""
+        return f"unknown key {place!r}.{meant}{listed}"
+    if found["type"] == "missing":
+        meant = did_you_mean(last, [k for k in keys if k not in known]) if place == last else ""
+        return f"the key {place!r} is missing.{meant}"
+    if found["type"] == "value_error":
+        said = found["msg"].removeprefix("Value error, ")
+        return f"{place}: {said}." if place else f"{said}."
+    if not place:
+        return f"a record is an object, {{…}}, and this is {_short(found['input'])}."
+    if found["type"] in _TAKES:
+        return f"{place} takes {_TAKES[found['type']]}, and not {_short(found['input'])}."
+    return f"{place}: {found['msg']}."
+
+
+def did_you_mean(name: str, among: Sequence[str]) -> str:
+    """The question whether a similar name was meant; empty where none is similar."""
+    near = difflib.get_close_matches(name, among, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def guarded(where: str, make: Callable[[], T]) -> T:
@@ -59,9 +166,28 @@ def template(prompt: str, subject: str, identity: str) -> str:
     prompt = prompt.replace(f"{{{subject}}}", "{}")
     if "{}" in prompt:
         return prompt
-    if not subject or prompt.count(subject) != 1:
-        raise InvalidEdit(
-            f"Edit {identity!r}: the subject {subject!r} must be in the prompt {prompt!r} exactly "
-            f"once, or the prompt must mark its place with {{}}."
-        )
-    return prompt.replace(subject, "{}")
+    count = prompt.count(subject) if subject else 0
+    if count == 1:
+        return prompt.replace(subject, "{}")
+    for same, difference in _ALIKE.items():
+        if subject.strip() and not count and same(subject) in same(prompt):
+            raise InvalidEdit(
+                f"Edit {identity!r}: the subject {subject!r} stands in the prompt {prompt!r} "
+                f"{difference}. Write both the same."
+            )
+    raise InvalidEdit(
+        f"Edit {identity!r}: the subject {subject!r} must be in the prompt {prompt!r} exactly "
+        f"once, or the prompt must mark its place with {{}}; it is there {count} times."
+    )
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+# How a subject may differ from what looks like it, or nearly so.
+_ALIKE: Mapping[Callable[[str], str], str] = {
+    _composed: "in another form of Unicode (é as one character here, as e and an accent there)",
+    lambda text: _composed(text).casefold(): "with other capital letters",
+    lambda text: " ".join(text.split()): "with other blanks",
+}

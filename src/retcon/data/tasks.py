@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from retcon.data.corpus import read_text
 from retcon.data.reading import parsed
+from retcon.data.text import read_text
 from retcon.errors import InvalidData, InvalidSetting, UnknownName
 
 # greedy: the continuation is what greedy generation says. Else the most probable option is

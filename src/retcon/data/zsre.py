@@ -12,23 +12,18 @@ files already have it.
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
-
-from retcon.data.reading import template
+from retcon.data.reading import NewQuestion, Record, template
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidEdit
 
 ZsreTarget = Literal["answers", "alt"]
 
 
-class Portability(BaseModel):
-    question: str = Field(alias="New Question")
-    answer: str = Field(alias="New Answer")
-
-
-class Zsre(BaseModel):
+class Zsre(Record):
     """A record of an evaluation or a training file."""
 
+    # What a model said, and the edit in another notation.
+    ignored = frozenset({"pred", "cond"})
     src: str
     subject: str
     rephrase: str
@@ -37,7 +32,7 @@ class Zsre(BaseModel):
     loc_ans: str
     answers: tuple[str, ...] = ()
     case_id: int | None = None
-    portability: Portability | None = None
+    portability: NewQuestion | None = None
 
     def case(self, index: int, target: ZsreTarget) -> Case:
         """The case that a record is, under its own id or its index in the file.
@@ -65,8 +60,7 @@ class Zsre(BaseModel):
         )
 
     def _portability(self) -> tuple[Probe, ...]:
-        asked = self.portability
-        return () if asked is None else (Probe(prompt=asked.question, answer=asked.answer),)
+        return () if self.portability is None else (self.portability.probe(),)
 
 
 def _question(text: str) -> str:

@@ -35,6 +35,7 @@ def provenance(study: Study) -> Provenance:
         ("seeds", ", ".join(map(str, seeds))),
         ("threads", str(record.threads)),
         ("facts", f"{record.data.cases}, {record.data.facts:,} usable"
+                  f"{f', {record.data.skipped:,} bad ones skipped' if record.data.skipped else ''}"
                   f"{', one a subject' if record.data.unique_subjects else ''}"),
         ("sha256 of the facts", record.data.sha256),
         *((f"model {m.name}", f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.cases import in_order, load_cases, seeded
+from retcon.data.cases import in_order, read_facts, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
 from retcon.edits import Case
@@ -15,7 +15,7 @@ from retcon.errors import InvalidStudy
 from retcon.evaluation.general import General
 from retcon.study.points import Order, Split
 from retcon.study.reading import Data
-from retcon.study.spec import Spec
+from retcon.study.spec import DataSpec, Spec
 
 # Cases that come with the package, or are made by it.
 _NAMED = ("starter", "toyworld")
@@ -98,24 +98,29 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
     """
     wanted = spec.data
     if wanted.cases in _NAMED:
-        cases = load_cases(wanted.cases)
-        found = hashlib.sha256(repr(cases).encode()).hexdigest()
+        facts = read_facts(wanted.cases)
+        found = hashlib.sha256(repr(facts.cases).encode()).hexdigest()
+        _check_same(wanted, found)
     else:
         path = _find(wanted.cases, [data, os.environ.get("RETCON_DATA"), spec.folder])
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        cases = load_cases(path, zsre_target=wanted.zsre_target)
+        _check_same(wanted, found)
+        facts = read_facts(path, zsre_target=wanted.zsre_target, skip_bad=wanted.skip_bad)
+    tail = spec.tuning.n if spec.tuning else 0
+    about = Data(
+        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects,
+        zsre_target=wanted.zsre_target, facts=len(facts.cases), skipped=len(facts.skipped),
+    )  # fmt: skip
+    return Facts(about, tuple(facts.cases), tail)
+
+
+def _check_same(wanted: DataSpec, found: str) -> None:
     if wanted.sha256 not in (None, found):
         raise InvalidStudy(
             f"{wanted.cases} is not the file that this study is about: its sha256 is {found}, "
             f"not {wanted.sha256}. Bring that one, or change `data.sha256` (and the study's name)."
         )
-    tail = spec.tuning.n if spec.tuning else 0
-    about = Data(
-        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects,
-        zsre_target=wanted.zsre_target, facts=len(cases),
-    )  # fmt: skip
-    return Facts(about, tuple(cases), tail)
 
 
 def load_general(items: int, data: Path | None) -> General:

@@ -38,13 +38,17 @@ class Model(Frozen):
 
 
 class Data(Frozen):
-    """The facts of a study: where they were, the file's sha256, and how many could be used."""
+    """The facts of a study: where they were, the file's sha256, and how many could be used.
+
+    skipped: how many records of the file could not, and were left out.
+    """
 
     cases: str
     sha256: str
     unique_subjects: bool
     facts: int
     zsre_target: ZsreTarget = "answers"
+    skipped: int = 0
 
 
 class Tuned(Frozen):

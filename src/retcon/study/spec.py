@@ -41,12 +41,14 @@ class DataSpec(_Strict):
     unique_subjects: keep one fact a subject, the first in the seeded order. sha256: what the file
     must be, so that a study does not silently become another. zsre_target: what is written of a
     zsRE record that has both, `answers` (the first of them) or `alt`; other sets have no choice.
+    skip_bad: go on without the records of which no fact can be made; the study says how many.
     """
 
     cases: str
     unique_subjects: bool
     sha256: str | None = None
     zsre_target: ZsreTarget = "answers"
+    skip_bad: bool = False
 
 
 class TuningSpec(_Strict):

@@ -148,13 +148,9 @@ def _described(said: "Said") -> dict[str, object]:
 
 
 def _lines(file: Path) -> list[str]:
-    from retcon.data.corpus import open_text
+    from retcon.data.text import read_lines
 
-    try:
-        with open_text(file) as stream:
-            found = [line.strip() for line in stream if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InvalidData(f"{file} is no text in UTF-8: {error}.") from error
+    found = [line.strip() for line in read_lines(file) if line.strip()]
     if not found:
         raise InvalidData(f"{file} holds no prompts. Write one a line.")
     return found

@@ -13,6 +13,7 @@ from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
 from retcon.storage import check_writable
 
 if TYPE_CHECKING:
+    from retcon.data.cases import FactFile
     from retcon.edits import Case
     from retcon.patch.format import Patch
 
@@ -43,6 +44,7 @@ def edit(
     model: options.Model,
     fact: Fact = None,
     facts: Facts = None,
+    skip_bad: options.SkipBad = False,
     output: Output = None,
     method: options.Method = None,
     layer: options.Layer = None,
@@ -70,11 +72,17 @@ def edit(
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if plan:
-        print_plan(source, choice, _count(fact, facts, edits), gflops=gflops, json=json)
+        if edits is None:
+            edits = len(_facts(fact, facts, skip_bad).cases)
+        elif (fact, facts) != (None, None):
+            raise InvalidSetting(
+                "--edits stands in the place of --fact and --facts: give one of them."
+            )
+        print_plan(source, choice, edits, gflops=gflops, json=json)
         return
     if (edits, gflops) != (None, None):
         raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")
-    cases = _cases(fact, facts)
+    cases, skipped = _facts(fact, facts, skip_bad)
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases)
@@ -88,6 +96,7 @@ def edit(
             "model": model,
             **result.patch.about.model_dump(mode="json"),
             "asked": len(cases),
+            "skipped": [str(bad) for bad in skipped],
             "left_out": left_out,
             "notes": list(result.patch.notes),
             **result.scores,
@@ -169,27 +178,19 @@ def _save(patch: "Patch", file: Path) -> None:
     )
 
 
-def _cases(fact: tuple[str, str] | None, facts: Path | None) -> "list[Case]":
-    from retcon.data.cases import load_cases
+def _facts(fact: tuple[str, str] | None, facts: Path | None, skip_bad: bool) -> "FactFile":
+    """What is to be edited, by one of the two options."""
+    from retcon.data.cases import FactFile, read_facts
     from retcon.edits import Case, Edit
 
     if fact is not None and facts is None:
-        return [Case(edit=Edit.parse(fact[0], fact[1]))]
+        return FactFile([Case(edit=Edit.parse(fact[0], fact[1]))])
     if facts is not None and fact is None:
-        return load_cases(facts)
+        return read_facts(facts, skip_bad=skip_bad)
     raise InvalidEdit(
         f"Say what to edit: one fact with --fact PROMPT TARGET, or --facts FILE; "
         f"{'neither was' if fact is None else 'both were'} given."
     )
-
-
-def _count(fact: tuple[str, str] | None, facts: Path | None, edits: int | None) -> int:
-    """How many facts a plan is for."""
-    if edits is None:
-        return len(_cases(fact, facts))
-    if (fact, facts) != (None, None):
-        raise InvalidSetting("--edits stands in the place of --fact and --facts: give one of them.")
-    return edits
 
 
 def _short(text: str) -> str:

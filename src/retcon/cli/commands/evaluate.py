@@ -72,6 +72,7 @@ def evaluate(
     guard: options.Guard = "off",
     patch: PatchFile = None,
     zsre_target: ZsreChoice = "answers",
+    skip_bad: options.SkipBad = False,
     drift: whole.Drift = False,
     drift_text: whole.DriftText = None,
     ability: whole.AbilityItems = None,
@@ -83,13 +84,14 @@ def evaluate(
     json: options.Json = None,
 ) -> None:
     """Score a model on cases: as it is, with a method's edits, or with a saved patch."""
-    from retcon.data.cases import load_cases, take
+    from retcon.data.cases import read_facts, take
 
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
-    picked = take(load_cases(cases, zsre_target=_zsre(zsre_target)), n, seed)
+    found = read_facts(cases, zsre_target=_zsre(zsre_target), skip_bad=skip_bad)
+    picked = take(found.cases, n, seed)
     if plan:
         print_plan(source, choice, len(picked), json=json)
         return
@@ -107,6 +109,7 @@ def evaluate(
             "n": len(picked),
             "seed": seed,
             "ids": [case.edit.id for case in picked],
+            "skipped": [str(bad) for bad in found.skipped],
             **result.scores,
             "intervals": result.intervals,
             **result.whole,

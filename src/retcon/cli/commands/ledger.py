@@ -122,6 +122,7 @@ def undo(
         str | None,
         typer.Option(help="With --check: paraphrases and neighbours of facts.", show_default=False),
     ] = None,
+    skip_bad: options.SkipBad = False,
     who: Who = None,
     note: Note = "",
     model: BaseModel = None,
@@ -148,7 +149,7 @@ def undo(
     undoing = opened.choose(facts or (), entry or ())
     source = ModelChoice(name=model or opened.identity.model, dtype=dtype, device=device)
     if check:
-        found = _check(source, opened, undoing, cases)
+        found = _check(source, opened, undoing, cases, skip_bad)
         _print_check(found)
         write_json(json, found._asdict())
         return
@@ -189,10 +190,12 @@ def verify(
         )
 
 
-def _check(source: ModelChoice, ledger: "Ledger", undoing: "Undoing", cases: str | None) -> "Check":
+def _check(
+    source: ModelChoice, ledger: "Ledger", undoing: "Undoing", cases: str | None, skip_bad: bool
+) -> "Check":
     from retcon.data.cases import load_cases
 
-    read = [] if cases is None else load_cases(cases)
+    read = [] if cases is None else load_cases(cases, skip_bad=skip_bad)
     with bars() as progress:
         model = source.load(progress)
         from retcon.editing.resolving import check_undo

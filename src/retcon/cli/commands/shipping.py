@@ -63,6 +63,7 @@ def export(
         str | None,
         typer.Option(help="merged: what to score.", show_default="the patch's facts"),
     ] = None,
+    skip_bad: options.SkipBad = False,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="merged: score what was written.")
     ] = True,
@@ -85,7 +86,7 @@ def export(
     patch = read_source(source)
     request = _Request(patch, model or patch.about.model, revision, output, dtype, max_rank)
     if to == "merged":
-        said = _merged(request, _cases(patch, cases) if check else [])
+        said = _merged(request, _cases(patch, cases, skip_bad) if check else [])
     else:
         said = _delta(request) if to == "delta" else _lora(request, to)
     files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
@@ -227,12 +228,14 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count > 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def _cases(patch: "Patch", file: str | None) -> "list[Case]":
+def _cases(patch: "Patch", file: str | None, skip_bad: bool) -> "list[Case]":
     """The cases of a file, or the patch's own facts."""
     from retcon.data.cases import load_cases
     from retcon.edits import Case
 
-    return [Case(edit=edit) for edit in patch.edits] if file is None else load_cases(file)
+    if file is None:
+        return [Case(edit=edit) for edit in patch.edits]
+    return load_cases(file, skip_bad=skip_bad)
 
 
 def _outline(request: _Request) -> "Outline":

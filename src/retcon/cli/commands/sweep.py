@@ -31,6 +31,7 @@ def sweep(
     seed: Annotated[int, typer.Option("--seed", help="Which n.")] = 0,
     method: Annotated[str, typer.Option("--method", "-m", help="See `retcon methods`.")] = "emmet",
     set: options.Set = None,
+    skip_bad: options.SkipBad = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
 ) -> None:
@@ -40,23 +41,28 @@ def sweep(
     chosen = parse_layers(None, None if layers == "all" else layers)
     text = _study(
         {"name": f"sweep of {model}", "model": model, "dtype": dtype, "device": device},
-        Path(cases), "all" if chosen is None else list(chosen),
+        _data(Path(cases), skip_bad), "all" if chosen is None else list(chosen),
         {"method": method, "n": n, "seed": seed, "settings": parse_settings(set)},
     )  # fmt: skip
     _run_and_print(parse_spec(text, Path.cwd() / "sweep.yaml"), folder)
 
 
+def _data(cases: Path, skip_bad: bool) -> dict[str, object]:
+    """Which facts: as typed where it is a set; a file's whole path, to resume from elsewhere."""
+    named = str(cases.resolve()) if cases.is_file() else str(cases)
+    said: dict[str, object] = {"cases": named, "unique_subjects": True}
+    return {**said, "skip_bad": True} if skip_bad else said
+
+
 def _study(
-    head: Mapping[str, object], cases: Path, layer: str | Sequence[int], block: Mapping[str, object]
-) -> str:
+    head: Mapping[str, object], data: Mapping[str, object], layer: str | Sequence[int],
+    block: Mapping[str, object],
+) -> str:  # fmt: skip
     """The study file of a sweep: it can be kept, changed and run by `retcon study`."""
     import yaml
 
-    # As it was typed where it names a set; whole where it is a file, for `resume` from elsewhere.
-    named = str(cases.resolve()) if cases.is_file() else str(cases)
     said = {
-        "retcon_study": 1, **head,
-        "data": {"cases": named, "unique_subjects": True},
+        "retcon_study": 1, **head, "data": data,
         "blocks": [{"name": "layers", "schedule": "single", "layer": layer, **block}],
     }  # fmt: skip
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
