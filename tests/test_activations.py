@@ -19,7 +19,13 @@ from retcon.activations.keys import read_keys
 from retcon.activations.targets import TargetOptions, default_micro_batch, optimise_targets
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.errors import InvalidData, InvalidSetting, NotFinite, SingularCovariance
+from retcon.errors import (
+    InvalidData,
+    InvalidSetting,
+    NotFinite,
+    RetconWarning,
+    SingularCovariance,
+)
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -227,7 +233,7 @@ def test_second_moments_that_overflow_are_not_finite():
         collect_moments(model, iter(TEXTS), [0, 1], tokens=100, document_tokens=512)
 
 
-def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
+def test_second_moments_merge_and_resume(cache, monkeypatch):
     model = pico()
     monkeypatch.setattr("retcon.activations.covariance._PASS_TOKENS", 16)
     monkeypatch.setattr("retcon.activations.covariance._PASSES_PER_SAVE", 1)
@@ -247,7 +253,7 @@ def test_second_moments_merge_and_resume(tmp_path, monkeypatch):
         if calls == 3:
             raise KeyboardInterrupt
 
-    resume = tmp_path / "partial"
+    resume = cache / "partial.safetensors"
     with pytest.raises(KeyboardInterrupt):
         collect_moments(model, iter(TEXTS), [1], **limits, progress=interrupt, resume=resume)
     assert resume.exists()
@@ -278,8 +284,11 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     used_up = load_moment(model, 1, options)
     assert torch.equal(used_up.into_mean(), first[1].mean)
     assert torch.equal(load_moment(model, 1, options).total, first[1].total)
+    corpus.write_text("\n".join(TEXTS * 3), encoding="utf-8")
     files[0].write_bytes(b"damaged")
-    assert torch.equal(load_moment(model, 0, options).total, load_moment(model, 0, options).total)
+    with pytest.warns(RetconWarning, match="layer-0.safetensors is damaged.*made anew"):
+        assert torch.equal(load_moment(model, 0, options).total, first[0].total)
+    assert torch.equal(load_moment(model, 0, options).total, first[0].total)
 
 
 def test_second_moments_of_half_precision_models_are_summed_in_single(cache):

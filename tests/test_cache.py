@@ -17,7 +17,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.cache import clear, limit, recall, usage
 from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
-from retcon.errors import InvalidSetting, UnknownName
+from retcon.errors import InvalidSetting, RetconWarning, UnknownName
 from retcon.evaluation.scoring import score_cases
 
 EDITS = [
@@ -201,11 +201,13 @@ def test_a_damaged_or_foreign_file_is_made_again(damage, entries):
     if damage == "folder":
         one.unlink()
         one.mkdir()
-        assert sorted(remember(["one", "two"])) == [False, True]
+        with pytest.warns(RetconWarning, match="made anew"):
+            assert sorted(remember(["one", "two"])) == [False, True]
         return
     content = {"empty": b"", "cut": one.read_bytes()[:-7], "foreign": two.read_bytes()}[damage]
     one.write_bytes(content)
-    assert sorted(remember(["one", "two"])) == [False, True]
+    with pytest.warns(RetconWarning, match="made anew"):
+        assert sorted(remember(["one", "two"])) == [False, True]
     assert remember(["one", "two"]) == [True, True]
 
 

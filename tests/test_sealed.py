@@ -1,13 +1,15 @@
 """Seals: what was written is read, and nothing else passes for it."""
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from retcon.errors import Damaged
+from retcon.errors import Damaged, RetconWarning
 from retcon.sealed import (
     FOLDER,
     check,
@@ -21,6 +23,7 @@ from retcon.sealed import (
     save_text,
     seal_folder,
 )
+from sealed_kinds import KINDS
 
 MINE = {"kind": "test", "number": 1}
 OTHER = {"kind": "test", "number": 2}
@@ -174,3 +177,74 @@ def test_a_file_more_or_less_in_a_folder_is_damage(tmp_path):
 def test_a_digest_is_of_the_value_not_of_its_layout():
     assert digest({"a": 1, "b": [1.0]}) == digest(json.loads('{ "b": [1.0],\n "a": 1 }'))
     assert digest([1]) != digest([1.0]) != digest(["1.0"])
+
+
+def flip(files: list[Path], *, last: bool) -> None:
+    """A bit of a letter or digit in the first half, or of the very last byte."""
+    content = bytearray(files[0].read_bytes())
+    places = [i for i, byte in enumerate(content) if chr(byte).isalnum() and byte < 128]
+    content[-2 if last else places[len(places) // 3]] ^= 1
+    files[0].write_bytes(content)
+
+
+def swap(files: list[Path]) -> None:
+    """Two of a kind change places, the first with one that differs."""
+    one, *others = (file.read_bytes() for file in files)
+    place = next(i for i, other in enumerate(others, start=1) if other != one)
+    files[0].write_bytes(others[place - 1])
+    files[place].write_bytes(one)
+
+
+DAMAGE = {
+    "content": lambda files: flip(files, last=True),
+    "about": lambda files: flip(files, last=False),
+    "cut": lambda files: files[0].write_bytes(files[0].read_bytes()[:-9]),
+    "empty": lambda files: files[0].write_bytes(b""),
+    "swapped": swap,
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A folder for each kind, made when it is first asked for, and what is read from it."""
+    made = {}
+
+    def ask(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("good") / "cache"
+            with pytest.MonkeyPatch.context() as patch:
+                use_as_cache(folder, patch)
+                KINDS[name].make(folder)
+                copy = shutil.copytree(folder, folder.with_name("copy") / "cache")
+                use_as_cache(copy, patch)
+                made[name] = folder, KINDS[name].use(copy)
+        return made[name]
+
+    return ask
+
+
+def use_as_cache(folder, monkeypatch):
+    monkeypatch.setenv("RETCON_CACHE", str(folder))
+    monkeypatch.delenv("RETCON_CACHE_LIMIT", raising=False)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def same(found, expected):
+    """To the last bits but those in which targets differ that were made in other company."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_told_and_nothing_wrong_comes_of_it(name, damage, good, tmp_path, monkeypatch):
+    kind, (folder, expected) = KINDS[name], good(name)
+    copy = shutil.copytree(folder, tmp_path / "copy" / "cache")
+    use_as_cache(copy, monkeypatch)
+    files = sorted(path for path in copy.glob(kind.files) if path.is_file())
+    assert len(files) > 1
+    DAMAGE[damage](files)
+    with pytest.warns(RetconWarning, match="made anew"):
+        same(kind.use(copy), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RetconWarning)
+        same(kind.use(copy), expected)

@@ -7,19 +7,24 @@ An entry is a file of its own under the sha256 of its name, so that nothing stal
 whatever changes a value changes the name. Two processes that make one entry write the same, and a
 reader sees either file whole. When entries outgrow `RETCON_CACHE_LIMIT`, those go that were
 longest not read.
+
+Every file, of the large kinds too, is sealed with its place in the cache. One that is damaged, or
+another's, is said, removed and made anew.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
-from retcon.errors import InvalidSetting, StorageError, UnknownName
-from retcon.storage import cache_folder, write_whole
+from retcon.errors import Damaged, InvalidSetting, RetconWarning, StorageError, UnknownName
+from retcon.sealed import Owner, check_folder, open_tensors, save_tensors
+from retcon.storage import cache_folder
 
 if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.
@@ -36,6 +41,7 @@ _LEFT = 0.9
 
 Name = Mapping[str, object]
 Entry = Mapping[str, "Tensor"]
+R = TypeVar("R")
 
 
 class Recalled(NamedTuple):
@@ -131,6 +137,40 @@ def clear(kind: str = "entries") -> list[Usage]:
     return removed
 
 
+def place(path: Path) -> Owner:
+    """Whose a file of the cache is: its place there names all that it depends on."""
+    return {"kind": "cache", "place": path.relative_to(cache_folder()).as_posix()}
+
+
+def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
+    """What is in a file or folder of the cache; None where there is none to be trusted.
+
+    One that is damaged is said and removed, so that it is made anew.
+    """
+    try:
+        return read(path, place(path))
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        with suppress(OSError):  # of a cache that may be read only
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        warnings.warn(f"{error} It is made anew.", RetconWarning, stacklevel=2)
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a model is in the cache. It is read again only where it may have been changed."""
+    return whole(folder, _model) is not None
+
+
+def _model(folder: Path, owner: Owner) -> bool:
+    if not folder.is_dir():
+        raise FileNotFoundError
+    if not (folder / "config.json").exists():
+        raise Damaged(f"{folder} holds no model.")
+    return check_folder(folder, owner, anew=False)
+
+
 def _digest(kind: str, name: Name) -> str:
     canonical = json.dumps([kind, name], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -141,26 +181,23 @@ def _path(kind: str, digest: str) -> Path:
 
 
 def _read(kind: str, digest: str) -> Entry | None:
-    """An entry, marked as used now; one that is damaged or not what its name says is removed."""
-    from safetensors import SafetensorError, safe_open
-
+    """An entry, marked as used now."""
     if limit() == 0:
         return None
     path = _path(kind, digest)
-    try:
-        with safe_open(path, framework="pt") as stream:
-            if (stream.metadata() or {}).get("retcon") == digest:
-                with suppress(OSError):  # of a cache that may be read only
-                    os.utime(path)
-                # Copies: what is read is a view of the file, which may go.
-                return {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError):
-        pass
-    with suppress(OSError):
-        path.unlink()
-    return None
+    found = whole(path, _load)
+    if found is not None:
+        with suppress(OSError):  # of a cache that may be read only
+            os.utime(path)
+    return found
+
+
+def _load(path: Path, owner: Owner) -> Entry:
+    with open_tensors(path, owner) as opened:
+        # Without a seal the header is the entry's name.
+        if not opened.sealed and opened.metadata.get("retcon") != path.stem:
+            raise Damaged(f"{path} is another's, or damaged.")
+        return opened.read_all()
 
 
 def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
@@ -169,7 +206,7 @@ def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
         return
     try:
         for digest, entry in zip(digests, entries, strict=True):
-            _store(_path(kind, digest), digest, entry)
+            _store(_path(kind, digest), entry)
         _make_room()
     except StorageError:
         # The run has what it came for. That a shared cache is read only, or a disk is full, costs
@@ -177,12 +214,10 @@ def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
         return
 
 
-def _store(path: Path, digest: str, entry: Entry) -> None:
-    from safetensors.torch import save_file
-
+def _store(path: Path, entry: Entry) -> None:
     if all(bool(tensor.isfinite().all()) for tensor in entry.values()):
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in entry.items()}
-        write_whole(path, lambda work: save_file(tensors, work, {"retcon": digest}))
+        save_tensors(path, tensors, place(path))
 
 
 def _make_room() -> None:

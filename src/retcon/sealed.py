@@ -15,12 +15,12 @@ and `sealed` is false. Seals find accidents. Who changes a file on purpose can s
 import hashlib
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retcon.errors import Damaged
+from retcon.errors import Damaged, StorageError
 from retcon.storage import write_whole
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SEAL = "seal"
 FOLDER = "seal.json"
+# Hidden, and so no part of the folder: sizes and times of the files that were last found whole.
+_SEEN = ".seen.json"
 # Where the header of a safetensors file keeps the record.
 _HEADER = "retcon"
 _LINE = b"# "
@@ -157,12 +159,12 @@ class Tensors:
         return str(self._stream.get_slice(name).get_dtype())
 
     def read(self, name: str) -> "Tensor":
-        """A tensor, which may be a view of the file.
+        """A tensor. It is a copy: a view of the file would change, or be gone, with the file.
 
         Raises:
             Damaged: it is not what was written.
         """
-        found = self._stream.get_tensor(name)
+        found = self._stream.get_tensor(name).clone()
         if self.sealed and _digest_of_tensor(found) != self._digests[name]:
             raise _differs(self.path)
         return found
@@ -209,8 +211,11 @@ def seal_folder(folder: Path, owner: Owner) -> None:
     save_record(folder / FOLDER, {"files": files}, owner)
 
 
-def check_folder(folder: Path, owner: Owner) -> bool:
+def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
     """Whether a folder is sealed.
+
+    anew: read all of it again. Without, files are not that were looked at before and have had the
+    same sizes, times and places on the disk ever since: a large model is read once, not each time.
 
     Raises:
         Damaged: a file of it is not what was written, or the folder is another's.
@@ -224,10 +229,17 @@ def check_folder(folder: Path, owner: Owner) -> bool:
         other = {*files} ^ {*_files(folder)}
         if other:
             raise Damaged(f"{folder / min(other)} was added or removed.")
+        stamps = {name: _stamp(folder / name) for name in files}
+        seen = {"kind": "seen", "files": digest(files)}
+        if not anew and _recall(folder / _SEEN, seen) == stamps:
+            return True
         for name, wanted in files.items():
             if digest_of(folder / name) != wanted:
                 raise _differs(folder / name)
-    return found.sealed
+    if not anew:
+        with suppress(StorageError):  # of a folder that may be read only
+            save_record(folder / _SEEN, stamps, seen)
+    return True
 
 
 def check(path: Path, owner: Owner) -> bool:
@@ -312,6 +324,18 @@ def _files(folder: Path) -> list[str]:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = {path.as_posix() for path in found if not path.name.startswith(".")}
     return sorted(names - {FOLDER})
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file does, as far as can be told without reading it."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _recall(path: Path, owner: Owner) -> object:
+    with suppress(Damaged, FileNotFoundError):
+        return load_record(path, owner).value
+    return None
 
 
 def _list(owner: Mapping[str, object], keys: list[str]) -> str:

@@ -15,19 +15,19 @@ from typing import Annotated
 import torch
 from jaxtyping import Float64
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from retcon.activations.self_corpus import SelfCorpus
 from retcon.algebra.gram import add_gram, all_finite, mirror
+from retcon.cache import place, whole
 from retcon.data.corpus import Corpus, parse_corpus
-from retcon.errors import NotFinite, SingularCovariance
+from retcon.errors import Damaged, NotFinite, SingularCovariance
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, locked, make_folder, write_whole
+from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
+from retcon.storage import cache_folder, locked, make_folder
 
 _FORMAT = 3
 # Tokens in one forward pass, and passes between two savings of the running sums.
@@ -142,11 +142,23 @@ def load_moments(
         SingularCovariance: the corpus has fewer tokens than the matrix has input dimensions.
     """
     folder, corpus, tokens = _entry(handle, layers, options, progress)
-    with locked(make_folder(folder) / "lock"):
-        missing = [layer for layer in layers if not _is_whole(moment_file(folder, layer))]
-        if missing:
-            _collect_into(folder, handle, corpus, missing, tokens, options, progress)
-    return ((layer, load_moment(moment_file(folder, layer))) for layer in layers)
+
+    def collect(layers: Sequence[int]) -> None:
+        with locked(make_folder(folder) / "lock"):
+            missing = [layer for layer in layers if not moment_file(folder, layer).exists()]
+            if missing:
+                _collect_into(folder, handle, corpus, missing, tokens, options, progress)
+
+    def read(layer: int) -> SecondMoment:
+        file = moment_file(folder, layer)
+        found = whole(file, load_moment)
+        if found is None:
+            collect([layer])
+            found = load_moment(file, place(file))
+        return found
+
+    collect(layers)
+    return ((layer, read(layer)) for layer in layers)
 
 
 def moment_folder(handle: ModelHandle, layers: Sequence[int], options: MomentOptions) -> Path:
@@ -203,7 +215,7 @@ def _collect_into(
     )
     for layer, moment in collected.items():
         _check_size(handle, layer, moment, options)
-        _save(moment_file(folder, layer), moment)
+        save_moment(moment_file(folder, layer), moment)
     resume.unlink(missing_ok=True)
 
 
@@ -237,18 +249,23 @@ class _Sums:
 
     @classmethod
     def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
-        if resume is not None and resume.exists():
-            with safe_open(resume, framework="pt") as stream:
-                about = json.loads(stream.metadata()["retcon"])
-                total = {layer: stream.get_tensor(str(layer)) for layer in layers}
-            return cls(total, about["tokens"], about["passes"])
+        begun = None if resume is None else whole(resume, cls.load)
+        if begun is not None:
+            return begun
         widths = {layer: handle.site(layer).d_in for layer in layers}
         return cls({layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in widths.items()})
 
+    @classmethod
+    def load(cls, path: Path, owner: Owner) -> "_Sums":
+        with open_tensors(path, owner) as opened:
+            tokens, passes = _counts(opened, "tokens", "passes")
+            total = {int(layer): sums for layer, sums in opened.read_all().items()}
+        return cls(total, tokens, passes)
+
     def save(self, path: Path) -> None:
-        about = {"retcon": json.dumps({"tokens": self.tokens, "passes": self.passes})}
+        about = {"tokens": self.tokens, "passes": self.passes}
         tensors = {str(layer): total for layer, total in self.total.items()}
-        write_whole(path, lambda work: save_file(tensors, work, about))
+        save_tensors(path, tensors, place(path), about)
 
     def finish(self, handle: ModelHandle) -> dict[int, SecondMoment]:
         for layer, total in self.total.items():
@@ -291,28 +308,29 @@ def _check_size(
         )
 
 
-def _save(path: Path, moment: SecondMoment) -> None:
-    about = {"retcon": json.dumps({"tokens": moment.tokens})}
-    write_whole(path, lambda work: save_file({"total": moment.total}, work, about))
+def save_moment(path: Path, moment: SecondMoment) -> None:
+    """Keep a layer's second moments in the cache."""
+    save_tensors(path, {"total": moment.total}, place(path), {"tokens": moment.tokens})
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a moment is cached; a damaged file counts as none and is collected again."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return "retcon" in stream.metadata() and "total" in stream.keys()  # noqa: SIM118
-    except (SafetensorError, TypeError):
-        path.unlink()
-        return False
+def load_moment(path: Path, owner: Owner) -> SecondMoment:
+    """A layer's second moments, from a file of the cache, or one that is to become that.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    with open_tensors(path, owner) as opened:
+        (tokens,) = _counts(opened, "tokens")
+        return SecondMoment(total=opened.read("total"), tokens=tokens)
 
 
-def load_moment(path: Path) -> SecondMoment:
-    """A layer's second moments, from the file of a cache."""
-    with safe_open(path, framework="pt") as stream:
-        tokens = json.loads(stream.metadata()["retcon"])["tokens"]
-        return SecondMoment(total=stream.get_tensor("total"), tokens=tokens)
+def _counts(opened: Tensors, *names: str) -> tuple[int, ...]:
+    """The numbers that are all a header holds."""
+    about = opened.about
+    if not isinstance(about, dict) or {*about} != {*names}:
+        raise Damaged(f"{opened.path} is damaged: its header is not that of second moments.")
+    return tuple(int(about[name]) for name in names)
 
 
 def describe(options: MomentOptions, tokens: Mapping[int, int]) -> dict[str, object]:

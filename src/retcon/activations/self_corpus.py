@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retcon.cache import place, whole
+from retcon.errors import Damaged
 from retcon.model.handle import ModelHandle
 from retcon.model.sampling import sample
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder, locked, make_folder, write_whole
+from retcon.sealed import Owner, load_text, save_text
+from retcon.storage import cache_folder, locked, make_folder
 
 # Openings of ordinary documents. Each is continued many times.
 _OPENINGS = (
@@ -45,16 +48,17 @@ class SelfCorpus:
 
     def texts(self) -> Iterator[str]:
         """The documents: sampled on first use, read from the cache afterwards."""
-        folder = make_folder(cache_folder() / "corpora")
-        path = folder / f"{self.identity.replace(':', '-')}.jsonl"
-        with locked(Path(f"{path}.lock")):
-            if not path.exists():
-                documents = self._sample()
-                lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-                write_whole(path, lambda work: Path(work).write_text(lines, encoding="utf-8"))
-        with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                yield json.loads(line)["text"]
+        path = cache_folder() / "corpora" / f"{self.identity.replace(':', '-')}.jsonl"
+        found = whole(path, _load)
+        if found is None:
+            make_folder(path.parent)
+            with locked(Path(f"{path}.lock")):
+                found = whole(path, _load)  # another process may have been quicker
+                if found is None:
+                    found = self._sample()
+                    lines = "".join(json.dumps({"text": text}) + "\n" for text in found)
+                    save_text(path, lines, place(path))
+        yield from found
 
     def _sample(self) -> list[str]:
         documents: list[str] = []
@@ -80,3 +84,12 @@ class SelfCorpus:
     def _rounds(self) -> int:
         """How many batches of whole documents hold the tokens."""
         return -(-self.tokens // (self.document_tokens * self.batch))
+
+
+def _load(path: Path, owner: Owner) -> list[str]:
+    """The documents in a file of the cache."""
+    try:
+        lines = load_text(path, owner).value.splitlines()
+        return [str(json.loads(line)["text"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:  # of a file without a seal
+        raise Damaged(f"{path} is damaged: {error}.") from error

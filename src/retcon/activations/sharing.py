@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import copyfile
 
-from safetensors import SafetensorError, safe_open
-
 from retcon import hub
 from retcon.activations.covariance import MomentOptions, load_moment, moment_file, moment_folder
 from retcon.algebra.gram import all_finite
-from retcon.errors import InvalidMoments
+from retcon.cache import place, whole
+from retcon.errors import Damaged, InvalidMoments
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+from retcon.sealed import Owner, check, open_tensors
 from retcon.storage import write_whole
 
 _ENTRY = re.compile(r"moments/([0-9a-f]{32})/layer-(\d{1,4})\.safetensors")
@@ -29,8 +29,12 @@ def shared_files(
 ) -> dict[str, Path]:
     """The cached moments of these layers, by their names in a repository."""
     folder = moment_folder(handle, layers, options)
-    files = {layer: moment_file(folder, layer) for layer in layers}
-    return {f"moments/{folder.name}/{file.name}": file for file in files.values() if file.exists()}
+    files = [moment_file(folder, layer) for layer in layers]
+    return {
+        f"moments/{folder.name}/{file.name}": file
+        for file in files
+        if whole(file, check) is not None
+    }
 
 
 def write_card(
@@ -111,29 +115,28 @@ def pull_moments(
             continue
         with tempfile.TemporaryDirectory() as work:
             file = hub.fetch(repo, name, Path(work), revision=revision)
-            _check(file, handle, layer)
+            _check(file, place(target), handle, layer)
             write_whole(target, lambda into, file=file: copyfile(file, into))
         taken.append(layer)
     progress("pulling second moments", len(layers), len(layers))
     return tuple(taken)
 
 
-def _check(file: Path, handle: ModelHandle, layer: int) -> None:
+def _check(file: Path, owner: Owner, handle: ModelHandle, layer: int) -> None:
     """Raise InvalidMoments unless a file holds second moments of a layer."""
     d_in = handle.site(layer).d_in
     try:
-        with safe_open(file, framework="pt") as stream:
-            piece = stream.get_slice("total")
-            if tuple(piece.get_shape()) != (d_in, d_in) or piece.get_dtype() != "F64":
-                raise InvalidMoments(
-                    f"{file.name}: the second moments of layer {layer} of {handle.name} are "
-                    f"{d_in} x {d_in} in float64; these are {tuple(piece.get_shape())} in "
-                    f"{piece.get_dtype()}. Nothing was kept of it."
-                )
-        moment = load_moment(file)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        with open_tensors(file, owner) as opened:
+            shape, dtype = opened.shape("total"), opened.dtype("total")
+        if (shape, dtype) != ((d_in, d_in), "F64"):
+            raise InvalidMoments(
+                f"{file.name}: the second moments of layer {layer} of {handle.name} are "
+                f"{d_in} x {d_in} in float64; these are {shape} in {dtype}. Nothing was kept of it."
+            )
+        moment = load_moment(file, owner)
+    except Damaged as error:
         raise InvalidMoments(
-            f"{file.name} holds no second moments, or is damaged: {error}. Nothing was kept of it."
+            f"{file.name} holds no second moments, or is damaged: {error} Nothing was kept of it."
         ) from error
     total, tokens = moment.total, moment.tokens
     sound = all_finite(total) and bool((total.diagonal() >= 0).all()) and total.equal(total.mT)

@@ -10,8 +10,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from retcon.cache import is_whole, place
 from retcon.errors import ModelNotFound
 from retcon.progress import Progress
+from retcon.sealed import seal_folder
 from retcon.storage import cache_folder, locked, make_folder, storing
 
 ALIAS = "smollm2-135m"
@@ -29,12 +31,12 @@ def folder(progress: Progress) -> Path:
         StorageError: no space for the converted model (0.6 GB).
     """
     target = cache_folder() / "models" / f"{ALIAS}-{SHA256[:12]}"
-    if (target / "config.json").exists():
+    if is_whole(target):
         return target
     source = gguf_file()
     make_folder(target.parent)
     with locked(Path(f"{target}.lock")):
-        if not (target / "config.json").exists():
+        if not is_whole(target):
             _check(source)
             progress("converting SmolLM2 from GGUF (once)", 0, 1)
             _convert(source, target)
@@ -94,6 +96,7 @@ def _convert(source: Path, target: Path) -> None:
         with storing(target):
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+            seal_folder(work, place(target))
             work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -26,7 +26,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from retcon.cache import is_whole, place
 from retcon.progress import Progress, silent
+from retcon.sealed import seal_folder
 from retcon.storage import cache_folder, locked, make_folder, storing
 from retcon.toyworld.world import NAME, OPENINGS, VERSION, World, world
 
@@ -71,11 +73,11 @@ def folder(progress: Progress = silent, recipe: Recipe = RECIPE) -> Path:
     """
     name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:12]
     target = cache_folder() / "models" / f"{ALIAS}-{name}"
-    if (target / "config.json").exists():
+    if is_whole(target):
         return target
     make_folder(target.parent)
     with locked(Path(f"{target}.lock")):
-        if not (target / "config.json").exists():
+        if not is_whole(target):
             _keep(train(world(), recipe, progress), target)
     return target
 
@@ -227,6 +229,7 @@ def _keep(model: LlamaForCausalLM, target: Path) -> None:
         with storing(target):
             model.save_pretrained(work)
             tokenizer().save_pretrained(work)
+            seal_folder(work, place(target))
             work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
