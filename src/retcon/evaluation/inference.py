@@ -5,9 +5,9 @@ multiples of statistics are statistics, so what is measured on the same cases is
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import pi, sqrt, tan
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import acos, copysign, cos, pi, sqrt, tan
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -21,27 +21,36 @@ class Estimate(NamedTuple):
     cases: int
 
 
-class CaseMeans(NamedTuple):
-    """One score of each case, and the cluster (relation) that a case belongs to."""
+@dataclass(frozen=True)
+class CaseMeans:
+    """One score of each case, and the cluster (relation) that a case belongs to.
+
+    flip: by how much a case's score changes where it is won and not lost, 0 where scores are no
+    shares of what is won. source: what was measured; equal for one measurement, and its own else.
+    """
 
     values: Mapping[str, float]
     clusters: Mapping[str, str]
+    flip: float = 0.0
+    source: Hashable = field(default_factory=object)
 
     def only(self, cases: Iterable[str]) -> "CaseMeans":
         """Those of some cases."""
-        return CaseMeans({c: self.values[c] for c in cases if c in self.values}, self.clusters)
+        return replace(self, values={c: self.values[c] for c in cases if c in self.values})
 
 
 @dataclass(frozen=True)
 class Statistic:
     """A number that is made of means over cases, and what each cluster adds to it.
 
-    influence: None where it has no slope to judge it by, and so no interval.
+    influence: None where it has no slope to judge it by, and so no interval. flips: by source, what
+    one more case that is won and not lost would add: what is not known where few are either.
     """
 
     value: float
     influence: Mapping[str, float] | None
     cases: int
+    flips: Mapping[Hashable, float] = field(default_factory=dict[Hashable, float])
 
     @property
     def error(self) -> float | None:
@@ -55,21 +64,71 @@ class Statistic:
             return None
         return sqrt(groups / (groups - 1) * sum(u * u for u in self.influence.values()))
 
-    def estimate(
-        self, least: float | None = None, most: float | None = None, comparisons: int = 1
-    ) -> Estimate:
-        """With its 95 % interval, cut to what is possible.
+    def estimate(self, comparisons: int = 1) -> Estimate:
+        """A difference with its 95 % interval, by Student's t, and by scores where few cases flip.
 
-        comparisons: of how many this one was chosen; the interval is widened (Bonferroni) so
-        that all of them hold together.
+        Where b cases flip one way and c the other, the likeliest variance of (b − c) k, k = a flip,
+        if its mean were θ, is (V + √(V² + 4k²θ(θ − θ̂)))/2, V = (b + c) k² being what was found. The
+        limits, |θ − θ̂| = t √variance, are the outer roots x = θ − θ̂ of
+
+            x³ − t² (V + t²k²) x − t⁴k² θ̂ = 0
+
+        (Tango 1998, Stat. Med. 17, for Poisson counts). V is the clusters', so that many flips give
+        θ̂ ± t √V, and none ± t²k. comparisons: of how many this one was chosen; the interval is
+        widened (Bonferroni) so that all of them hold together.
         """
-        error = self.error
-        if error is None or self.influence is None:
+        error, t = self.error, self._quantile(comparisons)
+        if error is None or t is None:
             return Estimate(self.value, None, None, self.cases)
-        margin = t_quantile(len(self.influence) - 1, 1 - 0.025 / comparisons) * error
-        low, high = self.value - margin, self.value + margin
-        low = low if least is None else max(low, least)
-        return Estimate(self.value, low, high if most is None else min(high, most), self.cases)
+        # A flip is of one of two sides, each of which has one in `flips`.
+        flip = sqrt(sum(k * k for k in self.flips.values()) / 2)
+        # All flips one way are the most that V has room for.
+        gap = (
+            self.value if not flip else copysign(min(abs(self.value), error**2 / flip), self.value)
+        )
+        low, high = _outer_roots(t**2 * (error**2 + (t * flip) ** 2), t**4 * flip**2 * gap)
+        return Estimate(self.value, self.value + low, self.value + high, self.cases)
+
+    def share(self, least: float = 0.0, most: float = 100.0) -> Estimate:
+        """A score between two bounds with its 95 % interval: Wilson's, on an effective n.
+
+        n_eff = (p(1−p) + nk²)/(Var + k²√(n/G)), as many independent cases as have this error. One
+        case, k, that might have gone the other way stands for those that are too few to be seen:
+        where all are won n_eff is √(nG), between the number of cases and that of clusters.
+        """
+        error, t = self.error, self._quantile(1)
+        if error is None or t is None or self.influence is None:
+            return Estimate(self.value, None, None, self.cases)
+        p = (self.value - least) / (most - least)
+        unseen = sum(k * k for k in self.flips.values()) / (most - least) ** 2
+        doubt = unseen * sqrt(self.cases / len(self.influence))
+        variance = (error / (most - least)) ** 2 + doubt
+        if variance <= 0:  # no share, and all cases alike
+            return Estimate(self.value, self.value, self.value, self.cases)
+        low, high = wilson(p, (p * (1 - p) + unseen * self.cases) / variance, t)
+        width = most - least
+        return Estimate(self.value, least + width * low, least + width * high, self.cases)
+
+    def _quantile(self, comparisons: int) -> float | None:
+        groups = 0 if self.influence is None else len(self.influence)
+        return t_quantile(groups - 1, 1 - 0.025 / comparisons) if groups > 1 else None
+
+
+def wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    """The score interval of a share p of n (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(max(0.0, p * (1 - p)) / n + z**2 / (4 * n**2))
+    # Rounding must not put the share outside.
+    return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
+
+
+def _outer_roots(linear: float, constant: float) -> tuple[float, float]:
+    """The least and the largest x with x³ − linear x − constant = 0, all three being real."""
+    if linear <= 0:
+        return 0.0, 0.0
+    radius = 2 * sqrt(linear / 3)
+    angle = acos(max(-1.0, min(1.0, 3 * constant / (linear * radius)))) / 3
+    return radius * cos(angle + 2 * pi / 3), radius * cos(angle)
 
 
 def mean(found: CaseMeans) -> Statistic | None:
@@ -81,7 +140,8 @@ def mean(found: CaseMeans) -> Statistic | None:
     influence: dict[str, float] = defaultdict(float)
     for case, value in found.values.items():
         influence[found.clusters[case]] += (value - average) / count
-    return Statistic(average, influence, count)
+    flips = {found.source: found.flip / count} if found.flip else {}
+    return Statistic(average, influence, count, flips)
 
 
 def combine(terms: Iterable[tuple[float, Statistic]]) -> Statistic:
@@ -90,12 +150,15 @@ def combine(terms: Iterable[tuple[float, Statistic]]) -> Statistic:
     value = sum(weight * statistic.value for weight, statistic in terms)
     cases = min(statistic.cases for _, statistic in terms)
     influence: dict[str, float] = defaultdict(float)
+    flips: dict[Hashable, float] = defaultdict(float)
     for weight, statistic in terms:
         if statistic.influence is None:
             return Statistic(value, None, cases)
         for cluster, share in statistic.influence.items():
             influence[cluster] += weight * share
-    return Statistic(value, influence, cases)
+        for source, flip in statistic.flips.items():
+            flips[source] += weight * flip
+    return Statistic(value, influence, cases, flips)
 
 
 def harmonic_mean(parts: Sequence[Statistic]) -> Statistic:
@@ -104,7 +167,21 @@ def harmonic_mean(parts: Sequence[Statistic]) -> Statistic:
     total = 0.0 if none else len(parts) / sum(1 / part.value for part in parts)
     slopes = [(total**2 / (len(parts) * part.value**2), part) for part in parts if not none]
     slopes += [(len(parts) / len(none) ** 2, part) for part in none]
-    return Statistic(total, combine(slopes).influence, min(part.cases for part in parts))
+    return replace(combine(slopes), value=total)
+
+
+def jackknife(value: Callable[[Collection[str]], float], clusters: Collection[str]) -> Statistic:
+    """Any statistic of cases, by what it becomes without each cluster.
+
+    value: of it without those clusters that are named. The influence of a cluster is (G−1)/G times
+    how far the mean of all that are found without one is above what is found without it, so that
+    the error is the jackknife's.
+    """
+    without = {cluster: value((cluster,)) for cluster in clusters}
+    groups = len(without)
+    middle = sum(without.values()) / max(1, groups)
+    shares = {name: (groups - 1) / groups * (middle - left) for name, left in without.items()}
+    return Statistic(value(()), shares, groups)
 
 
 def slope(points: Sequence[tuple[float, Statistic]]) -> Statistic:

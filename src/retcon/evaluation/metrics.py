@@ -2,13 +2,13 @@
 
 All are means over a case's prompts first, then over cases, times 100, as in ROME's evaluation
 (arXiv:2202.05262 §3.4). Intervals are 95 %, from standard errors clustered by relation: cases of
-one relation share their template and are not independent. None is "not scored", and is left out
-and counted, never taken for 0.
+one relation share their template and are not independent (`evaluation.inference`). None is "not
+scored", and is left out and counted, never taken for 0.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import exp
+from math import exp, sqrt
 from typing import NamedTuple
 
 from retcon.evaluation.inference import CaseMeans, Estimate, mean
@@ -84,7 +84,10 @@ METRICS: Mapping[str, Metric] = {
 
 
 def case_means(rows: Iterable[Row], metric: str) -> CaseMeans:
-    """One metric of each case, in per cent: the mean over its prompts."""
+    """One metric of each case, in per cent: the mean over its prompts.
+
+    Of m prompts each that may be won or lost by itself, a case changes by about 100/√m.
+    """
     kind, value, _ = METRICS[metric]
     values: dict[str, list[float]] = defaultdict(list)
     clusters: dict[str, str] = {}
@@ -93,7 +96,10 @@ def case_means(rows: Iterable[Row], metric: str) -> CaseMeans:
         if found is not None:
             values[row.case].append(100 * found)
             clusters[row.case] = row.relation if row.relation is not None else f"case {row.case}"
-    return CaseMeans({case: sum(found) / len(found) for case, found in values.items()}, clusters)
+    prompts = [len(found) for found in values.values()]
+    flip = 100 * sqrt(sum(1 / m for m in prompts) / len(prompts)) if prompts else 0.0
+    means = {case: sum(found) / len(found) for case, found in values.items()}
+    return CaseMeans(means, clusters, flip)
 
 
 def estimate(rows: Iterable[Row], metric: str) -> Estimate:
@@ -101,7 +107,7 @@ def estimate(rows: Iterable[Row], metric: str) -> Estimate:
     found = mean(case_means(rows, metric))
     if found is None:
         return Estimate(None, None, None, 0)
-    return found.estimate(METRICS[metric].least, 100.0)
+    return found.share(METRICS[metric].least)
 
 
 def harmonic(scores: Sequence[float | None]) -> float | None:

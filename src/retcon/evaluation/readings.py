@@ -1,8 +1,7 @@
 """What was read of a model as a whole, and how two readings are compared. No torch here.
 
-Intervals of an accuracy are Wilson's for a binomial share (1927, J. Am. Stat. Assoc. 22); those of
-a change are Agresti and Min's for paired shares (2005, Stat. Med. 24), which are not empty where no
-item has changed.
+Intervals of an accuracy are Wilson's for a binomial share; those of a change are Agresti and Min's
+for paired shares (2005, Stat. Med. 24), which are not empty where no item has changed.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from retcon.data.tasks import Rule
-from retcon.evaluation.inference import Estimate, Statistic
+from retcon.evaluation.inference import Estimate, Statistic, wilson
 from retcon.evaluation.rows import When
 
 _Z = NormalDist().inv_cdf(0.975)
@@ -58,11 +57,8 @@ class Ability(NamedTuple):
         """Accuracy in per cent, with its 95 % interval."""
         n = len(self.right)
         share = sum(self.right) / n
-        centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-        # Rounding must not put the share outside.
-        low, high = min(centre - half, share), max(centre + half, share)
-        return Estimate(100 * share, 100 * max(0.0, low), 100 * min(1.0, high), n)
+        low, high = wilson(share, float(n), _Z)
+        return Estimate(100 * share, 100 * low, 100 * high, n)
 
 
 class Reading(NamedTuple):

@@ -1,6 +1,6 @@
-"""What is compared: arms, the points that differ in nothing but the seed, and their scores.
+"""What is compared: arms, the points that differ in nothing but seeds, and their scores.
 
-A statistic of an arm is over (seed, case) pairs, clustered by relation across seeds. Scores of
+A statistic of an arm is over (run, case) pairs, clustered by relation across its runs. Scores of
 different times are never put together: every question names its `when`.
 """
 
@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from retcon.evaluation.inference import (
@@ -20,6 +21,7 @@ from retcon.evaluation.inference import (
 )
 from retcon.evaluation.metrics import METRICS, case_means
 from retcon.evaluation.rows import Row
+from retcon.report.sameness import Measurements
 from retcon.report.titles import called
 from retcon.study.points import Order, Point, carries
 from retcon.study.reading import Study
@@ -30,10 +32,15 @@ OTHERS = (
     "target_probability",
 )  # fmt: skip
 TIMES = ("pre", "immediate", "final", "retention")
+# Settings that are seeds of what is sampled beside the facts.
+_DRAWN = {"seed": "prefixes", "corpus_seed": "corpus"}
+
+# Of the facts, and of what is sampled beside them.
+Seeds = tuple[int, tuple[tuple[str, int], ...]]
 
 
 class Setting(NamedTuple):
-    """Everything that makes an arm, the seed aside.
+    """Everything that makes an arm, seeds aside: of the facts, of prefixes, and of the corpus.
 
     ridge: the number, `hard` for 0, `none` where the method has none, or `tuned` where it was
     chosen for each seed. accumulate, refresh: None
@@ -60,6 +67,15 @@ class Setting(NamedTuple):
         """The rest of a setting, some fields left out: what must be equal to compare them."""
         return tuple(v for k, v in self._asdict().items() if k not in names)
 
+    @property
+    def first_written(self) -> bool:
+        """Whether the facts that are scored are those that were written first, and not all.
+
+        Right after their batches few others are in the weights, and at the end they are the oldest.
+        """
+        part = 0 < self.score < self.n
+        return self.carried and self.batch_size < self.n and part and self.order == 0
+
     def across_n(self) -> tuple[object, ...]:
         """What must be equal to compare different N and batch sizes.
 
@@ -70,15 +86,25 @@ class Setting(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One seed of an arm."""
+    """One seed of an arm, and one draw of what is sampled beside the facts.
+
+    draw: the seeds of prefixes and corpus, where they are not 0.
+    """
 
     seed: int
+    draw: tuple[tuple[str, int], ...]
     cell: str
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other runs of its arm: `0`, or `0 (prefixes 1)`."""
+        drawn = ", ".join(f"{what} {number}" for what, number in self.draw)
+        return f"{self.seed} ({drawn})" if drawn else str(self.seed)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Finished runs that differ in nothing but the seed."""
+    """Finished runs that differ in nothing but seeds."""
 
     setting: Setting
     runs: tuple[Run, ...]
@@ -114,6 +140,8 @@ def setting_of(point: Point) -> Setting:
     ridge_batch = settings.pop("ridge_batch", 0)
     settings.pop("accumulate", None)
     settings.pop("ridge", None)
+    for name in _DRAWN:
+        settings.pop(name, None)
     fixed = "none" if point.ridge is None else f"{point.ridge:g}" if point.ridge else "hard"
     return Setting(
         model=point.model,
@@ -147,6 +175,11 @@ class Results:
     )
     _arms: list[Arm] = field(default_factory=list[Arm])
 
+    @cached_property
+    def measurements(self) -> Measurements:
+        """Which cells have measured the same."""
+        return Measurements(self.study)
+
     @property
     def arms(self) -> list[Arm]:
         """All arms of which a run is finished, in the file's order."""
@@ -176,23 +209,23 @@ class Results:
         }
 
     def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
-        """One metric of each (seed, case) of an arm; clusters are one over all seeds."""
+        """One metric of each (run, case) of an arm; clusters are one over all runs."""
         key = (arm.setting, when, metric)
         if key not in self._pooled:
             self._pooled[key] = self._pool(arm, when, metric)
         return self._pooled[key]
 
     def _pool(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
-        values: dict[str, float] = {}
-        clusters: dict[str, str] = {}
-        for run in arm.runs:
-            found = self.means(run.cell, when, metric)
-            if found is None:
-                continue
-            for case, value in found.values.items():
-                values[f"{run.seed} {case}"] = value
-                clusters[f"{run.seed} {case}"] = found.clusters[case]
-        return CaseMeans(values, clusters) if values else None
+        known = [(run, found) for run in arm.runs if (found := self.means(run.cell, when, metric))]
+        if not known:
+            return None
+        values = {f"{run.name} {c}": v for run, found in known for c, v in found.values.items()}
+        clusters = {f"{run.name} {c}": g for run, found in known for c, g in found.clusters.items()}
+        # A fact that flips does so in every draw of prefixes and corpus, for all that is known.
+        draws = len(known) / len({run.seed for run, _ in known})
+        flip = draws * sum(found.flip for _, found in known) / len(known)
+        cells = frozenset(self.measurements.first(run.cell, when) for run, _ in known)
+        return CaseMeans(values, clusters, flip, source=(cells, when, metric))
 
     def statistic(
         self, arm: Arm, when: str, metric: str, among: frozenset[str] | None = None
@@ -211,10 +244,10 @@ class Results:
         """A score with its interval; all None where there is none."""
         found = self.statistic(arm, when, metric)
         least = METRICS[metric].least if metric in METRICS else 0.0
-        return found.estimate(least, 100.0) if found else Estimate(None, None, None, 0)
+        return found.share(least) if found else Estimate(None, None, None, 0)
 
     def common(self, arms: Iterable[Arm], when: str, metric: str) -> frozenset[str]:
-        """The (seed, case) pairs that all arms have a score of."""
+        """The (run, case) pairs that all arms have a score of."""
         parts = SCORES[:3] if metric == "S" else (metric,)
         shared: set[str] | None = None
         for arm in arms:
@@ -248,20 +281,27 @@ class Results:
 
 def gather(points: Iterable[Point]) -> list[Arm]:
     """Points as arms: equal ones of several blocks count once."""
-    found: dict[Setting, dict[int, Point]] = defaultdict(dict)
+    found: dict[Setting, dict[Seeds, Point]] = defaultdict(dict)
     for point in points:
-        seeds = found[setting_of(point)]
-        known = seeds.get(point.seed)
+        runs = found[setting_of(point)]
+        seeds = point.seed, _draw(point)
+        known = runs.get(seeds)
         if known is None or len(point.when) > len(known.when):
-            seeds[point.seed] = point
+            runs[seeds] = point
     return [
         Arm(
             setting,
-            tuple(Run(seed, p.cell) for seed, p in sorted(seeds.items()) if p.cell is not None),
-            next(iter(seeds.values())),
+            tuple(Run(*seeds, p.cell) for seeds, p in sorted(runs.items()) if p.cell is not None),
+            next(iter(runs.values())),
         )
-        for setting, seeds in found.items()
+        for setting, runs in found.items()
     ]
+
+
+def _draw(point: Point) -> tuple[tuple[str, int], ...]:
+    """The seeds of what is sampled beside the facts, where they are not 0."""
+    said = {what: point.settings.get(name) for name, what in _DRAWN.items()}
+    return tuple((what, n) for what, n in said.items() if isinstance(n, int) and n)
 
 
 def evidence(arms: Iterable[Arm], when: str, metric: str) -> tuple[Evidence, ...]:

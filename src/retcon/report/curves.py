@@ -139,7 +139,7 @@ def retained(results: Results) -> list[Record]:
         groups: dict[int, list[Row]] = defaultdict(list)
         for run in arm.runs:
             for since, row in _aged(results, run.cell, arm.setting.batch_size):
-                case, relation = f"{run.seed} {row.case}", row.relation or f"case {row.case}"
+                case, relation = f"{run.name} {row.case}", row.relation or f"case {row.case}"
                 groups[since].append(row._replace(case=case, relation=relation))
         for since, rows in sorted(groups.items()):
             for metric in SCORES[:3]:

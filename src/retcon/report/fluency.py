@@ -50,7 +50,7 @@ def _entropies(results: Results, arm: Arm, when: str) -> CaseMeans | None:
         columns = ("case", "relation", "when", "entropy")
         for case, relation, then, entropy in texts.select(columns).iter_rows():
             if then == when:
-                name = f"{run.seed} {case}"
+                name = f"{run.name} {case}"
                 values[name].append(100 * entropy)
                 clusters[name] = relation if relation is not None else f"case {case}"
     if not values:

@@ -105,7 +105,7 @@ def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
     ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
     found = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
     rows = [
-        (model, dtype, ", ".join(str(run.seed) for run in arm.runs),
+        (model, dtype, ", ".join(run.name for run in arm.runs),
          f"{results.estimate(arm, 'pre', 'ES').cases:,}",
          *(_score(results.estimate(arm, "pre", metric)) for metric in SCORES))
         for (model, dtype), arm in found.items()
@@ -190,7 +190,7 @@ def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, .
     return (
         _schedule(arm), f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
         *(said.get(field, str(getattr(s, field))) for field in fields),
-        ", ".join(str(run.seed) for run in arm.runs),
+        ", ".join(run.name for run in arm.runs),
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from retcon.report.findings.claims import (
     Finding,
     contrast,
     make,
-    measured,
     points,
     strangeness,
     towards,
@@ -115,6 +114,6 @@ def _slope(results: Results, curve: Mapping[int, Arm], name: str) -> list[Claim]
     found = results.contrast(list(zip(weights, arms, strict=True)), WHEN, "NS")
     if found is None:
         return []
-    effect = measured(found, arms)
+    effect = found.estimate()
     text = f"{name}: slope of NS each time the batch doubles"
     return [make(text, WHEN, "NS", effect, towards(effect, -1), arms)]

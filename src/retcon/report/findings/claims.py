@@ -4,23 +4,26 @@ Directional claims: reproduced where the 95 % interval lies on the paper's side 
 it lies on the other side, or wholly within ± the smallest effect of interest. Claims that two
 things are equal: reproduced where the interval lies within ± that margin, not where it lies wholly
 outside. Claims that one of several is best: reproduced where it is not worse than any other by the
-margin, not where another is better. Everything else is inconclusive.
+margin, not where any other is better. Everything else is inconclusive, and so is whatever rests on
+the facts that were written first. Cells whose NLLs are the same are one measurement (`sameness`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from math import inf
+from typing import Literal, NamedTuple, TypeVar
 
-from retcon.evaluation.inference import Estimate, Statistic
+from retcon.evaluation.inference import Estimate
 from retcon.report.arms import Arm, Evidence, Results, Setting, evidence
 
+T = TypeVar("T")
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "no data"]
 
 # The smallest effect of interest, in points of a score.
 MARGIN = 1.0
 
-# Sums of equal numbers in another order: no difference, though not exactly 0.
-_ROUNDING = 1e-9
+# Why nothing follows from some runs about all of their facts.
+FIRST_WRITTEN = "only the facts that were written first are scored"
 
 
 class Claim(NamedTuple):
@@ -112,12 +115,27 @@ def equal(effect: Estimate) -> Verdict:
 
 
 def not_worse(effect: Estimate) -> Verdict:
-    """Whether a thing is as good as the best of the others, give or take the margin."""
+    """Whether a thing is as good as another one, give or take the margin."""
     if effect.low is None or effect.high is None:
         return "inconclusive"
     if effect.low > -MARGIN:
         return "reproduced"
     return "not reproduced" if effect.high < 0 else "inconclusive"
+
+
+def than_any(effects: Mapping[T, Estimate]) -> tuple[T, Verdict]:
+    """Whether a thing is as good as every rival, by its differences to them; and who decides that.
+
+    It is the one that is better; else the one to which the difference may be the largest.
+    """
+
+    def lead(rival: T) -> tuple[bool, float]:
+        effect = effects[rival]
+        low = -inf if effect.low is None else effect.low
+        return not_worse(effect) != "not reproduced", low
+
+    hardest = min(effects, key=lead)
+    return hardest, not_worse(effects[hardest])
 
 
 def so_far(verdict: Verdict, waiting: int) -> Verdict:
@@ -129,21 +147,6 @@ def _within(low: float, high: float) -> bool:
     return low >= -MARGIN and high <= MARGIN
 
 
-def measured(statistic: Statistic, arms: Sequence[Arm], comparisons: int = 1) -> Estimate:
-    """An effect with its interval.
-
-    Where no case differs between different cells, the variance knows nothing of how often one
-    would: the interval is then the rule of three, ± 3/n (Hanley & Lippman-Hand 1983, JAMA 249(13)).
-    """
-    found = statistic.estimate(comparisons=comparisons)
-    if found.low is None or found.high is None or found.mean is None:
-        return found
-    if found.high - found.low > _ROUNDING or len({arm.cells for arm in arms}) < 2:
-        return found
-    margin = 300 / found.cases
-    return found._replace(low=found.mean - margin, high=found.mean + margin)
-
-
 def contrast(
     results: Results,
     terms: Sequence[tuple[float, Arm]],
@@ -153,7 +156,7 @@ def contrast(
 ) -> Estimate | None:
     """Σ wⱼ scoreⱼ over the cases that all arms share, with its interval."""
     found = results.contrast(terms, when, metric)
-    return measured(found, [arm for _, arm in terms], comparisons) if found else None
+    return found.estimate(comparisons) if found else None
 
 
 def make(
@@ -165,12 +168,53 @@ def make(
     arms: Iterable[Arm],
     *,
     primary: bool = False,
+    algebra: bool = False,
     **about: object,
 ) -> Claim:
-    """A claim, with the rows of its arms as evidence."""
+    """A claim, with the rows of its arms as evidence.
+
+    algebra: it is about what holds of any facts, whichever are scored.
+    """
+    arms = list(arms)
+    if not algebra and any(arm.setting.first_written for arm in arms):
+        text = f"{text} ({FIRST_WRITTEN})"
+        verdict = None if verdict is None else "inconclusive"
     return Claim(
         text, when, metric, effect, verdict, primary, evidence(arms, when, metric), about
     )  # fmt: skip
+
+
+def against_all(
+    results: Results,
+    one: Arm,
+    others: Mapping[T, Arm],
+    when: str,
+    place: Callable[[T], str],
+    *,
+    waiting: int,
+    primary: bool,
+) -> list[Claim]:
+    """S of an arm minus that of each other one: first the claim that decides, then all of them.
+
+    waiting: how many others have still to be run. place: of one of the others, the claim's text.
+    """
+    effects = {
+        name: effect
+        for name, arm in others.items()
+        if (effect := contrast(results, [(1.0, one), (-1.0, arm)], when, "S", len(others)))
+    }
+    if not effects:
+        return []
+    rival, verdict = than_any(effects)
+    text = f"{place(rival)}, of all others the one that decides"
+    arms = [one, *(others[name] for name in effects)]
+    verdict = so_far(verdict, waiting)
+    leading = make(text, when, "S", effects[rival], verdict, arms, primary=primary)
+    rest = [
+        make(place(name), when, "S", effect, not_worse(effect), [one, others[name]])
+        for name, effect in effects.items()
+    ]
+    return [leading, *rest]
 
 
 def strangeness(setting: Setting) -> tuple[object, ...]:
@@ -179,6 +223,7 @@ def strangeness(setting: Setting) -> tuple[object, ...]:
         bool(setting.accumulate),
         setting.refresh not in (None, "each-batch"),
         setting.ridge_batch != 0,
+        setting.first_written,
         str(setting.order),  # the first number before others, and before orders by keys
         setting.dtype != "float32",
         setting.method not in ("memit", "emmet"),

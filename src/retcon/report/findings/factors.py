@@ -19,12 +19,12 @@ from retcon.report.findings.claims import (
     Verdict,
     contrast,
     make,
-    measured,
     points,
     strangeness,
     towards,
 )
 from retcon.report.findings.sequence import carried, extremes, paired
+from retcon.report.sameness import SAME
 from retcon.report.titles import called
 
 WHEN = "final"
@@ -64,8 +64,10 @@ def what_batch_size_is(results: Results) -> Finding:
         "between sizes comes from factors that move with it.",
         paper="Not in the paper, whose runs forget past keys and refresh targets: there S differs "
         "by up to 2.3 points between sizes at N = 4,096 (figures 4 and 5).",
-        explanation="The spread is the highest minus the lowest score over batch sizes. That it is "
-        "small is judged by the upper limits of all pairs of sizes; that a factor widens it, by "
+        explanation="The spread is the highest minus the lowest score over batch sizes. Where the "
+        f"NLLs of all prompts agree to {SAME} nats a token, far less than other weights make, the "
+        "sizes are one measurement, and no other facts would part them; else that the spread is "
+        "small is judged by the upper limits of all pairs of sizes. That a factor widens it, by "
         "the gap between the two extreme sizes with the factor on, minus the gap between the same "
         "two with it off, over the same facts, with the interval widened for the choice of the "
         "pair. One factor is turned at a time, once from the still setting and once from the "
@@ -106,14 +108,30 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
             text = (
                 f"Nothing but batch size moves ({called(setting.method)}, N = {setting.n:,}, "
                 f"{setting.dtype}): spread of {metric} over {len(curve)} sizes"
+                f"{_apart(results, curve)}"
             )
             claim = make(
                 text, WHEN, metric, width, _small(width), curve.values(),
-                primary=metric == "S" and not any(c.primary for c in found),
+                primary=metric == "S" and not any(c.primary for c in found), algebra=True,
                 factor="none",
             )  # fmt: skip
             found.append(claim)
     return found
+
+
+def _apart(results: Results, curve: Mapping[int, Arm]) -> str:
+    """By how much the NLLs of any prompt differ between sizes, in words."""
+    seeds = {run.seed for arm in curve.values() for run in arm.runs}
+    gaps = [
+        results.measurements.widest(
+            (run.cell for arm in curve.values() for run in arm.runs if run.seed == seed), WHEN
+        )
+        for seed in seeds
+    ]
+    known = [gap for gap in gaps if gap is not None]
+    return (
+        f", whose NLLs differ by {max(known):.1g} nats at most" if len(known) == len(gaps) else ""
+    )
 
 
 def _standing(results: Results, curve: Mapping[int, Arm]) -> tuple[object, ...]:
@@ -128,12 +146,11 @@ def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimat
     scores = paired(results, curve, WHEN, metric)
     if len(scores) < 2:
         return None
-    arms = list(curve.values())
     high, low = extremes(scores)
     widest = combine([(1.0, scores[high]), (-1.0, scores[low])])
-    found = measured(widest, arms, comparisons=len(list(combinations(scores, 2))))
+    found = widest.estimate(len(list(combinations(scores, 2))))
     gaps = [
-        measured(combine([(1.0, one), (-1.0, other)]), arms).high
+        combine([(1.0, one), (-1.0, other)]).estimate().high
         for one, other in permutations(scores.values(), 2)
     ]
     if found.low is None or None in gaps:

@@ -7,12 +7,9 @@ from retcon.report.arms import Arm, Results
 from retcon.report.findings.claims import (
     Claim,
     Finding,
-    contrast,
-    make,
-    not_worse,
+    against_all,
     points,
     share,
-    so_far,
 )
 from retcon.report.layers import WHEN, Recommendation, best_of, sweeps
 from retcon.report.titles import called
@@ -22,7 +19,7 @@ PAPERS_LAYER = (1,)
 
 
 def best_layer(results: Results) -> Finding:
-    """Layer 1 against the best of all others, in S of single edits."""
+    """Layer 1 against all others, in S of single edits."""
     found = Finding(
         key="a",
         name="The best layer",
@@ -39,9 +36,10 @@ def best_layer(results: Results) -> Finding:
     claims = [c for sweep, one in known for c in _claims(results, sweep, one)]
     text = "\n".join(_sentence(one) for _, one in known)
     explanation = (
-        "Paired differences over the same facts, against the best of the other layers, with the "
-        "interval widened for all layers that are compared. Which layer is best was read off the "
-        "same facts, so its S is a little flattered."
+        "Paired differences over the same facts, against every other layer, with intervals widened "
+        "for all layers that are compared; the one that decides is the layer that is better, or "
+        "else the one that may be better by most. Which layer is best was read off the same facts, "
+        "so its S is a little flattered."
     )
     missing = None if claims else "Layer 1 is not among the layers of this study."
     waiting = max(results.waiting(next(iter(s.values())).setting, "layers") for s, _ in known)
@@ -55,19 +53,14 @@ def best_layer(results: Results) -> Finding:
 def _claims(
     results: Results, sweep: Mapping[tuple[int, ...], Arm], best: Recommendation
 ) -> list[Claim]:
-    """Layer 1 against the best other one; nothing where layer 1 was not swept."""
+    """Layer 1 against each other one; nothing where layer 1 was not swept."""
     one = sweep.get(PAPERS_LAYER)
-    scores = {k: results.estimate(arm, WHEN, "S").mean for k, arm in sweep.items()}
-    others = {k: v for k, v in scores.items() if k != PAPERS_LAYER and v is not None}
+    others = {layers: arm for layers, arm in sweep.items() if layers != PAPERS_LAYER}
     if one is None or not others:
         return []
-    rival = sweep[max(others, key=lambda layer: others[layer])]
-    effect = contrast(results, [(1.0, one), (-1.0, rival)], WHEN, "S", comparisons=len(others))
-    if effect is None:
-        return []
-    text = f"{_who(best)}: layer 1 − layer {_name(rival.setting.layers)}, the best of the others"
-    verdict = so_far(not_worse(effect), results.waiting(one.setting, "layers"))
-    return [make(text, WHEN, "S", effect, verdict, [one, rival], primary=True)]
+    waiting = results.waiting(one.setting, "layers")
+    place = lambda layers: f"{_who(best)}: layer 1 − layer {_name(layers)}"  # noqa: E731
+    return against_all(results, one, others, WHEN, place, waiting=waiting, primary=True)
 
 
 def _sentence(best: Recommendation) -> str:
