@@ -1,19 +1,23 @@
 """Paired differences between kinds of carried edits, over the orders that both were run in.
 
-    python benchmarks/carried.py docs/results/toy-lifelong --n 1024 [--metric S] [--against NAME …]
+    python benchmarks/carried.py docs/results/toy-lifelong --n 1024 [--metric S]
+        [--against NAME …] [--widest K]
 
 Final scores of a finished study. Without --against the names are listed, as the report has them;
 with it every kind is compared with each of those that are named. Intervals are clustered by
-relation.
+relation, each for itself. --widest: of all pairs among the K kinds of the highest scores, the
+difference that is the farthest from 0, with an interval that is widened for all of these pairs.
 """
 
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from retcon.evaluation.inference import Statistic
 from retcon.report.arms import Arm, Results
+from retcon.report.findings.claims import share, spanned
 from retcon.report.names import carried_names
 from retcon.study.reading import read_study
 
@@ -36,12 +40,22 @@ def mean_over(arms: Sequence[Arm], sign: float) -> list[tuple[float, Arm]]:
     return [(sign / len(arms), arm) for arm in arms]
 
 
-def told(found: Statistic | None, sign: str = "") -> str:
-    """A score with its interval."""
+def told(found: Statistic | None) -> str:
+    """A difference with its interval."""
     if found is None:
         return "–"
-    one = found.estimate()
-    return f"{one.mean:{sign}.1f} [{one.low:{sign}.1f}, {one.high:{sign}.1f}]"
+    return spanned(found.estimate())
+
+
+def scored(found: Statistic | None) -> str:
+    """A score with its interval."""
+    return "–" if found is None else share(found.share())
+
+
+def mean_score(results: Results, arms: dict[Order, Arm], metric: str) -> float:
+    """Over the orders that a kind was run in."""
+    found = results.contrast(mean_over(list(arms.values()), 1.0), "final", metric)
+    return -1.0 if found is None else found.value
 
 
 def compared(results: Results, one: dict[Order, Arm], other: dict[Order, Arm], metric: str) -> str:
@@ -53,7 +67,22 @@ def compared(results: Results, one: dict[Order, Arm], other: dict[Order, Arm], m
     if not mine or mine == theirs:
         return "–"
     terms = [*mean_over(mine, 1.0), *mean_over(theirs, -1.0)]
-    return told(results.contrast(terms, "final", metric), "+")
+    return told(results.contrast(terms, "final", metric))
+
+
+def widest(results: Results, kinds: Kinds, metric: str) -> str:
+    """Of all pairs of kinds the one whose difference is the farthest from 0 by its own interval."""
+    pairs = list(combinations(kinds, 2))
+    found: list[tuple[float, str]] = []
+    for one, other in pairs:
+        shared = [order for order in kinds[one] if order in kinds[other]]
+        sides = [[kinds[name][order] for order in shared] for name in (one, other)]
+        terms = [*mean_over(sides[0], 1.0), *mean_over(sides[1], -1.0)] if shared else []
+        told = results.contrast(terms, "final", metric) if terms else None
+        if told is not None and told.error:
+            effect = spanned(told.estimate(len(pairs)))
+            found.append((abs(told.value) / told.error, f"{one} − {other}: {effect}"))
+    return f"The farthest from 0 of {len(pairs)} pairs: {max(found)[1]}" if found else "No pairs."
 
 
 def main() -> None:
@@ -62,6 +91,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, required=True)
     parser.add_argument("--metric", default="S")
     parser.add_argument("--against", nargs="*", default=[])
+    parser.add_argument("--widest", type=int, default=0)
     chosen = parser.parse_args()
     results = Results(read_study(chosen.folder))
     kinds = kinds_of(results, chosen.n)
@@ -72,9 +102,13 @@ def main() -> None:
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for name, arms in kinds.items():
         own = results.contrast(mean_over(list(arms.values()), 1.0), "final", chosen.metric)
-        cells = [name, ", ".join(map(str, arms)), told(own)]
+        cells = [name, ", ".join(map(str, arms)), scored(own)]
         cells += [compared(results, arms, kinds[x], chosen.metric) for x in chosen.against]
         print("| " + " | ".join(cells) + " |")
+    if chosen.widest:
+        means = {name: mean_score(results, arms, chosen.metric) for name, arms in kinds.items()}
+        best = sorted(kinds, key=lambda name: -means[name])[: chosen.widest]
+        print(widest(results, {name: kinds[name] for name in best}, chosen.metric))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def shares(of: Drawn) -> np.ndarray:
 
 def differences(of: Drawn) -> np.ndarray:
     """The twin of `Statistic.estimate`: the outer roots, found by numpy."""
-    v, k, t = of.variance, of.flip, of.t
+    v, k, t = of.variance, of.flip / 2**0.5, of.t
     gap = np.sign(of.mean) * np.minimum(np.abs(of.mean), v / k)
     companion = np.zeros((len(v), 3, 3))
     companion[:, 1, 0] = companion[:, 2, 1] = 1

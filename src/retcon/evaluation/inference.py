@@ -67,27 +67,28 @@ class Statistic:
     def estimate(self, comparisons: int = 1) -> Estimate:
         """A difference with its 95 % interval, by Student's t, and by scores where few cases flip.
 
-        Where b cases flip one way and c the other, the likeliest variance of (b − c) k, k = a flip,
-        if its mean were θ, is (V + √(V² + 4k²θ(θ − θ̂)))/2, V = (b + c) k² being what was found. The
-        limits, |θ − θ̂| = t √variance, are the outer roots x = θ − θ̂ of
+        Where b cases flip one way and c the other, k being a flip, the likeliest variance of
+        θ̂ = (b − c) k, if its mean were θ, is (V + √(V² + 4k²θ(θ − θ̂)))/2, with V = (b + c) k² what
+        was found. The limits, |θ − θ̂| = t √variance, are the outer roots x = θ − θ̂ of
 
             x³ − t² (V + t²k²) x − t⁴k² θ̂ = 0
 
-        (Tango 1998, Stat. Med. 17, for Poisson counts). V is the clusters', so that many flips give
-        θ̂ ± t √V, and none ± t²k. comparisons: of how many this one was chosen; the interval is
-        widened (Bonferroni) so that all of them hold together.
+        (Tango 1998, Stat. Med. 17, for Poisson counts). V is the clusters'. With many flips that is
+        θ̂ ± t √V; with none of n cases, a flip counting 1/√2, the rule of three, ± 3/n. comparisons:
+        of how many this one was chosen; the interval is widened (Bonferroni's quantile over t) so
+        that all of them hold together.
         """
-        error, t = self.error, self._quantile(comparisons)
-        if error is None or t is None:
+        error, t, wider = self.error, self._quantile(1), self._quantile(comparisons)
+        if error is None or t is None or wider is None:
             return Estimate(self.value, None, None, self.cases)
-        # A flip is of one of two sides, each of which has one in `flips`.
-        flip = sqrt(sum(k * k for k in self.flips.values()) / 2)
+        # Each of two sides has one in `flips`.
+        flip = sqrt(sum(k * k for k in self.flips.values())) / 2
         # All flips one way are the most that V has room for.
-        gap = (
-            self.value if not flip else copysign(min(abs(self.value), error**2 / flip), self.value)
-        )
-        low, high = _outer_roots(t**2 * (error**2 + (t * flip) ** 2), t**4 * flip**2 * gap)
-        return Estimate(self.value, self.value + low, self.value + high, self.cases)
+        room = min(abs(self.value), error**2 / flip) if flip else 0.0
+        gap = copysign(room, self.value)
+        ends = _outer_roots(t**2 * (error**2 + (t * flip) ** 2), t**4 * flip**2 * gap)
+        low, high = (self.value + end * wider / t for end in ends)
+        return Estimate(self.value, low, high, self.cases)
 
     def share(self, least: float = 0.0, most: float = 100.0) -> Estimate:
         """A score between two bounds with its 95 % interval: Wilson's, on an effective n.

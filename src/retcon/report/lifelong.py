@@ -220,8 +220,9 @@ def _correlation(facts: pl.DataFrame, name: str) -> str:
     def turned(without: Collection[str]) -> float:
         kept = asked.filter(~pl.col("relation").is_in(without))
         value = kept.select(pl.corr(name, "margin", method="spearman")).item()
-        told = value is not None and not isnan(value)
-        return atanh(max(-0.999999, min(0.999999, value))) if told else nan
+        if value is None or isnan(value):
+            return nan
+        return atanh(max(-0.999999, min(0.999999, value)))
 
     found = jackknife(turned, relations).estimate() if len(relations) > 3 else None
     if found is None or found.mean is None or found.low is None or found.high is None:

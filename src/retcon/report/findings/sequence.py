@@ -54,11 +54,7 @@ def large_batch_against_small_ones(results: Results) -> Finding:
 def carried(results: Results, when: str) -> list[Curve]:
     """Families of carried arms; one batch of all facts belongs to each, however it was named."""
     curves = size_families(results, carried=True, when=when)
-    wholes = [
-        arm
-        for arm in results.arms
-        if arm.setting.batch_size == arm.setting.n and not arm.setting.carried
-    ]
+    wholes = [arm for arm in results.arms if arm.setting.batch_size == arm.setting.n]
     for curve in curves:
         setting = next(iter(curve.values())).setting
         alike = ("carried", "batch_size", "accumulate", "refresh", "order")

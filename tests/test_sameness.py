@@ -1,0 +1,142 @@
+"""Cells that have measured the same, and claims that rest on the facts that were written first."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from made_study import flat, grid, make_study, paper, point
+from retcon.report.arms import Results
+from retcon.report.findings import all_findings
+from retcon.report.findings.claims import contrast
+from retcon.report.sameness import SAME, Measurements
+from retcon.study.points import Point
+from retcon.study.reading import read_study
+
+SIZES = {"batch_size": [4, 16, 32]}
+CARRIED = {"schedule": "sequential-batch", "accumulate": False}
+
+
+def rewrite(folder: Path, place: Point, rows: pl.DataFrame) -> None:
+    """Other rows for a finished cell."""
+    cell = folder / "cells" / str(place.cell)
+    rows.write_parquet(cell / "rows.parquet")
+    done = json.loads((cell / "done.json").read_text())
+    done["files"]["rows.parquet"] = hashlib.sha256((cell / "rows.parquet").read_bytes()).hexdigest()
+    (cell / "done.json").write_text(json.dumps(done))
+
+
+def rows(folder: Path, place: Point) -> pl.DataFrame:
+    return pl.read_parquet(folder / "cells" / str(place.cell) / "rows.parquet")
+
+
+def moved(folder: Path, place: Point, by: float) -> None:
+    """A cell whose NLLs are others by so much."""
+    shifted = rows(folder, place).with_columns(pl.col("nll_new") + by)
+    rewrite(folder, place, shifted)
+
+
+@pytest.fixture
+def still(tmp_path):
+    held = {**CARRIED, "accumulate": True, "refresh": "never", "n": 128, "score": 64}
+    points = grid("still", SIZES, **held)
+    return make_study(tmp_path, points, flat), points
+
+
+def test_the_same_nlls_are_one_measurement_whatever_the_facts_are_few(still):
+    folder, (first, second, _) = still
+    moved(folder, second, 0.9 * SAME)
+    results = Results(read_study(folder))
+    assert results.measurements.gap(first.cell, second.cell, "final") == pytest.approx(0.9 * SAME)
+    one, other, _ = results.arms
+    effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "S")
+    assert effect[:3] == pytest.approx((0, 0, 0))
+    finding = all_findings(results)[-1]
+    (claim,) = (claim for claim in finding.claims if claim.primary)
+    assert finding.verdict == "reproduced" and "NLLs differ by 0.005 nats at most" in claim.text
+
+
+def test_other_nlls_are_another_measurement_though_no_comparison_flips(still):
+    folder, (_, second, _) = still
+    moved(folder, second, 1.1 * SAME)
+    results = Results(read_study(folder))
+    assert results.measurements.first(second.cell, "final") == second.cell
+    one, other, _ = results.arms
+    effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "ES")
+    assert effect.mean == 0 and effect.high > 3
+    assert all_findings(results)[-1].verdict == "inconclusive"
+
+
+def test_a_missing_nll_is_not_the_same_as_one(still):
+    folder, (first, second, _) = still
+    emptied = rows(folder, second).with_columns(
+        nll_old=pl.when(pl.col("kind") == "rewrite").then(None).otherwise(pl.col("nll_old"))
+    )
+    rewrite(folder, second, emptied)
+    measurements = Measurements(read_study(folder))
+    assert measurements.gap(first.cell, second.cell, "final") == float("inf")
+    assert not measurements.within(first.cell, second.cell, "final")
+
+
+def number_study(folder: Path, score: int):
+    """Two N of three sizes, in order 0: the first facts of the longer runs are the shorter runs."""
+    few = grid("number", SIZES, n=64, score=min(score, 64), **CARRIED)
+    many = grid("number", SIZES, n=256, score=score, **CARRIED)
+    made = make_study(folder, [*few, *many], paper)
+    for short, long in zip(few, many, strict=True):
+        now, before = rows(made, long), rows(made, short).filter(pl.col("when") == "immediate")
+        own = now.join(before, on=["case", "kind", "index", "when"], how="anti")
+        rewrite(made, long, pl.concat([own, before]))
+    return read_study(made)
+
+
+def test_a_loss_between_runs_whose_rows_are_the_same_is_refused(tmp_path):
+    found = {f.key: f for f in all_findings(number_study(tmp_path, score=64))}["e"]
+    assert found.times == ("final",)
+    assert "At immediate the largest N has no row of its own" in found.missing
+
+
+def test_a_loss_between_runs_that_share_some_rows_is_told(tmp_path):
+    found = {f.key: f for f in all_findings(number_study(tmp_path, score=256))}["e"]
+    assert set(found.times) == {"immediate", "final"} and found.missing is None
+
+
+@pytest.mark.parametrize(("order", "score"), [(0, 112), (1, 112), (0, 128)])
+def test_nothing_is_concluded_from_the_facts_that_were_written_first(tmp_path, order, score):
+    sizes = {"batch_size": [4, 16, 32, 128]}
+    places = grid("sequential", sizes, n=128, score=score, order=order, **CARRIED)
+    found = {f.key: f for f in all_findings(read_study(make_study(tmp_path, places, paper)))}
+    oldest = order == 0 and score < 128
+    for key in ("b2", "c"):
+        leading = found[key].leading
+        assert ("only the facts that were written first are scored" in leading.text) is oldest
+        if oldest:
+            assert {found[key].verdict_at(when) for when in found[key].times} == {"inconclusive"}
+    # It is not that the facts are few: the same number of them tells it in another order.
+    assert (found["b2"].verdict_at("immediate") == "reproduced") is not oldest
+
+
+def test_one_batch_of_all_facts_belongs_to_every_order(tmp_path):
+    places = [
+        *grid("sequential", {"batch_size": [4, 16]}, n=128, order=1, **CARRIED),
+        point("whole", n=128, batch_size=128, order=0, **CARRIED),
+    ]
+    found = {f.key: f for f in all_findings(read_study(make_study(tmp_path, places, paper)))}
+    assert "one batch − mean of the smaller sizes (2)" in found["b2"].leading.text
+
+
+def test_draws_of_prefixes_and_corpus_are_runs_of_one_arm(tmp_path):
+    draws = [{"seed": s, "corpus_seed": c} for s in (0, 1) for c in (0, 2)]
+    places = grid("draws", {"settings": draws, "seed": [0, 3]}, n=32, **CARRIED, batch_size=4)
+    results = Results(read_study(make_study(tmp_path, places)))
+    (arm,) = results.arms
+    assert [run.name for run in arm.runs][:4] == [
+        "0", "0 (corpus 2)", "0 (prefixes 1)", "0 (prefixes 1, corpus 2)",
+    ]  # fmt: skip
+    assert results.estimate(arm, "final", "ES").cases == 8 * 32
+    assert arm.setting.others == "{}"
+    # A fact that flips does so in each of the four draws.
+    (flip,) = results.statistic(arm, "final", "ES").flips.values()
+    assert flip == pytest.approx(100 / 64)
