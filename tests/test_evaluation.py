@@ -13,6 +13,7 @@ from pico import FAMILIES, pico
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.evaluation.generation import says_target
+from retcon.evaluation.inference import t_quantile
 from retcon.evaluation.metrics import estimate, harmonic, intervals, summarise
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import score_cases, score_targets
@@ -158,13 +159,15 @@ def test_harmonic_mean(scores):
 def test_intervals_without_clusters_are_the_textbook_ones(wins):
     rows = [row(str(i), new=1.0 if won else 3.0) for i, won in enumerate(wins)]
     found, n = estimate(rows, "ES"), len(wins)
-    mean = 100 * sum(wins) / n
-    variance = sum((100 * won - mean) ** 2 for won in wins) / (n - 1) / n
-    assert found.low is not None and found.high is not None and found.mean == pytest.approx(mean)
-    half = found.mean - found.low
-    if found.low == 0:
-        return  # clipped to what a metric can be
-    assert 1.95 * variance**0.5 - 1e-9 <= half <= 12.8 * variance**0.5 + 1e-9
+    share = sum(wins) / n
+    assert found.low is not None and found.high is not None
+    assert found.mean == pytest.approx(100 * share)
+    # Wilson's: at either limit the share that was seen is t standard errors away, of n − 1 cases and
+    # of one that might have gone either way.
+    cases = (share * (1 - share) + 1 / n) / (share * (1 - share) / (n - 1) + 1 / n**2)
+    for limit in (found.low / 100, found.high / 100):
+        away = t_quantile(n - 1) * (limit * (1 - limit) / cases) ** 0.5
+        assert abs(share - limit) == pytest.approx(away, abs=1e-9)
 
 
 def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
