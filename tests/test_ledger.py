@@ -1,6 +1,7 @@
 """Ledgers: stacked, undone in part and as a whole, by many at once, and never by a hostile file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pico import pico, tokenizer
 from retcon.editing.making import edit as make
@@ -27,6 +29,7 @@ from retcon.patch.ledger import Ledger
 from retcon.patch.sources import read_source
 from retcon.patch.stacking import difference, stack, without
 from retcon.patch.verifying import verify
+from retcon.sealed import load_record, save_record
 from test_methods import EDITS, FAST
 
 SOFT = {**FAST, "ridge": 9.0}
@@ -303,13 +306,18 @@ def test_an_interrupted_write_loses_nothing(ledger, tmp_path, monkeypatch, after
     assert not list(ledger.folder.rglob(".*-*"))
 
 
-def test_a_full_disk_is_said_and_changes_nothing(ledger, tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["event", "ledger"])
+def test_a_full_disk_is_said_and_changes_nothing(ledger, tmp_path, monkeypatch, what):
     from retcon.patch import journal
 
-    def full(*_args, **_kwargs):
-        raise StorageError("full")
+    save = journal.save_record
 
-    monkeypatch.setattr(journal, "_write", full)
+    def full(file, value, owner, **more):
+        if owner["kind"] == what:
+            raise StorageError("full")
+        save(file, value, owner, **more)
+
+    monkeypatch.setattr(journal, "save_record", full)
     with pytest.raises(StorageError):
         ledger.add(tmp_path / "second.safetensors", who="ann")
     assert len(ledger.history) == 2
@@ -328,6 +336,16 @@ def test_other_models_and_other_folders_are_refused(ledger, tmp_path):
     with pytest.raises(InvalidLedger, match="is no ledger"):
         Ledger(tmp_path / "nowhere").back_to(0, who="ann")
     assert not (tmp_path / "nowhere").exists()
+
+
+def strip_seals(ledger):
+    """Make it a ledger of format 1, as it was written before there were digests."""
+    for file in [ledger.folder / "ledger.json", *(ledger.folder / "events").iterdir()]:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        for name in ("seal", "previous", "head"):
+            record.pop(name, None)
+        record = record if "number" in record else {**record, "format": 1}
+        file.write_text(json.dumps(record), encoding="utf-8")
 
 
 def changed(ledger, event, **changes):
@@ -354,10 +372,13 @@ def changed(ledger, event, **changes):
         ({"action": {"kind": "undo", "facts": {"2": ["a"]}}}, "earlier ones"),
         ({"action": {"kind": "exec", "code": "import os"}}, "damaged"),
         ({"when": "yesterday"}, "damaged"),
+        ({"when": "0001-01-01T00:00:00+23:59"}, "no such time"),
+        ({"action": {"kind": "undo", "facts": {"1": ["A"]}}}, "'A', which entry 1 never had"),
         ({"extra": 1}, "damaged"),
     ],
 )
 def test_hostile_events_are_one_clear_error(ledger, changes, said):
+    strip_seals(ledger)
     changed(ledger, 2, **changes)
     if said is None:
         assert ledger.stack().edits == ()
@@ -382,9 +403,134 @@ def test_damage_is_found(ledger, model):
     (ledger.folder / "events" / "000001.json").unlink()
     with pytest.raises(InvalidLedger, match="event 1 is missing"):
         ledger.entries()
-    (ledger.folder / "ledger.json").write_text('{"format": 2}', encoding="utf-8")
-    with pytest.raises(InvalidLedger, match="format 2"):
+    (ledger.folder / "ledger.json").write_text('{"format": 3}', encoding="utf-8")
+    with pytest.raises(InvalidLedger, match="format 3"):
         ledger.entries()
+
+
+def damage_event(folder):
+    file = folder / "events" / "000003.json"
+    file.write_bytes(file.read_bytes().replace(b'"b"', b'"B"'))
+
+
+def forge_event(folder):
+    """Change an event and seal it again; the last one is what the head knows."""
+    file = folder / "events" / "000003.json"
+    found = load_record(file, {})
+    found.value["action"]["facts"]["1"] = ["c"]
+    save_record(file, found.value, {"kind": "event", "number": 3})
+
+
+def swap_events(folder):
+    one, two = (folder / "events" / f"00000{n}.json" for n in (1, 2))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def take_another_s(folder, what):
+    other = Ledger(folder.parent / "other")
+    other.add(make(pico(seed=1), EDITS[:1], method="emmet", layers=(1,), settings=FAST), who="x")
+    (folder / what).write_bytes((other.folder / what).read_bytes())
+
+
+ACCIDENTS = {
+    "a letter of an undo": (damage_event, "does not match"),
+    "another undo": (forge_event, "another history"),
+    "the newest event is gone": (
+        lambda folder: (folder / "events" / "000003.json").unlink(), "from event 3 on are missing"
+    ),
+    "all events are gone": (
+        lambda folder: shutil.rmtree(folder / "events"), "from event 1 on are missing"
+    ),
+    "events change places": (swap_events, "number 2, and number 1 was asked for"),
+    "another ledger's event": (lambda f: take_another_s(f, "events/000001.json"), "another ledger"),
+    "another ledger's head": (lambda f: take_another_s(f, "ledger.json"), "does not follow"),
+}  # fmt: skip
+COMMANDS = [
+    ["list"], ["verify"], ["show"], ["undo", "a"], ["undo", "--to", "1"],
+    ["add", "second.safetensors"], ["diff", "second.safetensors"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_accidents_to_a_history_are_found_by_every_command(ledger, accident, retcon, monkeypatch):
+    ledger.undo(ledger.choose(["b"]), who="ann")
+    monkeypatch.chdir(ledger.folder.parent)
+    harm, said = ACCIDENTS[accident]
+    harm(ledger.folder)
+    before = sorted((path, path.stat().st_mtime_ns) for path in ledger.folder.rglob("*.json"))
+    for name, *more in COMMANDS:
+        code, _, err = retcon("patch", name, "ledger", *more)
+        assert code == 2 and said in err, (name, err)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in ledger.folder.rglob("*.json"))
+
+
+def test_a_ledger_without_digests_is_read_and_its_next_event_begins_the_chain(ledger, model):
+    ledger.undo(ledger.choose(["b"]), who="ann")
+    expected = weights(model, ledger.stack())
+    strip_seals(ledger)
+    old = (ledger.folder / "events" / "000002.json").read_bytes()
+    assert ids(ledger.stack()) == list("acde")
+    assert all(torch.equal(expected[k], w) for k, w in weights(model, ledger.stack()).items())
+    (first, *_) = verify(ledger, model)
+    assert first.problem is None and "cannot be checked" in first.note
+    ledger.undo(ledger.choose(["d"]), who="bob")
+    assert ids(ledger.stack()) == list("ace") and len(ledger.history) == 4
+    # All that was there before is in the chain.
+    file = ledger.folder / "events" / "000002.json"
+    assert file.read_bytes() == old
+    file.write_bytes(old.replace(b"bob", b"eve"))
+    with pytest.raises(InvalidLedger, match="does not follow"):
+        ledger.entries()
+
+
+def test_without_a_chain_another_model_s_ledger_json_is_still_told(ledger):
+    strip_seals(ledger)
+    file = ledger.folder / "ledger.json"
+    record = {**json.loads(file.read_text(encoding="utf-8")), "base": "0" * 64}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InvalidLedger, match="another ledger's"):
+        ledger.entries()
+
+
+def test_an_event_that_the_head_does_not_know_of_yet_counts(ledger, tmp_path, monkeypatch):
+    """Killed between the event and the head."""
+    from retcon.patch import journal
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(journal, "_write_head", die)
+        ledger.undo(ledger.choose(["b"]), who="ann")
+    assert ids(ledger.stack()) == list("acde")
+    assert not [finding for finding in verify(ledger) if finding.problem or finding.note]
+    ledger.undo(ledger.choose(["d"]), who="ann")
+    (ledger.folder / "events" / "000004.json").unlink()
+    with pytest.raises(InvalidLedger, match="from event 4 on are missing"):
+        ledger.entries()
+
+
+def test_a_patch_made_on_another_stack_than_its_event_says_is_found(ledger, model):
+    with ledger.applied(model):
+        top = make(
+            model, [EDITS[0]], method="emmet", layers=(1,), settings={**FAST, "corpus": "self"}
+        )
+    ledger.add(top, who="ann", model=model)
+    assert not [finding for finding in verify(ledger, model) if finding.problem]
+    strip_seals(ledger)
+    changed(ledger, 3, action__on=1)
+    problems = [finding for finding in verify(ledger, model) if finding.problem]
+    assert [finding.what for finding in problems] == ["base of event 3"]
+
+
+def test_a_patch_of_the_ledger_in_another_s_place_is_found(ledger):
+    one, two = sorted((ledger.folder / "patches").iterdir())
+    one.write_bytes(two.read_bytes())
+    for read in (ledger.entries, ledger.stack):
+        with pytest.raises(InvalidLedger, match="another hash"):
+            read()
 
 
 def test_what_two_patches_do_differently(ledger, model):
@@ -462,6 +608,13 @@ def test_a_ledger_on_the_command_line(folder, retcon):
 def test_verify_finds_damage_and_looks_at_single_files_too(folder, retcon):
     code, out, err = retcon("patch", "verify", "second.safetensors", "--model", "./model")
     assert code == 0 and out.count("as it should be") == 2, err
+    patch = read_source("second.safetensors")
+    header = {"retcon": patch.about.model_dump_json()}
+    tensors = {f"layer.1.{n}": getattr(patch.deltas[1], n) for n in ("left", "right")}
+    save_file(tensors, "old.safetensors", header)
+    code, out, err = retcon("patch", "verify", "old.safetensors", "--json", "v.json")
+    assert code == 0 and "cannot be checked" in out, err
+    assert json.loads((folder / "v.json").read_text())["findings"][0]["problem"] is None
     (folder / "second.safetensors").write_bytes(b"no")
     code, out, err = retcon("patch", "verify", "second.safetensors")
     assert code == 2 and "damaged one" in out and "1 of the 1" in err

@@ -6,7 +6,7 @@ edits, the method with all settings, and the base model's fingerprint. Where a c
 all its edits together the header says that rows are `shared`, and there are at most min(d_out,
 d_in) of them. Where it names no edits (an adapter that was trained elsewhere), rows belong to none
 and each layer has its own rank. Loading a file runs no code, and checks every shape against the
-header before it reads a tensor.
+header before it reads a tensor. Files are sealed: what is not what was saved is refused.
 """
 
 import json
@@ -25,16 +25,16 @@ from pydantic import (
     ValidationError,
     model_serializer,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.errors import InvalidEdit, InvalidPatch, PatchMismatch
+from retcon.errors import Damaged, InvalidEdit, InvalidPatch, PatchMismatch
 from retcon.model.handle import ModelHandle
-from retcon.storage import write_whole
+from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
 
 FORMAT = 1
+# Whose a patch is, its base says; a file may be copied anywhere.
+OWNER: Owner = {"kind": "patch"}
 
 # What is not written down, because every reader takes it for granted: older ones know no such keys.
 _GRANTED = (("rows", "edits"), ("refresh", "each-batch"))
@@ -149,12 +149,11 @@ class Patch:
             StorageError: no space or no permission.
         """
         tensors = {
-            f"layer.{layer}.{name}": getattr(delta, name).contiguous().cpu()
+            f"layer.{layer}.{name}": getattr(delta, name)
             for layer, delta in self.deltas.items()
             for name in ("left", "right")
         }
-        header = {"retcon": self.about.model_dump_json()}
-        write_whole(Path(path), lambda work: save_file(tensors, work, header))
+        save_tensors(Path(path), tensors, OWNER, self.about.model_dump(mode="json"))
 
 
 def load_patch(path: Path | str) -> Patch:
@@ -164,19 +163,18 @@ def load_patch(path: Path | str) -> Patch:
         InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.
     """
     path = Path(path)
-    with _opened(path) as stream:
-        about = read_header(path, stream.metadata() or {})
+    with _opened(path) as opened:
+        about = read_header(path, opened.metadata, opened.about)
         expected = {f"layer.{layer}.{f}" for layer in about.layers for f in ("left", "right")}
-        if set(stream.keys()) != expected:
+        if {*opened.names} != expected:
             raise InvalidPatch(
                 f"{path}: its tensors are not those of its {len(expected) // 2} layers."
             )
-        slices = {name: stream.get_slice(name) for name in sorted(expected)}
-        _check_factors(path, about, {k: tuple(s.get_shape()) for k, s in slices.items()})
-        for name, piece in slices.items():
-            if piece.get_dtype() != "F32":
+        _check_factors(path, about, {name: opened.shape(name) for name in opened.names})
+        for name in opened.names:
+            if opened.dtype(name) != "F32":
                 raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
-        tensors = {name: stream.get_tensor(name) for name in slices}
+        tensors = opened.read_all()
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidPatch(f"{path}: the tensor {name} is not finite float32.")
@@ -203,23 +201,26 @@ def load_about(path: Path | str) -> Provenance:
         InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.
     """
     path = Path(path)
-    with _opened(path) as stream:
-        return read_header(path, stream.metadata() or {})
+    with _opened(path) as opened:
+        return read_header(path, opened.metadata, opened.about)
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[safe_open, None, None]:
+def _opened(path: Path) -> Generator[Tensors, None, None]:
     if not path.is_file():
         raise InvalidPatch(f"There is no patch file {str(path)!r}.")
     try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise InvalidPatch(f"{path} is no patch file, or a damaged one: {error}") from error
+        with open_tensors(path, OWNER) as opened:
+            yield opened
+    except Damaged as error:
+        raise InvalidPatch(
+            f"{path} is no patch file, or a damaged one: {error} Bring it back from a copy, or "
+            f"make it again."
+        ) from error
 
 
-def read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
-    """The provenance in a safetensors header.
+def read_header(path: Path, metadata: Mapping[str, str], about: object = None) -> Provenance:
+    """The provenance in a safetensors header. about: it, where it has been parsed already.
 
     Raises:
         InvalidPatch: there is none, or one of a newer format, or something else.
@@ -227,7 +228,7 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Provenance:
     if "retcon" not in metadata:
         raise InvalidPatch(f"{path} is a safetensors file, but not a Retcon patch.")
     try:
-        found = json.loads(metadata["retcon"])
+        found = json.loads(metadata["retcon"]) if about is None else about
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise InvalidPatch(

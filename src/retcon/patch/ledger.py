@@ -8,19 +8,26 @@ was, to the last bit.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.errors import InvalidLedger, InvalidSetting, PatchMismatch, UnknownName
+from retcon.errors import (
+    InvalidLedger,
+    InvalidPatch,
+    InvalidSetting,
+    PatchMismatch,
+    UnknownName,
+)
 from retcon.model.handle import ModelHandle
 from retcon.patch import journal
 from retcon.patch.format import Patch, Provenance, load_about, load_patch
 from retcon.patch.journal import Added, Event, Returned, Scores, TakenBack
-from retcon.patch.slots import Slot, stack_after
+from retcon.patch.slots import Slot, stack_after, stacks
 from retcon.patch.stacking import check_rows, stack, without
+from retcon.sealed import digest_of
 from retcon.storage import locked, make_folder
 
 _LOCK = ".lock"
@@ -82,8 +89,22 @@ class Ledger:
         Raises:
             InvalidLedger: the folder is no ledger, or an event is missing or damaged.
         """
-        _ = self.identity
-        return journal.read_events(self.folder)
+        return self.read().events
+
+    def read(self) -> journal.History:
+        """The history with what seals it; every fact that it takes back is one that there was.
+
+        Raises:
+            InvalidLedger: the folder is no ledger, or an event is missing or damaged.
+        """
+        found = journal.read_history(self.folder)
+        for event, before in zip(found.events, stacks(found.events), strict=False):
+            if isinstance(event.action, TakenBack):
+                for slot in before:
+                    self._check_held(event, slot, event.action.facts.get(slot.entry, ()))
+            elif isinstance(event.action, Added) and found.identity.head is None:
+                self._check_base(found.identity, event.number, event.action)
+        return found
 
     def entries(self, at: int | None = None) -> tuple[Entry, ...]:
         """The stack from its lowest patch on; at: as it was after that event (0: empty).
@@ -147,12 +168,12 @@ class Ledger:
         read = patch if isinstance(patch, Patch) else load_patch(patch)
         with locked(make_folder(self.folder) / _LOCK):
             self._found(read.about)
-            history, on = self.history, self._made_on(read.about, model)
+            history, on = self.read(), self._made_on(read.about, model)
             file = patch if isinstance(patch, Patch) else Path(patch)
             sha = journal.keep_patch(self.folder, file)
             action = Added(patch=sha, on=on, scores=scores or {})
-            event = journal.append(self.folder, len(history) + 1, action, who=who, note=note)
-        return self._entry(Slot(event.number, sha), (*history, event))
+            event = journal.append(self.folder, history, action, who=who, note=note)
+        return self._entry(Slot(event.number, sha), (*history.events, event))
 
     def choose(self, facts: Sequence[str] = (), entries: Sequence[int] = ()) -> Undoing:
         """What an undo would take out of the stack.
@@ -200,15 +221,15 @@ class Ledger:
             StorageError: no space or no permission; then nothing has happened.
         """
         with locked(self.folder / _LOCK):
-            history = self.history
-            if len(history) != undoing.seen:
+            history = self.read()
+            if len(history.events) != undoing.seen:
                 raise InvalidLedger(
-                    f"{self.folder} was changed meanwhile (event {len(history)}, by "
-                    f"{history[-1].who}). Nothing was undone. Look at it, and undo again."
+                    f"{self.folder} was changed meanwhile (event {len(history.events)}, by "
+                    f"{history.events[-1].who}). Nothing was undone. Look at it, and undo again."
                 )
             patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
             action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
-            return journal.append(self.folder, len(history) + 1, action, who=who, note=note)
+            return journal.append(self.folder, history, action, who=who, note=note)
 
     def back_to(self, point: int, *, who: str, note: str = "") -> Event:
         """Make the stack what it was after an event; 0: empty. This is an event as well.
@@ -218,10 +239,10 @@ class Ledger:
         """
         _ = self.identity
         with locked(self.folder / _LOCK):
-            history = self.history
-            stack_after(history, point)
+            history = self.read()
+            stack_after(history.events, point)
             action = Returned(to=point)
-            return journal.append(self.folder, len(history) + 1, action, who=who, note=note)
+            return journal.append(self.folder, history, action, who=who, note=note)
 
     def after(
         self,
@@ -266,16 +287,46 @@ class Ledger:
         )
 
     def _about(self, sha: str) -> Provenance:
-        return load_about(journal.patch_file(self.folder, sha))
+        return load_about(self.file(sha))
 
     def _patch(self, slot: Slot) -> Patch:
-        file = journal.patch_file(self.folder, slot.sha)
-        if file.is_file() and journal.hash_of(file) != slot.sha:
+        return without(load_patch(self.file(slot.sha)), slot.dropped)
+
+    def file(self, sha: str) -> Path:
+        """The patch file with this hash.
+
+        Raises:
+            InvalidLedger: its bytes have another.
+        """
+        file = journal.patch_file(self.folder, sha)
+        if file.is_file() and digest_of(file) != sha:
             raise InvalidLedger(
-                f"{file} is not the file that was added as entry {slot.entry}: its bytes have "
-                f"another hash. Bring it back from a copy, or undo the entry."
+                f"{file} is not the file that was added: its bytes have another hash. Bring it "
+                f"back from a copy, or undo its entry."
             )
-        return without(load_patch(file), slot.dropped)
+        return file
+
+    def _check_base(self, identity: journal.Identity, number: int, action: Added) -> None:
+        """Raise InvalidLedger where, without a chain, ledger.json is another model's."""
+        with suppress(InvalidPatch):  # which whoever needs the patch will be told
+            about = load_about(journal.patch_file(self.folder, action.patch))
+            if not action.on and about.base != identity.base:
+                raise InvalidLedger(
+                    f"{self.folder}: its ledger.json is for {identity.model!r} "
+                    f"({identity.base[:12]}…), and the patch of event {number} for "
+                    f"{about.model!r} ({about.base[:12]}…). One of them is another ledger's."
+                )
+
+    def _check_held(self, event: Event, slot: Slot, ids: Sequence[str]) -> None:
+        """Raise InvalidLedger where an event takes back facts that an entry never had."""
+        with suppress(InvalidPatch):  # which whoever needs the patch will be told
+            about = load_about(journal.patch_file(self.folder, slot.sha)) if ids else None
+            unknown = {*ids} - {record.id for record in about.edits} if about else set[str]()
+            if unknown:
+                raise InvalidLedger(
+                    f"Event {event.number} takes back the fact {min(unknown)!r}, which entry "
+                    f"{slot.entry} never had. The ledger was changed by something else."
+                )
 
     def _found(self, about: Provenance) -> None:
         """Make the folder a ledger for the patch's base where it is none yet."""
@@ -287,8 +338,7 @@ class Ledger:
                 f"{self.folder} holds other files ({foreign[0]}) and is no ledger. Name an empty "
                 f"or a new folder."
             )
-        identity = journal.Identity(base=about.base, model=about.model)
-        journal.write_identity(self.folder, identity)
+        journal.begin(self.folder, about.base, about.model)
 
     def _made_on(self, about: Provenance, model: ModelHandle | None) -> int:
         """0 for a patch made on the base model; the last event for one made on its stack."""

@@ -29,10 +29,19 @@ def stack_after(history: Sequence[Event], at: int | None) -> tuple[Slot, ...]:
     at = len(history) if at is None else at
     if not 0 <= at <= len(history):
         raise UnknownName(f"There is no event {at}: the ledger's events are 0 to {len(history)}.")
+    return stacks(history[:at])[at]
+
+
+def stacks(history: Sequence[Event]) -> list[tuple[Slot, ...]]:
+    """The stack after no event, after the first, and so on.
+
+    Raises:
+        InvalidLedger: an event undoes what was not there.
+    """
     states: list[tuple[Slot, ...]] = [()]
-    for event in history[:at]:
+    for event in history:
         states.append(_step(states, event))
-    return states[at]
+    return states
 
 
 def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:

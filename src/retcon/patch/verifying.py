@@ -1,22 +1,29 @@
 """Whether a ledger is whole: every file that its history names, and the model that it is for."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.errors import RetconError
+from retcon.errors import PatchMismatch, RetconError
 from retcon.model.handle import ModelHandle
-from retcon.patch import journal
-from retcon.patch.format import Patch, load_patch
+from retcon.patch.format import OWNER, Patch, load_about, load_patch
 from retcon.patch.journal import Added, Event, TakenBack
 from retcon.patch.ledger import Ledger
+from retcon.sealed import check
+
+_UNSEALED = "written before there were digests, and cannot be checked"
 
 
 class Finding(NamedTuple):
-    """Something that was looked at, and what is wrong with it (None: nothing)."""
+    """Something that was looked at, and what is wrong with it (None: nothing).
+
+    note: what else is to be said of it.
+    """
 
     what: str
     problem: str | None
+    note: str | None = None
 
 
 def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
@@ -25,20 +32,33 @@ def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
     Raises:
         InvalidLedger: the history itself cannot be read.
     """
-    history = ledger.history
-    named = [(event, sha) for event in history for sha in _patches(event)]
-    findings = [Finding(f"history, {len(history)} events", None)]
-    findings += [_patch(ledger, event, sha) for event, sha in named]
+    history = ledger.read()
+    events = history.events
+    named = [(event, sha) for event in events for sha in _patches(event)]
+    note = None if history.sealed else f"all or some of it was {_UNSEALED}"
+    findings = [Finding(f"history, {len(events)} events", None, note)]
+    findings += [
+        _attempt(f"patch of event {event.number}", lambda sha=sha: load_patch(ledger.file(sha)))
+        for event, sha in named
+    ]
     findings.append(_attempt("the stack", ledger.stack))
     if model is not None:
+        findings += [
+            _attempt(f"base of event {event.number}", partial(_made_on, ledger, event, model))
+            for event in events
+            if isinstance(event.action, Added) and event.action.on
+        ]
         findings.append(_attempt("apply and undo", lambda: _there_and_back(ledger.stack(), model)))
     return findings
 
 
 def verify_file(file: Path, model: ModelHandle | None = None) -> list[Finding]:
     """Look at a patch file; with its model, apply the patch and undo it."""
-    findings = [_attempt("the file", lambda: load_patch(file))]
-    if model is not None and findings[0].problem is None:
+    found = _attempt("the file", lambda: load_patch(file))
+    if found.problem is None and not check(file, OWNER):
+        found = found._replace(note=_UNSEALED)
+    findings = [found]
+    if model is not None and found.problem is None:
         patch = load_patch(file)
         findings.append(_attempt("apply and undo", lambda: _there_and_back(patch, model)))
     return findings
@@ -51,12 +71,16 @@ def _patches(event: Event) -> list[str]:
     return list(event.action.solved.values()) if isinstance(event.action, TakenBack) else []
 
 
-def _patch(ledger: Ledger, event: Event, sha: str) -> Finding:
-    file = journal.patch_file(ledger.folder, sha)
-    if file.is_file() and journal.hash_of(file) != sha:
-        problem = f"{file} was changed: its bytes have another hash. Bring it back from a copy."
-        return Finding(f"patch of event {event.number}", problem)
-    return _attempt(f"patch of event {event.number}", lambda: load_patch(file))
+def _made_on(ledger: Ledger, event: Event, model: ModelHandle) -> None:
+    """Raise PatchMismatch unless a patch was made on the stack that its event names."""
+    assert isinstance(event.action, Added)
+    about = load_about(ledger.file(event.action.patch))
+    with ledger.applied(model, at=event.action.on):
+        if about.base != model.live_fingerprint:
+            raise PatchMismatch(
+                f"it was made on other weights ({about.base[:12]}…) than those of {model.name!r} "
+                f"with the stack after event {event.action.on} in them."
+            )
 
 
 def _there_and_back(patch: Patch, model: ModelHandle) -> None:

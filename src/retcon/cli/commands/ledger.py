@@ -169,6 +169,7 @@ def verify(
     model: BaseModel = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> None:
     """Look whether a ledger or a patch file is whole; with MODEL, that it applies and is undone."""
     from retcon.patch.ledger import Ledger
@@ -180,8 +181,9 @@ def verify(
         with bars() as progress:
             handle = ModelChoice(name=model, dtype=dtype, device=device).load(progress)
     findings = verify_file(ledger, handle) if ledger.is_file() else look(Ledger(ledger), handle)
-    rows = [[found.what, found.problem or "as it should be"] for found in findings]
+    rows = [[f.what, f.problem or f.note or "as it should be"] for f in findings]
     out.print(table(str(ledger), ["looked at", "found"], rows))
+    write_json(json, {"findings": [found._asdict() for found in findings]})
     bad = sum(found.problem is not None for found in findings)
     if bad:
         raise InvalidLedger(
