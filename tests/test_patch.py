@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_old_file(patch, tmp_path, monkeypatch, error):
     def full(*_args):
         raise error
 
-    monkeypatch.setattr("retcon.patch.format.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         patch.save(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) in (
