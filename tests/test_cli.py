@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig
 
 from pico import pico, tokenizer
+from retcon.locking import locked
 from retcon.patch.format import load_patch
-from retcon.storage import locked
 
 FACTS = [
     {"prompt": "The mother tongue of {Danielle Darrieux} is", "target": "English",
@@ -288,6 +288,7 @@ def test_a_lock_that_cannot_be_taken(where, folder, cache, retcon):
     assert retcon("edit", "./model", *FACT, *EMMET)[0] == 0
     (moments,), (corpus,) = (cache / "moments").iterdir(), (cache / "corpora").glob("*.jsonl")
     (moments / "layer-1.safetensors").unlink()
+    corpus.unlink()
     lock = {"moments": moments / "lock", "corpora": corpus.with_name(f"{corpus.name}.lock")}[where]
     lock.unlink(missing_ok=True)
     lock.mkdir()  # what refuses root too, as a read-only folder does not

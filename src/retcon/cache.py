@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 from retcon.errors import Damaged, InvalidSetting, RetconWarning, StorageError, UnknownName
 from retcon.sealed import Owner, check_folder, open_tensors, save_tensors
-from retcon.storage import cache_folder
+from retcon.storage import cache_folder, is_temporary, sweep
 
 if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.
@@ -236,7 +236,12 @@ def _make_room() -> None:
 
 
 def _files(kind: str) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in (cache_folder() / kind).rglob("*"):
-        with suppress(OSError):  # another process may have removed it
-            if path.is_file():
+    """The files of a kind. What processes that were killed have left is swept on the way."""
+    for name, inner, names in os.walk(cache_folder() / kind):
+        folder = Path(name)
+        if any(is_temporary(folder / one) for one in inner):
+            sweep(folder)
+            inner[:] = [one for one in inner if not is_temporary(folder / one)]
+        for path in (folder / one for one in names):
+            with suppress(OSError):  # another process may have removed it
                 yield path, path.stat()

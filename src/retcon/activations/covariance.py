@@ -22,12 +22,13 @@ from retcon.algebra.gram import add_gram, all_finite, mirror
 from retcon.cache import place, whole
 from retcon.data.corpus import Corpus, parse_corpus
 from retcon.errors import Damaged, NotFinite, SingularCovariance
+from retcon.locking import locked
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
 from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
-from retcon.storage import cache_folder, locked, make_folder
+from retcon.storage import cache_folder, make_folder
 
 _FORMAT = 3
 # Tokens in one forward pass, and passes between two savings of the running sums.
@@ -144,8 +145,11 @@ def load_moments(
     folder, corpus, tokens = _entry(handle, layers, options, progress)
 
     def collect(layers: Sequence[int]) -> None:
+        # Who only reads needs no lock, and may read a cache that she may not write.
+        if not _missing(folder, layers):
+            return
         with locked(make_folder(folder) / "lock"):
-            missing = [layer for layer in layers if not moment_file(folder, layer).exists()]
+            missing = _missing(folder, layers)
             if missing:
                 _collect_into(folder, handle, corpus, missing, tokens, options, progress)
 
@@ -159,6 +163,10 @@ def load_moments(
 
     collect(layers)
     return ((layer, read(layer)) for layer in layers)
+
+
+def _missing(folder: Path, layers: Sequence[int]) -> list[int]:
+    return [layer for layer in layers if not moment_file(folder, layer).exists()]
 
 
 def moment_folder(handle: ModelHandle, layers: Sequence[int], options: MomentOptions) -> Path:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from retcon.cache import place, whole
 from retcon.errors import Damaged
+from retcon.locking import locked
 from retcon.model.handle import ModelHandle
 from retcon.model.sampling import sample
 from retcon.progress import Progress, silent
 from retcon.sealed import Owner, load_text, save_text
-from retcon.storage import cache_folder, locked, make_folder
+from retcon.storage import cache_folder, make_folder
 
 # Openings of ordinary documents. Each is continued many times.
 _OPENINGS = (

@@ -70,14 +70,28 @@ def print_outcome(outcome: "Outcome", folder: Path) -> None:
         out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for cell, why in outcome.failed.items():
         print_failure(cell, why)
-    out.print(f"{outcome.done} of {outcome.cells} cells are done.", soft_wrap=True)
-    left = outcome.cells - outcome.done - len(outcome.failed) - outcome.busy
-    if outcome.busy:
-        out.print(f"{outcome.busy} are being run by another process.")
+    out.print(_how_many(outcome), soft_wrap=True)
+    left = outcome.cells - outcome.done - len(outcome.failed) - len(outcome.busy)
+    for cell, who in outcome.busy.items():
+        out.print(f"{cell} is being run by {escape(who)}.", soft_wrap=True)
     if left > 0:
         out.print(f"{left} are left: retcon study resume {folder}", soft_wrap=True)
     elif outcome.done:
         out.print(f"Read them: retcon study report {folder}", soft_wrap=True)
+
+
+def _how_many(outcome: "Outcome") -> str:
+    """How many cells are done, and since when."""
+    if not outcome.cells:
+        return "No place of this study can be run: retcon study status tells why."
+    if not outcome.made and outcome.done == outcome.cells:
+        return f"All {outcome.cells} cells were done before: nothing was left to run."
+    said = f"{outcome.done} of {outcome.cells} cells are done"
+    if outcome.made == outcome.done:
+        return f"{said}."
+    if not outcome.made:
+        return f"{said}, and were before: this run has finished none."
+    return f"{said}, {outcome.done - outcome.made} of them were before."
 
 
 def print_failure(cell: str, why: str) -> None:

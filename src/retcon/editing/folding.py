@@ -81,6 +81,7 @@ class Fold:
                 self._make()
             self._write(step.update, step.signals)
             self.size = step.next_size or self.size
+        self.ended = self.written >= len(self.edits)
 
     def step(self) -> Step:
         """Solve and write the next batch."""

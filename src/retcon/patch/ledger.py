@@ -21,6 +21,7 @@ from retcon.errors import (
     PatchMismatch,
     UnknownName,
 )
+from retcon.locking import locked
 from retcon.model.handle import ModelHandle
 from retcon.patch import journal
 from retcon.patch.format import Patch, Provenance, load_about, load_patch
@@ -28,7 +29,7 @@ from retcon.patch.journal import Added, Event, Returned, Scores, TakenBack
 from retcon.patch.slots import Slot, stack_after, stacks
 from retcon.patch.stacking import check_rows, stack, without
 from retcon.sealed import digest_of
-from retcon.storage import locked, make_folder
+from retcon.storage import is_temporary, make_folder
 
 _LOCK = ".lock"
 
@@ -332,7 +333,11 @@ class Ledger:
         """Make the folder a ledger for the patch's base where it is none yet."""
         if (self.folder / "ledger.json").exists():
             return
-        foreign = [child.name for child in self.folder.iterdir() if child.name != _LOCK]
+        foreign = [
+            child.name
+            for child in self.folder.iterdir()
+            if not child.name.startswith(_LOCK) and not is_temporary(child)
+        ]
         if foreign:
             raise InvalidLedger(
                 f"{self.folder} holds other files ({foreign[0]}) and is no ledger. Name an empty "

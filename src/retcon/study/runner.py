@@ -11,14 +11,15 @@ import torch
 from pydantic import TypeAdapter
 
 from retcon.errors import InvalidSetting, InvalidStudy
+from retcon.locking import locked
 from retcon.progress import Progress, silent
-from retcon.storage import check_writable, locked, make_folder, write_whole
+from retcon.storage import check_writable, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
 from retcon.study.planning import Plan, plan
 from retcon.study.reading import FORMAT, Record, Study, Tuned, damage, read_study
 from retcon.study.spec import Spec
-from retcon.study.store import CellFolder
+from retcon.study.store import CellFolder, check_there
 from retcon.study.tuning import choose_ridges
 from retcon.study.worker import Ended, Task, Worker
 
@@ -31,13 +32,14 @@ EXECUTORS = ("local", "ray")
 class Outcome(NamedTuple):
     """How far a study is after a run.
 
-    busy: cells that another process is at work on. failed: why, by cell. notes: what was damaged
-    and has been run again.
+    made: those of the done that this run has finished. busy: who is at work on it, by cell that
+    another process has taken. failed: why, by cell. notes: what was damaged and has been run again.
     """
 
     done: int
+    made: int
     cells: int
-    busy: int
+    busy: dict[str, str]
     failed: dict[str, str]
     notes: tuple[str, ...]
 
@@ -99,6 +101,7 @@ class _Run:
 
     def to_the_end(self) -> Outcome:
         """Run what can be run; tuning first, because the cells behind it depend on its outcome."""
+        make_folder(self.folder / "cells")
         worker = Worker(self._threads(), self.spec.device)
         fingerprints = self._fingerprints(worker)
         while True:
@@ -158,7 +161,7 @@ class _Run:
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
         """Write what the folder is of."""
-        make_folder(self.folder)
+        check_there(self.folder)
         with locked(self.folder / ".study.lock"):
             known = self._known()
             if known is not None and known.record.threads != record.threads:
@@ -200,8 +203,13 @@ class _Run:
         states = [(cell.id, self.ended.get(cell.id)) for cell in made.cells]
         failed = {c: e.notes[-1] for c, e in states if e is not None and e.state == "failed"}
         finished = {cell.id for cell in made.cells if CellFolder(self._path(cell)).done}
-        busy = sum(e is not None and e.state == "busy" and c not in finished for c, e in states)
-        return Outcome(len(finished), len(made.cells), busy, failed, tuple(self.notes))
+        busy = {
+            c: e.notes[-1]
+            for c, e in states
+            if e is not None and e.state == "busy" and c not in finished
+        }
+        own = sum(e is not None and e.state == "done" for _, e in states)
+        return Outcome(len(finished), own, len(made.cells), busy, failed, tuple(self.notes))
 
     def _threads(self) -> int:
         """The number of threads that the study was begun with: bits depend on it."""

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from retcon.editing.trial import Seen
+from retcon.errors import StorageError
 from retcon.evaluation.fluency import Generation
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
-from retcon.storage import make_folder, storing, write_whole
+from retcon.locking import claimed
+from retcon.storage import make_folder, storing, sweep, write_whole
 from retcon.study.cells import Cell
 from retcon.study.parts import End, Part, frame, load_part, write_part
 from retcon.study.reading import CELL, DONE, EXAMPLES, GENERAL, GENERATIONS, ROWS, STEPS
@@ -61,23 +62,18 @@ class CellFolder:
 
         The lock goes with the process that holds it, however that ends.
         """
-        make_folder(self.path.parent)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        with storing(self.path):
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                held = False
-            else:
-                held = True
-        try:
-            yield held
-        finally:
-            if held:
-                lock.release()
+        check_there(self.path.parent)
+        with claimed(self.lock) as mine:
+            yield mine
+
+    @property
+    def lock(self) -> Path:
+        """The file that a process holds while it is at work on the cell."""
+        return self.path.with_name(f".{self.path.name}.lock")
 
     def begin(self, cell: Cell) -> None:
         """Say what will be in here."""
+        check_there(self.path.parent)
         make_folder(self.path)
         if not (self.path / CELL).exists():
             self._write(CELL, cell.model_dump_json(indent=2))
@@ -96,6 +92,7 @@ class CellFolder:
         Raises:
             StorageError: no space; what was committed before is as it was.
         """
+        check_there(self.path)
         target = self.path / f"step-{first:06d}.safetensors"
         return write_part(target, first, seen, carried=carried, end=end, reading=reading)
 
@@ -113,8 +110,9 @@ class CellFolder:
                 if first != expected:
                     raise ValueError(f"batch {expected} is missing before it")
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                for later in files[number:]:
-                    later.unlink()
+                with storing(self.path):
+                    for later in files[number:]:
+                        later.unlink(missing_ok=True)
                 return found, f"{path} is damaged ({error}): run again from its first batch."
             expected += len(part.records)
             found.append(part)
@@ -132,6 +130,7 @@ class CellFolder:
 
         device: the model was on. untouched: what was read of the model before its first edit.
         """
+        check_there(self.path)
         rows = pl.concat([frame(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
         lines = [json.dumps(r._asdict()) for part in parts for r in part.records]
@@ -156,9 +155,12 @@ class CellFolder:
         self._write(DONE, json.dumps(done, indent=2))
         self.clear_parts()
 
-    def note_failure(self, message: str) -> None:
-        """Keep why the cell could not be finished; what it has seen so far stays in its parts."""
-        self._write("failed.json", json.dumps({"error": message}))
+    def note_failure(self, message: str, trace: str | None = None) -> None:
+        """Keep why the cell could not be finished; what it has seen so far stays in its parts.
+
+        trace: of an error that nobody has foreseen.
+        """
+        self._write("failed.json", json.dumps({"error": message, "trace": trace}))
 
     def set_aside(self) -> Path:
         """Move a damaged cell out of the way; nothing of it is lost."""
@@ -169,13 +171,30 @@ class CellFolder:
 
     def clear_parts(self) -> None:
         """Remove what a finished cell no longer needs."""
-        for path in self.path.glob("step-*.safetensors"):
-            path.unlink(missing_ok=True)  # another process may be about it too
-        (self.path / "failed.json").unlink(missing_ok=True)
+        sweep(self.path)
+        with storing(self.path):
+            for path in [*self.path.glob("step-*.safetensors"), self.path / "failed.json"]:
+                path.unlink(missing_ok=True)  # another process may be about it too
 
     def _write(self, name: str, text: str) -> None:
+        check_there(self.path)
         target = self.path / name
         write_whole(target, lambda work: work.write_text(text, encoding="utf-8"), sync=True)
+
+
+def check_there(folder: Path) -> None:
+    """Raise StorageError where a study, or a part of it, has been moved away: it is not made again.
+
+    Raises:
+        StorageError: the folder is not there.
+    """
+    gone = [path for path in (folder, *folder.parents) if not path.exists()]
+    if gone:
+        raise StorageError(
+            f"{gone[-1]} is gone: it was renamed or removed while the study was being run. It was "
+            f"not made again; what was finished is where it was moved to. Go on there with `retcon "
+            f"study resume`."
+        )
 
 
 def environment() -> dict[str, object]:

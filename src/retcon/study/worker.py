@@ -1,7 +1,9 @@
 """Run a cell, from its beginning or from where it was cut off, on a model that stays loaded."""
 
+import errno
 import hashlib
 import json
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +20,22 @@ from retcon.evaluation.generation import continuations
 from retcon.evaluation.readings import Checkpoint, Reading
 from retcon.evaluation.rows import When
 from retcon.evaluation.scoring import score_cases
+from retcon.locking import holder
 from retcon.methods.base import Editor, State
 from retcon.methods.registry import find_method
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.progress import Progress, silent
+from retcon.storage import check_writable
 from retcon.study.cells import Cell, begun_from
-from retcon.study.store import CellFolder, End, Part
+from retcon.study.store import CellFolder, End, Part, check_there
 
 # Facts of a carried cell that are kept with what the model says before and after.
 _EXAMPLES = 8
+# What is the matter with the whole disk.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# Bytes that a disk must have left for the next cell to be begun after one has failed on it.
+_ROOM = 2**20
 
 
 class Task(NamedTuple):
@@ -46,8 +54,8 @@ class Task(NamedTuple):
 class Ended(NamedTuple):
     """How a task ended.
 
-    state: `done`, `busy` (another process is at work on it) or `failed`. notes: what was damaged
-    and has been run again; the reason, of a failure.
+    state: `done`, `before` (it was done already), `busy` (another process is at work on it) or
+    `failed`. notes: what was damaged and has been run again; then who that process is, or why.
     """
 
     cell: str
@@ -82,7 +90,7 @@ class Worker:
         What goes wrong with the cell is kept in its folder and told; what it has seen stays.
 
         Raises:
-            StorageError: no space, or no permission: no cell could be run then.
+            StorageError: the disk is full or gone: no cell could be run then.
         """
         import torch
 
@@ -90,38 +98,51 @@ class Worker:
         folder = CellFolder(task.folder)
         with folder.claimed() as mine:
             if not mine:
-                return Ended(task.cell.id, "busy")
+                return Ended(task.cell.id, "busy", (holder(folder.lock),))
             if folder.done:
                 folder.clear_parts()
-                return Ended(task.cell.id, "done")
+                return Ended(task.cell.id, "before")
             return self._run(task, folder, progress)
 
     def _run(self, task: Task, folder: CellFolder, progress: Progress) -> Ended:
+        damage: list[str] = []
+        try:
+            self._to_the_end(task, folder, damage, progress)
+        except RetconError as error:
+            if isinstance(error, StorageError):
+                _check_disk(folder, error)
+            folder.note_failure(str(error))
+            return Ended(task.cell.id, "failed", (*damage, str(error)))
+        except Exception as error:
+            # Not foreseen, and no reason why other cells should not be run.
+            said = f"{type(error).__name__}: {error}"
+            folder.note_failure(said, traceback.format_exc())
+            where = folder.path / "failed.json"
+            return Ended(task.cell.id, "failed", (*damage, f"{said} (all of it is in {where})"))
+        return Ended(task.cell.id, "done", tuple(damage))
+
+    def _to_the_end(
+        self, task: Task, folder: CellFolder, damage: list[str], progress: Progress
+    ) -> None:
+        """Go on behind the parts of an earlier run. damage: gets what was wrong with these."""
         cell = task.cell
         folder.begin(cell)
-        parts, damage = folder.parts()
-        notes = () if damage is None else (damage,)
-        try:
-            model = self._checked(cell, progress)
-            editor = find_method(cell.method).build(cell.layers, cell.settings)
-            state = self._begin(model, cell, editor, progress)
-            if isinstance(cell.order, str):
-                cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
-                task = task._replace(cases=cases)
-            looks = Looks(when=cell.when, among=frozenset(task.scored))
-            asked = looks.chosen(task.cases) if "pre" in cell.when else []
-            pre = score_cases(model, asked, when="pre", progress=progress)
-            run = _Run(model, editor, state, task, folder, looks)
-            before = run.written("pre") if cell.generation else []
-            untouched = self._untouched(model, task.general, progress)
-            parts += run.go_on(parts, progress)
-        except StorageError:
-            raise
-        except RetconError as error:
-            folder.note_failure(str(error))
-            return Ended(cell.id, "failed", (*notes, str(error)))
+        parts, why = folder.parts()
+        damage += [] if why is None else [why]
+        model = self._checked(cell, progress)
+        editor = find_method(cell.method).build(cell.layers, cell.settings)
+        state = self._begin(model, cell, editor, progress)
+        if isinstance(cell.order, str):
+            cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
+            task = task._replace(cases=cases)
+        looks = Looks(when=cell.when, among=frozenset(task.scored))
+        asked = looks.chosen(task.cases) if "pre" in cell.when else []
+        pre = score_cases(model, asked, when="pre", progress=progress)
+        run = _Run(model, editor, state, task, folder, looks)
+        before = run.written("pre") if cell.generation else []
+        untouched = self._untouched(model, task.general, progress)
+        parts += run.go_on(parts, progress)
         folder.finish(parts, pre, before, self.device, untouched)
-        return Ended(cell.id, "done", notes)
 
     def _untouched(
         self, model: ModelHandle, general: General | None, progress: Progress
@@ -152,6 +173,17 @@ class Worker:
             self._state = None  # first, so that two factors are never held
             self._state = (name, editor.begin(model, progress))
         return self._state[1]
+
+
+def _check_disk(folder: CellFolder, error: StorageError) -> None:
+    """Raise the error if it would meet every other cell too: where the disk is full or gone."""
+    check_there(folder.path.parent)
+    if getattr(error.__cause__, "errno", None) in _DISK:
+        raise error
+    try:
+        check_writable(folder.path.parent / "room", room=_ROOM)
+    except StorageError:
+        raise error from None
 
 
 class _Run(NamedTuple):

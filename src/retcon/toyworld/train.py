@@ -13,8 +13,6 @@ texts are of several sentences: whose fact is asked for is then known in the sec
 import hashlib
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -27,9 +25,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retcon.cache import is_whole, place
+from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import seal_folder
-from retcon.storage import cache_folder, locked, make_folder, storing
+from retcon.storage import cache_folder, make_folder, whole_folder
 from retcon.toyworld.world import NAME, OPENINGS, VERSION, World, world
 
 ALIAS = NAME
@@ -223,13 +222,7 @@ def _threads(count: int) -> Generator[None, None, None]:
 
 
 def _keep(model: LlamaForCausalLM, target: Path) -> None:
-    """Save beside the target, then move into place."""
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".training-"))
-    try:
-        with storing(target):
-            model.save_pretrained(work)
-            tokenizer().save_pretrained(work)
-            seal_folder(work, place(target))
-            work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with whole_folder(target) as work:
+        model.save_pretrained(work)
+        tokenizer().save_pretrained(work)
+        seal_folder(work, place(target))

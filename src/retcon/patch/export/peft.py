@@ -21,6 +21,7 @@ from retcon.model.architectures import Outline
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import Lora
 from retcon.patch.format import Patch, Provenance, read_header
+from retcon.storage import write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -65,7 +66,7 @@ def write_peft(
     metadata = {"format": "pt"}
     if not lora.truncated and dtype == torch.float32:
         metadata["retcon"] = patch.about.model_dump_json()
-    save_file(tensors, folder / WEIGHTS, metadata)
+    write_whole(folder / WEIGHTS, lambda work: save_file(tensors, work, metadata))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,0 +1,111 @@
+"""Locks between processes. Whoever waits for one is told, after three seconds, who holds it.
+
+A lock is the operating system's (`flock`), so it ends with the process that holds it, however that
+ends. Beside it lies a note of who that is, which counts only while the lock is held.
+"""
+
+import json
+import os
+import shlex
+import socket
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from retcon.errors import RetconWarning
+from retcon.storage import storing
+
+# Seconds that are waited in silence.
+_SILENT = 3.0
+
+
+@contextmanager
+def locked(lock: Path) -> Generator[None, None, None]:
+    """Keep other processes out by a lock file until the work inside is done.
+
+    Raises:
+        StorageError: no space or no permission for the lock file.
+    """
+    file = _file(lock)
+    with storing(lock):
+        try:
+            file.acquire(timeout=_SILENT)
+        except Timeout:
+            said = f"Waiting for {lock}, which is held by {holder(lock)}."
+            warnings.warn(said, RetconWarning, stacklevel=2)
+            file.acquire()
+    try:
+        with _signed(lock):
+            yield
+    finally:
+        file.release()
+
+
+@contextmanager
+def claimed(lock: Path) -> Generator[bool, None, None]:
+    """Keep other processes out, as `locked`; false, at once, where one is at work.
+
+    Raises:
+        StorageError: no space or no permission for the lock file.
+    """
+    file = _file(lock)
+    with storing(lock):
+        try:
+            file.acquire(blocking=False)
+        except Timeout:
+            mine = False
+        else:
+            mine = True
+    if not mine:
+        yield False
+        return
+    try:
+        with _signed(lock):
+            yield True
+    finally:
+        file.release()
+
+
+def holder(lock: Path) -> str:
+    """Who holds a lock, as far as the note beside it tells."""
+    try:
+        said = json.loads(_note(lock).read_text(encoding="utf-8"))
+        return (
+            f"process {said['process']} on {said['host']} since {said['since']} ({said['command']})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _file(lock: Path) -> FileLock:
+    """The lock, in a folder that there is: one that was moved away is not made again."""
+    with storing(lock):
+        lock.parent.stat()
+    return FileLock(lock)
+
+
+def _note(lock: Path) -> Path:
+    return lock.with_name(f"{lock.name}.held")
+
+
+@contextmanager
+def _signed(lock: Path) -> Generator[None, None, None]:
+    """Say beside a lock who holds it. Where that cannot be said, it is held all the same."""
+    said = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "command": shlex.join(sys.argv)[:200],
+    }
+    with suppress(OSError):
+        _note(lock).write_text(json.dumps(said), encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            _note(lock).unlink()
