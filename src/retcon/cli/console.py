@@ -4,16 +4,15 @@ import json
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
+from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
 
@@ -66,22 +65,9 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-@contextmanager
-def bars() -> Generator[Progress, None, None]:
-    """Progress bars on the error stream, one a task, gone when done."""
-    columns = (
-        TextColumn("[cyan]{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Bars(*columns, console=err, transient=True) as display:
-        tasks: dict[str, Any] = {}
-
-        def report(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = display.add_task(task, total=total)
-            display.update(tasks[task], completed=done, total=total, visible=done < total)
-
-        yield report
+def bars() -> AbstractContextManager[Progress]:
+    """How long work says that it is getting on: see `telling`."""
+    return telling(err)
 
 
 def quiet_libraries() -> None:

@@ -23,9 +23,15 @@ from retcon.cli.commands import (
     sweep,
 )
 from retcon.cli.console import Interrupted, fail, warnings_told
+from retcon.cli.signals import like_ctrl_c
 from retcon.errors import RetconError
 
+# What a command exits with when Ctrl-C has ended it.
 INTERRUPTED = 130
+_AS_BEFORE = (
+    "The model and all files are as before. What was made of targets, corpora and second moments "
+    "is kept in the cache, and the same command goes on from there."
+)
 
 app = typer.Typer(
     name="retcon",
@@ -68,17 +74,20 @@ app.command("demo")(demo.demo)
 
 
 def run() -> None:
-    """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted."""
-    try:
-        with warnings_told():
-            app()
-    except RetconError as error:
-        fail(str(error))
-        sys.exit(2)
-    except Interrupted as stop:
-        fail(str(stop))
-        sys.exit(INTERRUPTED)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            fail("Interrupted. The model and all files are as before.")
-        raise
+    """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted, 143 ended."""
+    with like_ctrl_c() as signal:
+        try:
+            with warnings_told():
+                app()
+        except RetconError as error:
+            fail(str(error))
+            sys.exit(2)
+        except Interrupted as stop:
+            fail(f"{signal.name}. {stop}")
+            sys.exit(signal.code)
+        except (SystemExit, KeyboardInterrupt) as stop:
+            ended = isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED
+            if not ended and signal.number is None:
+                raise
+            fail(f"{signal.name}. {_AS_BEFORE}")
+            sys.exit(signal.code)

@@ -214,7 +214,7 @@ def run_spec(
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Interrupted. Batches that were finished are kept: retcon study resume {folder}"
+            f"Batches that were finished are kept: retcon study resume {folder}"
         ) from None
     print_outcome(outcome, folder)
     if outcome.failed:

@@ -1,0 +1,198 @@
+"""What a command says while it works, and how signals end it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from pico import pico, tokenizer
+from retcon.cli import telling
+from retcon.cli.signals import like_ctrl_c
+from retcon.cli.telling import Lines, clock_time
+
+FACT = ("--fact", "The capital city of {France} is", "Rome")
+EMMET = (
+    "--method", "emmet", "--layer", "1", "--set", "steps=2", "--set", "corpus_tokens=400",
+    "--set", "document_tokens=32", "--set", "jitter=1e-3",
+)  # fmt: skip
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def lines():
+    """What is said, and the clock by which it is."""
+    clock, said = Clock(), []
+    return Lines(said.append, clock), clock, said
+
+
+def test_a_line_comes_every_twenty_seconds_also_while_the_work_does_not_call(lines):
+    tell, clock, said = lines
+    tell("sampling", 0, 200)
+    clock.now += 19
+    tell("sampling", 10, 200)
+    assert said == []
+    clock.now += 1
+    tell("sampling", 20, 200)
+    assert said == ["sampling: 20 of 200 (0:20, about 3:00 left)"]
+    clock.now += 10
+    tell.tick()
+    assert len(said) == 1
+    clock.now += 10
+    tell.tick()
+    assert said[1] == "sampling: 20 of 200 (0:40, about 6:00 left)"
+
+
+def test_a_line_names_all_that_is_under_way_the_outermost_first(lines):
+    tell, clock, said = lines
+    tell("cells", 3, 40)
+    clock.now += 5
+    tell("loading the model", 0, 1)
+    tell("loading the model", 1, 1)
+    tell("optimising targets", 0, 8)
+    clock.now += 3600
+    tell("optimising targets", 2, 8)
+    assert said == [
+        "cells: 3 of 40 (1:00:05); optimising targets: 2 of 8 (1:00:00, about 3:00:00 left)"
+    ]
+    clock.now += 20
+    tell("optimising targets", 8, 8)
+    assert said[1] == "cells: 3 of 40 (1:00:25)"
+    clock.now += 20
+    tell("cells", 40, 40)
+    assert len(said) == 2
+
+
+def test_what_was_done_before_says_nothing_of_the_pace_and_what_begins_again_begins_anew(lines):
+    tell, clock, said = lines
+    tell("targets", 500, 600)
+    clock.now += 20
+    tell("targets", 510, 600)
+    assert said == ["targets: 510 of 600 (0:20, about 3:00 left)"]
+    tell("targets", 0, 600)
+    clock.now += 20
+    tell.tick()
+    assert said[1] == "targets: 0 of 600 (0:20)"
+
+
+def test_what_has_no_parts_is_named_with_its_time(lines):
+    tell, clock, said = lines
+    tell("loading the model", 0, 1)
+    clock.now += 83
+    tell.tick()
+    assert said == ["loading the model (1:23)"] and clock_time(3 * 3600 + 62.0) == "3:01:02"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_has_bars_and_everything_else_lines(terminal, monkeypatch):
+    from io import StringIO
+
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100)
+    monkeypatch.setattr(telling, "_EVERY", 0.0)
+    with telling.telling(console) as tell:
+        for done in (0, 3, 7, 2, 10):
+            tell("optimising targets", done, 10)
+    text = stream.getvalue()
+    assert "optimising targets" in text
+    assert ("left" in text and "\x1b" in text) if terminal else ("7 of 10" in text)
+    assert ("\x1b" in text) is terminal
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, entries):
+    """A model in the working folder."""
+    pico().model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+ENDINGS = {"SIGINT": (130, "Interrupted. "), "SIGTERM": (143, "Terminated. ")}
+ENDINGS["SIGHUP"] = (129, "Terminated. ")
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_signal_ends_a_command_tidily(name, folder, retcon, monkeypatch):
+    def end(work):
+        (work.parent / "half").write_text("x", encoding="utf-8")
+        signal.raise_signal(getattr(signal, name))
+
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr("retcon.patch.format.Patch.save", lambda _patch, path: end_in(path, end))
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")
+    assert code == ENDINGS[name][0] and ENDINGS[name][1] in err and "as before" in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert [path.name for path in folder.iterdir() if path.name not in ("model", "cache")] == []
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def end_in(path, end):
+    from retcon.storage import write_whole
+
+    write_whole(path, end)
+
+
+def test_a_second_signal_does_not_cut_off_what_the_first_has_begun():
+    with like_ctrl_c() as received:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert received.code == 143
+
+
+def test_a_signal_that_was_to_be_ignored_is():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with like_ctrl_c() as received:
+            signal.raise_signal(signal.SIGHUP)
+        assert received.number is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_study_that_is_terminated_says_how_to_go_on(folder, retcon, monkeypatch):
+    from tiny_study import write_model_and_facts
+
+    write_model_and_facts(folder)
+    text = (
+        "retcon_study: 1\nname: s\nmodel: ./model\nthreads: 1\n"
+        "data: {cases: facts.jsonl, unique_subjects: true}\n"
+        "defaults: {method: memit, layer: 1, n: 6, settings: {steps: 2, corpus_tokens: 300}}\n"
+        "blocks: [{name: x, schedule: sequential-batch, batch_size: 3}]\n"
+    )
+    (folder / "s.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(
+        "retcon.study.worker.score_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
+    code, _, err = retcon("study", "run", "s.yaml", "--out", "s")
+    err = " ".join(err.split())
+    assert code == 143 and "Terminated. Batches that were finished are kept" in err
+    assert "retcon study resume s" in err
+
+
+def test_a_process_that_is_terminated_leaves_nothing_half_done(folder):
+    """For once with a real process: it is asked to end as soon as it has begun to write."""
+    command = [
+        sys.executable, "-c", "from retcon.cli.main import run; run()", "edit", "./model", *FACT,
+        *EMMET, "--set", "steps=100000", "--set", "stop_below=0", "-o", "p.safetensors",
+    ]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not list(folder.rglob("moments/*/layer-1.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGTERM)
+    _, err = child.communicate(timeout=100)
+    assert child.returncode == 143 and "Terminated. " in err and "Traceback" not in err
+    assert not (folder / "p.safetensors").exists() and not list(folder.rglob(".retcon-*"))
