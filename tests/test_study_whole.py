@@ -96,6 +96,7 @@ def test_two_processes_on_one_folder_complete_it_together(folder):
 def test_busy_is_what_another_process_is_still_at(folder):
     made = start(into="whole")
     some = sorted(kept("whole"))[0]
+    Path("study/cells").mkdir(parents=True)
     with CellFolder(Path("study/cells") / some).claimed():
         ended = start()
         assert list(ended.busy) == [some] and f"process {os.getpid()} on" in ended.busy[some]

@@ -84,14 +84,15 @@ def _how_many(outcome: "Outcome") -> str:
     """How many cells are done, and since when."""
     if not outcome.cells:
         return "No place of this study can be run: retcon study status tells why."
-    if not outcome.made and outcome.done == outcome.cells:
-        return f"All {outcome.cells} cells were done before: nothing was left to run."
     said = f"{outcome.done} of {outcome.cells} cells are done"
     if outcome.made == outcome.done:
         return f"{said}."
-    if not outcome.made:
-        return f"{said}, and were before: this run has finished none."
-    return f"{said}, {outcome.done - outcome.made} of them were before."
+    if outcome.made:
+        return f"{said}, {outcome.done - outcome.made} of them were before."
+    nothing = outcome.done == outcome.cells
+    return f"{said}, and were before: " + (
+        "nothing was left to run." if nothing else "this run has finished none."
+    )
 
 
 def print_failure(cell: str, why: str) -> None:
