@@ -2,15 +2,22 @@
 # environment, or into .venv, made here, where none is active.
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
+MINUTES ?= 15
+SEED ?= 0
+PAGE ?=
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-serving lint bench bench-quick clean
+.PHONY: demo test test-serving torture lint bench bench-quick clean
 
 demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
 
 test: $(VENV)/.retcon-dev lint
 	$(BIN)/python -m pytest
+
+# Harm to every file and every command, and a count of what goes wrong without a word.
+torture: $(VENV)/.retcon-dev
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture --minutes $(MINUTES) --seed $(SEED) $(PAGE)
 
 # Whichever of llama-cpp-python, lm-eval, bitsandbytes and vllm are installed; the rest is skipped,
 # with its reason.

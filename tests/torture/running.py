@@ -1,0 +1,184 @@
+"""Run a command of `retcon` in a process of its own, and disturb it.
+
+Processes are forked from one that has imported everything and computed nothing, so that a try costs
+what the command costs. Nothing here judges what comes back.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+# Longer than any command on a pico model takes, on a busy machine.
+LIMIT = 120.0
+HANG = -1000
+_SECONDS_A_LOOK = 0.004
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit code (a signal's number, negative), what it said, seconds."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def said(self) -> str:
+        """What it said on the error stream, without lines of progress."""
+        lines = (line.strip() for line in self.err.splitlines())
+        return "\n".join(line for line in lines if line and not line.startswith(("progress", "·")))
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """A signal after some seconds, or no file larger than so many bytes."""
+
+    signal: int | None = None
+    after: float = 0.0
+    largest_file: int | None = None
+
+
+CALM = Disturbance()
+
+
+def preload() -> None:
+    """Import what commands import. Nothing may be computed: threads do not survive a fork."""
+    import torch
+
+    import retcon.cli.main
+    import retcon.editing.making
+    import retcon.editing.measuring
+    import retcon.study.runner  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def command(words: Sequence[str], folder: Path, how: Disturbance = CALM) -> Ending:
+    """Run `retcon WORDS` in a folder, whose `cache` is the cache."""
+    return forked(lambda: _retcon(words), folder, how)
+
+
+def forked(work: Callable[[], int], folder: Path, how: Disturbance = CALM) -> Ending:
+    """Run something in a process of its own, with its output in files on another disk."""
+    out, err = (folder.parents[1] / f"said.{name}" for name in ("out", "err"))
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _be_child(work, folder, out, err, how)
+    code = _wait(child, how, began)
+    seconds = time.monotonic() - began
+    return Ending(
+        code, *(f.read_text(encoding="utf-8", errors="replace") for f in (out, err)), seconds
+    )
+
+
+def _be_child(
+    work: Callable[[], int], folder: Path, out: Path, err: Path, how: Disturbance
+) -> None:
+    code = 70
+    try:
+        os.setsid()
+        for target, stream in ((out, 1), (err, 2)):
+            os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(folder)
+        os.environ |= {
+            "RETCON_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "160",
+        }
+        if how.largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (how.largest_file,) * 2)
+        code = work()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _retcon(words: Sequence[str]) -> int:
+    from retcon.cli.main import run
+
+    sys.argv = ["retcon", *words]
+    run()
+    return 0
+
+
+def _wait(child: int, how: Disturbance, began: float) -> int:
+    """The exit code; the child, and all that it has started, is gone afterwards."""
+    sent = how.signal is None
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            _kill(child)
+            return os.waitstatus_to_exitcode(status)
+        passed = time.monotonic() - began
+        if not sent and passed >= how.after:
+            sent = True
+            assert how.signal is not None
+            os.kill(child, how.signal)
+        if passed > LIMIT:
+            _kill(child)
+            os.waitpid(child, 0)
+            return HANG
+        time.sleep(_SECONDS_A_LOOK)
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+class SmallDisk:
+    """A folder on a disk of its own, which can be made full; where that is not allowed, `None`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def at(cls, folder: Path) -> "SmallDisk | None":
+        """Mount a disk in memory, if this user may."""
+        folder.mkdir(parents=True, exist_ok=True)
+        made = _quietly("mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(folder))
+        return cls(folder) if made else None
+
+    def fill(self, left: int) -> None:
+        """Leave so many bytes."""
+        used = os.statvfs(self.folder)
+        taken = (used.f_blocks - used.f_bfree) * used.f_frsize
+        _quietly("mount", "-o", f"remount,size={taken + left}", str(self.folder))
+
+    def empty(self) -> None:
+        """Make room again."""
+        _quietly("mount", "-o", "remount,size=512m", str(self.folder))
+
+    def read_only(self, on: bool) -> None:
+        """Allow reading only, or writing again."""
+        _quietly("mount", "-o", f"remount,{'ro' if on else 'rw'}", str(self.folder))
+
+    def remove(self) -> None:
+        """Unmount it."""
+        _quietly("umount", "-l", str(self.folder))
+
+
+def _quietly(*words: str) -> bool:
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
