@@ -24,7 +24,7 @@ def world(tmp_path: Path) -> World:
     shutil.copytree(good, work)
     (work / "out.json").write_text('{"b": 2, "seconds": 5}')
     right = {one.name: Right("fine", "", tries._made(one, work), 0.1) for one in (ONE, TOLD)}
-    right |= {one.name: Right("fine", "", None, 0.1) for one in (VERIFY, SAYS)}
+    right |= {one.name: Right("fine", "", {}, 0.1) for one in (VERIFY, SAYS)}
     return World(good, work, None, right, tries._digests(good))
 
 

@@ -6,10 +6,12 @@ what the command costs. Nothing here judges what comes back.
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,42 +69,49 @@ def command(words: Sequence[str], folder: Path, how: Disturbance = CALM) -> Endi
 
 
 def forked(work: Callable[[], int], folder: Path, how: Disturbance = CALM) -> Ending:
-    """Run something in a process of its own, with its output in files on another disk."""
-    out, err = (folder.parents[1] / f"said.{name}" for name in ("out", "err"))
+    """Run something in a process of its own, which answers through pipes: no disk is in the way."""
     began = time.monotonic()
+    pipes = [os.pipe() for _ in range(2)]
     child = os.fork()
     if child == 0:
-        _be_child(work, folder, out, err, how)
-    code = _wait(child, how, began)
+        _be_child(work, folder, [writing for _, writing in pipes], how)
+    for _, writing in pipes:
+        os.close(writing)
+    heard = [b"", b""]
+    code = _wait(child, how, began, lambda: _hear(pipes, heard))
+    for reading, _ in pipes:
+        os.close(reading)
     seconds = time.monotonic() - began
-    return Ending(
-        code, *(f.read_text(encoding="utf-8", errors="replace") for f in (out, err)), seconds
-    )
+    return Ending(code, *(each.decode(errors="replace") for each in heard), seconds)
 
 
-def _be_child(
-    work: Callable[[], int], folder: Path, out: Path, err: Path, how: Disturbance
-) -> None:
+def _hear(pipes: list[tuple[int, int]], heard: list[bytes]) -> None:
+    """Take what has been said so far."""
+    for number, (reading, _) in enumerate(pipes):
+        while select.select([reading], [], [], 0)[0]:
+            more = os.read(reading, 65536)
+            if not more:
+                break
+            heard[number] += more
+
+
+def _be_child(work: Callable[[], int], folder: Path, say: list[int], how: Disturbance) -> None:
     code = 70
     try:
         os.setsid()
-        for target, stream in ((out, 1), (err, 2)):
-            os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
+        for stream, pipe in enumerate(say, start=1):
+            os.dup2(pipe, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(folder)
         os.environ |= {
-            "RETCON_CACHE": str(folder / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "COLUMNS": "160",
-        }
+            "RETCON_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "160",
+        }  # fmt: skip
         if how.largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (how.largest_file,) * 2)
         code = work()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         code = 1
     finally:
@@ -120,11 +129,12 @@ def _retcon(words: Sequence[str]) -> int:
     return 0
 
 
-def _wait(child: int, how: Disturbance, began: float) -> int:
+def _wait(child: int, how: Disturbance, began: float, hear: Callable[[], None]) -> int:
     """The exit code; the child, and all that it has started, is gone afterwards."""
     sent = how.signal is None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
+        hear()
         if done:
             _kill(child)
             return os.waitstatus_to_exitcode(status)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from torture import damage
 from torture.running import CALM, HANG, Disturbance, Ending, SmallDisk, command
 from torture.world import EDIT, restore
@@ -21,8 +23,15 @@ from torture.world import EDIT, restore
 # exact: a result is the right one, or there is none. told: it may be another one with a line that
 # says so. verify: damage is found. free: what is damaged is the user's own; any result is right.
 Policy = Literal["exact", "told", "verify", "free"]
-_TIMES = re.compile(r"second|time|cached|memory|peak|when_made|commit|took|since|s/edit", re.I)
+_TIMES = re.compile(r"second|time|cached|memory|peak|commit|took|warnings|s/edit", re.I)
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "BF16": "<u2"}
+# Of what is made anew: what float32 loses on the way through a few steps of an optimiser.
+_ROUNDING = 1e-3
 _TEMPORARY = re.compile(r"^\..+-[0-9a-f]{12}$")
+
+
+# What a command has made, by file.
+Made = Mapping[str, Any]
 
 
 class Tried(NamedTuple):
@@ -122,7 +131,7 @@ class Right(NamedTuple):
 
     out: str
     said: str
-    made: str | None
+    made: Made
     seconds: float
 
 
@@ -157,7 +166,7 @@ def files(world: World, chance: random.Random) -> Tried | None:
     one = chance.choice([c for c in COMMANDS if c.name in world.right])
     restore(world.good, world.work)
     found = sorted({p for glob in one.of for p in world.work.glob(glob) if p.is_file()})
-    file = chance.choice([p for p in found if p.suffix != ".lock"])
+    file = chance.choice([p for p in found if not p.name.startswith(".") and p.suffix != ".lock"])
     name = file.relative_to(world.work)
     deep = len(name.parts) > 2 and chance.random() < 0.1
     harm = chance.choice(damage.FOLDERS if deep else damage.FILES)
@@ -246,15 +255,13 @@ def _judged(one: Command, world: World, ended: Ending, file: Path) -> tuple[str,
     return _compared(one, right, ended, _made(one, world.work))
 
 
-def _compared(
-    one: Command, right: Right, ended: Ending, made: str | None
-) -> tuple[str, str | None]:
+def _compared(one: Command, right: Right, ended: Ending, made: Made) -> tuple[str, str | None]:
     """What a command that succeeded has made and said, beside what it should."""
     same = _plain(ended.out) == right.out
-    if made == right.made and same:
+    if _alike(made, right.made) and same:
         return "same", None
     warned = ended.said != right.said
-    if made != right.made and (one.policy == "exact" or not (warned or not same)):
+    if not _alike(made, right.made) and (one.policy == "exact" or not (warned or not same)):
         return "fault", "another result, exit 0" + (", with a word" if warned else ", and no word")
     if one.policy == "exact" and one.makes is None and not warned:
         return "fault", "says something else, exit 0"
@@ -285,7 +292,7 @@ def _ended_badly(ended: Ending, sent: int | None) -> str | None:
 def _again(one: Command, world: World) -> str | None:
     """What is wrong when an interrupted command is run once more, undisturbed."""
     right = world.right[one.name]
-    if one.then is not None and _made(one, world.work) == right.made:
+    if one.then is not None and _alike(_made(one, world.work), right.made):
         return None  # it was done already, and some things can be done twice
     ended = command(one.words, world.work)
     fault = _ended_badly(ended, None)
@@ -295,32 +302,57 @@ def _again(one: Command, world: World) -> str | None:
     done = ended.code == 2 and "exists already" in ended.said
     if ended.code != 0 and not done:
         return f"again: exit {ended.code}: {ended.said[-300:]}"
-    if _made(one, world.work) != right.made:
+    if not _alike(_made(one, world.work), right.made):
         return "again: another result"
     return None
 
 
-def _made(one: Command, work: Path) -> str | None:
-    """The digest of what a command has made, without times."""
+def _made(one: Command, work: Path) -> Made:
+    """What a command has made, by file, as numbers and words without times."""
     if one.then is not None:
         ended = command(one.then, work)
         if ended.code != 0:
-            return f"none: {ended.said[-200:]}"
+            return {"none": ended.said[-200:]}
     if one.makes is None:
-        return None
-    return _digest(work / one.makes)
-
-
-def _digest(path: Path) -> str:
+        return {}
+    path = work / one.makes
     if path.is_dir():
-        parts = [f"{p.relative_to(path)} {_digest(p)}" for p in sorted(path.rglob("*.safetensors"))]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    if not path.is_file():
-        return "none"
+        found = [p for p in sorted(path.rglob("*")) if p.suffix in (".safetensors", ".json")]
+        return {p.relative_to(path).as_posix(): _content(p) for p in found}
+    return {one.makes: _content(path) if path.is_file() else None}
+
+
+def _content(path: Path) -> Any:
     if path.suffix == ".json":
-        plain = _timeless(json.loads(path.read_text(encoding="utf-8")))
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        return _timeless(json.loads(path.read_text(encoding="utf-8")))
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return hashlib.sha256(data).hexdigest()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    body = data[8 + size :]
+    return {
+        name: np.frombuffer(body[slice(*told["data_offsets"])], dtype=_DTYPES[told["dtype"]])
+        for name, told in header.items()
+    }
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two results are one, up to rounding: a target that is made anew, in a batch of other
+    size, differs in its last digits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        gap = np.linalg.norm(one.astype(float) - other.astype(float))
+        return bool(gap <= _ROUNDING * (1e-30 + np.linalg.norm(one.astype(float))))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= _ROUNDING * (1 + abs(one))
+    return bool(one == other)
 
 
 def _means(path: Path) -> str:
@@ -365,7 +397,7 @@ def _lost(world: World, before: Mapping[str, str]) -> str | None:
         if name.startswith(keep)
         and world.files.get(name) == digest
         and digest not in after
-        and not name.endswith((".lock", "head.json"))
+        and not name.endswith((".lock", "ledger.json"))
         and "/step-" not in name
     ]
     return f"lost: {', '.join(gone[:3])}" if gone else None
