@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from retcon.activations.contexts import check_texts
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check
 from retcon.editing.trial import StepRecord, Trial, watch
@@ -71,7 +72,9 @@ def evaluate_measured(
     plan = Schedule.of(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
-    check(editor, [case.edit for case in cases], plan)
+    edits = [case.edit for case in cases]
+    check(editor, edits, plan)
+    check_texts(model.tokens, edits)
     rows = score_cases(model, cases, when="pre", progress=progress)
     measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
     state = editor.begin(model, progress)

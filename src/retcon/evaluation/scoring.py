@@ -19,7 +19,7 @@ from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 
 # One more whenever other scores are made of the same tokens.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Prompt(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from retcon.activations.contexts import check_texts
 from retcon.editing.ordering import by_keys
 from retcon.editing.steps import Step
 from retcon.editing.trial import Looks, Telling, as_they_are, watch
@@ -131,6 +132,7 @@ class Worker:
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
         editor = find_method(cell.method).build(cell.layers, cell.settings)
+        check_texts(model.tokens, [case.edit for case in task.cases])
         state = self._begin(model, cell, editor, progress)
         if isinstance(cell.order, str):
             cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
