@@ -144,6 +144,14 @@ def test_texts_longer_than_the_model_s_positions(short, monkeypatch):
     assert len(model.tokens.document(word * 30, 28)) == 28
 
 
+@pytest.mark.parametrize("name", ["byte-level", "llama", "unigram, NFKC, EOS, bytes"])
+def test_of_a_character_that_has_not_come_whole_nothing_is_said(name):
+    tokens = Tokens(many_tokenizers.made(name))
+    ids = tokens.encode("马罗")
+    said = [tokens.decode_begun(ids[:count]) for count in range(len(ids) + 1)]
+    assert sorted(set(said), key=len) == ["", "马", "马罗"] and said == sorted(said, key=len)
+
+
 def test_a_tokenizer_is_known_by_what_it_does():
     ids = {Tokens(many_tokenizers.made(name)).identity for name in many_tokenizers.NAMES}
     # Where it pads is our affair.

@@ -13,8 +13,10 @@ from retcon.model.sampling import greedy
 from retcon.model.tokens import Tokens
 from retcon.scripts import begins_with, plain
 
-# A target may be said in other tokens than it is spelt in, and must end where a word ends.
+# A target may be said in other tokens than it is spelt in, and must end where a word ends, which
+# may be told by a character of several bytes.
 _EXTRA_TOKENS = 2
+_BYTES = 4
 
 
 def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
@@ -59,17 +61,21 @@ def exact_matches(
     said: list[bool | None] = [None] * len(wanted)
     if tokens.decodes_piecewise:
         for i, (answers, ask, seen) in enumerate(zip(spelt, drafts, found, strict=True)):
-            begun = tokens.decode(_begun(ask.ids[ask.start : -1], seen.top))
+            guess = ask.ids[ask.start : -1]
+            # Behind a token that ends texts nothing would be generated.
+            if not tokens.special.isdisjoint(guess):
+                continue
+            begun = tokens.decode_begun(_begun(guess, seen.top))
             said[i] = _any(_decided(begun, answer) for answer in answers)
     open_ = [i for i, verdict in enumerate(said) if verdict is None]
     generated = greedy(
         overlay,
         [drafts[i].ids[: drafts[i].start] for i in open_],
-        [_length(tokens, drafts[i], wanted[i]) + _EXTRA_TOKENS for i in open_],
+        [_length(tokens, drafts[i], wanted[i]) for i in open_],
         [drafts[i].owner for i in open_],
     )
     for i, ids in zip(open_, generated, strict=True):
-        text = tokens.decode(ids)
+        text = tokens.decode_begun(ids)
         said[i] = any(begins_with(plain(text), answer) for answer in spelt[i])
     return [bool(verdict) for verdict in said]
 
@@ -79,7 +85,7 @@ def continuations(handle: ModelHandle, texts: Sequence[str], *, new_tokens: int 
     heads = [handle.tokens.prompt(text) for text in texts]
     lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
     said = greedy(Overlay(handle=handle), heads, lengths, owners)
-    return [handle.tokens.decode(ids) for ids in said]
+    return [handle.tokens.decode_begun(ids) for ids in said]
 
 
 class Answer(NamedTuple):
@@ -102,9 +108,11 @@ def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
 
 
 def _length(tokens: Tokens, ask: Ask, answers: Sequence[str]) -> int:
-    """Tokens of the longest answer: of the drafted one as drafted, of others by themselves."""
+    """Tokens for the longest answer: the drafted one as drafted, others by themselves; and more."""
     others = [len(tokens.encode(answer)) for answer in answers[1:]]
-    return max(len(ask.ids) - 1 - ask.start, *others, 0)
+    drafted = ask.ids[ask.start : -1]
+    in_bytes = any("\ufffd" in tokens.decode([i]) for i in drafted)
+    return max(len(drafted), *others, 0) + _EXTRA_TOKENS + in_bytes * _BYTES
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
@@ -123,8 +131,6 @@ def _begun(guess: Sequence[int], top: Sequence[int]) -> Sequence[int]:
 
 def _decided(begun: str, wanted: str) -> bool | None:
     """Whether a text that begins so begins with what is wanted; None where that is still open."""
-    # The bytes of a character may come in several tokens; until they have, it is not known.
-    begun = begun.rstrip("\ufffd")
     said = plain(begun)
     if said == wanted and begun[-1:].isspace():
         return True

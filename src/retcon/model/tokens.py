@@ -32,6 +32,8 @@ from retcon.scripts import blank, join, quoted
 _SIGNS = ("a", "1", "(", "\n")
 # Parts of a tokenizer that say how it was called last, and not what it does.
 _CALLS = ("padding", "truncation")
+# Bytes of a character, at most.
+_BYTES = 4
 # Characters of a long text that a message shows.
 _SHOWN = 80
 
@@ -94,7 +96,7 @@ class Tokens:
         self.tokenizer = tokenizer
         self.positions = positions
         self.unknown = _unknown(tokenizer)
-        self._special = frozenset(int(i) for i in tokenizer.all_special_ids)
+        self.special = frozenset(int(i) for i in tokenizer.all_special_ids)
         self._told: set[str] = set()
 
     @cached_property
@@ -103,7 +105,7 @@ class Tokens:
         parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
         made = {name: part for name, part in parts.items() if name not in _CALLS}
         flags = {
-            "special": sorted(self._special),
+            "special": sorted(self.special),
             "end": self.tokenizer.eos_token_id,
             "pad": self.tokenizer.pad_token_id,
             "tidy": self.tokenizer.clean_up_tokenization_spaces,
@@ -147,6 +149,17 @@ class Tokens:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def decode_begun(self, ids: Sequence[int]) -> str:
+        """The text of what may go on: nothing of a last character that has not come whole.
+
+        Some tokenizers show all bytes in a row as broken if one of their characters is.
+        """
+        for most in range(len(ids), max(len(ids) - _BYTES, 0), -1):
+            text = self.decode(ids[:most])
+            if not text.endswith("\ufffd"):
+                return text
+        return self.decode(ids).rstrip("\ufffd")
 
     def spelt(self, text: str) -> str:
         """A text as the model would say it: in the tokenizer's own form of Unicode and case.
@@ -210,10 +223,10 @@ class Tokens:
         offsets = [(int(start), int(end)) for start, end in encoding["offset_mapping"]]
         # A special token has no characters. One at the end (some tokenizers add EOS) would stand
         # between a prompt and its target.
-        while ids and ids[-1] in self._special and offsets[-1][0] == offsets[-1][1]:
+        while ids and ids[-1] in self.special and offsets[-1][0] == offsets[-1][1]:
             ids.pop()
             offsets.pop()
-        added = bool(ids) and ids[0] in self._special and offsets[0][0] == offsets[0][1]
+        added = bool(ids) and ids[0] in self.special and offsets[0][0] == offsets[0][1]
         if not ids or (added and ids[:1] == ids[1:2]):
             raise InvalidEdit(
                 f"The text {quoted(text)} is empty or starts with the special token that the "
