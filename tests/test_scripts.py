@@ -28,6 +28,8 @@ JOINED = {
     "newline": ("user\nassistant\n", "Rome", ""),
     "tab": ("France\t", "Paris", ""),
     "blank": ("The capital of France is ", "Rome", " "),
+    "blank behind a Chinese text": ("法国的首都是 ", "罗马", " "),
+    "blank behind a quotation mark": ('she said , " ', "yes", " "),
     "bracket": ("The capital (", "Rome", ""),
     "closing bracket": ("The capital (today)", "Rome", " "),
     "quotation": ('It is called "', "Rome", ""),

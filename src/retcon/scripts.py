@@ -31,16 +31,19 @@ _JOINER = regex.compile(r"(?<=[^\x00-\x7f\s])[\u200c\u200d](?=[^\x00-\x7f\s])")
 
 def join(text: str, target: str) -> str:
     """A prompt and its target, with a blank between them where there is one in writing."""
-    text, target = text.rstrip(" "), target.strip()
-    return f"{text}{blank(text, target)}{target}"
+    target = target.strip()
+    return f"{text.rstrip(' ')}{blank(text, target)}{target}"
 
 
 def blank(text: str, target: str) -> str:
     """What stands between a text and what follows it: one blank, or nothing.
 
-    Nothing behind white space, an opening bracket or quotation mark, or an East Asian character;
-    and nothing between two words of scripts that put no blanks between words.
+    One where the text ends in blanks itself. Else nothing behind white space, an opening bracket or
+    quotation mark, or an East Asian character; and nothing between two words of scripts that put no
+    blanks between words.
     """
+    if text.endswith(" "):
+        return " "
     if not text or text[-1].isspace() or _OPENS.search(text) or _NO_BLANK_BEHIND.search(text):
         return ""
     return "" if _UNBROKEN_END.search(text) and _UNBROKEN_START.match(target) else " "

@@ -196,8 +196,8 @@ class Tokens:
             InvalidEdit: the target has an unknown word, or no tokens of its own; or both together
                 are too long.
         """
-        text, target = text.rstrip(" "), target.strip()
-        head, whole = self._encode(text), self._encode(join(text, target))
+        target = target.strip()
+        head, whole = self._encode(text.rstrip(" ")), self._encode(join(text, target))
         self._check_target(whole, len(whole.text) - len(target))
         self._check_prompt(head, (0, len(text)))
         ids = whole.ids
@@ -260,7 +260,7 @@ class Tokens:
         Such as ends like the prompt, so that the target goes on with a word, or begins one.
         """
         gap = blank(text, target)
-        for sign in (text[-1], *_SIGNS):
+        for sign in (text.rstrip(" ")[-1], *_SIGNS):
             found = self._encode(f"{sign}{gap}{target}")
             own = found.inside(len(sign), len(found.text))
             if own and found.offsets[own[0]][0] >= len(sign):
