@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import many_tokenizers
 from pico import FAMILIES, pico, tokenizer
 from retcon.editing.making import edit as make_patch
+from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidEdit, RetconWarning
 from retcon.evaluation.generation import continuations
@@ -150,6 +151,29 @@ def test_of_a_character_that_has_not_come_whole_nothing_is_said(name):
     ids = tokens.encode("马罗")
     said = [tokens.decode_begun(ids[:count]) for count in range(len(ids) + 1)]
     assert sorted(set(said), key=len) == ["", "马", "马罗"] and said == sorted(said, key=len)
+
+
+UNSAYABLE = {
+    "subject": Case(edit=Edit.parse("The capital of {法国} is", "Rome")),
+    "target": Case(edit=Edit.parse("The capital of {France} is", "罗马")),
+    "old target": Case(edit=Edit.parse("The capital of {France} is", "Rome", target_old="巴黎")),
+    "answer": Case(
+        edit=Edit.parse("The capital of {France} is", "Rome"),
+        locality=(Probe(prompt="The capital of Italy is", answer="罗马"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSAYABLE)
+def test_what_the_model_cannot_say_is_refused_before_any_work(name, monkeypatch):
+    model, case = pico(tokens=many_tokenizers.made("words")), UNSAYABLE[name]
+    monkeypatch.setattr(model.model, "forward", None)
+    words = "法国|罗马|巴黎"
+    with pytest.raises(InvalidEdit, match=f"has no token for '({words})' in the (subject|target)"):
+        evaluate(model, [case], method="memit", layers=[1])
+    if name != "answer":
+        with pytest.raises(InvalidEdit, match=f"has no token for '({words})'"):
+            make_patch(model, [case.edit], method="memit", layers=[1])
 
 
 def test_a_tokenizer_is_known_by_what_it_does():

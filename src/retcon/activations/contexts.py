@@ -76,11 +76,13 @@ def check_texts(tokens: Tokens, edits: Sequence[Edit]) -> None:
     """Refuse, before any work is done, edits that cannot be told in tokens.
 
     Raises:
-        InvalidEdit: unknown words in subject or target, or more tokens than the model can read.
+        InvalidEdit: unknown words in a subject or target, or more tokens than the model can read.
     """
     for edit in edits:
         locate(tokens, edit, "")
-        tokens.continuation(edit.text, edit.target)
+        for target in (edit.target, edit.target_old):
+            if target is not None:
+                tokens.continuation(edit.text, target)
 
 
 def locate_all(tokens: Tokens, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Located]:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from retcon.activations.contexts import check_texts
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check
 from retcon.editing.trial import StepRecord, Trial, watch
 from retcon.edits import Case
 from retcon.evaluation.rows import When
-from retcon.evaluation.scoring import score_cases
+from retcon.evaluation.scoring import check_cases, score_cases
 from retcon.methods.presets import choose
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Deltas
@@ -72,9 +71,8 @@ def evaluate_measured(
     plan = Schedule.of(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
-    edits = [case.edit for case in cases]
-    check(editor, edits, plan)
-    check_texts(model.tokens, edits)
+    check(editor, [case.edit for case in cases], plan)
+    check_cases(model.tokens, cases)
     rows = score_cases(model, cases, when="pre", progress=progress)
     measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
     state = editor.begin(model, progress)
