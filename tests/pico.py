@@ -97,10 +97,11 @@ def pico(
     bos: bool = False,
     dtype: torch.dtype = torch.float32,
     padding_side: str = "right",
+    tokens: PreTrainedTokenizerFast | None = None,
 ) -> ModelHandle:
     """A handle on a random model of a family; large enough weights that an edit shows."""
     kind, dimensions = FAMILIES[family]
-    tokens = tokenizer(bos=bos, padding_side=padding_side)
+    tokens = tokens or tokenizer(bos=bos, padding_side=padding_side)
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     config = AutoConfig.for_model(kind, vocab_size=len(tokens), **{**special, **dimensions})
     with torch.random.fork_rng(devices=[]):

@@ -1,13 +1,15 @@
 """Keys, targets and second moments against their naive twins."""
 
+import copy
 import dataclasses
 import importlib.util
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from oracles import average_key, optimise_one_target, second_moment
-from pico import FAMILIES, INNER_FLOAT32, pico
+from pico import FAMILIES, INNER_FLOAT32, pico, tokenizer
 from retcon.activations.contexts import ContextOptions, sample_prefixes
 from retcon.activations.covariance import (
     MomentOptions,
@@ -16,6 +18,7 @@ from retcon.activations.covariance import (
     load_moments,
 )
 from retcon.activations.keys import read_keys
+from retcon.activations.self_corpus import SelfCorpus
 from retcon.activations.targets import TargetOptions, default_micro_batch, optimise_targets
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
@@ -26,6 +29,7 @@ from retcon.errors import (
     RetconWarning,
     SingularCovariance,
 )
+from retcon.model.tokens import Tokens
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -280,7 +284,18 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     load_moments(model, [1], options)
     load_moments(pico(seed=1), [1], options)
     load_moments(pico(dtype=torch.float64), [1], options)
-    assert len(list((cache / "moments").iterdir())) == 6
+    other = pico()
+    made = copy.deepcopy(tokenizer())
+    made.backend_tokenizer.normalizer = normalizers.Lowercase()
+    other.tokens = Tokens(made)
+    of_other = load_moment(other, 1, options).total
+    assert not torch.equal(of_other, load_moment(model, 1, options).total)
+    own = collect_moments(other, iter(TEXTS * 4), [1], tokens=60, document_tokens=128)[1]
+    assert torch.equal(of_other, own.total)
+    assert SelfCorpus(handle=other, tokens=60).identity != (
+        SelfCorpus(handle=model, tokens=60).identity
+    )
+    assert len(list((cache / "moments").iterdir())) == 7
     used_up = load_moment(model, 1, options)
     assert torch.equal(used_up.into_mean(), first[1].mean)
     assert torch.equal(load_moment(model, 1, options).total, first[1].total)

@@ -1,5 +1,6 @@
 """Remembered targets, keys and scores: the same to the last bit, and never another's."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -8,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from tokenizers import normalizers
 
-from pico import pico
+from pico import pico, tokenizer
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.remembered import recall_keys, recall_targets
 from retcon.activations.targets import TargetOptions
@@ -19,6 +21,7 @@ from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, RetconWarning, UnknownName
 from retcon.evaluation.scoring import score_cases
+from retcon.model.tokens import Tokens
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -109,6 +112,15 @@ def of_another_structure():
     return model
 
 
+def spelling_otherwise():
+    """The same weights, and the same tokens of these texts, but not of all."""
+    model = pico("llama-tied")
+    other = copy.deepcopy(tokenizer())
+    other.backend_tokenizer.normalizer = normalizers.NFC()
+    model.tokens = Tokens(other)
+    return model
+
+
 OTHER_EDIT = [dataclasses.replace(EDITS[0], target="Polish")]
 MISSES = {
     "prefixes": lambda model: targets(model, prefixes=("", "You know. ")),
@@ -123,10 +135,12 @@ MISSES = {
     "weights": lambda _: targets(pico(seed=1)),
     "dtype": lambda _: targets(pico(dtype=torch.float64)),
     "tokenizer": lambda _: targets(pico(bos=True)),
+    "normal-form": lambda _: targets(spelling_otherwise()),
     "structure": lambda _: targets(of_another_structure()),
     "keys": lambda model: keys(model, weights=WEIGHTS.flip(0)),
     "keys-layer": lambda model: keys(model, layer=0),
     "scores-weights": lambda _: scores(pico(seed=1)),
+    "scores-normal-form": lambda _: scores(spelling_otherwise()),
     "scores-dtype": lambda _: scores(pico(dtype=torch.float64)),
     "scores-prompts": lambda model: scores(
         model, [dataclasses.replace(CASES[0], neighbours=("French is of",))]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import many_tokenizers
 from oracles import mean_nll, score_one_batch, scores_by_loop
 from pico import FAMILIES, pico
 from retcon.edits import Case, Edit
@@ -109,6 +110,50 @@ def test_exact_match_is_free_generation_of_whole_words():
     target = dataclasses.replace(edit, target=word)
     assert says_target(model, [target]) == [not follows.isalnum()]
     assert says_target(model, [dataclasses.replace(edit, target="qqqq")]) == [False]
+
+
+# What a model says behind prompts, and the targets that it has said so or not; in lower case too.
+SAID = {
+    ("{法国}的首都是", "罗马，是"): {"罗马": True, "罗": True, "罗马人": False},
+    ("{フランス}の首都は", "ローマです"): {"ローマ": True, "ロー": False},
+    ("The owner of {Paris} is", "Tomé."): {"Tome\u0301": True, "Tomé": True, "Tome": False},
+    ("The capital of {Spain} is", "Romeo."): {"Romeo": True, "romeo": None, "Rome": False},
+    ("user\n{Italy}?\nassistant\n", "Paris</s>"): {"Paris": True, "Paris</s>": True},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["byte-level", "byte-level, NFC", "byte-level, lower case", "byte-level, BOS", "gemma"]
+)
+def test_exact_match_in_scripts_without_blanks_and_in_the_tokenizer_s_own_form(name):
+    model = pico(tokens=many_tokenizers.made(name))
+    edits = {
+        Edit.parse(prompt, target): "lower" in name if whole is None else whole
+        for (prompt, _), targets in SAID.items()
+        for target, whole in targets.items()
+    }
+    texts = [(Edit.parse(prompt, said).text, said) for prompt, said in SAID]
+    parrot(model, [model.tokens.continuation(*text).ids for text in texts])
+    said = says_target(model, list(edits))
+    assert dict(zip([edit.target for edit in edits], said, strict=True)) == {
+        edit.target: whole for edit, whole in edits.items()
+    }
+
+
+def parrot(model, texts):
+    """Teach a model some texts by heart."""
+    batch = model.tokens.pad(texts)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    model.model.requires_grad_(True)
+    adam = torch.optim.Adam(model.model.parameters(), lr=1e-2)
+    for _ in range(150):
+        adam.zero_grad()
+        loss = model.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels
+        ).loss
+        loss.backward()
+        adam.step()
+    model.model.requires_grad_(False)
 
 
 def test_without_target_old_comparisons_are_none_and_not_zero():

@@ -1,13 +1,25 @@
 """Where the subject ends and the target begins: properties over tokenizers and texts."""
 
+import copy
+import warnings
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico import tokenizer
-from retcon.edits import Case, Edit
-from retcon.errors import InvalidEdit
+import many_tokenizers
+from pico import FAMILIES, pico, tokenizer
+from retcon.editing.making import edit as make_patch
+from retcon.editing.measuring import evaluate
+from retcon.edits import Case, Edit, Probe
+from retcon.errors import InvalidEdit, RetconWarning
+from retcon.evaluation.generation import continuations
+from retcon.evaluation.scoring import score_targets
+from retcon.model.handle import ModelHandle
+from retcon.model.sampling import sample
 from retcon.model.tokens import Tokens, by_length
+from retcon.scripts import blank
 
 words = st.text(alphabet="abcdefgh é日ñ.,'-", min_size=1, max_size=12).filter(
     lambda text: text.strip() == text and text != ""
@@ -20,7 +32,7 @@ def test_the_lookup_token_ends_the_subject(flavour, before, subject, after):
     tokens = Tokens(tokenizer(**flavour))
     text = f"{before} {subject} {after}"
     end = len(before) + 1 + len(subject)
-    located = tokens.locate(text, end)
+    located = tokens.locate(text, len(before) + 1, end)
     encoding = tokens.tokenizer(text, return_offsets_mapping=True)
     start, stop = encoding["offset_mapping"][located.lookup]
     assert start <= end - 1 < stop
@@ -33,7 +45,7 @@ def test_the_lookup_token_ends_the_subject(flavour, before, subject, after):
 def test_the_target_span_decodes_to_the_target(flavour, text, target):
     tokens = Tokens(tokenizer(**flavour))
     found = tokens.continuation(text, target)
-    assert tokens.decode(found.target) == f" {target}"
+    assert tokens.decode(found.target) == f"{blank(text, target)}{target}"
     assert found.ids[: found.start] == tokens.encode(text)
     assert tokens.continuation(text, f"  {target}") == found
 
@@ -55,13 +67,126 @@ def test_bos_exactly_once():
         tokens.encode("<s>The")
 
 
-def test_a_prompt_that_melts_into_its_target_is_refused():
+def test_a_target_keeps_its_own_tokens_where_it_would_melt_into_the_prompt():
+    tokens = Tokens(many_tokenizers.made("byte-level, large"))
+    assert len(tokens.encode("小明是一个学生")) == 1
+    found = tokens.continuation("小明是", "一个学生")
+    assert found.ids[: found.start] == tokens.encode("小明是")
+    assert tokens.decode(found.target) == "一个学生"
+
+
+def test_two_newlines_are_one_token_of_the_prompt():
+    tokens = Tokens(many_tokenizers.made("byte-level"))
+    found = tokens.continuation("assistant:\n\n", "Rome")
+    assert tokens.decode(found.ids[found.start - 1 : found.start]) == "\n\n"
+    assert tokens.decode(found.target) == "Rome"
+
+
+@pytest.mark.parametrize("text", ["Rome \ud83c", "caf\udce9"])
+def test_half_a_character_is_refused_with_its_name(text):
+    half = ascii(text[-1]).replace("\\", r"\\")
+    with pytest.raises(InvalidEdit, match=f"{half} in .* is half of a character"):
+        Tokens(tokenizer()).encode(text)
+    with pytest.raises(InvalidEdit, match=f"{half} in .* is half of a character"):
+        Edit.parse("The capital of {France} is", text)
+
+
+def test_blanks_around_answers_are_no_part_of_them():
+    edit = Edit.parse("The capital of {France} is ", " Rome\n", target_old=" Paris ")
+    assert (edit.target, edit.target_old) == ("Rome", "Paris")
+    probe = Probe(prompt="Q:", answer=" Rome ", aliases=("Roma ",))
+    assert (probe.answer, probe.aliases) == ("Rome", ("Roma",))
     tokens = Tokens(tokenizer())
-    tokens.encode_plain = tokens.encode
-    with pytest.raises(InvalidEdit, match="whole word"):
-        # A tokenizer that merges across the space.
-        tokens.encode = lambda text: tuple(range(len(text) % 7 + 2, 0, -1))
-        tokens.continuation("abc", "def")
+    plain = tokens.continuation("The capital of France is", "Rome")
+    assert tokens.continuation(edit.text, " Rome ") == plain
+    assert tokens.prompt(edit.text) == plain.ids[: plain.start]
+
+
+class Short(NamedTuple):
+    """A model's family, and what becomes of texts longer than its 24 positions."""
+
+    family: str
+    refused: bool
+
+
+@pytest.mark.parametrize("short", [Short("gpt2", True), Short("opt", True), Short("llama", False)])
+def test_texts_longer_than_the_model_s_positions(short, monkeypatch):
+    name = {"gpt2": "n_positions"}.get(short.family, "max_position_embeddings")
+    kind, dimensions = FAMILIES[short.family]
+    monkeypatch.setitem(FAMILIES, short.family, (kind, {**dimensions, name: 24}))
+    model = pico(short.family)
+    assert model.tokens.positions == (24, short.refused)
+    word = " France"
+    (one,) = model.tokens.encode(word)
+    fits = model.tokens.continuation(word * 23, "Rome")
+    assert fits.ids[:23] == (one,) * 23 and len(fits.ids) == 24
+    edit = Edit.parse("{France}" + word * 24, "Rome")
+    monkeypatch.setattr(ModelHandle, "master", None)  # no work is done
+    if short.refused:
+        for call in (
+            lambda: make_patch(model, [edit], method="memit", layers=[1]),
+            lambda: score_targets(model, [(word * 30, "Rome")]),
+            lambda: continuations(model, [word * 25]),
+        ):
+            with pytest.raises(
+                InvalidEdit, match=r"has \d\d tokens, and the model has 24 positions"
+            ):
+                call()
+        # Where only what is generated has no place, it is shorter; documents are cut.
+        assert sample(model, [one] * 20, count=2, new_tokens=10, seed=0)
+        assert continuations(model, [word * 24]) == [""]
+        assert len(model.tokens.document(word * 30, 28)) == 24
+        return
+    with pytest.warns(RetconWarning, match="30 tokens, more than the 24 that the model was made"):
+        model.tokens.prompt(word * 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.tokens.prompt(word * 31)  # said once
+    assert len(model.tokens.document(word * 30, 28)) == 28
+
+
+@pytest.mark.parametrize("name", ["byte-level", "llama", "unigram, NFKC, EOS, bytes"])
+def test_of_a_character_that_has_not_come_whole_nothing_is_said(name):
+    tokens = Tokens(many_tokenizers.made(name))
+    ids = tokens.encode("马罗")
+    said = [tokens.decode_begun(ids[:count]) for count in range(len(ids) + 1)]
+    assert sorted(set(said), key=len) == ["", "马", "马罗"] and said == sorted(said, key=len)
+
+
+UNSAYABLE = {
+    "subject": Case(edit=Edit.parse("The capital of {法国} is", "Rome")),
+    "target": Case(edit=Edit.parse("The capital of {France} is", "罗马")),
+    "old target": Case(edit=Edit.parse("The capital of {France} is", "Rome", target_old="巴黎")),
+    "answer": Case(
+        edit=Edit.parse("The capital of {France} is", "Rome"),
+        locality=(Probe(prompt="The capital of Italy is", answer="罗马"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSAYABLE)
+def test_what_the_model_cannot_say_is_refused_before_any_work(name, monkeypatch):
+    model, case = pico(tokens=many_tokenizers.made("words")), UNSAYABLE[name]
+    monkeypatch.setattr(model.model, "forward", None)
+    words = "法国|罗马|巴黎"
+    with pytest.raises(InvalidEdit, match=f"has no token for '({words})' in the (subject|target)"):
+        evaluate(model, [case], method="memit", layers=[1])
+    if name != "answer":
+        with pytest.raises(InvalidEdit, match=f"has no token for '({words})'"):
+            make_patch(model, [case.edit], method="memit", layers=[1])
+
+
+def test_a_tokenizer_is_known_by_what_it_does():
+    ids = {Tokens(many_tokenizers.made(name)).identity for name in many_tokenizers.NAMES}
+    # Where it pads is our affair.
+    assert len(ids) == len(many_tokenizers.NAMES) - 1
+    one = many_tokenizers.made("byte-level")
+    before = Tokens(one).identity
+    one(["a", "b c d e f"], padding=True, truncation=True, max_length=3)
+    assert Tokens(one).identity == before
+    other = copy.deepcopy(one)
+    other.clean_up_tokenization_spaces = True
+    assert Tokens(other).identity != before
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from retcon.errors import InvalidEdit
+from retcon.scripts import quoted
 
 _BRACED = re.compile(r"\{([^{}]*)\}")
 
@@ -29,8 +30,11 @@ def check_whole(*texts: str) -> None:
 class Edit:
     """Make the model continue `prompt`, with `subject` in the place of `{}`, with `target`.
 
+    Blanks around targets are no part of them.
+
     Raises:
-        InvalidEdit: the prompt does not hold exactly one `{}`, or subject or target is empty.
+        InvalidEdit: the prompt does not hold exactly one `{}`, subject or target is empty, or a
+            text holds half of a character.
     """
 
     id: str
@@ -42,8 +46,8 @@ class Edit:
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
             raise InvalidEdit(
-                f"Edit {self.id!r}: the prompt {self.prompt!r} must hold the place of its subject "
-                f"exactly once, as {{}}; it holds it {self.prompt.count('{}')} times."
+                f"Edit {self.id!r}: the prompt {quoted(self.prompt)} must hold the place of its "
+                f"subject exactly once, as {{}}; it holds it {self.prompt.count('{}')} times."
             )
         check_whole(self.id, self.prompt, self.subject, self.target, self.target_old or "")
         for field in ("subject", "target"):
@@ -52,6 +56,9 @@ class Edit:
                 raise InvalidEdit(f"Edit {self.id!r}: the {field} is empty. Give it a text.")
         if self.target_old is not None and not self.target_old.strip():
             raise InvalidEdit(f"Edit {self.id!r}: target_old is empty. Leave it out instead.")
+        object.__setattr__(self, "target", self.target.strip())
+        if self.target_old is not None:
+            object.__setattr__(self, "target_old", self.target_old.strip())
 
     @property
     def text(self) -> str:
@@ -69,9 +76,14 @@ class Edit:
         return self.text[: self.subject_end]
 
     @property
+    def subject_start(self) -> int:
+        """Index in `text` of the subject's first character."""
+        return self.prompt.index("{}")
+
+    @property
     def subject_end(self) -> int:
         """Index in `text` of the character after the subject's last one."""
-        return self.prompt.index("{}") + len(self.subject.rstrip())
+        return self.subject_start + len(self.subject.rstrip())
 
     @classmethod
     def parse(
@@ -85,7 +97,7 @@ class Edit:
         braced = _BRACED.findall(prompt)
         if len(braced) != 1:
             raise InvalidEdit(
-                f"Edit {id!r}: put the subject of {prompt!r} in braces, once, as in "
+                f"Edit {id!r}: put the subject of {quoted(prompt)} in braces, once, as in "
                 f"'The mother tongue of {{Danielle Darrieux}} is'; found {len(braced)} in braces."
             )
         template = _BRACED.sub("{}", prompt)
@@ -97,7 +109,8 @@ class Probe:
     """A prompt with an answer of its own.
 
     aliases: other ways to say it, which count where text is generated freely. needs: ids of
-    further edits, without all of which the answer does not follow.
+    further edits, without all of which the answer does not follow. Blanks around answers are no
+    part of them.
 
     Raises:
         InvalidEdit: the prompt, the answer or an alias is empty.
@@ -113,8 +126,12 @@ class Probe:
         for name, texts in parts.items():
             # Every text begins with an empty one.
             if not all(text.strip() for text in texts):
-                raise InvalidEdit(f"The probe {self.prompt!r}: its {name} is empty. Leave it out.")
+                raise InvalidEdit(
+                    f"The probe {quoted(self.prompt)}: its {name} is empty. Leave it out."
+                )
             check_whole(*texts)
+        object.__setattr__(self, "answer", self.answer.strip())
+        object.__setattr__(self, "aliases", tuple(alias.strip() for alias in self.aliases))
 
 
 @dataclass(frozen=True, kw_only=True)

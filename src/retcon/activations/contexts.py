@@ -68,7 +68,21 @@ def sample_prefixes(handle: ModelHandle, options: ContextOptions) -> tuple[str, 
 
 def locate(tokens: Tokens, edit: Edit, prefix: str) -> Located:
     """Tokens of the prompt behind a prefix, and where its subject ends."""
-    return tokens.locate(prefix + edit.text, len(prefix) + edit.subject_end)
+    before = len(prefix)
+    return tokens.locate(prefix + edit.text, before + edit.subject_start, before + edit.subject_end)
+
+
+def check_texts(tokens: Tokens, edits: Sequence[Edit]) -> None:
+    """Refuse, before any work is done, edits that cannot be told in tokens.
+
+    Raises:
+        InvalidEdit: unknown words in a subject or target, or more tokens than the model can read.
+    """
+    for edit in edits:
+        locate(tokens, edit, "")
+        for target in (edit.target, edit.target_old):
+            if target is not None:
+                tokens.continuation(edit.text, target)
 
 
 def locate_all(tokens: Tokens, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Located]:

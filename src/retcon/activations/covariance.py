@@ -30,7 +30,7 @@ from retcon.progress import Progress, silent
 from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
 from retcon.storage import cache_folder, make_folder
 
-_FORMAT = 3
+_FORMAT = 4
 # Tokens in one forward pass, and passes between two savings of the running sums.
 _PASS_TOKENS = 512
 _PASSES_PER_SAVE = 64
@@ -234,7 +234,7 @@ def _passes(
     window: list[tuple[int, ...]] = []
     seen = 0
     for text in texts:
-        window.append(handle.tokens.encode(text)[:document_tokens])
+        window.append(handle.tokens.document(text, document_tokens))
         seen += len(window[-1])
         full = sum(len(document) for document in window) >= 16 * _PASS_TOKENS
         if full or seen >= tokens:
@@ -298,7 +298,7 @@ def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int)
         "corpus": corpus.identity,
         "tokens": tokens,
         "document_tokens": document_tokens,
-        "special_tokens": handle.tokens.encode("a"),
+        "tokens_of": handle.tokens.identity,
         "pass_tokens": _PASS_TOKENS,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -202,7 +202,7 @@ def _subjects(tokens: Tokens, edits: Sequence[Edit]) -> list[_Text]:
     texts: list[_Text] = []
     for owner, edit in enumerate(edits):
         subject = edit.subject.rstrip()
-        ids, lookup = tokens.locate(f"{subject} is a", len(subject))
+        ids, lookup = tokens.locate(f"{subject} is a", 0, len(subject))
         row = TargetRow(ids[: lookup + 1], lookup, (lookup,))
         texts.append(_Text(owner, _SUBJECT, row, ()))
     return texts

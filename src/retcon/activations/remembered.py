@@ -18,11 +18,10 @@ from retcon.activations.targets import TargetOptions, Targets, optimise_targets
 from retcon.cache import Entry, Name, recall
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
-from retcon.model.tokens import join
 from retcon.progress import Progress, silent
 
 # One more whenever other values are computed from the same names.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def recall_targets(
@@ -123,9 +122,13 @@ def _shared(handle: ModelHandle, layer: int) -> Name:
 
 
 def _told(handle: ModelHandle, edit: Edit) -> tuple[object, ...]:
-    """What a target is optimised for; with its tokens, since weights may have two tokenizers."""
-    tokens = handle.tokens.encode(join(edit.text, edit.target))
-    return (edit.prompt, edit.subject, edit.target, tokens)
+    """What a target is optimised for, and its tokens."""
+    return (
+        edit.prompt,
+        edit.subject,
+        edit.target,
+        *handle.tokens.continuation(edit.text, edit.target),
+    )
 
 
 def _heads(handle: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tuple[int, ...]]:

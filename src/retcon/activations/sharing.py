@@ -51,7 +51,8 @@ def write_card(
         f"# Second moments of {handle.name}",
         "",
         f"E[k kᵀ] of the inputs of MLP down-projections of a model with the fingerprint "
-        f"`{handle.fingerprint[:16]}`, in {handle.dtype}; corpus `{options.corpus}`, seed "
+        f"`{handle.fingerprint[:16]}` and the tokenizer `{handle.tokens.identity[:16]}`, in "
+        f"{handle.dtype}; corpus `{options.corpus}`, seed "
         f"{options.corpus_seed}, documents of {options.document_tokens} tokens. One file a layer:",
         "",
         *(f"- `{name}`, {file.stat().st_size:,} bytes" for name, file in files.items()),

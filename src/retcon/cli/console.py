@@ -15,6 +15,7 @@ from rich.table import Table
 from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
+from retcon.scripts import visible
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -58,11 +59,6 @@ def warnings_told() -> Generator[None, None, None]:
         warnings.simplefilter("always", RetconWarning)
         warnings.showwarning = show
         yield
-
-
-def visible(text: str) -> str:
-    """A text out of a file, fit for a terminal: its control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def bars() -> AbstractContextManager[Progress]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from retcon.activations.contexts import check_texts
 from retcon.algebra.delta import LowRankDelta
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check, run
@@ -54,6 +55,7 @@ def edit(
         else Schedule.of(schedule).carried()
     )
     check(editor, edits, plan)
+    check_texts(model.tokens, edits)
     state = editor.begin(model, progress)
     taken = list(run(model, editor, state, edits, plan, progress))
     if all(step.undone for step in taken):

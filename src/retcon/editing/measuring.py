@@ -14,7 +14,7 @@ from retcon.editing.session import check
 from retcon.editing.trial import StepRecord, Trial, watch
 from retcon.edits import Case
 from retcon.evaluation.rows import When
-from retcon.evaluation.scoring import score_cases
+from retcon.evaluation.scoring import check_cases, score_cases
 from retcon.methods.presets import choose
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Deltas
@@ -72,6 +72,7 @@ def evaluate_measured(
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
     check(editor, [case.edit for case in cases], plan)
+    check_cases(model.tokens, cases)
     rows = score_cases(model, cases, when="pre", progress=progress)
     measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
     state = editor.begin(model, progress)

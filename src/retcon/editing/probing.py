@@ -14,7 +14,7 @@ from retcon.algebra.metric import Metric
 from retcon.data.held_out import held_out
 from retcon.editing.signals import Signals
 from retcon.edits import Edit
-from retcon.errors import InvalidEdit, NotFinite
+from retcon.errors import NotFinite
 from retcon.evaluation.drift import perplexity
 from retcon.evaluation.scoring import score_targets
 from retcon.model.handle import ModelHandle
@@ -90,12 +90,8 @@ def weighed(
 
 def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:
     """Whether most of some texts is words that the tokenizer has."""
-    unknown = handle.tokens.tokenizer.unk_token_id
-    try:
-        ids = [i for text in texts for i in handle.tokens.encode(text)]
-    except InvalidEdit:  # nothing but unknown words at the beginning of one
-        return False
-    return sum(one == unknown for one in ids) <= len(ids) / 2
+    ids = [i for text in texts for i in handle.tokens.encode(text)]
+    return sum(one == handle.tokens.unknown for one in ids) <= len(ids) / 2
 
 
 def _targets(edit: Edit) -> list[str]:

@@ -27,7 +27,13 @@ def ability(
         del task  # it is another one here
         progress("answering tasks", done, total)
 
-    texts = [option for task in tasks for item in task.items for option in item.options]
+    # One blank between, whatever a context ends in: so they are published, LAMBADA by its blanks.
+    texts = [
+        (f"{option.context} ", option.continuation)
+        for task in tasks
+        for item in task.items
+        for option in item.options
+    ]
     scores = iter(score_targets(handle, texts, progress=report))
     return [
         Ability(

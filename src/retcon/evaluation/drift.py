@@ -34,7 +34,7 @@ def perplexity(
     """
     if length < 2:
         raise InvalidSetting(f"Passages of {length} tokens predict nothing. Take at least 2.")
-    rows = [handle.tokens.encode(text)[:length] for text in texts]
+    rows = [handle.tokens.document(text, length) for text in texts]
     asks = [Ask(row, 1) for row in rows if len(row) > 1]
     if not asks:
         raise InvalidSetting("No passage has two tokens, so there is nothing to predict.")

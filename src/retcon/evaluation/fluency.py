@@ -44,7 +44,7 @@ def generate(
         for case in cases
         for index, opening in enumerate(case.openings or (case.edit.text,))
     ]
-    heads = [handle.tokens.encode(opening) for _, _, opening in asked]
+    heads = [handle.tokens.prompt(opening) for _, _, opening in asked]
     texts = sample_behind(handle, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K)
     return [
         Generation(case.edit.id, case.relation, when, step, index, text, generation_entropy(text))

@@ -11,13 +11,18 @@ from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.sampling import greedy
 from retcon.model.tokens import Tokens
+from retcon.scripts import begins_with, plain
 
-# A target may be said in other tokens than it is spelt in, and must end where a word ends.
+# A target may be said in other tokens than it is spelt in, and must end where a word ends, which
+# may be told by a character of several bytes.
 _EXTRA_TOKENS = 2
+_BYTES = 4
 
 
 def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
     """Whether the greedy continuation of each bare prompt begins with the target, as whole words.
+
+    Whole where the script has words; both as the tokenizer spells them.
 
     Stricter than teacher-forced accuracy, which forgives a target's later tokens for an error in
     the first, and which takes "Englishman" for "English". (The Mirage of Model Editing,
@@ -52,30 +57,35 @@ def exact_matches(
     wanted: per draft, the answer that it drafts and whatever else counts.
     """
     tokens = overlay.handle.tokens
+    spelt = [[plain(tokens.spelt(answer)) for answer in answers] for answers in wanted]
     said: list[bool | None] = [None] * len(wanted)
     if tokens.decodes_piecewise:
-        for i, (answers, ask, seen) in enumerate(zip(wanted, drafts, found, strict=True)):
-            begun = tokens.decode(_begun(ask.ids[ask.start : -1], seen.top))
+        for i, (answers, ask, seen) in enumerate(zip(spelt, drafts, found, strict=True)):
+            guess = ask.ids[ask.start : -1]
+            # Behind a token that ends texts nothing would be generated.
+            if not tokens.special.isdisjoint(guess):
+                continue
+            begun = tokens.decode_begun(_begun(guess, seen.top))
             said[i] = _any(_decided(begun, answer) for answer in answers)
     open_ = [i for i, verdict in enumerate(said) if verdict is None]
     generated = greedy(
         overlay,
         [drafts[i].ids[: drafts[i].start] for i in open_],
-        [_length(tokens, drafts[i], wanted[i]) + _EXTRA_TOKENS for i in open_],
+        [_length(tokens, drafts[i], wanted[i]) for i in open_],
         [drafts[i].owner for i in open_],
     )
     for i, ids in zip(open_, generated, strict=True):
-        text = tokens.decode(ids)
-        said[i] = any(_begins_with(text, answer) for answer in wanted[i])
+        text = tokens.decode_begun(ids)
+        said[i] = any(begins_with(plain(text), answer) for answer in spelt[i])
     return [bool(verdict) for verdict in said]
 
 
 def continuations(handle: ModelHandle, texts: Sequence[str], *, new_tokens: int = 8) -> list[str]:
     """The greedy continuation of each text, for a person to read."""
-    heads = [handle.tokens.encode(text) for text in texts]
+    heads = [handle.tokens.prompt(text) for text in texts]
     lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
     said = greedy(Overlay(handle=handle), heads, lengths, owners)
-    return [handle.tokens.decode(ids) for ids in said]
+    return [handle.tokens.decode_begun(ids) for ids in said]
 
 
 class Answer(NamedTuple):
@@ -87,7 +97,7 @@ class Answer(NamedTuple):
 
 def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
     """The k most probable next tokens behind a text."""
-    ids = torch.tensor([handle.tokens.encode(text)], device=handle.device)
+    ids = torch.tensor([handle.tokens.prompt(text)], device=handle.device)
     with torch.no_grad():
         last = handle.model(input_ids=ids, use_cache=False).logits[0, -1]
     found = last.float().softmax(-1).topk(k)
@@ -98,9 +108,11 @@ def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
 
 
 def _length(tokens: Tokens, ask: Ask, answers: Sequence[str]) -> int:
-    """Tokens of the longest answer: of the drafted one as drafted, of others by themselves."""
+    """Tokens for the longest answer: the drafted one as drafted, others by themselves; and more."""
     others = [len(tokens.encode(answer)) for answer in answers[1:]]
-    return max(len(ask.ids) - 1 - ask.start, *others, 0)
+    drafted = ask.ids[ask.start : -1]
+    in_bytes = any("\ufffd" in tokens.decode([i]) for i in drafted)
+    return max(len(drafted), *others, 0) + _EXTRA_TOKENS + in_bytes * _BYTES
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
@@ -117,18 +129,11 @@ def _begun(guess: Sequence[int], top: Sequence[int]) -> Sequence[int]:
     return top[: right + 1]
 
 
-def _decided(begun: str, target: str) -> bool | None:
-    """Whether a text that begins so begins with the target; None where that is still open."""
-    # The bytes of a character may come in several tokens; until they have, it is not known.
-    begun = begun.rstrip("\ufffd")
-    said, wanted = " ".join(begun.split()), " ".join(target.split())
+def _decided(begun: str, wanted: str) -> bool | None:
+    """Whether a text that begins so begins with what is wanted; None where that is still open."""
+    said = plain(begun)
     if said == wanted and begun[-1:].isspace():
         return True
     if len(said) > len(wanted) or not wanted.startswith(said):
-        return _begins_with(begun, target)
+        return begins_with(said, wanted)
     return None
-
-
-def _begins_with(text: str, target: str) -> bool:
-    said, wanted = " ".join(text.split()), " ".join(target.split())
-    return said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()

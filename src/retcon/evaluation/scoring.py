@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from retcon.activations.contexts import check_texts
 from retcon.cache import Entry, Name, recall
 from retcon.edits import Case
 from retcon.errors import NotFinite
@@ -19,7 +20,7 @@ from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 
 # One more whenever other scores are made of the same tokens.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Prompt(NamedTuple):
@@ -76,6 +77,19 @@ def prompts(case: Case, among: Container[str] = ()) -> Iterator[Prompt]:
             yield Prompt("portability", i, probe.prompt, (probe.answer,), said)
     for i, probe in enumerate(case.locality):
         yield Prompt("locality", i, probe.prompt, (probe.answer,))
+
+
+def check_cases(tokens: Tokens, cases: Sequence[Case]) -> None:
+    """Refuse, before any work is done, cases that cannot be edited or scored.
+
+    Raises:
+        InvalidEdit: unknown words in a subject, target or answer, or more tokens than the model
+            can read.
+    """
+    check_texts(tokens, [case.edit for case in cases])
+    among = {case.edit.id for case in cases}
+    for case in cases:
+        _Asked.of(tokens, list(prompts(case, among)), owner=0)
 
 
 def score_cases(

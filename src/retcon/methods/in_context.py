@@ -32,8 +32,8 @@ from retcon.edits import Case, Edit, Probe
 from retcon.methods.base import Editor, Features, State, Update
 from retcon.methods.registry import method
 from retcon.model.handle import ModelHandle
-from retcon.model.tokens import join
 from retcon.progress import Progress, silent
+from retcon.scripts import join
 
 _WORD = re.compile(r"\w+")
 

@@ -23,6 +23,7 @@ from retcon.errors import NotFinite, UnsupportedModel
 from retcon.model import offloading
 from retcon.model.architectures import Architecture, Outline, Site, discover
 from retcon.model.offloading import Away
+from retcon.model.positions import Positions
 from retcon.model.tokens import Tokens
 
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
@@ -49,7 +50,7 @@ class ModelHandle:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
-        self.tokens = Tokens(tokenizer)
+        self.tokens = Tokens(tokenizer, Positions.of(model))
         _check_present(model, name)
         _check_finite(model)
         self.outline = Outline(name=name, model=model, architecture=discover(model))
@@ -113,6 +114,7 @@ class ModelHandle:
         settings = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
         return {
             "weights": self.fingerprint,
+            "tokens": self.tokens.identity,
             "settings": json.dumps(settings, sort_keys=True, default=str),
             "attention": str(getattr(self.model.config, "_attn_implementation", None)),
             "dtype": str(self.dtype),

@@ -25,6 +25,8 @@ def sample(
 ) -> list[str]:
     """`count` continuations of one prompt, prompt included, without special tokens.
 
+    Shorter where the model has no positions for more.
+
     top_k: draw from the k most probable tokens; 0 draws from the whole distribution.
     """
     rows = _sampled(handle, [prompt] * count, new_tokens, seed, top_k)
@@ -60,6 +62,9 @@ def _sampled(
     handle: ModelHandle, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int, top_k: int
 ) -> list[list[int]]:
     """Sampled continuations of prompts of one length, in one batch; prompts included."""
+    new_tokens = handle.tokens.positions.room(len(prompts[0]), new_tokens)
+    if not new_tokens:
+        return [list(prompt) for prompt in prompts]
     ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
     devices = [handle.device] if handle.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -118,6 +123,9 @@ def _greedy(
 ) -> list[list[int]]:
     """What is generated behind prompts of one length, in one batch."""
     handle = overlay.handle
+    new_tokens = handle.tokens.positions.room(len(prompts[0]), new_tokens)
+    if not new_tokens:
+        return [[] for _ in prompts]
     ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
     with torch.no_grad(), overlay.over(owners):
         out = _generate(handle)(

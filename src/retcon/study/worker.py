@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from retcon.activations.contexts import check_texts
 from retcon.editing.ordering import by_keys
 from retcon.editing.steps import Step
 from retcon.editing.trial import Looks, Telling, as_they_are, watch
@@ -19,7 +20,7 @@ from retcon.evaluation.general import General
 from retcon.evaluation.generation import continuations
 from retcon.evaluation.readings import Checkpoint, Reading
 from retcon.evaluation.rows import When
-from retcon.evaluation.scoring import score_cases
+from retcon.evaluation.scoring import check_cases, score_cases
 from retcon.locking import holder
 from retcon.methods.base import Editor, State
 from retcon.methods.registry import find_method
@@ -131,11 +132,13 @@ class Worker:
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
         editor = find_method(cell.method).build(cell.layers, cell.settings)
+        looks = Looks(when=cell.when, among=frozenset(task.scored))
+        check_texts(model.tokens, [case.edit for case in task.cases])
+        check_cases(model.tokens, looks.chosen(task.cases))
         state = self._begin(model, cell, editor, progress)
         if isinstance(cell.order, str):
             cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
             task = task._replace(cases=cases)
-        looks = Looks(when=cell.when, among=frozenset(task.scored))
         asked = looks.chosen(task.cases) if "pre" in cell.when else []
         pre = score_cases(model, asked, when="pre", progress=progress)
         run = _Run(model, editor, state, task, folder, looks)

@@ -121,8 +121,9 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
         from retcon.editing.making import edit as make
         from retcon.evaluation.generation import continuations
         from retcon.evaluation.metrics import summarise
-        from retcon.evaluation.scoring import score_cases
+        from retcon.evaluation.scoring import check_cases, score_cases
 
+        check_cases(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
         patch = make(
             model, [case.edit for case in cases], method=choice.method, layers=choice.layers,
