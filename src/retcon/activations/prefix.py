@@ -171,19 +171,21 @@ def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> K
     mask = batch.attention_mask.to(handle.device)
     # One logit: the head's own work is not wanted.
     with hooks.change_input(handle.architecture.head, lambda hidden: hidden[:1, :1]):
-        cache = handle.model(
+        found = handle.model(
             input_ids=batch.input_ids.to(handle.device), attention_mask=mask, use_cache=True
-        ).past_key_values
+        )
+    # Some architectures have none: they carry a state from token to token, or nothing at all.
+    cache = getattr(found, "past_key_values", None)
     layers = list(cache.layers) if isinstance(cache, Cache) else []
-    found = KeyValues([], [])
+    kept = KeyValues([], [])
     for layer in layers:
         if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
             return None
         if layer.keys.shape[2] != mask.shape[1]:
             return None
-        found.keys.append(_real(layer.keys, mask.bool()))
-        found.values.append(_real(layer.values, mask.bool()))
-    return found if len(layers) == handle.layers else None
+        kept.keys.append(_real(layer.keys, mask.bool()))
+        kept.values.append(_real(layer.values, mask.bool()))
+    return kept if len(layers) == handle.layers else None
 
 
 class _Behind:
