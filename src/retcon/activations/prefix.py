@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
@@ -179,7 +179,11 @@ def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> K
     layers = list(cache.layers) if isinstance(cache, Cache) else []
     kept = KeyValues([], [])
     for layer in layers:
-        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        # Not their kin, which keep something else beside keys and values.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return None
+        assert isinstance(layer, DynamicLayer)
+        if layer.keys is None or layer.values is None:
             return None
         if layer.keys.shape[2] != mask.shape[1]:
             return None

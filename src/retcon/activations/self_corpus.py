@@ -42,7 +42,7 @@ class SelfCorpus:
     def identity(self) -> str:
         """Everything that determines the texts."""
         what = [
-            "self-1", self.handle.live_fingerprint, str(self.handle.dtype), self.tokens, self.seed,
+            "self-1", self.handle.live_digest, str(self.handle.dtype), self.tokens, self.seed,
             self.document_tokens, self.batch, *_OPENINGS,
         ]  # fmt: skip
         return f"self:{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}"

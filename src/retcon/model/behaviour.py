@@ -2,12 +2,13 @@
 
 A block's down-projection is the last linear map that returns to the hidden width, and
 
-    its input    depends on the token at its own position, and on no other
+    its input    depends on the token at its own position, and on no other, if need be while some
+                 other map is silent, so that attention is out of the way
     its output   reaches the block's output at its own position, and at no other, whatever the
-                 other tokens are
+                 other tokens are, and though all other maps are silent
 
-while some other map may be silenced, so that attention is out of the way. Attention's output map
-fails the first; what stands in front of attention (queries, keys, values) fails the second.
+Attention's output map fails the first; what works through other maps (queries, keys, values, a
+gate, the first map of an MLP) fails the second.
 """
 
 from collections.abc import Generator
@@ -22,8 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from retcon.errors import RetconError, UnsupportedModel
 from retcon.model import hooks, offloading
 
-# Four tokens, and the same with another first or another last one; the place where it is looked.
-_TOKENS, _FIRST, _LAST, _PLACE = (3, 5, 7, 13), (11, 5, 7, 13), (3, 5, 7, 17), 2
+# Four tokens, the same with another first one, or another rest; the place where it is looked.
+_TOKENS, _FIRST, _REST, _PLACE = (3, 5, 7, 13), (11, 5, 7, 13), (3, 17, 19, 23), 2
+# Tensors up to so many numbers are made whole in a model that is hollow.
+_SMALL = 2**16
 
 
 class Found(NamedTuple):
@@ -89,13 +92,10 @@ class Probe:
             UnsupportedModel: the last map is none.
         """
         path, earlier = self.last_map()
-        faults = [self._fault(path, silent) for silent in [None, *reversed(earlier)]]
-        if all(faults):
-            raise UnsupportedModel(
-                f"the last linear map of block {self.layer}, {path!r}, {faults[0]}: there is no "
-                f"dense MLP down-projection (a mixture of experts, a block without an MLP, or one "
-                f"whose MLP is fused or quantised)"
-            )
+        if not any(self._reads_locally(path, silent) for silent in [None, *reversed(earlier)]):
+            raise self._none(path, "mixes positions as attention does")
+        if not self._writes_locally(path):
+            raise self._none(path, "acts through what comes behind it, as queries and gates do")
         return Found(
             path=path,
             additive=self._is_additive(path),
@@ -105,7 +105,7 @@ class Probe:
     def _returns(self, name: str) -> bool:
         """Whether a map, plain or quantised, ends in the hidden width."""
         if name in self.packed:
-            return self.packed[name].out_features == self.width
+            return bool(self.packed[name].out_features == self.width)
         return widths(self.linear[name])[1] == self.width
 
     def _run(self, tokens: tuple[int, ...]) -> None:
@@ -118,13 +118,12 @@ class Probe:
             self._run(_TOKENS)
         return [name for name, x in seen if x.numel() == len(_TOKENS) * x.shape[-1]]
 
-    def _fault(self, path: str, silent: str | None) -> str | None:
-        """What a down-projection would not do; None where it does all, with a map silent."""
-        if not self._reads_locally(path, silent):
-            return "mixes positions as attention does"
-        if not self._writes_locally(path, silent):
-            return "has an effect that depends on other positions, as queries and keys have"
-        return None
+    def _none(self, path: str, fault: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"the last linear map of block {self.layer}, {path!r}, {fault}: there is no dense MLP "
+            f"down-projection (a mixture of experts, a block without an MLP, or one whose MLP is "
+            f"fused or quantised)"
+        )
 
     def _reads_locally(self, path: str, silent: str | None) -> bool:
         """Whether the map's input depends on the token at its position, and not on the first."""
@@ -134,30 +133,34 @@ class Probe:
         own = not torch.allclose(first[-1], first[-2], rtol=1e-3, atol=1e-6)
         return own and torch.allclose(first[-1], second[-1], rtol=1e-3, atol=1e-6)
 
-    def _writes_locally(self, path: str, silent: str | None) -> bool:
+    def _writes_locally(self, path: str) -> bool:
         """Whether the map's output moves the block's at its own place only, as it does elsewhere.
 
         Told from what a step at one place does where the map puts out the same everywhere: the
         effect may be no sum (a norm, a gate), but must not be another when the first token is.
         """
-        effects = [self._effect(path, silent, tokens) for tokens in (_TOKENS, _FIRST)]
+        effects = [self._effect(path, tokens) for tokens in (_TOKENS, _FIRST)]
         sizes = effects[0].norm(dim=-1)
         own, others = sizes[_PLACE], torch.cat([sizes[:_PLACE], sizes[_PLACE + 1 :]])
         same = (effects[0][_PLACE] - effects[1][_PLACE]).norm()
         return bool(own > 0 and others.max() <= 1e-3 * own and same <= 0.05 * own)
 
-    def _effect(self, path: str, silent: str | None, tokens: tuple[int, ...]) -> Tensor:
-        """What the block puts out (position, feature) with a step at one place, less without."""
+    def _effect(self, path: str, tokens: tuple[int, ...]) -> Tensor:
+        """What the block puts out (position, feature) with a step at one place, less without.
+
+        All its other maps, and the earlier blocks, are silent.
+        """
         outputs: list[Tensor] = []
+        rest = [m for name, m in {**self.linear, **self.packed}.items() if name != path]
         for step in (0.0, 1.0):
 
             def put(y: Tensor, step: float = step) -> Tensor:
                 made = torch.linspace(-1, 1, self.width).to(y).expand_as(y).clone()
-                made[:, _PLACE] += step * made[:, _PLACE].flip(-1).roll(1, -1)
+                made[:, _PLACE] += step * made[:, _PLACE].roll(self.width // 3, -1)
                 return made
 
             with (
-                hooks.change_outputs(self._silenced(silent), 1, torch.zeros_like),
+                hooks.silenced([*self._silenced(None), *rest]),
                 hooks.change_outputs([self.linear[path]], 1, put),
                 hooks.read_outputs({0: self.block}, 1, lambda _layer, y: outputs.append(y[0])),
             ):
@@ -168,7 +171,7 @@ class Probe:
         """The map's input while earlier blocks pass embeddings on and `silent` returns 0."""
         kept: list[Tensor] = []
         with (
-            hooks.change_outputs(self._silenced(silent), 1, torch.zeros_like),
+            hooks.silenced(self._silenced(silent)),
             hooks.read_inputs({0: self.linear[path]}, 1, lambda _layer, x: kept.append(x)),
         ):
             self._run(tokens)
@@ -196,10 +199,11 @@ class Probe:
 
 
 def looks_ahead(model: PreTrainedModel) -> bool:
-    """Whether a later token changes what the model says at an earlier position, as in encoders."""
-    first, second = (forward(model, tokens)[0, :-1].float() for tokens in (_TOKENS, _LAST))
+    """Whether later tokens change what the model says at the first position, as in encoders."""
+    first, second = (forward(model, tokens)[0, 0].float() for tokens in (_TOKENS, _REST))
+    # Without a look ahead they agree to the bit, but for experts, whose products have other shapes.
     exact = model.dtype in (torch.float32, torch.float64)
-    return bool((first - second).norm() > (1e-3 if exact else 5e-2) * first.norm())
+    return bool((first - second).norm() > (1e-5 if exact else 1e-2) * first.norm())
 
 
 def forward(model: PreTrainedModel, tokens: tuple[int, ...]) -> Tensor:
@@ -216,9 +220,7 @@ def forward(model: PreTrainedModel, tokens: tuple[int, ...]) -> Tensor:
     ids = torch.tensor([[count // t for t in tokens]], device=offloading.device_of(embedding))
     try:
         with torch.no_grad():
-            return model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
-            ).logits
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except (hooks.Stop, RetconError):
         raise
     except Exception as error:
@@ -254,6 +256,8 @@ def hollow(model: PreTrainedModel) -> Generator[None, None, None]:
 
 
 def _repeated(tensor: Tensor) -> Tensor:
-    one = torch.full((), 0.01 if tensor.is_floating_point() else 1, dtype=tensor.dtype)
+    one = torch.full((), 0.01 if tensor.is_floating_point() else 0, dtype=tensor.dtype)
     found = one.expand(tensor.shape)
+    # Some are written to, as buffers are.
+    found = found.clone() if tensor.numel() <= _SMALL else found
     return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found

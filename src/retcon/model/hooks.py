@@ -15,7 +15,7 @@ from retcon.errors import UnsupportedModel
 
 
 class Stop(Exception):
-    """Raised in a hook, and caught here, to end a forward pass that has computed all that is wanted."""
+    """Raised in a hook and caught here: a forward pass has computed all that is wanted."""
 
 
 def _hidden(output: Any, rows: int) -> Tensor:
@@ -76,6 +76,21 @@ def change_outputs(
         if isinstance(output, tuple | list):
             return (change(_hidden(output, rows)), *output[1:])
         return change(_hidden(output, rows)).view(output.shape)
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield
+
+
+@contextmanager
+def silenced(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """Let each module return zeros, of whatever shape its main output has."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple | list):
+            return (torch.zeros_like(output[0]), *output[1:])
+        return torch.zeros_like(output)
 
     with ExitStack() as stack:
         for module in modules:

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from retcon.errors import InvalidSetting, ModelNotFound, RetconError, UnknownName, UnsupportedModel
 from retcon.model import smollm2
 from retcon.model.architectures import Outline, discover
+from retcon.model.fingerprints import Known, Weights
 from retcon.model.folder import CONFIG, check_folder, read_json
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -68,9 +69,13 @@ def load(
     kind = find_dtype(dtype)
     folder = _folder(name, revision, progress, weights=True)
     placement = _placement(device, device_map)
+    known = Known(folder, kind)
+    weights = known.read()
+    stored = stored_weights(folder) if weights is None and kind == torch.float16 else None
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
-        model, told = AutoModelForCausalLM.from_pretrained(
+        # With output_loading_info it returns two things, which its annotation does not say.
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=kind,
             weights_only=True,
@@ -80,11 +85,16 @@ def load(
             **_CLOSED,
             **placement,
         )
+        model, told = found
     assert isinstance(model, PreTrainedModel)
     _refuse_gaps(name, told)
     if not placement:
         _move(model, device)
-    return ModelHandle(model, tokenizer, name=name)
+    handle = ModelHandle(model, tokenizer, name=name, weights=weights)
+    if weights is None:
+        handle.weights = stored or handle.weights
+        known.keep(handle.weights)
+    return handle
 
 
 def outline(
@@ -218,6 +228,16 @@ def _fetch_weights(folder: Path, name: str, revision: str | None) -> None:
         _fetch(name, revision, sorted(shards) or [whole])
         if (folder / whole).is_file() or shards:
             return
+
+
+def stored_weights(folder: Path) -> Weights:
+    """What the weights of a folder are as they are stored, whatever float16 makes of them.
+
+    Raises:
+        ModelNotFound, UnsupportedModel: as for `load`.
+    """
+    kept = (Known(folder, dtype).read() for dtype in DTYPES.values() if dtype != torch.float16)
+    return next(filter(None, kept), None) or load(str(folder), dtype="bfloat16").weights
 
 
 def _refuse_gaps(name: str, told: Mapping[str, Collection[Any]]) -> None:

@@ -128,7 +128,7 @@ def _edited(patch: Patch, checkpoint: Checkpoint) -> dict[tuple[Path, str], _Edi
     found: dict[tuple[Path, str], _Edited] = {}
     for layer, delta in patch.deltas.items():
         site = checkpoint.outline.site(layer)
-        shard, name = checkpoint.homes[site.path]
+        shard, name = checkpoint.home(site.path)
         if shard.pieces[name].code not in FLOATS:
             raise NotExportable(
                 f"{name} is stored as {shard.pieces[name].code}, to which nothing can be added. "
