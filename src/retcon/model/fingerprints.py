@@ -4,16 +4,16 @@
     digest        sha256 over everything: what decides whether two models are the same
 
 Both are of numbers rounded to bfloat16, so that a checkpoint has one of each whether it is loaded
-in float32, float64 or bfloat16. Rounding to float16 comes out elsewhere; what is loaded in it is
-named by what is stored. Reading every byte takes a while, so what was found, and that it was found
-good, is kept beside size and times of the folder's files, and believed while they stay.
+in float32, float64 or bfloat16. Rounding to float16 comes out elsewhere: what is loaded in it is
+named by what is stored, and what was named after that rounding is known again. Reading every byte
+takes a while, so what was found, and that it was found good, is kept beside size and times of the
+folder's files, and believed while they stay.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cached_property
 from importlib.metadata import version
 from math import gcd
 from pathlib import Path
@@ -35,13 +35,17 @@ _CHUNK = 2**22
 
 
 class Weights(BaseModel):
-    """What was found in a model's weights: its fingerprint, and the digest of each tensor."""
+    """What was found in a model's weights.
+
+    rounded: what the fingerprint would be after a rounding to float16. digests: of each tensor.
+    """
 
     model_config = ConfigDict(extra="forbid")
     fingerprint: str
+    rounded: str
     digests: dict[str, str]
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Of all tensors together."""
         return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
@@ -49,17 +53,25 @@ class Weights(BaseModel):
     def with_tensors(self, changed: Iterable[tuple[str, Tensor]]) -> str:
         """The digest with other values of some tensors."""
         digests = {**self.digests, **{name: digest_of(tensor) for name, tensor in changed}}
-        return Weights(fingerprint="", digests=digests).digest
+        return self.model_copy(update={"digests": digests}).digest
+
+    def answers_to(self, base: str, digest: str | None) -> bool:
+        """Whether these are the weights that a fingerprint, and a digest if there is one, name."""
+        if base == self.fingerprint:
+            return digest in (None, self.digest)
+        return base == self.rounded
 
     @classmethod
     def read(cls, tensors: Iterable[tuple[str, Tensor]], parameters: Iterable[str]) -> "Weights":
         """Of tensors in the order of their names; of the parameters among them the fingerprint."""
-        named, samples, digests = {*parameters}, hashlib.sha256(), dict[str, str]()
+        named, digests = {*parameters}, dict[str, str]()
+        samples, rounded = hashlib.sha256(), hashlib.sha256()
         for name, tensor in tensors:
             digests[name] = digest_of(tensor)
             if name in named:
                 samples.update(_sample(name, tensor))
-        return cls(fingerprint=samples.hexdigest(), digests=digests)
+                rounded.update(_sample(name, tensor, torch.float16))
+        return cls(fingerprint=samples.hexdigest(), rounded=rounded.hexdigest(), digests=digests)
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
@@ -79,14 +91,14 @@ def digest_of(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def _sample(name: str, tensor: Tensor) -> bytes:
-    """A tensor's name and shape, and some of its numbers."""
+def _sample(name: str, tensor: Tensor, through: torch.dtype | None = None) -> bytes:
+    """A tensor's name and shape, and some of its numbers, rounded to another dtype before."""
     flat = tensor.detach().reshape(-1)
     # A stride without a factor in common with the rows' length meets every column.
     stride = max(1, len(flat) // _SAMPLES)
     while gcd(stride, tensor.shape[-1] if tensor.ndim else 1) > 1:
         stride += 1
-    sample = flat[::stride].to(torch.bfloat16).cpu().contiguous()
+    sample = flat[::stride].to(through).to(torch.bfloat16).cpu().contiguous()
     what = json.dumps([name, list(tensor.shape)]).encode()
     return what + sample.view(torch.uint8).numpy().tobytes()
 
@@ -96,8 +108,8 @@ class Known:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         files = {
-            str(file.relative_to(folder)): [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            for file in sorted(folder.rglob("*"))
+            file.name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            for file in sorted(folder.iterdir())
             if file.is_file() and (stat := file.stat())
         }
         self.owner: Mapping[str, object] = {

@@ -44,6 +44,8 @@ def check_folder(folder: Path, name: str) -> None:
             for path, key, value in _entries(read_json(folder / file)):
                 _refuse_code(name, file, key, value)
                 _refuse_depth(name, file, path, key, value)
+    for file in folder.glob("*.index.json"):
+        _refuse_elsewhere(name, file.name, read_json(file).get("weight_map"))
     sharded = next((f.name for f in folder.iterdir() if _DISTRIBUTED.fullmatch(f.name)), None)
     if sharded is not None:
         raise UnsupportedModel(
@@ -104,12 +106,23 @@ def _refuse_code(name: str, file: str, key: str, value: Any) -> None:
             f"load model and tokenizer yourself, in a program that you trust them in, and give "
             f"both to retcon.model.handle.ModelHandle."
         )
+    if key == "transformers_weights" and value is not None:
+        _refuse_elsewhere(name, file, {key: value})
     kernels = key.removeprefix("_").removesuffix("_internal") in _KERNELS
     if kernels and "/" in json.dumps(value):
         raise UnsupportedModel(
             f"{name!r} asks for code from the hub: {file} says {key} = {json.dumps(value)[:200]}. "
             f"Retcon runs no code that a model names. Copy the folder and remove {key} there."
         )
+
+
+def _refuse_elsewhere(name: str, file: str, parts: Any) -> None:
+    """Refuse weights that are in another folder: this one is what is looked at."""
+    for part in set(map(str, parts.values())) if isinstance(parts, dict) else ():
+        if Path(part).name != part:
+            raise ModelNotFound(
+                f"{name!r}: {file} names {part!r}, which is no file of this folder. Is it whole?"
+            )
 
 
 def _refuse_depth(name: str, file: str, path: str, key: str, value: Any) -> None:

@@ -47,13 +47,13 @@ class ModelHandle:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str,
         weights: Weights | None = None,
     ) -> None:
-        _refuse_adapter(model, name)
+        model = _without_adapters(model, name)
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.tokens = Tokens(tokenizer)
@@ -119,6 +119,16 @@ class ModelHandle:
         return self.weights.with_tensors(
             (site.path, site.weight.mT if site.transposed else site.weight) for site in sites
         )
+
+    def answers_to(self, base: str, digest: str | None) -> bool:
+        """Whether a patch that names these weights was made for this model, as loaded or as it is.
+
+        base: a fingerprint. digest: of all weights, where it is known.
+        """
+        if self.weights.answers_to(base, digest):
+            return True
+        now = self.live_fingerprint if self._changed else None
+        return base == now and digest in (None, self.live_digest)
 
     @property
     def as_loaded(self) -> bool:
@@ -304,16 +314,19 @@ def read_weights(model: PreTrainedModel) -> Weights:
     return Weights.read(offloading.weights(model), parameters)
 
 
-def _refuse_adapter(model: torch.nn.Module, name: str) -> None:
-    """Refuse a model that PEFT, or something like it, has put adapters into."""
-    wrapped = type(model).__module__.startswith("peft.")
-    layers = [path for path, module in model.named_modules() if hasattr(module, "base_layer")]
-    if wrapped or layers or getattr(model, "_hf_peft_config_loaded", False):
-        where = f"is a {type(model).__name__}" if wrapped else "has adapters in it"
-        raise UnsupportedModel(
-            f"{name} {where}, and an edit is of a model's own weights. Give the base model; or "
-            f"merge the adapter first (merge_and_unload in PEFT, which returns the merged model)."
-        )
+def _without_adapters(model: torch.nn.Module, name: str) -> PreTrainedModel:
+    """A model of transformers that nothing is wrapped around or put into."""
+    plain = isinstance(model, PreTrainedModel)
+    # What PEFT puts in the place of a module keeps that module under this name.
+    inside = any(hasattr(module, "base_layer") for module in model.modules())
+    if plain and not inside:
+        return model
+    where = "has adapters in it" if plain else f"is a {type(model).__name__}"
+    raise UnsupportedModel(
+        f"{name} {where}, and an edit is of the own weights of a model of transformers. Give the "
+        f"base model; or merge the adapter first (merge_and_unload in PEFT, which returns the "
+        f"merged model)."
+    )
 
 
 def _check_embeddings(

@@ -120,12 +120,14 @@ def write_peft(
     )
 
 
-def read_peft(folder: Path | str, outline: Outline, *, base: str) -> Patch:
+def read_peft(
+    folder: Path | str, outline: Outline, *, base: str, digest: str | None = None
+) -> Patch:
     """A LoRA adapter of a model's editable matrices as a patch.
 
-    base: the fingerprint of the model that the adapter is for. An adapter that Retcon wrote is the
-    patch that it was, with its facts; any other is one without, to be applied and undone as a
-    whole.
+    base, digest: of the weights of the model that the adapter is for. An adapter that Retcon wrote
+    is the patch that it was, with its facts; any other is one without, to be applied and undone as
+    a whole.
 
     Raises:
         InvalidAdapter: its files are missing or damaged, it is no LoRA, or changes what a patch
@@ -141,6 +143,7 @@ def read_peft(folder: Path | str, outline: Outline, *, base: str) -> Patch:
     about = Provenance(
         model=outline.name,
         base=base,
+        digest=digest,
         method="lora",
         layers=tuple(deltas),
         schedule="imported",
