@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pico import FAMILIES, pico, tokenizer
 from retcon.algebra.delta import LowRankDelta
@@ -74,8 +75,6 @@ def logits(model):
 
 
 def fresh(folder):
-    from transformers import AutoModelForCausalLM
-
     return AutoModelForCausalLM.from_pretrained(folder, dtype=F32)
 
 
@@ -269,7 +268,7 @@ def test_merging_rewrites_the_edited_shards_alone(tmp_path):
     assert (tmp_path / "merged" / "tokenizer.json").exists()
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert "Danielle Darrieux" in card and "base_model_relation: finetune" in card
-    with pytest.raises(PatchMismatch, match="is another"):
+    with pytest.raises(PatchMismatch, match="not for"):
         write_merged(tmp_path / "merged", patch, Checkpoint.open(str(tmp_path / "merged")))
 
 
@@ -310,10 +309,10 @@ def test_checkpoints_that_cannot_be_merged_into(tmp_path):
     names = json.loads(index.read_text(encoding="utf-8"))
     escaped = {**names, "weight_map": dict.fromkeys(names["weight_map"], "../secret.safetensors")}
     index.write_text(json.dumps(escaped), encoding="utf-8")
-    with pytest.raises(ModelNotFound, match=r"no safetensors file of this folder"):
+    with pytest.raises(ModelNotFound, match=r"no file of this folder"):
         _ = Checkpoint.open(str(tmp_path)).shards
     index.write_text("[1, 2", encoding="utf-8")
-    with pytest.raises(ModelNotFound, match="no index"):
+    with pytest.raises(ModelNotFound, match="cannot be read"):
         _ = Checkpoint.open(str(tmp_path)).shards
     index.unlink()
     with pytest.raises(NotExportable, match="save_pretrained"):
@@ -343,6 +342,33 @@ BAD_CONFIGS = [
     ({"alpha_pattern": {"(a+)+$": 3}}, "alpha_pattern"),
     ({"r": 0}, "r: "),
     ({"lora_alpha": float("inf")}, "adapter_config.json"),
+    ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+    ({"init_lora_weights": "pissa_niter_4"}, "began as 'pissa_niter_4'"),
+    ({"init_lora_weights": "olora"}, "began as 'olora'"),
+    ({"init_lora_weights": "corda"}, "began as 'corda'"),
+    ({"init_lora_weights": "loftq"}, "quantised base"),
+    ({"init_lora_weights": "lora_ga"}, "began as 'lora_ga'"),
+    ({"init_lora_weights": "not known yet"}, "began as 'not known yet'"),
+    ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+    ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+    ({"target_parameters": ["mlp.down_proj.weight"]}, "target_parameters"),
+    ({"use_qalora": True}, "use_qalora"),
+    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+    ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+    ({"monteclora_config": {"samples": 2}}, "monteclora_config"),
+    ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+    ({"megatron_config": {"x": 1}}, "megatron_config"),
+    ({"of_a_later_version": 0.5}, "of_a_later_version = 0.5"),
+]
+HARMLESS = [
+    {"init_lora_weights": False},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+    {"init_lora_weights": "orthogonal"},
+    {"lora_dropout": 0.1, "auto_mapping": {"parent_library": "evil"}, "peft_version": "9.9"},
+    {"of_a_later_version": None, "another_one": False, "third": []},
 ]
 
 
@@ -356,6 +382,81 @@ def test_adapters_that_are_no_sum_of_factors(change, said, tmp_path):
     file.write_text(json.dumps({**config, **change}), encoding="utf-8")
     with pytest.raises(InvalidAdapter, match=said):
         read_peft(tmp_path, model.outline, base=model.fingerprint)
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_entries_that_change_nothing_are_taken(change, tmp_path):
+    model = pico()
+    patch = some_patch(model)
+    write_peft(tmp_path, patch, lora_of(patch, model.outline, dtype=F32), model.outline, F32)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, **change}), encoding="utf-8")
+    back = read_peft(tmp_path, model.outline, base=model.fingerprint)
+    assert all(torch.equal(back.deltas[k].left, patch.deltas[k].left) for k in patch.deltas)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_an_adapter_that_peft_converted_is_a_change_of_the_base(begun, tmp_path):
+    """What the error tells to do: then the patch's logits are those of the trained model."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = saved("llama", tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["down_proj"], task_type="CAUSAL_LM",
+        init_lora_weights=begun,
+    )  # fmt: skip
+    trained = peft.get_peft_model(fresh(tmp_path / "base"), config)
+    trained.save_pretrained(tmp_path / "initial")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for name, parameter in trained.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "raw")
+    with pytest.raises(InvalidAdapter, match="path_initial_model_for_weight_conversion"):
+        read_peft(tmp_path / "raw", model.outline, base=model.fingerprint)
+    trained.save_pretrained(
+        tmp_path / "converted",
+        path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+    )
+    patch = read_peft(tmp_path / "converted", model.outline, base=model.fingerprint)
+    with patch.applied(model):
+        assert torch.allclose(logits(model), logits(trained), atol=1e-4)
+
+
+def test_a_multimodal_checkpoint_is_merged_and_served(tmp_path):
+    """transformers knows its weights by other names than its files."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400,
+        "query_pre_attn_scalar": 8, "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, image_token_index=399
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    model = load(str(tmp_path / "base"))
+    patch = some_patch(model)
+    checkpoint = Checkpoint.open(str(tmp_path / "base"))
+    assert checkpoint.weights == model.weights
+    assert all("language_model.model" in checkpoint.home(s.path)[1]
+               for s in model.architecture.sites.values())  # fmt: skip
+    (tmp_path / "merged").mkdir()
+    write_merged(tmp_path / "merged", patch, checkpoint)
+    with patch.applied(model):
+        assert torch.equal(logits(load(str(tmp_path / "merged"))), logits(model))
+    write_gguf(tmp_path, patch, lora_of(patch, model.outline, dtype=F32), model.outline, F32)
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors}
+    assert names == {f"blk.{k}.ffn_down.weight.lora_{half}" for k in (0, 1) for half in "ab"}
 
 
 NAME = "base_model.model.model.layers.0.mlp.down_proj.lora_"

@@ -34,7 +34,8 @@ _FORSAKEN = 3600
 def cache_folder() -> Path:
     """The user's cache, or `RETCON_CACHE` where that is set."""
     chosen = os.environ.get("RETCON_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("retcon"))
+    # Quoted, or in a file that no shell reads, a ~ comes as it is.
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("retcon"))
 
 
 @contextmanager

@@ -293,7 +293,7 @@ def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int)
     """Name of a cache entry: model, dtype, corpus, and how much of it is read how."""
     what = {
         "format": _FORMAT,
-        "model": handle.live_fingerprint,
+        "model": handle.live_digest,
         "dtype": str(handle.dtype),
         "corpus": corpus.identity,
         "tokens": tokens,

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
@@ -171,19 +171,25 @@ def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> K
     mask = batch.attention_mask.to(handle.device)
     # One logit: the head's own work is not wanted.
     with hooks.change_input(handle.architecture.head, lambda hidden: hidden[:1, :1]):
-        cache = handle.model(
+        found = handle.model(
             input_ids=batch.input_ids.to(handle.device), attention_mask=mask, use_cache=True
-        ).past_key_values
+        )
+    # Some architectures have none: they carry a state from token to token, or nothing at all.
+    cache = getattr(found, "past_key_values", None)
     layers = list(cache.layers) if isinstance(cache, Cache) else []
-    found = KeyValues([], [])
+    kept = KeyValues([], [])
     for layer in layers:
-        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        # Not their kin, which keep something else beside keys and values.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return None
+        assert isinstance(layer, DynamicLayer)
+        if layer.keys is None or layer.values is None:
             return None
         if layer.keys.shape[2] != mask.shape[1]:
             return None
-        found.keys.append(_real(layer.keys, mask.bool()))
-        found.values.append(_real(layer.values, mask.bool()))
-    return found if len(layers) == handle.layers else None
+        kept.keys.append(_real(layer.keys, mask.bool()))
+        kept.values.append(_real(layer.values, mask.bool()))
+    return kept if len(layers) == handle.layers else None
 
 
 class _Behind:

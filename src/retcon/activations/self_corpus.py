@@ -42,7 +42,7 @@ class SelfCorpus:
     def identity(self) -> str:
         """Everything that determines the texts."""
         what = [
-            "self-2", self.handle.live_fingerprint, str(self.handle.dtype),
+            "self-2", self.handle.live_digest, str(self.handle.dtype),
             self.handle.tokens.identity, self.tokens, self.seed, self.document_tokens, self.batch,
             *_OPENINGS,
         ]  # fmt: skip

@@ -99,6 +99,7 @@ def patch_of(
     about = Provenance(
         model=model.name,
         base=model.live_fingerprint,
+        digest=model.live_digest,
         method=choice.method.name,
         layers=choice.layers,
         schedule=str(schedule),

@@ -1,10 +1,7 @@
 """Find, in any decoder, the matrices that an edit writes: by structure and behaviour, not names.
 
-A block's editable site is the last linear map of its MLP, the "down-projection". It is found by
-running a few tokens through one block: of the linear maps that return to the hidden width, it is
-the one that runs last and whose input, with the others silenced, depends on its own position
-only (attention's output map mixes positions). Whether its output is simply added to the residual
-stream is measured the same way.
+A block's editable site is the last linear map of its MLP, the "down-projection". Which one it is,
+and whether its output is simply added to the residual stream, is measured: see `behaviour`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retcon.errors import UnknownName, UnsupportedModel
-from retcon.model import hooks, offloading
+from retcon.model import offloading
+from retcon.model.behaviour import Found, Probe, hollow, is_linear, is_packed, widths
 from retcon.model.offloading import Away
 
 # What to do about weights that nothing can be added to.
@@ -116,7 +114,7 @@ class Outline:
 
 
 def discover(model: PreTrainedModel) -> Architecture:
-    """Read a model's structure. On the meta device behaviour is taken for granted.
+    """Read a model's structure. Without weights only the order is seen in which maps run.
 
     Raises:
         UnsupportedModel: no blocks, no head, or no MLP down-projection could be made out.
@@ -128,7 +126,7 @@ def discover(model: PreTrainedModel) -> Architecture:
     reasons: list[str] = []
     for reference in blocks:
         try:
-            found = _Probe(model, blocks, reference).down_projection()
+            found = _down_projection(Probe(model, blocks, reference))
         except UnsupportedModel as error:
             reasons.append(str(error))
             continue
@@ -147,6 +145,14 @@ def discover(model: PreTrainedModel) -> Architecture:
     packed = next((kind for block in blocks for kind in _packed_maps(block)), None)
     reason = f"its MLPs are quantised ({packed}). {_SERVE_BESIDE}" if packed else reasons[0]
     raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reason}")
+
+
+def _down_projection(probe: Probe) -> Found:
+    """A block's down-projection; of a model without weights what it does is taken for granted."""
+    if not offloading.missing(probe.model):
+        return probe.down_projection()
+    with hollow(probe.model):
+        return Found(path=probe.last_map()[0], additive=True, returns_tuple=False)
 
 
 def _is_tied(model: PreTrainedModel, head: nn.Module) -> bool:
@@ -182,12 +188,12 @@ def _sites(
     unavailable: dict[int, str] = {}
     for layer, block in enumerate(blocks):
         module = dict(block.named_modules()).get(down_path)
-        if module is None or not _is_linear(module):
+        if module is None or not is_linear(module):
             unavailable[layer] = f"its block has no linear map at {down_path!r}"
-            if module is not None and _is_packed(module):
+            if module is not None and is_packed(module):
                 unavailable[layer] = f"{down_path!r} is quantised there. {_SERVE_BESIDE}"
             continue
-        d_in, d_out = _widths(module)
+        d_in, d_out = widths(module)
         sites[layer] = Site(
             layer=layer,
             path=f"{block_path}.{layer}.{down_path}.weight",
@@ -199,133 +205,6 @@ def _sites(
     return sites, unavailable
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module is y = Wx + b with a plain matrix: a quantised one is not."""
-    if not isinstance(module, nn.Linear | Conv1D):
-        return False
-    return module.weight.ndim == 2 and module.weight.is_floating_point()
-
-
-def _is_packed(module: nn.Module) -> bool:
-    """Whether a module says that it is a linear map and has no plain matrix: a quantised one."""
-    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(width, int) for width in widths) and not _is_linear(module)
-
-
 def _packed_maps(block: nn.Module) -> list[str]:
     """Classes of a block's quantised linear maps."""
-    return [type(module).__name__ for module in block.modules() if _is_packed(module)]
-
-
-def _widths(module: nn.Module) -> tuple[int, int]:
-    """d_in and d_out."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
-    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    path: str
-    additive: bool
-    returns_tuple: bool
-
-
-class _Probe:
-    """A few forward passes that end after one block, to see what its linear maps do."""
-
-    def __init__(self, model: PreTrainedModel, blocks: list[nn.Module], block: nn.Module) -> None:
-        self.model, self.blocks, self.block = model, blocks, block
-        self.layer = blocks.index(block)
-        self.width: int = model.config.get_text_config(decoder=True).hidden_size
-        self.linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
-        embedding = model.get_input_embeddings()
-        assert isinstance(embedding.weight, Tensor)
-        self.device, vocabulary = offloading.device_of(embedding), len(embedding.weight)
-        self.bare = bool(offloading.missing(model))
-        self.tokens = [vocabulary // 3, vocabulary // 5, vocabulary // 7]
-        self.other_tokens = [vocabulary // 11, vocabulary // 5, vocabulary // 7]
-
-    def down_projection(self) -> _Found:
-        """The block's down-projection, and what becomes of its output."""
-        order = self._run_order()
-        candidates = [name for name in order if _widths(self.linear[name])[1] == self.width]
-        if not candidates:
-            raise UnsupportedModel(
-                f"block {self.layer} runs no linear map that returns to the hidden width "
-                f"{self.width} ({len(self.linear)} linear maps seen)"
-            )
-        path = candidates[-1]
-        if self.bare:
-            return _Found(path=path, additive=True, returns_tuple=False)
-        if not any(self._is_local(path, other) for other in [None, *candidates[:-1]]):
-            raise UnsupportedModel(
-                f"the last linear map of block {self.layer}, {path!r}, mixes positions as "
-                f"attention does: there is no dense MLP down-projection (a mixture of experts, or "
-                f"a block without an MLP)"
-            )
-        return _Found(
-            path=path,
-            additive=self._is_additive(path),
-            returns_tuple=hooks.returns_tuple(self.block, lambda: self._forward(self.tokens)),
-        )
-
-    def _forward(self, tokens: list[int]) -> None:
-        ids = torch.tensor([tokens], device=self.device)
-        self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-
-    def _run(self, tokens: list[int]) -> None:
-        hooks.run_until(self.block, lambda: self._forward(tokens))
-
-    def _run_order(self) -> list[str]:
-        """Names of the linear maps that see every position, in the order in which they run."""
-        seen: list[tuple[str, Tensor]] = []
-        with hooks.traced(self.linear, seen):
-            self._run(self.tokens)
-        return [name for name, x in seen if x.numel() == len(self.tokens) * x.shape[-1]]
-
-    def _is_local(self, path: str, silent: str | None) -> bool:
-        """Whether the map's input at a position depends on the token there, and on no other.
-
-        Told from the input at the last of three positions when the first token changes, while
-        another map is silent: with attention's output gone, what is left to the MLP is its own
-        position. Attention's output map never passes: its input mixes positions, or is gone with
-        the value map.
-        """
-        first, second = (
-            self._input_in_silence(path, silent, tokens)
-            for tokens in (self.tokens, self.other_tokens)
-        )
-        own = not torch.allclose(first[0, -1], first[0, -2], rtol=1e-3, atol=1e-6)
-        return own and torch.allclose(first[0, -1], second[0, -1], rtol=1e-3, atol=1e-6)
-
-    def _input_in_silence(self, path: str, silent: str | None, tokens: list[int]) -> Tensor:
-        """The map's input while earlier blocks pass embeddings on and `silent` returns 0."""
-        kept: list[Tensor] = []
-        with (
-            hooks.change_outputs(self._silenced(silent), 1, torch.zeros_like),
-            hooks.read_inputs({self.layer: self.linear[path]}, 1, lambda _layer, x: kept.append(x)),
-        ):
-            self._run(tokens)
-        return kept[0].float()
-
-    def _silenced(self, silent: str | None) -> list[nn.Module]:
-        """The named map of this block, and every map back to the hidden width before it."""
-        silenced = [self.linear[silent]] if silent is not None else []
-        for earlier in self.blocks[: self.layer]:
-            silenced += [
-                m for m in earlier.modules() if _is_linear(m) and _widths(m)[1] == self.width
-            ]
-        return silenced
-
-    def _is_additive(self, path: str) -> bool:
-        """Whether a vector added to the map's output arrives unchanged in the block's output."""
-        outputs: list[Tensor] = []
-        with hooks.read_outputs({self.layer: self.block}, 1, lambda _layer, y: outputs.append(y)):
-            self._run(self.tokens)
-            step = torch.linspace(-1, 1, self.width).to(outputs[0]) * outputs[0].abs().mean()
-            with hooks.change_outputs([self.linear[path]], 1, lambda y: y + step):
-                self._run(self.tokens)
-        moved = outputs[1] - outputs[0]
-        return bool((moved - step).norm() < 0.05 * moved.shape[1] ** 0.5 * step.norm())
+    return [type(module).__name__ for module in block.modules() if is_packed(module)]

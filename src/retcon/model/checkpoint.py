@@ -6,20 +6,24 @@ checks that places fit the file; a shard in which some matrices change is writte
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from retcon.errors import ModelNotFound, NotExportable
+from retcon.model import offloading
 from retcon.model.architectures import Outline
-from retcon.model.handle import fingerprint_of
-from retcon.model.load import checkpoint_folder, outline
+from retcon.model.fingerprints import Weights
+from retcon.model.load import checkpoint_folder, outline, stored_weights
 from retcon.progress import Progress, silent
 
 # The header's names of the dtypes that weights can be cast to and from.
@@ -99,45 +103,71 @@ class Checkpoint:
 
     @cached_property
     def homes(self) -> dict[str, tuple[Shard, str]]:
-        """Of every parameter the shard in which it is, and its name there.
+        """Of the parameters and buffers that are stored as they are, the shard and name there.
 
-        Raises:
-            NotExportable: a parameter that is not in the files under a name like its own.
+        Not of those that transformers makes of several as it loads them, such as experts.
         """
         stored = {name: shard for shard in self.shards for name in shard.pieces}
-        parameters = {name: tuple(p.shape) for name, p in self.outline.model.named_parameters()}
-        prefix = self.outline.model.base_model_prefix + "."
-        found: dict[str, str] = {}
-        for name in parameters:
-            near = (name, name.removeprefix(prefix), prefix + name)
-            other = next((other for other in near if other in stored), None)
-            if other is not None:
-                found[name] = other
-        taken = set(found.values())
-        left = [name for name in stored if name not in taken]
-        for name in parameters.keys() - found.keys():
-            # Some architectures store a tensor under another name; then its shape must be its own.
-            alike = [o for o in left if stored[o].pieces[o].shape == parameters[name]]
-            if len(alike) != 1:
-                raise NotExportable(
-                    f"{self.folder} holds no tensor {name!r}: transformers converts this "
-                    f"checkpoint as it loads it. Load the model, save it with save_pretrained, "
-                    f"and name that folder."
-                )
-            found[name] = alike[0]
-        return {name: (stored[other], other) for name, other in found.items()}
+        shapes = {name: tuple(t.shape) for name, t in self.outline.model.state_dict().items()}
+        found: dict[str, tuple[Shard, str]] = {}
+        for name, own in _names(self.outline.model, stored).items():
+            if shapes.get(own) == stored[name].pieces[name].shape:
+                found[own] = (stored[name], name)
+        return found
+
+    def home(self, parameter: str) -> tuple[Shard, str]:
+        """The shard in which a parameter is stored, and its name there.
+
+        Raises:
+            NotExportable: it is not stored as it is.
+        """
+        if parameter not in self.homes:
+            raise NotExportable(
+                f"{self.folder} holds no tensor {parameter!r}: transformers makes it of others as "
+                f"it loads this checkpoint, and changes cannot be copied into those. Serve the "
+                f"edit beside the model (--to peft), or apply the patch to the loaded model and "
+                f"save that with save_pretrained."
+            )
+        return self.homes[parameter]
 
     def tensor(self, parameter: str) -> Tensor:
         """A parameter as it is stored, mapped from the disk."""
-        shard, name = self.homes[parameter]
+        shard, name = self.home(parameter)
         with safe_open(shard.file, framework="pt") as stream:
             return stream.get_tensor(name)
 
     @cached_property
+    def weights(self) -> Weights:
+        """What `ModelHandle.weights` would be if the checkpoint were loaded.
+
+        It is loaded where its tensors are not those of the model.
+        """
+        parameters = sorted(name for name, _ in self.outline.model.named_parameters())
+        names = sorted({*parameters, *offloading.saved_buffers(self.outline.model)})
+        if not all(name in self.homes for name in names):
+            return stored_weights(self.folder)
+        return Weights.read(((name, self.tensor(name)) for name in names), parameters)
+
+    @property
     def fingerprint(self) -> str:
         """What `ModelHandle.fingerprint` would be if the checkpoint were loaded."""
-        names = sorted(name for name, _ in self.outline.model.named_parameters())
-        return fingerprint_of((name, self.tensor(name)) for name in names)
+        return self.weights.fingerprint
+
+
+def _names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """Of each stored tensor that is not made into another one, the model's name of it."""
+    transforms = get_model_conversion_mapping(model)
+    renaming = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converting = [each for each in transforms if isinstance(each, WeightConverter)]
+    state: dict[str, Any] = model.state_dict()
+    found: dict[str, str] = {}
+    for name in stored:
+        own, converted = rename_source_key(
+            name, renaming, converting, model.base_model_prefix, state
+        )
+        if converted is None and own in state:
+            found[name] = own
+    return found
 
 
 def write_safetensors(

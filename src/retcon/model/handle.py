@@ -7,9 +7,8 @@ accelerate keeps on disk or in main memory is replaced where accelerate looks fo
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -22,14 +21,14 @@ from retcon.algebra.gram import all_finite
 from retcon.errors import NotFinite, UnsupportedModel
 from retcon.model import offloading
 from retcon.model.architectures import Architecture, Outline, Site, discover
+from retcon.model.behaviour import looks_ahead
+from retcon.model.fingerprints import Weights, fingerprint_of
 from retcon.model.offloading import Away
 from retcon.model.positions import Positions
 from retcon.model.tokens import Tokens
 
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
 _CHUNK = 2**24
-# How many elements of each tensor enter the fingerprint.
-_SAMPLES = 4096
 # Entries of a configuration that say where a model comes from and how it is stored, not what it is.
 _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -37,24 +36,31 @@ _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "trans
 class ModelHandle:
     """A Hugging Face causal language model, its tokens and its editable sites.
 
-    name: what the user called it. fingerprint: identifies architecture and weights, whatever the
+    name: what the user called it. weights: what was found when these were loaded and looked at
+    before; None: they are looked at now. fingerprint: names architecture and weights, whatever the
     dtype in which they were loaded.
 
     Raises:
-        UnsupportedModel: no editable site, for the reason given, or weights without values.
+        UnsupportedModel: no editable site, for the reason given; weights without values; an
+            adapter; attention both ways; or tokens without an embedding.
         NotFinite: NaN or infinity in a weight.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        weights: Weights | None = None,
     ) -> None:
+        model = _without_adapters(model, name)
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.tokens = Tokens(tokenizer, Positions.of(model))
         _check_present(model, name)
-        _check_finite(model)
         self.outline = Outline(name=name, model=model, architecture=discover(model))
-        self.fingerprint = _fingerprint(model)
+        self.weights = look_at(model, tokenizer, name) if weights is None else weights
         self._changed: frozenset[int] = frozenset()
         self._masters: dict[int, Tensor] = {}
         self._saved: list[dict[int, _Saved]] = []
@@ -94,13 +100,36 @@ class ModelHandle:
         return self.outline.site(layer)
 
     @property
-    def live_fingerprint(self) -> str:
-        """The fingerprint of the weights as they are now, edits included.
+    def fingerprint(self) -> str:
+        """The name of the weights as they were loaded, which a patch belongs to."""
+        return self.weights.fingerprint
 
-        What is read from activations is cached under this one; a patch belongs to the model as
-        it was loaded, and is checked against `fingerprint`.
+    @property
+    def live_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, edits included."""
+        if not self._changed:
+            return self.fingerprint
+        return fingerprint_of(offloading.parameters(self.model))
+
+    @property
+    def live_digest(self) -> str:
+        """The digest of all weights as they are now, under which activations are cached."""
+        if not self._changed:
+            return self.weights.digest
+        sites = [self.site(layer) for layer in sorted(self._changed)]
+        return self.weights.with_tensors(
+            (site.path, site.weight.mT if site.transposed else site.weight) for site in sites
+        )
+
+    def answers_to(self, base: str, digest: str | None) -> bool:
+        """Whether a patch that names these weights was made for this model, as loaded or as it is.
+
+        base: a fingerprint. digest: of all weights, where it is known.
         """
-        return _fingerprint(self.model) if self._changed else self.fingerprint
+        if self.weights.answers_to(base, digest):
+            return True
+        now = self.live_fingerprint if self._changed else None
+        return base == now and digest in (None, self.live_digest)
 
     @property
     def as_loaded(self) -> bool:
@@ -113,7 +142,7 @@ class ModelHandle:
         config = self.model.config.to_dict()
         settings = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
         return {
-            "weights": self.fingerprint,
+            "weights": self.weights.digest,
             "tokens": self.tokens.identity,
             "settings": json.dumps(settings, sort_keys=True, default=str),
             "attention": str(getattr(self.model.config, "_attn_implementation", None)),
@@ -263,6 +292,70 @@ class _Saved(NamedTuple):
     stored: bool
 
 
+def look_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Weights:
+    """Look at every weight, and at what the model as a whole does; what its weights are.
+
+    Raises:
+        NotFinite: NaN or infinity in a weight.
+        UnsupportedModel: attention both ways, or tokens without an embedding.
+    """
+    _check_embeddings(model, tokenizer, name)
+    _check_finite(model)
+    if looks_ahead(model):
+        raise UnsupportedModel(
+            f"{name} is no causal language model: a later token changes what it says at an earlier "
+            f"position, as in an encoder. Where it can be a decoder (is_decoder in config.json of "
+            f"BERT and its like), its weights must have been trained as one."
+        )
+    return read_weights(model)
+
+
+def read_weights(model: PreTrainedModel) -> Weights:
+    """What the weights of a model are, that may be offloaded."""
+    parameters = [name for name, _ in model.named_parameters()]
+    return Weights.read(offloading.weights(model), parameters)
+
+
+def _without_adapters(model: torch.nn.Module, name: str) -> PreTrainedModel:
+    """A model of transformers that nothing is wrapped around or put into."""
+    plain = isinstance(model, PreTrainedModel)
+    # What PEFT puts in the place of a module keeps that module under this name.
+    inside = any(hasattr(module, "base_layer") for module in model.modules())
+    if plain and not inside:
+        return model
+    where = "has adapters in it" if plain else f"is a {type(model).__name__}"
+    raise UnsupportedModel(
+        f"{name} {where}, and an edit is of the own weights of a model of transformers. Give the "
+        f"base model; or merge the adapter first (merge_and_unload in PEFT, which returns the "
+        f"merged model)."
+    )
+
+
+def _check_embeddings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Refuse a tokenizer with a token that has no row in the embeddings.
+
+    Those that no text comes to, padding above all, need none.
+    """
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
+    rows, given = len(embedding.weight), set(map(int, tokenizer("a")["input_ids"]))
+    idle = {str(t) for t in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token)}
+    beyond = sorted(
+        (i, token)
+        for token, i in tokenizer.get_vocab().items()
+        if i >= rows and (token not in idle or i in given)
+    )
+    if beyond:
+        raise UnsupportedModel(
+            f"The tokenizer of {name} has {len(beyond)} tokens without an embedding, the first "
+            f"{beyond[0][1]!r} (id {beyond[0][0]}): the model has {rows} rows, for ids up to "
+            f"{rows - 1}. Use the tokenizer that belongs to these weights, or resize the "
+            f"embeddings (resize_token_embeddings), train them, and save both."
+        )
+
+
 def _check_present(model: PreTrainedModel, name: str) -> None:
     absent = offloading.missing(model)
     if absent:
@@ -280,29 +373,6 @@ def _check_finite(model: PreTrainedModel) -> None:
                 f"The model's weight {name} holds NaN or infinity. The checkpoint is damaged, or "
                 f"its values overflow in {parameter.dtype}; try --dtype float32."
             )
-
-
-def _fingerprint(model: PreTrainedModel) -> str:
-    return fingerprint_of(offloading.parameters(model))
-
-
-def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 of names, shapes and an even sample of each tensor, rounded to bfloat16.
-
-    Rounding makes it the same for one checkpoint loaded in float32 or in bfloat16; a change of a
-    matrix by an edit moves most of its elements and so shows in the sample. parameters: by name.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in parameters:
-        flat = tensor.detach().reshape(-1)
-        # A stride without a factor in common with the rows' length meets every column.
-        stride = max(1, len(flat) // _SAMPLES)
-        while gcd(stride, tensor.shape[-1] if tensor.ndim else 1) > 1:
-            stride += 1
-        sample = flat[::stride].to(torch.bfloat16)
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(_bytes(sample))
-    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

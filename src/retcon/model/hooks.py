@@ -11,18 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retcon.errors import UnsupportedModel
 
-class _Stop(Exception):
-    """Raised in a hook to end a forward pass that has computed all that is wanted."""
+
+class Stop(Exception):
+    """Raised in a hook and caught here: a forward pass has computed all that is wanted."""
 
 
 def _hidden(output: Any, rows: int) -> Tensor:
     """The hidden states in a module's input or output, always as (row, position, feature).
 
-    Some modules hand out a tuple that starts with them, some (OPT's MLP) see all positions of all
-    rows in one axis.
+    Some modules hand out a tuple or a list that starts with them, some (OPT's MLP) see all
+    positions of all rows in one axis.
+
+    Raises:
+        UnsupportedModel: they are something else.
     """
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Any = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(hidden, Tensor) or hidden.ndim not in (2, 3):
+        shape = list(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise UnsupportedModel(
+            f"its blocks hand on {shape}, where hidden states (row, position, feature) are needed"
+        )
     return hidden.view(rows, -1, hidden.shape[-1]) if hidden.ndim == 2 else hidden
 
 
@@ -63,9 +73,24 @@ def change_outputs(
     """Let each module return `change(y)` in the place of its main output y."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             return (change(_hidden(output, rows)), *output[1:])
         return change(_hidden(output, rows)).view(output.shape)
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield
+
+
+@contextmanager
+def silenced(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """Let each module return zeros, of whatever shape its main output has."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple | list):
+            return (torch.zeros_like(output[0]), *output[1:])
+        return torch.zeros_like(output)
 
     with ExitStack() as stack:
         for module in modules:
@@ -96,7 +121,7 @@ def returns_tuple(module: nn.Module, run: Callable[[], object]) -> bool:
     seen: list[bool] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(isinstance(output, tuple))
+        seen.append(isinstance(output, tuple | list))
 
     with module.register_forward_hook(hook):
         run_until(module, run)
@@ -141,12 +166,12 @@ def run_until(module: nn.Module, run: Callable[[], object]) -> None:
     """Run a forward pass and end it as soon as `module` has returned."""
 
     def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise _Stop
+        raise Stop
 
     with module.register_forward_hook(hook), torch.no_grad():
         try:
             run()
-        except _Stop:
+        except Stop:
             return
     raise RuntimeError("The forward pass never reached the module it was to stop after.")
 

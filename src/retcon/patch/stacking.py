@@ -82,7 +82,8 @@ def stack(patches: Mapping[str, Patch], *, base: str, model: str) -> Patch:
     parts = {name: patch for name, patch in patches.items() if patch.deltas}
     if len(parts) == 1:
         (only,) = parts.values()
-        return replace(only, about=only.about.model_copy(update={"base": base}))
+        named = {"base": base, "digest": _digest(parts, base)}
+        return replace(only, about=only.about.model_copy(update=named))
     layers = tuple(sorted({layer for patch in parts.values() for layer in patch.deltas}))
     if any(patch.about.edits for patch in parts.values()):
         for patch in parts.values():
@@ -93,6 +94,7 @@ def stack(patches: Mapping[str, Patch], *, base: str, model: str) -> Patch:
     about = Provenance(
         model=model,
         base=base,
+        digest=_digest(parts, base),
         method=STACK,
         layers=layers,
         schedule=STACK,
@@ -100,6 +102,12 @@ def stack(patches: Mapping[str, Patch], *, base: str, model: str) -> Patch:
         edits=tuple(_records(parts)),
     )
     return Patch(deltas=deltas, about=about)
+
+
+def _digest(patches: Mapping[str, Patch], base: str) -> str | None:
+    """The digest of a base's weights, where the patches that were made on it agree on one."""
+    found = {patch.about.digest for patch in patches.values() if patch.about.base == base}
+    return found.pop() if len(found) == 1 else None
 
 
 def difference(first: Patch, second: Patch) -> Difference:

@@ -113,7 +113,10 @@ def import_(
         from retcon.patch.export.peft import read_peft
 
         checkpoint = Checkpoint.open(model, revision=revision, progress=progress)
-        patch = read_peft(folder, checkpoint.outline, base=checkpoint.fingerprint)
+        weights = checkpoint.weights
+        patch = read_peft(
+            folder, checkpoint.outline, base=weights.fingerprint, digest=weights.digest
+        )
     patch.save(output)
     facts = f"{len(patch.about.edits)} facts" if patch.about.edits else "no single facts"
     out.print(

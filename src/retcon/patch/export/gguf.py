@@ -63,7 +63,9 @@ def write_gguf(
     numbers = np.float32 if dtype == torch.float32 else np.float16
     for layer, delta in lora.deltas.items():
         path = outline.site(layer).path
-        name = names.get_name(path, try_suffixes=(".weight",))
+        # llama.cpp knows a multimodal model by its language model alone.
+        alone = path.replace("language_model.", "")
+        name = names.get_name(alone, try_suffixes=(".weight",))
         if name is None:
             raise NotExportable(
                 f"llama.cpp has no name for {path!r} of {kind!r}. Export --to peft, and convert "

@@ -29,19 +29,38 @@ _LARGEST_CONFIG = 2**20
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
-class _Config(BaseModel):
-    """What decides the change that an adapter makes; other entries concern training."""
+# Entries that concern training, where an adapter came from, or which modules it has factors of,
+# which the file of factors says as well. Every other entry may change what the factors mean.
+_HARMLESS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "peft_version", "qalora_group_size", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "task_type", "velora_config",
+})  # fmt: skip
+# Beginnings after which the base model is what it was.
+_UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
-    model_config = ConfigDict(extra="ignore")
+
+class _Config(BaseModel):
+    """What decides the change that an adapter makes."""
+
+    model_config = ConfigDict(extra="allow")
     peft_type: str
     r: int = Field(ge=1)
     lora_alpha: float = Field(allow_inf_nan=False)
     use_rslora: bool = False
-    use_dora: bool = False
-    bias: str = "none"
-    lora_bias: bool = False
-    modules_to_save: list[str] | None = None
-    alpha_pattern: dict[str, float] = {}
+    init_lora_weights: bool | str | None = True
+
+    @property
+    def others(self) -> dict[str, object]:
+        """Entries that are set and not known to be harmless."""
+        off = (None, False, "none", "", [], {})
+        return {
+            name: value
+            for name, value in (self.model_extra or {}).items()
+            if name not in _HARMLESS and value not in off
+        }
 
 
 class _Pair(NamedTuple):
@@ -101,12 +120,14 @@ def write_peft(
     )
 
 
-def read_peft(folder: Path | str, outline: Outline, *, base: str) -> Patch:
+def read_peft(
+    folder: Path | str, outline: Outline, *, base: str, digest: str | None = None
+) -> Patch:
     """A LoRA adapter of a model's editable matrices as a patch.
 
-    base: the fingerprint of the model that the adapter is for. An adapter that Retcon wrote is the
-    patch that it was, with its facts; any other is one without, to be applied and undone as a
-    whole.
+    base, digest: of the weights of the model that the adapter is for. An adapter that Retcon wrote
+    is the patch that it was, with its facts; any other is one without, to be applied and undone as
+    a whole.
 
     Raises:
         InvalidAdapter: its files are missing or damaged, it is no LoRA, or changes what a patch
@@ -122,13 +143,19 @@ def read_peft(folder: Path | str, outline: Outline, *, base: str) -> Patch:
     about = Provenance(
         model=outline.name,
         base=base,
+        digest=digest,
         method="lora",
         layers=tuple(deltas),
         schedule="imported",
-        settings=config.model_dump(mode="json"),
+        settings=_settings(config),
         edits=(),
     )
     return Patch(deltas=deltas, about=about)
+
+
+def _settings(config: _Config) -> dict[str, object]:
+    """What a patch records of an adapter."""
+    return config.model_dump(mode="json", include={*_Config.model_fields})
 
 
 def _own_patch(
@@ -166,18 +193,21 @@ def _read_config(file: Path) -> _Config:
         raise InvalidAdapter(f"{file}: {where}: {first['msg']}.") from error
     if config.peft_type != "LORA":
         raise InvalidAdapter(f"{file}: a patch can hold a LORA adapter, not {config.peft_type!r}.")
-    extra = {
-        "use_dora": config.use_dora,
-        "bias": config.bias != "none" or config.lora_bias,
-        "modules_to_save": bool(config.modules_to_save),
-        "alpha_pattern": bool(config.alpha_pattern),
-    }
-    for name, present in extra.items():
-        if present:
-            raise InvalidAdapter(
-                f"{file}: the adapter uses {name}, which is no sum of two factors of one scale. "
-                f"A patch cannot hold it."
-            )
+    if config.init_lora_weights not in (*_UNTOUCHED, None):
+        raise InvalidAdapter(
+            f"{file}: the adapter began as {config.init_lora_weights!r}, which takes a part of the "
+            f"base model out and into the factors: they are a change of that other base, not of "
+            f"this one. Have PEFT convert it: model.save_pretrained(FOLDER, "
+            f"path_initial_model_for_weight_conversion=INITIAL), INITIAL being the adapter as it "
+            f"was before training, and import FOLDER. What began on a quantised base (loftq) "
+            f"cannot be converted."
+        )
+    for name, value in config.others.items():
+        raise InvalidAdapter(
+            f"{file}: the adapter sets {name} = {json.dumps(value)[:100]}, with which it is no sum "
+            f"of two factors of one scale that always acts, as far as Retcon knows. A patch cannot "
+            f"hold it. If PEFT can merge it (merge_and_unload), edit the merged model instead."
+        )
     return config
 
 

@@ -30,7 +30,7 @@ from retcon.model.checkpoint import (
 from retcon.model.load import CHECKPOINT_FILES
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import check_shapes
-from retcon.patch.format import Patch
+from retcon.patch.format import Patch, mismatch
 from retcon.progress import Progress, silent
 
 DELTA = "delta.safetensors"
@@ -77,12 +77,9 @@ def write_merged(
         NotExportable: an edited matrix that is not stored in floats.
     """
     check_shapes(patch, checkpoint.outline)
-    if patch.about.base != checkpoint.fingerprint:
-        raise PatchMismatch(
-            f"This patch was made for {patch.about.model!r} (fingerprint "
-            f"{patch.about.base[:12]}…); the checkpoint in {checkpoint.folder} is another "
-            f"({checkpoint.fingerprint[:12]}…). Name the model it was made for."
-        )
+    if not checkpoint.weights.answers_to(patch.about.base, patch.about.digest):
+        said = mismatch(patch.about, str(checkpoint.folder), checkpoint.weights)
+        raise PatchMismatch(f"{said} Name the model it was made for.")
     edited = _edited(patch, checkpoint)
     lost: dict[int, Rounding] = {}
     for done, shard in enumerate(checkpoint.shards):
@@ -128,7 +125,7 @@ def _edited(patch: Patch, checkpoint: Checkpoint) -> dict[tuple[Path, str], _Edi
     found: dict[tuple[Path, str], _Edited] = {}
     for layer, delta in patch.deltas.items():
         site = checkpoint.outline.site(layer)
-        shard, name = checkpoint.homes[site.path]
+        shard, name = checkpoint.home(site.path)
         if shard.pieces[name].code not in FLOATS:
             raise NotExportable(
                 f"{name} is stored as {shard.pieces[name].code}, to which nothing can be added. "

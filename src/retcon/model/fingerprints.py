@@ -1,0 +1,135 @@
+"""Which weights these are: a short name of them, and a digest of every byte.
+
+    fingerprint   sha256 over an even sample of each tensor: what cells, patches and ledgers name
+    digest        sha256 over everything: what decides whether two models are the same
+
+Both are of numbers rounded to bfloat16, so that a checkpoint has one of each whether it is loaded
+in float32, float64 or bfloat16. Rounding to float16 comes out elsewhere: what is loaded in it is
+named by what is stored, and what was named after that rounding is known again. Reading every byte
+takes a while, so what was found, and that it was found good, is kept beside size and times of the
+folder's files, and believed while they stay.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from math import gcd
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from retcon.errors import Damaged, StorageError
+from retcon.sealed import load_record, save_record
+from retcon.storage import cache_folder
+
+# How many elements of each tensor enter the fingerprint.
+_SAMPLES = 4096
+# Raise it where another thing is looked at before a model is found good.
+_FORMAT = 1
+# Rows of a tensor that are rounded at a time hold about this many numbers.
+_CHUNK = 2**22
+
+
+class Weights(BaseModel):
+    """What was found in a model's weights.
+
+    rounded: what the fingerprint would be after a rounding to float16. digests: of each tensor.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    fingerprint: str
+    rounded: str
+    digests: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Of all tensors together."""
+        return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
+
+    def with_tensors(self, changed: Iterable[tuple[str, Tensor]]) -> str:
+        """The digest with other values of some tensors."""
+        digests = {**self.digests, **{name: digest_of(tensor) for name, tensor in changed}}
+        return self.model_copy(update={"digests": digests}).digest
+
+    def answers_to(self, base: str, digest: str | None) -> bool:
+        """Whether these are the weights that a fingerprint, and a digest if there is one, name."""
+        if base == self.fingerprint:
+            return digest in (None, self.digest)
+        return base == self.rounded
+
+    @classmethod
+    def read(cls, tensors: Iterable[tuple[str, Tensor]], parameters: Iterable[str]) -> "Weights":
+        """Of tensors in the order of their names; of the parameters among them the fingerprint."""
+        named, digests = {*parameters}, dict[str, str]()
+        samples, rounded = hashlib.sha256(), hashlib.sha256()
+        for name, tensor in tensors:
+            digests[name] = digest_of(tensor)
+            if name in named:
+                samples.update(_sample(name, tensor))
+                rounded.update(_sample(name, tensor, torch.float16))
+        return cls(fingerprint=samples.hexdigest(), rounded=rounded.hexdigest(), digests=digests)
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of names, shapes and an even sample of each tensor, in the order of names."""
+    samples = hashlib.sha256()
+    for name, tensor in parameters:
+        samples.update(_sample(name, tensor))
+    return samples.hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """sha256 of a tensor's shape and of all its numbers."""
+    found = hashlib.sha256(json.dumps(list(tensor.shape)).encode())
+    for part in tensor.detach().reshape(-1).split(_CHUNK):
+        rounded = part.to(torch.bfloat16) if part.is_floating_point() else part
+        found.update(rounded.cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _sample(name: str, tensor: Tensor, through: torch.dtype | None = None) -> bytes:
+    """A tensor's name and shape, and some of its numbers, rounded to another dtype before."""
+    flat = tensor.detach().reshape(-1)
+    # A stride without a factor in common with the rows' length meets every column.
+    stride = max(1, len(flat) // _SAMPLES)
+    while gcd(stride, tensor.shape[-1] if tensor.ndim else 1) > 1:
+        stride += 1
+    sample = flat[::stride].to(through).to(torch.bfloat16).cpu().contiguous()
+    what = json.dumps([name, list(tensor.shape)]).encode()
+    return what + sample.view(torch.uint8).numpy().tobytes()
+
+
+class Known:
+    """What was found in a folder when it was last loaded in a dtype, if its files are the same."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        files = {
+            file.name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            for file in sorted(folder.iterdir())
+            if file.is_file() and (stat := file.stat())
+        }
+        self.owner: Mapping[str, object] = {
+            "folder": str(folder.resolve()),
+            "files": files,
+            "dtype": str(dtype),
+            "format": _FORMAT,
+            "transformers": version("transformers"),
+        }
+        name = hashlib.sha256(json.dumps([str(folder.resolve()), str(dtype)]).encode()).hexdigest()
+        self.path = cache_folder() / "fingerprints" / f"{name[:32]}.json"
+
+    def read(self) -> Weights | None:
+        """What was found; None where it was not, or of other files."""
+        try:
+            return Weights.model_validate(load_record(self.path, self.owner).value)
+        except (FileNotFoundError, Damaged, ValidationError):
+            return None
+
+    def keep(self, weights: Weights) -> None:
+        """Remember it. A cache that cannot be written costs the next load its time."""
+        with suppress(StorageError):
+            save_record(self.path, weights.model_dump(), self.owner)
