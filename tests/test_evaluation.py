@@ -162,8 +162,8 @@ def test_intervals_without_clusters_are_the_textbook_ones(wins):
     share = sum(wins) / n
     assert found.low is not None and found.high is not None
     assert found.mean == pytest.approx(100 * share)
-    # Wilson's: at either limit the share that was seen is t standard errors away, of n − 1 cases and
-    # of one that might have gone either way.
+    # Wilson's: at either limit the share that was seen is t standard errors away, of n − 1 cases
+    # and of one that might have gone either way.
     cases = (share * (1 - share) + 1 / n) / (share * (1 - share) / (n - 1) + 1 / n**2)
     for limit in (found.low / 100, found.high / 100):
         away = t_quantile(n - 1) * (limit * (1 - limit) / cases) ** 0.5
