@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.activations.contexts import ContextOptions
 from retcon.activations import remembered
+from retcon.activations.contexts import ContextOptions
 from retcon.activations.remembered import recall_keys, recall_targets
 from retcon.activations.targets import TargetOptions
 from retcon.algebra.delta import LowRankDelta
