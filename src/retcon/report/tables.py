@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +15,8 @@ from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import points, share
 from retcon.report.titles import called
 from retcon.storage import write_whole
-from retcon.study.points import Point
-from retcon.study.reading import Study
+from retcon.study.points import Point, carries
+from retcon.study.reading import Study, Tuned, TuningRule
 
 if TYPE_CHECKING:
     import polars as pl
@@ -229,17 +229,35 @@ def _number(value: float | None, digits: int) -> str:
 def tuned(study: Study) -> Table:
     """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
     rows = [
-        (one.model, called(one.method), "+".join(map(str, one.layers)), f"{one.batch_size:,}",
-         str(one.seed), f"{one.ridge:g}", f"{one.n:,}",
+        (one.model, called(one.method), "+".join(map(str, one.layers)), _written(one),
+         str(one.seed), f"{one.ridge:g}" + (f", the {one.edge}" if one.edge else ""), f"{one.n:,}",
          "; ".join(f"{r:g}: {_number(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
         for one in study.tuned
     ]  # fmt: skip
+    rules = [said for rule, said in _RULES.items() if any(o.rule == rule for o in study.tuned)]
+    edges = " Beyond the smallest or the largest candidate there may be better ones."
     note = (
-        "Tuned on the last facts of each seed's order, scored nowhere else under it; the ridge "
-        "of highest S was taken."
+        "Tuned on the last facts of each seed's order, scored nowhere else under it; "
+        f"{' or '.join(rules)} was taken.{edges * any(one.edge for one in study.tuned)}"
     )
     columns = ("model", "method", "layer", "batch", "seed", "chosen λ", "facts", "S by λ, %")
     return Table("Tuned ridges", note, columns, tuple(rows))
+
+
+_RULES: Mapping[TuningRule, str] = {
+    "largest S": "the ridge of the highest S",
+    "one standard error": "the largest ridge whose S is within one standard error of the highest, "
+    "by the difference over the same facts (carried facts: at the end)",
+}
+
+
+def _written(one: Tuned) -> str:
+    """In what batches the facts were written by which a ridge was chosen."""
+    said = f"{one.batch_size:,}"
+    if carries(one.schedule):
+        said += f", carried, {one.schedule}" if "adaptive" in one.schedule else ", carried"
+    refresh = {"each-batch": "", "never": ", frozen"}.get(one.refresh, f", {one.refresh}")
+    return said + refresh
 
 
 def missing(study: Study) -> Table:
