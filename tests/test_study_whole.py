@@ -77,7 +77,7 @@ def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
         child.kill()
         child.join()
         kills += child.exitcode == -signal.SIGKILL
-        if len(list(Path("cut").glob("cells/*/done.json"))) == 8:
+        if len(list(Path("cut").glob("cells/*/done.json"))) == 10:
             start(into="cut")
             assert kept("cut") == kept("whole")
             shutil.rmtree("cut")

@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,7 +64,7 @@ def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -
         verdicts(found),
         *(scores(results, when, SCORES) for when in _TIMES),
         *(scores(results, when, OTHERS) for when in ("immediate", "final")),
-        costs(results), tuned(results.study), missing(results.study),
+        runs(results), costs(results), tuned(results.study), missing(results.study),
     ]  # fmt: skip
     return [table for table in tables if table.rows]
 
@@ -98,6 +99,24 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
     what = "Scores" if tuple(metrics) == SCORES else "Further scores"
     columns = (*place_columns(fields), "cases", *map(_named, shown))
     return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
+
+
+def runs(results: Results) -> Table:
+    """S of each run of the arms that have several: what other facts, or other draws, are worth."""
+    arms = [arm for arm in results.arms if len(arm.runs) > 1]
+    rows: list[tuple[str, ...]] = []
+    for arm, said in zip(arms, words(arms), strict=True):
+        when = "final" if results.has(arm, "final") else "immediate"
+        alone = {run.name: replace(arm, runs=(run,)) for run in arm.runs}
+        each = {name: results.estimate(one, when, "S").mean for name, one in alone.items()}
+        found = [value for value in each.values() if value is not None]
+        if found:
+            told = "; ".join(f"{name}: {_number(value, 1)}" for name, value in each.items())
+            size = f"{arm.setting.batch_size:,}", f"{arm.setting.n:,}"
+            rows.append((*size, said, when, _number(max(found) - min(found), 1), told))
+    columns = ("batch", "N", "setting", "when", "largest − smallest", "S by seed, %")
+    note = "Seeds of the facts, and in brackets of prefixes and corpus where they are not 0."
+    return Table("Runs of one arm", note, columns, tuple(rows))
 
 
 def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
