@@ -86,6 +86,7 @@ def optimise_one_target(
     at_once = options.contexts_per_step or len(texts)
     seen: dict[int, float] = {}
     said: dict[int, bool] = {}
+    hits = 0
     handle = site.register_forward_hook(hook)
     try:
         for step in range(options.steps):
@@ -108,7 +109,10 @@ def optimise_one_target(
             kept = (options.kl * kl + decay).item()
             loss_value, steps = sum(seen.values()) / len(seen) + kept, step + 1
             good = loss_value < options.stop_below
-            good |= options.stop_when_said and all(said.values())
+            # ENCORE's release leaves the first text out, which is the bare prompt, and counts.
+            asked = [said.get(row, False) for row in range(len(texts))][1:] or [said[0]]
+            hits += len(seen) == len(texts) and all(asked)
+            good |= 0 < options.stop_when_said <= hits
             if (good and len(seen) == len(texts)) or step == options.steps - 1:
                 break
             loss.backward()

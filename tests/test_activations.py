@@ -29,7 +29,11 @@ from retcon.errors import (
     RetconWarning,
     SingularCovariance,
 )
+<<<<<<< HEAD
 from retcon.model.tokens import Tokens
+=======
+from retcon.methods.registry import find_method
+>>>>>>> stats
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -136,20 +140,27 @@ def test_few_contexts_a_step_taken_in_turn():
     assert len(set(got.steps.tolist())) > 1 and 2 <= got.steps.min() < 25
 
 
-def test_a_said_target_is_done_where_that_is_asked_for():
-    model, alone = pico(dtype=torch.float64), ("",)
-    for edit in EDITS[:2]:  # random models hardly say anything: these targets are made easy
-        target = model.tokens.continuation(edit.text, edit.target).target
-        model.model.lm_head.weight.data[list(target)] *= 5
-    options = TargetOptions(steps=40, clamp=1e3, decay=0.0, kl=0.0, lr=2.0, stop_below=0.0)
-    asked = dataclasses.replace(options, stop_when_said=True)
-    got = optimise_targets(model, EDITS, alone, 1, asked)
+@pytest.mark.parametrize("hits", [1, 2, 3])
+@pytest.mark.parametrize("texts", [1, 2, 3])
+def test_a_said_target_is_done_where_that_is_asked_for(texts, hits):
+    model, prefixes = pico(dtype=torch.float64), PREFIXES[:texts]
+    # Random models hardly say anything: one target is made easy.
+    target = model.tokens.continuation(EDITS[0].text, EDITS[0].target).target
+    model.model.lm_head.weight.data[list(target)] *= 10
+    options = TargetOptions(steps=20, clamp=1e3, decay=0.0, kl=0.0, lr=1.0, stop_below=0.0)
+    asked = dataclasses.replace(options, stop_when_said=hits)
+    got = optimise_targets(model, EDITS, prefixes, 1, asked)
     for i, edit in enumerate(EDITS):
-        delta, steps, _ = optimise_one_target(model, edit, alone, 1, asked)
+        delta, steps, _ = optimise_one_target(model, edit, prefixes, 1, asked)
         assert got.steps[i] == steps
         assert (got.delta[i] - delta).norm() <= 1e-9 * delta.norm()
-    assert got.steps.min() < 40
-    assert (optimise_targets(model, EDITS, alone, 1, options).steps == 40).all()
+    assert got.steps.min() < 20
+    assert (optimise_targets(model, EDITS, prefixes, 1, options).steps == 20).all()
+
+
+def test_encore_stops_the_second_time_its_target_leads_behind_every_prefix():
+    assert find_method("encore").resolve({})["stop_when_said"] == 2
+    assert find_method("memit").resolve({})["stop_when_said"] == 0
 
 
 def test_a_warm_start_goes_on_where_it_begins():

@@ -11,12 +11,17 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+<<<<<<< HEAD
 from pico import pico, tokenizer
+=======
+from pico import pico
+from retcon.activations import remembered
+>>>>>>> stats
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.remembered import recall_keys, recall_targets
 from retcon.activations.targets import TargetOptions
 from retcon.algebra.delta import LowRankDelta
-from retcon.cache import clear, limit, recall, usage
+from retcon.cache import Recalled, clear, limit, recall, usage
 from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, RetconWarning, UnknownName
@@ -95,6 +100,20 @@ def test_a_hit_is_the_same_to_the_last_bit_and_computes_nothing(entries, compute
     assert again[0].short == first[0].short and (again[0].seconds > 0).all()
     assert torch.equal(first[1], again[1])
     assert first[2] == again[2]
+
+
+def test_targets_that_do_not_stop_when_said_are_found_under_their_first_names(monkeypatch):
+    named: list[object] = []
+
+    def remember(kind, names, compute, *, together=None):
+        named.extend(name["options"]["stop_when_said"] for name in names)
+        return [Recalled(entry, False) for entry in compute([*range(len(names))])]
+
+    monkeypatch.setattr(remembered, "recall", remember)
+    for hits in (0, 1, 2):
+        targets(pico(), EDITS[:1], options=dataclasses.replace(OPTIONS, stop_when_said=hits))
+    # It was a yes or no once, and most entries say no.
+    assert json.dumps(named) == "[false, 1, 2]"
 
 
 def test_an_edit_s_id_and_place_do_not_matter(entries, computed):

@@ -14,7 +14,7 @@ from retcon.editing.schedule import Schedule
 from retcon.editing.session import run
 from retcon.editing.steps import Past
 from retcon.edits import Edit
-from retcon.errors import CollidingEdits, InvalidSetting
+from retcon.errors import CollidingEdits, InvalidSetting, RetconWarning
 from retcon.methods.anchoring import anchored, length_of
 from retcon.methods.registry import find_method
 
@@ -139,6 +139,7 @@ def test_prune_goes_by_the_weights_before_the_first_edit(entries):
     assert (pruned(1.0) - plain).norm() > 1e-3 * plain.norm()
 
 
+@pytest.mark.filterwarnings("ignore:anchor_norm takes the length")
 @pytest.mark.parametrize("settings", [
     {}, {"process": "rect"}, {"anchor_norm": "equal"},
 ])  # fmt: skip
@@ -229,6 +230,17 @@ def test_anchored_values(cap):
     assert torch.allclose(turned, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("facts", [1, 19, 20])
+def test_an_anchor_by_few_facts_is_warned_of(facts):
+    stood = torch.ones(facts, 4, dtype=torch.float64)
+    if facts < 20:
+        with pytest.warns(RetconWarning, match=rf"has {facts} facts .* or set anchor_norm=off"):
+            length_of(stood, torch.zeros(facts, 4))
+    else:
+        assert length_of(stood, torch.zeros(facts, 4)) == 2.0
+
+
+@pytest.mark.filterwarnings("ignore:anchor_norm takes the length")
 def test_the_anchor_is_that_of_the_first_batch(entries):
     editor = build(anchor_norm="equal")
     steps, _, _ = fold(editor, EDITS)

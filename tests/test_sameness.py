@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from made_study import flat, grid, make_study, paper, point, seal_again
+from retcon.report import tables
 from retcon.report.arms import Results
 from retcon.report.findings import all_findings
 from retcon.report.findings.claims import contrast
@@ -133,6 +134,12 @@ def test_draws_of_prefixes_and_corpus_are_runs_of_one_arm(tmp_path):
     ]  # fmt: skip
     assert results.estimate(arm, "final", "ES").cases == 8 * 32
     assert arm.setting.others == "{}"
+    (row,) = tables.runs(results).rows
+    assert (
+        row[3] == "final" and row[-1].count("; ") == 7 and "3 (prefixes 1, corpus 2): " in row[-1]
+    )
+    each = [float(part.rpartition(" ")[2]) for part in row[-1].split("; ")]
+    assert float(row[4]) == pytest.approx(max(each) - min(each), abs=0.11) and float(row[4]) > 0
     # A fact that flips does so in each of the four draws.
     (flip,) = results.statistic(arm, "final", "ES").flips.values()
     assert flip == pytest.approx(100 / 64)

@@ -65,7 +65,7 @@ def kept(into: str = "study") -> dict[str, object]:
 
 def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
     start(into="first")  # fills the cache, as every later run finds it
-    assert start(into="whole").done == 8
+    assert start(into="whole").done == 10
     process(folder, TEXT, "first").join()  # starts what new processes are forked from
     started = time.perf_counter()
     process(folder, TEXT, "timed").join()
@@ -77,7 +77,7 @@ def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
         child.kill()
         child.join()
         kills += child.exitcode == -signal.SIGKILL
-        if len(list(Path("cut").glob("cells/*/done.json"))) == 8:
+        if len(list(Path("cut").glob("cells/*/done.json"))) == 10:
             start(into="cut")
             assert kept("cut") == kept("whole")
             shutil.rmtree("cut")
@@ -119,7 +119,7 @@ def test_a_full_disk_stops_the_study_and_it_goes_on_from_there(folder, retcon, m
     done = {c: v for c, v in kept_cells("study").items() if kept("whole")[c] == v}
     assert done and done == kept_cells("study")
     code, out, _ = retcon("study", "resume", "study", "--data", ".")
-    assert code == 0 and "8 of 8 cells are done" in out
+    assert code == 0 and "10 of 10 cells are done" in out
     assert kept() == kept("whole")
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_record_is_told_and_can_be_made_again(folder, retcon, name):
     assert code == 2 and f"{name} is damaged" in err and "Traceback" not in err
     (Path("study") / name).unlink()
     code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
-    assert code == 0 and "8 of 8" in out and kept() == before
+    assert code == 0 and "10 of 10" in out and kept() == before
 
 
 OTHERS = [

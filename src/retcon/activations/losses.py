@@ -30,7 +30,8 @@ class Losses(NamedTuple):
 
     nll: mean over contexts of the target's mean negative log-probability per token, as last seen
     of each. kl: divergence at the subject. said: whether every token of the target is the most
-    probable in every context. complete: whether every context has been seen.
+    probable in every context but the first, the bare prompt (in that one, where it is alone).
+    complete: whether every context has been seen.
     """
 
     nll: Float[Tensor, " edits"]
@@ -104,7 +105,7 @@ class TargetLoss:
         return Losses(
             nll=self._nll.nanmean(1),
             kl=self._divergence.clone(),
-            said=self._said.all(1),
+            said=self._said[:, min(1, self._said.shape[1] - 1) :].all(1),
             complete=not bool(self._nll.isnan().all(0).any()),
         )
 

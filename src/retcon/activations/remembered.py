@@ -49,7 +49,11 @@ def recall_targets(
         made = optimise_targets(handle, chosen, prefixes, layer, options, advance)
         return [_to_entry(made.select(slice(i, i + 1))) for i in range(len(chosen))]
 
-    shared = {**_shared(handle, layer), "prefixes": prefixes, "options": asdict(options)}
+    told = {
+        **asdict(options),
+        "stop_when_said": options.stop_when_said or False,
+    }  # once a yes or no
+    shared = {**_shared(handle, layer), "prefixes": prefixes, "options": told}
     names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=options.together)
     progress("optimising targets", len(edits), len(edits))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from retcon.activations.contexts import locate
 from retcon.activations.keys import read_at_lookup
-from retcon.activations.losses import Losses, TargetLoss
+from retcon.activations.losses import TargetLoss
 from retcon.activations.prefix import Insertion, Place
 from retcon.edits import Edit
 from retcon.errors import NotFinite
@@ -51,7 +51,8 @@ class TargetOptions:
 
     Approximations, off by default: contexts_per_step: look at so many contexts in each step, in
     turn (0: at all), and stop by what was last seen of each. stop_when_said: an edit is done, too,
-    when its target is the most probable in every context.
+    in so many steps in which every token of its target was the most probable behind every prefix
+    (0: never; the bare prompt is asked only where there is no prefix).
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -64,7 +65,7 @@ class TargetOptions:
     micro_batch: Annotated[int, Field(ge=0)] = 0
     together: Annotated[int, Field(ge=1)] = 32
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
-    stop_when_said: bool = False
+    stop_when_said: Annotated[int, Field(ge=0)] = 0
 
 
 class Targets(NamedTuple):
@@ -193,6 +194,7 @@ def _optimise(
     active = torch.ones(len(edits), dtype=torch.bool, device=anchor.device)
     nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
     steps = torch.zeros(len(edits), dtype=torch.long, device=anchor.device)
+    said = torch.zeros_like(steps)
     for step, contexts in zip(range(options.steps), _turns(len(prefixes), options), strict=False):
         last = step == options.steps - 1
         adam.zero_grad(set_to_none=False)
@@ -203,7 +205,10 @@ def _optimise(
             raise NotFinite(_describe_not_finite(handle, edits, total, layer))
         nll, loss = torch.where(active, now.nll, nll), torch.where(active, total, loss)
         steps += active
-        done = _done(total, now, options)
+        said += now.said & now.complete
+        done = now.complete & (total < options.stop_below)
+        if options.stop_when_said:
+            done |= said >= options.stop_when_said
         active &= ~(done.all() if tied else done)
         if last or not active.any():
             break
@@ -227,14 +232,6 @@ def _turns(contexts: int, options: TargetOptions) -> Iterator[list[int]]:
     size = min(options.contexts_per_step or contexts, contexts)
     for first in count(0, size):
         yield sorted((first + i) % contexts for i in range(size))
-
-
-def _done(
-    total: Float[Tensor, " edits"], now: Losses, options: TargetOptions
-) -> Bool[Tensor, " edits"]:
-    """Which edits are good enough, once every context has been seen."""
-    said = now.said if options.stop_when_said else torch.zeros_like(now.said)
-    return now.complete & ((total < options.stop_below) | said)
 
 
 def _anchors(

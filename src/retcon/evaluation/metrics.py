@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp, sqrt
 from typing import NamedTuple
 
-from retcon.evaluation.inference import CaseMeans, Estimate, mean
+from retcon.evaluation.inference import (
+    CaseMeans,
+    Estimate,
+    Statistic,
+    harmonic_mean,
+    mean,
+)
 from retcon.evaluation.rows import Kind, Row
 
 Value = Callable[[Row], float | None]
@@ -108,6 +114,14 @@ def estimate(rows: Iterable[Row], metric: str) -> Estimate:
     if found is None:
         return Estimate(None, None, None, 0)
     return found.share(METRICS[metric].least)
+
+
+def score(rows: Iterable[Row]) -> Statistic | None:
+    """S with what its error is made of; None where one of its parts was not scored."""
+    rows = list(rows)
+    parts = [mean(case_means(rows, name)) for name in ("ES", "PS", "NS")]
+    known = [part for part in parts if part is not None]
+    return harmonic_mean(known) if len(known) == len(parts) else None
 
 
 def harmonic(scores: Sequence[float | None]) -> float | None:

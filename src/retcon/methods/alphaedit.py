@@ -7,7 +7,8 @@ Kₚ are accumulated; ρ is the released L2. The threshold is an *absolute* eige
 released code (1e-2 in the text), so what it keeps depends on the scale of a model's activations: on
 Llama-3-8B it protects a few dozen of 14,336 directions, on another model all or none. The number of
 directions that are left is recorded with each run; `null_relative=true` measures the threshold in
-units of the mean eigenvalue. `anchor_norm=equal` is NAS (arXiv:2602.02543) as published.
+units of the mean eigenvalue. `anchor_norm=equal` is NAS (arXiv:2602.02543) but for its anchor: here
+that is from the first batch (`methods.anchoring`).
 """
 
 from retcon.activations.contexts import ContextOptions

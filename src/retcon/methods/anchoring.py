@@ -3,22 +3,38 @@
     a = mean ‖mᵢ + δᵢ‖ over the first batch, its longest 5 % apart        v = a (m + δ) / ‖m + δ‖
 
 with m what the edited matrix gives at the subject's last token. The paper takes a from 1,000 facts
-of another sample, on the clean model; here it is the first batch, which needs no other data.
+of another sample, on the clean model; here it is the first batch, which needs no other data, and
+has to be large enough to have a mean: with the paper's own batches of one fact, a would be that
+fact's length, and of fewer than 20 there is a warning.
 """
+
+import warnings
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from retcon.errors import RetconWarning
+
 _TRIMMED = 0.05
 # A value that is so many times longer than the anchor is no value.
 _LEFT_OUT = 2.0
+# Of fewer facts the mean length is these facts' own.
+_FEW = 20
 
 
 def length_of(
     stood: Float64[Tensor, "edits hidden"], delta: Float[Tensor, "edits hidden"]
 ) -> float:
-    """The anchor a, by some edits on the clean model."""
+    """The anchor a, by some edits on the clean model; with a warning where they are few."""
+    if len(stood) < _FEW:
+        warnings.warn(
+            f"anchor_norm takes the length of all values from the first batch, and that has "
+            f"{len(stood)} facts (NAS: 1,000). Make the first batch larger, {_FEW} at least, or "
+            f"set anchor_norm=off.",
+            RetconWarning,
+            stacklevel=2,
+        )
     lengths = (stood + delta.double()).norm(dim=-1).sort().values
     return float(lengths[: max(1, round((1 - _TRIMMED) * len(lengths)))].mean())
 

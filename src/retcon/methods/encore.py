@@ -3,11 +3,10 @@
     minimise λ ‖ΔW C^½‖² + μ ‖ΔW‖² + Σ ‖ΔW kᵢ − rᵢ‖²      over the batch and all carried facts
 
 Gupta et al. 2025, arXiv:2502.01636. Two parts: the norm penalty μ, which makes M = C + (μ/λ)I, and
-"most-probable early stopping": a target is done when it is the most probable continuation in every
-context. The released code counts right *tokens* and stops when they are as many as the contexts,
-which for targets of several tokens comes at another time or never; here every token of the target
-has to be the most probable in every context, as the paper says. The paper's λ and μ are for
-Llama-3-8B; on another model μ = 20 means what it does beside that model's C.
+"most-probable early stopping": a target is done when each of its tokens is the most probable one.
+As in the released code that is asked behind every prefix, and not of the bare prompt, and the
+second step that finds it so is the last (`prob_cutoff` −2). The paper's λ and μ are for Llama-3-8B;
+on another model μ = 20 means what it does beside that model's C.
 """
 
 from retcon.activations.contexts import ContextOptions
@@ -28,7 +27,7 @@ def encore(
     accumulate: bool = True,
     metric: MetricOptions = MetricOptions(plain=20.0),
     contexts: ContextOptions = ContextOptions(),
-    targets: TargetOptions = TargetOptions(stop_when_said=True),
+    targets: TargetOptions = TargetOptions(stop_when_said=2),
     moments: MomentOptions = MomentOptions(),
     residuals: ResidualOptions = ResidualOptions(),
 ) -> Editor:

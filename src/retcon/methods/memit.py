@@ -5,12 +5,13 @@
 Meng et al. 2023, arXiv:2210.07229 (rows are edits; the paper's RKᵀ(λC + KKᵀ)⁻¹ by the
 push-through identity). Over layers l₁ < … < l_m, the residual that is left at the last layer is
 divided by the number of layers still to come; keys and residuals are read anew after each layer.
-λ has a natural scale, E[kᵀC⁻¹k] = d_in. Carried edits add KᵀK/λ to C ("MEMIT-seq"), so that
-batches of fixed keys and values add up to one big batch; `accumulate=false` is as published.
+λ has a natural scale, E[kᵀC⁻¹k] = d_in over the text of C. Carried edits add KᵀK/λ to C
+("MEMIT-seq"), so that batches of fixed keys and values add up to one big batch;
+`accumulate=false` is as published.
 
 What came after MEMIT is mostly a setting of it, and is one here: `spread=forward` (FE) and `each`
-(BLUE), `anchor_norm` (NAS), `merge_subjects` (MEMIT-Merge), `passes` (NSE, with `refresh: never`),
-`process=rect` and `prune`, with and without `feedback`.
+(BLUE), `anchor_norm` (NAS), `merge_subjects` (MEMIT-Merge), `process=rect` and `prune`, with and
+without `feedback`. `passes` iterates the solve, as NSE does, without the rest of it.
 """
 
 from retcon.activations.contexts import ContextOptions

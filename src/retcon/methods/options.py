@@ -66,7 +66,8 @@ class ResidualOptions:
     anchor_norm: NAS (arXiv:2602.02543): values m + δ get the mean length of those of the first
     batch, longest 5 % apart (`equal`), or at most that (`cap`); a fact whose value is twice as
     long is left out. passes: of what one solve has left of the residuals, the rest is written
-    through the same write keys, so many times in all (NSE, arXiv:2410.04045); not with a budget.
+    through the same write keys, so many times in all, which comes to a smaller ridge (iterated
+    Tikhonov; NSE, arXiv:2410.04045, reads keys anew and picks neurons); not with a budget.
     merge_subjects: facts whose prompts are equal up to the subject's end have one key: those whose
     targets are made together (a batch; with `refresh`, all that wait) get one target, for all of
     them, and it is written once (MEMIT-Merge, arXiv:2502.07322).

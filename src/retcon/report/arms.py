@@ -170,8 +170,8 @@ class Results:
     _means: dict[str, dict[str, dict[str, CaseMeans]]] = field(
         default_factory=dict[str, dict[str, dict[str, CaseMeans]]]
     )
-    _pooled: dict[tuple[Setting, str, str], CaseMeans | None] = field(
-        default_factory=dict[tuple[Setting, str, str], CaseMeans | None]
+    _pooled: dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None] = field(
+        default_factory=dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None]
     )
     _arms: list[Arm] = field(default_factory=list[Arm])
 
@@ -210,7 +210,7 @@ class Results:
 
     def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
         """One metric of each (run, case) of an arm; clusters are one over all runs."""
-        key = (arm.setting, when, metric)
+        key = (arm.setting, arm.runs, when, metric)
         if key not in self._pooled:
             self._pooled[key] = self._pool(arm, when, metric)
         return self._pooled[key]

@@ -13,6 +13,7 @@ from retcon.report.findings.claims import Finding, strangeness
 from retcon.report.findings.sequence import carried
 from retcon.report.layers import sweeps
 from retcon.report.titles import called
+from retcon.study.points import carries
 
 Record = dict[str, Any]
 
@@ -247,7 +248,8 @@ def tuning(results: Results) -> list[Record]:
     return [
         {
             "ridge": ridge, "score": score, "chosen": ridge == one.ridge,
-            "series": f"{called(one.method)}, batches of {one.batch_size:,}, seed {one.seed}",
+            "series": f"{called(one.method)}, batches of {one.batch_size:,}"
+            f"{', carried' * carries(one.schedule)}, seed {one.seed}",
             "model": one.model, "n": one.n,
         }
         for one in tuned

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +16,8 @@ from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import points, share
 from retcon.report.titles import called
 from retcon.storage import write_whole
-from retcon.study.points import Point
-from retcon.study.reading import Study
+from retcon.study.points import Point, carries
+from retcon.study.reading import Study, Tuned, TuningRule
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,7 +64,7 @@ def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -
         verdicts(found),
         *(scores(results, when, SCORES) for when in _TIMES),
         *(scores(results, when, OTHERS) for when in ("immediate", "final")),
-        costs(results), tuned(results.study), missing(results.study),
+        runs(results), costs(results), tuned(results.study), missing(results.study),
     ]  # fmt: skip
     return [table for table in tables if table.rows]
 
@@ -98,6 +99,24 @@ def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
     what = "Scores" if tuple(metrics) == SCORES else "Further scores"
     columns = (*place_columns(fields), "cases", *map(_named, shown))
     return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
+
+
+def runs(results: Results) -> Table:
+    """S of each run of the arms that have several: what other facts, or other draws, are worth."""
+    arms = [arm for arm in results.arms if len(arm.runs) > 1]
+    rows: list[tuple[str, ...]] = []
+    for arm, said in zip(arms, words(arms), strict=True):
+        when = "final" if results.has(arm, "final") else "immediate"
+        alone = {run.name: replace(arm, runs=(run,)) for run in arm.runs}
+        each = {name: results.estimate(one, when, "S").mean for name, one in alone.items()}
+        found = [value for value in each.values() if value is not None]
+        if found:
+            told = "; ".join(f"{name}: {_number(value, 1)}" for name, value in each.items())
+            size = f"{arm.setting.batch_size:,}", f"{arm.setting.n:,}"
+            rows.append((*size, said, when, _number(max(found) - min(found), 1), told))
+    columns = ("batch", "N", "setting", "when", "largest − smallest", "S by seed, %")
+    note = "Seeds of the facts, and in brackets of prefixes and corpus where they are not 0."
+    return Table("Runs of one arm", note, columns, tuple(rows))
 
 
 def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
@@ -229,17 +248,35 @@ def _number(value: float | None, digits: int) -> str:
 def tuned(study: Study) -> Table:
     """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
     rows = [
-        (one.model, called(one.method), "+".join(map(str, one.layers)), f"{one.batch_size:,}",
-         str(one.seed), f"{one.ridge:g}", f"{one.n:,}",
+        (one.model, called(one.method), "+".join(map(str, one.layers)), _written(one),
+         str(one.seed), f"{one.ridge:g}" + (f", the {one.edge}" if one.edge else ""), f"{one.n:,}",
          "; ".join(f"{r:g}: {_number(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
         for one in study.tuned
     ]  # fmt: skip
+    rules = [said for rule, said in _RULES.items() if any(o.rule == rule for o in study.tuned)]
+    edges = " Beyond the smallest or the largest candidate there may be better ones."
     note = (
-        "Tuned on the last facts of each seed's order, scored nowhere else under it; the ridge "
-        "of highest S was taken."
+        "Tuned on the last facts of each seed's order, scored nowhere else under it; "
+        f"{' or '.join(rules)} was taken.{edges * any(one.edge for one in study.tuned)}"
     )
     columns = ("model", "method", "layer", "batch", "seed", "chosen λ", "facts", "S by λ, %")
     return Table("Tuned ridges", note, columns, tuple(rows))
+
+
+_RULES: Mapping[TuningRule, str] = {
+    "largest S": "the ridge of the highest S",
+    "one standard error": "the largest ridge whose S is within one standard error of the highest, "
+    "by the difference over the same facts (carried facts: at the end)",
+}
+
+
+def _written(one: Tuned) -> str:
+    """In what batches the facts were written by which a ridge was chosen."""
+    said = f"{one.batch_size:,}"
+    if carries(one.schedule):
+        said += f", carried, {one.schedule}" if "adaptive" in one.schedule else ", carried"
+    refresh = {"each-batch": "", "never": ", frozen"}.get(one.refresh, f", {one.refresh}")
+    return said + refresh
 
 
 def missing(study: Study) -> Table:

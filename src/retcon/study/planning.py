@@ -22,11 +22,11 @@ from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
 from retcon.study.cells import Cell
 from retcon.study.facts import Facts, Picked, load_facts, load_general
-from retcon.study.points import Point
-from retcon.study.reading import Data, Model, Tuned
+from retcon.study.points import Point, carries
+from retcon.study.reading import Data, Model, Tuned, TuningRule
 from retcon.study.slots import slots
 from retcon.study.spec import Entry, Spec
-from retcon.study.tuning import WHOM, Tuning, candidates_of, name_of, no_score
+from retcon.study.tuning import RULE, WHOM, Tuning, candidates_of, name_of, no_score
 
 # A model's name and dtype.
 Loaded = tuple[str, str]
@@ -102,9 +102,10 @@ def plan(
     data: Path | None = None,
     fingerprints: Mapping[Loaded, str] | None = None,
     tuned: Iterable[Tuned] = (),
+    rule: TuningRule = RULE,
     guess: bool = False,
 ) -> Plan:
-    """What a study comes to. tuned: the ridges that have been chosen.
+    """What a study comes to. tuned: the ridges that have been chosen; rule: how others are to be.
 
     guess: where none has been, take the middle candidate, so that all cells are there to count.
 
@@ -119,7 +120,7 @@ def plan(
     chosen = {name_of(t.model_dump(include=set(WHOM)), t.ridges): t.ridge for t in tuned}
     asked_for = dict.fromkeys(e.general for e in entries if e.general is not None)
     general = {items: load_general(items, data) for items in asked_for}
-    planner = _Planner(spec, facts, models, chosen, guess, general)
+    planner = _Planner(spec, facts, models, chosen, rule, guess, general)
     places = tuple(planner.place(e) for e in entries)
     by_name = {each.identity: each for each in general.values()}
     return Plan(spec, facts, tuple(models.values()), places, by_name)
@@ -129,13 +130,15 @@ def plan(
 class _Planner:
     """What places share.
 
-    ridges: those that were chosen, by for whom; guess: as of `plan`; general: by number of items.
+    ridges: those that were chosen, by for whom; rule, guess: as of `plan`; general: by number of
+    items.
     """
 
     spec: Spec
     facts: Facts
     models: Mapping[Loaded, Model]
     ridges: Mapping[str, float]
+    rule: TuningRule
     guess: bool
     general: Mapping[int, General]
 
@@ -215,23 +218,30 @@ class _Planner:
         return cell.canonical(), editor
 
     def _tuning(self, entry: Entry, ridges: tuple[float, ...]) -> Tuning:
-        """The cells by which an entry's ridge is chosen."""
+        """The cells by which an entry's ridge is chosen: carried ones where its facts are."""
         tune = self.spec.tuning
         assert tune is not None
         count = min(tune.score, tune.n) or tune.n
         self._check_scored(entry, tune.n, count)
+        carried = carries(entry.schedule) and self.rule == RULE
         size = min(entry.batch_size, tune.n)
+        written = {
+            "batch_size": size, "schedule": entry.schedule if carried else "batch",
+            "refresh": entry.refresh if carried else "each-batch",
+        }  # fmt: skip
+        tuned = entry.model_copy(update=written)
         rest = {k: v for k, v in entry.settings.items() if k != "ridge"}
         cells = [
             self._cell(
-                entry, {**rest, "ridge": ridge}, str(Schedule(batch_size=size, carry=False)),
-                n=tune.n, score=count, order=0, split="tail",
-                when=("immediate",), generation=False, general=None,
+                tuned, {**rest, "ridge": ridge}, str(_schedule(tuned)), n=tune.n, score=count,
+                # Those that are scored are not to be the ones that are written first.
+                order=int(carried and count < tune.n), split="tail",
+                when=("final" if carried else "immediate",), generation=False, general=None,
             )[0]
             for ridge in ridges
         ]  # fmt: skip
-        whom = entry.model_dump(mode="json", include=set(WHOM) - {"settings", "batch_size"})
-        whom |= {"layers": list(cells[0].layers), "settings": rest, "batch_size": size}
+        whom = tuned.model_dump(mode="json", include=set(WHOM))
+        whom |= {"layers": list(cells[0].layers), "settings": rest}
         return Tuning(whom, ridges, tuple(cells))
 
     def _check_scored(self, entry: Entry, n: int, score: int) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from retcon.data.zsre import ZsreTarget
 from retcon.errors import Damaged, DamagedCell, InvalidStudy
@@ -53,10 +53,17 @@ class Data(Frozen):
     skipped: int = 0
 
 
+TuningRule = Literal["largest S", "one standard error"]
+
+
 class Tuned(Frozen):
     """A ridge that was chosen on facts of its own: for whom, among which, and by which scores.
 
-    scores: S of each ridge, by the cells they were read from.
+    scores: S of each ridge, by the cells they were read from. schedule, refresh: how their facts
+    were written; those that are carried are scored at the end. rule: `largest S`, or the largest
+    ridge whose S is within one standard error of the largest one's, which studies that were begun
+    before November 2026 do not have. edge: whether it is the smallest or the largest of its
+    candidates, so that one beyond them may be better.
     """
 
     model: str
@@ -72,6 +79,18 @@ class Tuned(Frozen):
     cells: tuple[str, ...]
     n: int
     score: int
+    schedule: str = "batch"
+    refresh: str = "each-batch"
+    rule: TuningRule = "largest S"
+    edge: Literal["smallest", "largest"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_its_edge(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """Say it of records, too, that were written before it was said."""
+        ridges, ridge = said.get("ridges") or (), said.get("ridge")
+        ends = {min(ridges): "smallest", max(ridges): "largest"} if len(ridges) > 1 else {}
+        return {**said, "edge": ends.get(ridge)}
 
 
 class Record(Frozen):
@@ -85,6 +104,7 @@ class Record(Frozen):
     data: Data
     points: tuple[Point, ...]
     device: str = "cpu"
+    tuning: TuningRule = "largest S"
     # Of each text that second moments are read from, what names its content.
     corpora: dict[str, str] = Field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,7 @@ from retcon.study.reading import (
     Record,
     Study,
     Tuned,
+    TuningRule,
     checked,
     damage,
     read_study,
@@ -35,7 +36,7 @@ from retcon.study.reading import (
 )
 from retcon.study.spec import Spec
 from retcon.study.store import CellFolder, check_there
-from retcon.study.tuning import choose_ridges
+from retcon.study.tuning import RULE, choose_ridges
 from retcon.study.worker import Ended, Task, Worker
 
 # A model's name and dtype.
@@ -108,7 +109,7 @@ class _Run:
                 f"{self.folder} holds the study {known.record.name!r}, and this one is "
                 f"{self.spec.name!r}. Give each study a folder of its own."
             )
-        made = plan(self.spec, data=self.data)
+        made = self._plan()
         if known is not None:
             check_same(known.record, made)
         self._threads()
@@ -139,15 +140,23 @@ class _Run:
 
     def _planned(self, fingerprints: Mapping[Loaded, str], threads: int) -> Plan:
         """The plan as it is now, with the ridges that finished cells have decided; written down."""
-        made = plan(self.spec, data=self.data, fingerprints=fingerprints)
+        made = self._plan(fingerprints=fingerprints)
         self._mend(made)
         known = Study(self.folder, self._record(made, threads))
         tuned = choose_ridges(made.tunings, self.spec, known)
         if tuned:
-            made = plan(self.spec, data=self.data, fingerprints=fingerprints, tuned=tuned)
+            made = self._plan(fingerprints=fingerprints, tuned=tuned)
             self._mend(made)
         self._keep(self._record(made, threads), tuned)
         return made
+
+    def _plan(self, **known: Any) -> Plan:
+        return plan(self.spec, data=self.data, rule=self._rule(), **known)
+
+    def _rule(self) -> TuningRule:
+        """How ridges are chosen: as the folder was begun, lest they be others when it goes on."""
+        known = self._known()
+        return RULE if known is None else known.record.tuning
 
     def _mend(self, made: Plan) -> None:
         """Move finished cells that are damaged out of the way, so that they are run again."""
@@ -171,7 +180,7 @@ class _Run:
         return Record(
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
-            device=self.spec.device, corpora=made.corpora,
+            device=self.spec.device, corpora=made.corpora, tuning=self._rule(),
         )  # fmt: skip
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
@@ -200,7 +209,7 @@ class _Run:
         of = (
             {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
         )
-        wanted = plan(self.spec, data=self.data).models
+        wanted = self._plan().models
         for model in wanted:
             key = (model.name, model.dtype)
             of[key] = of.get(key) or worker.model(*key, self.progress).fingerprint

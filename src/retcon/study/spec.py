@@ -55,9 +55,10 @@ class DataSpec(_Strict):
 class TuningSpec(_Strict):
     """How a ridge that is `tuned` is chosen.
 
-    For each batch size and layer by the S of batches on the untouched model, on facts from the end
-    of the seeded order, none of which is scored with that seed. n: so many. score: so many of them
-    are scored (0: all).
+    For each batch size and layer by S, on facts from the end of the seeded order, none of which is
+    scored with that seed: of batches on the untouched model, and where facts are carried by the
+    final S of as many carried in the same way. It is the largest ridge whose S is within one
+    standard error of the highest. n: so many facts. score: so many of them are scored (0: all).
     """
 
     ridges: Annotated[list[Ridge], Field(min_length=1)]

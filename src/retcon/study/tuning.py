@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.errors import InvalidStudy
-from retcon.evaluation.metrics import summarise
+from retcon.evaluation.inference import Statistic, combine
+from retcon.evaluation.metrics import score
 from retcon.methods.registry import find_method
 from retcon.study.cells import Cell
-from retcon.study.reading import Study, Tuned
+from retcon.study.reading import Study, Tuned, TuningRule
 from retcon.study.spec import Entry, Ridge, Spec
 
 _TUNED = "tuned"
@@ -20,7 +21,11 @@ _Own = Annotated[
     dict[Literal["tuned"], Annotated[tuple[Ridge, ...], Field(min_length=1)]], Field(min_length=1)
 ]
 # For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
-WHOM: tuple[str, ...] = ("model", "dtype", "method", "layers", "settings", "batch_size", "seed")
+WHOM: tuple[str, ...] = (
+    "model", "dtype", "method", "layers", "settings", "batch_size", "seed", "schedule", "refresh",
+)  # fmt: skip
+# How studies choose that are begun now.
+RULE: TuningRule = "one standard error"
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,13 @@ def candidates_of(entry: Entry, spec: Spec) -> tuple[float, ...] | None:
 
 
 def choose_ridges(tunings: Sequence[Tuning], spec: Spec, study: Study) -> tuple[Tuned, ...]:
-    """The ridge of each tuning whose cells are done: that of the best S, of equals the largest."""
+    """The ridge of each tuning whose cells are done, by the rule that the study was begun with.
+
+    `one standard error`: the largest ridge whose S is less than that of the best by no more than
+    one standard error of the difference, over the same facts (after Breiman et al. 1984, §3.4.3):
+    the one that preserves the most, of those that the facts cannot tell from the best. `largest S`:
+    the best, of equals the largest.
+    """
     return tuple(
         _chosen(tuning, spec, study)
         for tuning in tunings
@@ -65,21 +76,29 @@ def choose_ridges(tunings: Sequence[Tuning], spec: Spec, study: Study) -> tuple[
 
 
 def _chosen(tuning: Tuning, spec: Spec, study: Study) -> Tuned:
-    scores = [summarise(study.scored(cell.id, "immediate"))["S"] for cell in tuning.cells]
-    known = [(s, r) for s, r in zip(scores, tuning.ridges, strict=True) if s is not None]
+    scores = [score(study.scored(cell.id, cell.when[-1])) for cell in tuning.cells]
+    known = {r: s for r, s in zip(tuning.ridges, scores, strict=True) if s is not None}
     if len(known) < len(scores):
         raise InvalidStudy(no_score(spec.data.cases))
-    tune = spec.tuning
+    tune, rule = spec.tuning, study.record.tuning
     assert tune is not None
+    best = max(known, key=lambda r: (known[r].value, r))
+    near = [r for r, s in known.items() if rule == RULE and _not_told_from(s, known[best])]
     return Tuned(
         **tuning.for_whom,
-        ridge=max(known)[1],
+        ridge=max([best, *near]) if near else best,
         ridges=tuning.ridges,
-        scores=tuple(scores),
+        scores=tuple(s.value for s in known.values()),
+        rule=rule,
         cells=tuple(cell.id for cell in tuning.cells),
         n=tune.n,
         score=min(tune.score, tune.n) or tune.n,
     )
+
+
+def _not_told_from(one: Statistic, best: Statistic) -> bool:
+    gap = combine([(1.0, best), (-1.0, one)])
+    return gap.value <= (gap.error or 0.0)
 
 
 def _own(said: object) -> tuple[float, ...]:

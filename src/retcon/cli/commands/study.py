@@ -71,13 +71,15 @@ def plan(
         from retcon.study.estimates import estimate
         from retcon.study.planning import plan as make
         from retcon.study.reading import read_study
+        from retcon.study.tuning import RULE
 
         known = None if folder is None else read_study(folder)
         prints = {} if known is None else {
             (m.name, m.dtype): m.fingerprint for m in known.record.models
         }  # fmt: skip
         tuned = () if known is None else known.tuned
-        made = make(spec, data=data, fingerprints=prints, tuned=tuned, guess=True)
+        rule = RULE if known is None else known.record.tuning
+        made = make(spec, data=data, fingerprints=prints, tuned=tuned, rule=rule, guess=True)
         done = {c.id for c in made.cells if known is not None and known.is_done(c.id)}
         speed = measured_rate() if rate is None else rate * 1e9
         costs = estimate(made, speed, done)
