@@ -29,11 +29,8 @@ from retcon.errors import (
     RetconWarning,
     SingularCovariance,
 )
-<<<<<<< HEAD
-from retcon.model.tokens import Tokens
-=======
 from retcon.methods.registry import find_method
->>>>>>> stats
+from retcon.model.tokens import Tokens
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),

@@ -11,12 +11,8 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-<<<<<<< HEAD
 from pico import pico, tokenizer
-=======
-from pico import pico
 from retcon.activations import remembered
->>>>>>> stats
 from retcon.activations.contexts import ContextOptions
 from retcon.activations.remembered import recall_keys, recall_targets
 from retcon.activations.targets import TargetOptions
