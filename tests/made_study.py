@@ -17,8 +17,9 @@ import polars as pl
 
 from retcon.evaluation.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
 from retcon.evaluation.rows import Row
+from retcon.sealed import digest_of, load_record, save_record
 from retcon.study.points import Point, carries
-from retcon.study.reading import Data, Model, Record, Tuned
+from retcon.study.reading import Data, Model, Record, Tuned, cell_of, study_of
 
 D_IN, RELATIONS = 512, 24
 PROMPTS = {"rewrite": 1, "paraphrase": 2, "neighbour": 4}
@@ -266,12 +267,19 @@ def write_cell(folder: Path, place: Point, chances: Model_) -> None:
          "target_old": "French", "before": " French, and she", "after": " English, and she"}
     ]  # fmt: skip
     (cell / "examples.json").write_text(json.dumps(examples))
-    names = ["rows.parquet", "steps.jsonl", "examples.json"]
+    names = ["rows.parquet", "steps.jsonl", "examples.json", "environment.json"]
     if place.general is not None:
         (cell / "general.json").write_text(json.dumps(readings_of(place)))
         names.append("general.json")
     files = {n: hashlib.sha256((cell / n).read_bytes()).hexdigest() for n in names}
-    (cell / "done.json").write_text(json.dumps({"files": files, "matrices": {}}))
+    save_record(cell / "done.json", {"files": files, "weights": None}, cell_of(str(place.cell)))
+
+
+def seal_again(cell: Path, name: str) -> None:
+    """Take a file of a finished cell for the one that was written, as it is now."""
+    found = load_record(cell / "done.json", cell_of(cell.name)).value
+    found["files"][name] = digest_of(cell / name)
+    save_record(cell / "done.json", found, cell_of(cell.name))
 
 
 def make_study(
@@ -289,7 +297,7 @@ def make_study(
     data = Data(cases="made-up.json", sha256="a" * 64, unique_subjects=True, facts=2048)
     record = Record(format=1, name="made up", description="Rows drawn with known effects.",
                     threads=2, models=(model,), data=data, points=tuple(points))  # fmt: skip
-    (folder / "study.json").write_text(record.model_dump_json())
+    save_record(folder / "study.json", record.model_dump(mode="json"), study_of(record.name))
     (folder / "study.yaml").write_text("retcon_study: 1\nname: made up\nmodel: made-up\n")
     tuned = Tuned(model="made-up", dtype="float32", method="memit", layers=(1,), settings={},
                   batch_size=64, seed=0, ridge=100.0, ridges=(10.0, 30.0, 100.0, 300.0, 1000.0),

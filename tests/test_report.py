@@ -1,8 +1,6 @@
 """The report on made-up rows whose effects are known."""
 
 import csv
-import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from made_study import Chances, flat, grid, make_study, paper, point, small_grid
+from made_study import Chances, flat, grid, make_study, paper, point, seal_again, small_grid
 from oracles import cluster_jackknife
 from retcon.cli.commands.study import app
 from retcon.evaluation.inference import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
@@ -242,10 +240,7 @@ def test_texts_are_reported_where_there_are_some(tmp_path):
     ]  # fmt: skip
     cell = folder / "cells" / str(place.cell)
     pl.DataFrame(texts).write_parquet(cell / "generations.parquet")
-    done = json.loads((cell / "done.json").read_text())
-    whole = hashlib.sha256((cell / "generations.parquet").read_bytes()).hexdigest()
-    done["files"]["generations.parquet"] = whole
-    (cell / "done.json").write_text(json.dumps(done))
+    seal_again(cell, "generations.parquet")
     row = fluency(Results(read_study(folder))).rows[0]
     assert row[-4] == "4" and row[-3].startswith("615 [") and row[-1].startswith("−50 [")
 

@@ -1,13 +1,11 @@
 """Cells that have measured the same, and claims that rest on the facts that were written first."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from made_study import flat, grid, make_study, paper, point
+from made_study import flat, grid, make_study, paper, point, seal_again
 from retcon.report.arms import Results
 from retcon.report.findings import all_findings
 from retcon.report.findings.claims import contrast
@@ -23,9 +21,7 @@ def rewrite(folder: Path, place: Point, rows: pl.DataFrame) -> None:
     """Other rows for a finished cell."""
     cell = folder / "cells" / str(place.cell)
     rows.write_parquet(cell / "rows.parquet")
-    done = json.loads((cell / "done.json").read_text())
-    done["files"]["rows.parquet"] = hashlib.sha256((cell / "rows.parquet").read_bytes()).hexdigest()
-    (cell / "done.json").write_text(json.dumps(done))
+    seal_again(cell, "rows.parquet")
 
 
 def rows(folder: Path, place: Point) -> pl.DataFrame:

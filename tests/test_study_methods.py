@@ -8,11 +8,12 @@ import pytest
 from retcon.editing.planning import costs
 from retcon.errors import InvalidStudy
 from retcon.methods.registry import find_method
-from retcon.study.cells import Cell, begun_from, differing, slots
+from retcon.study.cells import Cell, begun_from
 from retcon.study.estimates import estimate
 from retcon.study.planning import outline_of, plan
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
+from retcon.study.slots import differing, slots
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker

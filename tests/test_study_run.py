@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+import safetensors.torch
 import torch
 from pydantic import TypeAdapter
 
@@ -18,7 +19,6 @@ from retcon.data.tasks import Item, Option, Task
 from retcon.errors import StorageError
 from retcon.evaluation.general import General
 from retcon.evaluation.readings import Checkpoint, change, ratio
-from retcon.study import parts
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
 from tiny_study import finish, task, write_model_and_facts
@@ -136,14 +136,14 @@ def test_a_full_disk_is_told_and_nothing_else_is_lost(folder, monkeypatch):
     whole = finish(task(folder, "whole"))
     cut = task(folder, "cut")
     writes = iter(range(100))
-    write = parts.save_file
+    write = safetensors.torch.save_file
 
     def full(tensors, path, about):
         if next(writes) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(tensors, path, about)
 
-    monkeypatch.setattr(parts, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         Worker(1).run(cut)
     monkeypatch.undo()

@@ -16,6 +16,7 @@ from retcon.edits import Case, Edit
 from retcon.errors import InvalidStudy, RetconError
 from retcon.methods.registry import find_method, methods
 from retcon.model.load import load
+from retcon.sealed import load_record, save_record
 from retcon.study.estimates import estimate
 from retcon.study.facts import Facts
 from retcon.study.planning import plan
@@ -430,8 +431,8 @@ def test_the_command_line_plans_runs_and_tells(folder, retcon, entries):
     (folder / "t.yaml").write_text(text(BATCH).replace("name: tiny", "name: other"))
     code, _, err = retcon("study", "run", "t.yaml", "--out", "done")
     assert code == 2 and "folder of its own" in err
-    found = json.loads((folder / "done" / "study.json").read_text())
-    (folder / "done" / "study.json").write_text(json.dumps({**found, "format": 99}))
+    record = folder / "done" / "study.json"
+    save_record(record, {**load_record(record, {}).value, "format": 99}, {"kind": "study"})
     code, _, err = retcon("study", "status", "done")
     assert code == 2 and "newer version" in err
 

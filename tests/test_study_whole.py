@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from retcon.errors import InvalidStudy
-from retcon.study import parts
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
@@ -105,17 +105,17 @@ def test_busy_is_what_another_process_is_still_at(folder):
 
 def test_a_full_disk_stops_the_study_and_it_goes_on_from_there(folder, retcon, monkeypatch):
     start(into="whole")
-    writes, write = iter(range(100)), parts.save_file
+    writes, write = iter(range(100)), safetensors.torch.save_file
 
     def full(tensors, path, about):
         if next(writes) == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(tensors, path, about)
 
-    monkeypatch.setattr(parts, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     code, _, err = retcon("study", "run", "s.yaml", "--out", "study")
     assert code == 2 and "No space left on device" in err and "Traceback" not in err
-    monkeypatch.setattr(parts, "save_file", write)
+    monkeypatch.setattr("safetensors.torch.save_file", write)
     done = {c: v for c, v in kept_cells("study").items() if kept("whole")[c] == v}
     assert done and done == kept_cells("study")
     code, out, _ = retcon("study", "resume", "study", "--data", ".")

@@ -9,8 +9,9 @@ from pathlib import Path
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
 from retcon.methods.registry import find_method
-from retcon.study.cells import Cell, differing
+from retcon.study.cells import Cell
 from retcon.study.runner import run_study
+from retcon.study.slots import differing
 from retcon.study.spec import parse_spec
 from retcon.study.worker import Task, Worker
 

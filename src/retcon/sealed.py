@@ -114,6 +114,12 @@ def load_text(path: Path, owner: Owner) -> Record:
         return Record(content.decode(), sealed=True)
 
 
+def bare(text: str) -> str:
+    """A text without the line of a seal that stood before it in another file."""
+    line, _, rest = text.partition("\n")
+    return rest if line.startswith(_LINE.decode() + "{") and f'"{SEAL}"' in line else text
+
+
 def save_tensors(
     target: Path,
     tensors: Mapping[str, "Tensor"],
@@ -322,7 +328,7 @@ def _digest_of_tensor(tensor: "Tensor") -> str:
 def _files(folder: Path) -> list[str]:
     """Names of the files that a seal is over: all but itself and hidden ones."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = {path.as_posix() for path in found if not path.name.startswith(".")}
+    names = {p.as_posix() for p in found if not any(part[0] == "." for part in p.parts)}
     return sorted(names - {FOLDER})
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from retcon.report.tables import Table
-from retcon.study.reading import Study
+from retcon.study.reading import FILE, Study, read_file
 
 
 class Provenance(NamedTuple):
@@ -42,8 +42,7 @@ def provenance(study: Study) -> Provenance:
                               f"{m.fingerprint}") for m in record.models),
     ]  # fmt: skip
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
-    path = study.folder / "study.yaml"
-    spec = path.read_text(encoding="utf-8") if path.exists() else ""
+    spec = read_file(study.folder) if (study.folder / FILE).exists() else ""
     return Provenance(facts, _environments(study), _commands(study), spec)
 
 

@@ -1,14 +1,10 @@
-"""A cell: everything that decides the weights and scores of one run, and nothing else."""
+"""A cell: everything that decides the weights and scores of one run, and nothing else. No torch."""
 
 import hashlib
 import json
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
 
 from retcon.data.zsre import ZsreTarget
 from retcon.editing.schedule import Schedule
-from retcon.methods.base import Editor
-from retcon.methods.locate_then_edit import LocateThenEdit
 from retcon.study.points import Frozen, Order, Split
 
 # One more whenever the same cell would give other numbers: also when a default changes.
@@ -86,12 +82,6 @@ class Cell(Frozen):
         return self.model_copy(update=alone)
 
 
-def slots(editor: Editor) -> dict[str, Any]:
-    """What an editor is made of, beside its layers' number: what decides the weights it makes."""
-    own = differing(editor)
-    return own if isinstance(editor, LocateThenEdit) else {"kind": type(editor).__name__, **own}
-
-
 def begun_from(cell: Cell) -> list[object]:
     """What the state depends on that an editor begins with: cells that share it share the state."""
     own = cell.editor
@@ -108,19 +98,3 @@ def _budget(editor: dict[str, object]) -> bool:
     """Whether all facts are solved for anew with each batch."""
     step = editor.get("step")
     return isinstance(step, dict) and "budget" in step
-
-
-def differing(options: object) -> dict[str, Any]:
-    """The fields of an option group that differ from their defaults, groups in it likewise."""
-    assert is_dataclass(options)
-    found: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if is_dataclass(value):
-            inner = differing(value)
-            # A group that a method need not name is told only where something in it is.
-            if inner or field.default is MISSING:
-                found[field.name] = inner
-        elif value != field.default:
-            found[field.name] = value
-    return found

@@ -1,7 +1,7 @@
 """What is kept of a batch while its cell runs: enough to go on from there, in one file.
 
-The factors of its change and what later batches must know of it where edits are carried, the rows
-and records that were taken, and a checksum over all of it.
+The factors of its change and what later batches must know of it where edits are carried, and the
+rows and records that were taken; sealed as a part of its cell.
 """
 
 import hashlib
@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 from pydantic import TypeAdapter
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
@@ -24,10 +22,11 @@ from retcon.editing.signals import Signals
 from retcon.editing.steps import Past, Step
 from retcon.editing.trial import Seen, StepRecord
 from retcon.edits import Edit
+from retcon.errors import Damaged
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
-from retcon.storage import write_whole
+from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
 
 ROW_SCHEMA = pl.Schema(
     {
@@ -76,14 +75,14 @@ class Part(NamedTuple):
 
 def write_part(
     target: Path,
-    first: int,
+    owner: Owner,
     seen: Seen,
     *,
     carried: bool,
     end: End | None,
     reading: Checkpoint | None = None,
 ) -> Part:
-    """Keep steps and what was seen of them, whole or not at all. first: the index of the first.
+    """Keep steps and what was seen of them, whole or not at all. owner: see `part_of`.
 
     Raises:
         StorageError: no space, or no permission.
@@ -93,15 +92,13 @@ def write_part(
         kept = step.update if carried else _scored(step.update)
         tensors |= {f"{i}.{k}": v for k, v in _tensors(kept).items()}
     about = {
-        "first": first,
+        "first": owner["first"],
         "records": [record._asdict() for record in seen.records],
         "updates": [_said(step) for step in seen.steps],
         "end": end,
         "reading": reading,
     }
-    # As it will be read back: the layers that are keys become text.
-    said = json.loads(json.dumps(about))
-    write_whole(target, lambda work: _save(tensors, said, work), sync=True)
+    save_tensors(target, tensors, owner, about, sync=True)
     # What it takes to write them again is on the disk, and need not be in memory.
     return Part([], seen.records, frame(seen.rows), end, reading)
 
@@ -147,37 +144,42 @@ def _tensors(update: Update) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
-def _save(tensors: dict[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
-    save_file(tensors, path, {"about": json.dumps(about), "sha256": digest.hexdigest()})
+def part_of(cell: str, first: int) -> Owner:
+    """Whose a part is: of which cell, and the index of its first step."""
+    return {"kind": "part", "cell": cell, "first": first}
 
 
-def load_part(path: Path) -> tuple[int, Part]:
+def load_part(path: Path, cell: str) -> tuple[int, Part]:
     """The index of a part's first step, and the part.
 
     Raises:
-        ValueError, KeyError, SafetensorError: it is not what was written.
+        Damaged: it is not what was written, or another cell's.
     """
-    with safe_open(path, framework="pt") as stream:
-        header = stream.metadata() or {}
-        names = sorted(stream.keys())
-        tensors = {name: stream.get_tensor(name) for name in names}
-    about = json.loads(header["about"])
+    with open_tensors(path, {"kind": "part", "cell": cell}) as opened:
+        tensors = opened.read_all()
+        about = opened.about if opened.sealed else _unsealed(opened, tensors)
+        return about["first"], _part(about, tensors)
+
+
+def _unsealed(opened: Tensors, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a part says that has a checksum of an earlier kind."""
+    about = json.loads(opened.metadata["about"])
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in names:
+    for name in opened.names:
         digest.update(name.encode())
         digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
-    if digest.hexdigest() != header["sha256"]:
-        raise ValueError("its checksum is another")
+    if digest.hexdigest() != opened.metadata["sha256"]:
+        raise Damaged(f"{opened.path} is not what was written: its digest does not match.")
+    return about
+
+
+def _part(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
     rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
     records = [_record(said) for said in about["records"]]
     end = None if about["end"] is None else End(*about["end"])
     said = about.get("reading")
     reading = None if said is None else TypeAdapter(Checkpoint).validate_python(said)
-    return about["first"], Part(list(_past(about, tensors)), records, rows, end, reading)
+    return Part(list(_past(about, tensors)), records, rows, end, reading)
 
 
 def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Past]:

@@ -20,10 +20,11 @@ from retcon.methods.base import Editor
 from retcon.methods.presets import choose
 from retcon.model.architectures import Outline
 from retcon.model.load import find_dtype, outline
-from retcon.study.cells import Cell, slots
+from retcon.study.cells import Cell
 from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point
 from retcon.study.reading import Data, Model, Tuned
+from retcon.study.slots import slots
 from retcon.study.spec import Entry, Spec
 from retcon.study.tuning import WHOM, Tuning, candidates_of, name_of, no_score
 

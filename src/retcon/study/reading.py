@@ -1,6 +1,5 @@
 """Read the folder of a study: points, and of finished cells rows and steps. No torch here."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.data.zsre import ZsreTarget
-from retcon.errors import DamagedCell, InvalidStudy
+from retcon.errors import Damaged, DamagedCell, InvalidStudy
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
+from retcon.sealed import Owner, digest_of, load_record, load_text
+from retcon.study.cells import Cell
 from retcon.study.points import Frozen, Point
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ FORMAT = 1
 
 ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
 GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
-GENERAL = "general.json"
+GENERAL, ENVIRONMENT, FAILED = "general.json", "environment.json", "failed.json"
+STUDY, TUNED, FILE = "study.json", "tuned.json", "study.yaml"
 
 
 class Model(Frozen):
@@ -106,15 +108,17 @@ class Study:
         Raises:
             InvalidStudy: the file is damaged.
         """
-        path = self.folder / "tuned.json"
-        if not path.exists():
-            return ()
+        path = self.folder / TUNED
         try:
-            return TypeAdapter(tuple[Tuned, ...]).validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found, sealed = load_record(path, study_of(self.record.name))
+            said = found["tuned"] if sealed else found
+            return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(said))
+        except FileNotFoundError:
+            return ()
+        except (Damaged, ValidationError) as error:
             raise InvalidStudy(
-                f"{path} is damaged. Resume the study: ridges are chosen again from the cells that "
-                f"are done."
+                f"{path} is damaged ({str(error).splitlines()[0]}). Resume the study: ridges are "
+                f"chosen again from the cells that are done."
             ) from error
 
     def cell(self, identity: str) -> Path:
@@ -127,12 +131,12 @@ class Study:
 
     def failure(self, identity: str) -> str | None:
         """Why a cell could not be run when it was last tried; None where it was not, or is done."""
-        path = self.cell(identity) / "failed.json"
+        path = self.cell(identity) / FAILED
         if self.is_done(identity) or not path.exists():
             return None
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["error"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(load_record(path, cell_of(identity)).value["error"])
+        except (Damaged, OSError, KeyError, TypeError):
             return f"{path} cannot be read."
 
     def finished(self) -> Iterator[Point]:
@@ -194,44 +198,72 @@ class Study:
         return [json.loads(line) for line in lines]
 
     def environment(self, identity: str) -> dict[str, object]:
-        """Versions, threads, platform and commit that made a cell."""
-        path = self.cell(identity) / "environment.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+        """Versions, threads, platform and commit that made a cell.
+
+        Raises:
+            DamagedCell: the file is not the one that was written.
+        """
+        return json.loads(self._whole(identity, ENVIRONMENT).read_text(encoding="utf-8"))
 
     def _whole(self, identity: str, name: str) -> Path:
         """A cell's file, after its sha256 was checked."""
-        return _checked(self.cell(identity), name)
+        return checked(self.cell(identity), name)
 
 
 _REMEDY = "Resume the study: it is run again, and every other cell stays as it is."
+
+
+def cell_of(identity: str) -> Owner:
+    """Whose the records of a cell are."""
+    return {"kind": "cell", "cell": identity}
+
+
+def study_of(name: str) -> Owner:
+    """Whose the records of a study are."""
+    return {"kind": "study", "study": name}
 
 
 def damage(cell: Path) -> str | None:
     """Which file of a finished cell is not the one that was written; None where all are."""
     try:
         for name in _files(cell):
-            _checked(cell, name)
+            checked(cell, name)
     except DamagedCell as error:
         return str(error).removesuffix(f" {_REMEDY}")
     return None
 
 
 def _files(cell: Path) -> dict[str, str]:
-    """The files of a finished cell, and their sha256."""
+    """The files of a finished cell, and their sha256, after it was seen to be this cell."""
     path = cell / DONE
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {str(name): str(digest) for name, digest in files.items()}
+        found, sealed = load_record(path, cell_of(cell.name))
+        files = {str(name): str(digest) for name, digest in found["files"].items()}
+        if not sealed:
+            _check_identity(cell)
+    except Damaged as error:
+        raise DamagedCell(f"{error} {_REMEDY}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCell(f"{path} cannot be read: {error}. {_REMEDY}") from error
+    return files
 
 
-def _checked(cell: Path, name: str) -> Path:
-    """A finished cell's file, after its sha256 was checked."""
+def _check_identity(cell: Path) -> None:
+    """Raise Damaged unless a folder holds the cell that it is named by."""
+    found = Cell.model_validate_json((cell / CELL).read_bytes())
+    if found.id != cell.name:
+        raise Damaged(f"{cell} holds another cell: by its {CELL} it is {found.id}.")
+
+
+def checked(cell: Path, name: str) -> Path:
+    """A finished cell's file, after its sha256 was checked.
+
+    Raises:
+        DamagedCell: it is not the one that was written.
+    """
     path, wanted = cell / name, _files(cell)
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = digest_of(path)
     except OSError as error:
         raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
     if found != wanted.get(name):
@@ -245,25 +277,46 @@ def read_study(folder: Path | str) -> Study:
     Raises:
         InvalidStudy: there is none, it is damaged, or a newer version of Retcon has written it.
     """
-    path = Path(folder) / "study.json"
+    path = Path(folder) / STUDY
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
+        found = load_record(path, {"kind": "study"}).value
+    except FileNotFoundError:
         raise InvalidStudy(
             f"{folder} holds no study: there is no study.json in it. Start one with "
             f"`retcon study run FILE.yaml --out {folder}`."
         ) from None
+    except Damaged as error:
+        raise _damaged(path, error) from error
     try:
-        found = json.loads(text)
         if int(found["format"]) > FORMAT:
             raise InvalidStudy(
                 f"{folder} was written by a newer version of Retcon (format {found['format']}, "
                 f"this one knows {FORMAT}). Update Retcon, or choose another folder."
             )
-        return Study(Path(folder), Record.model_validate(found))
+        return Study(Path(folder), Record.model_validate_json(json.dumps(found)))
     except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_file(folder: Path) -> str:
+    """The study file that a folder was last run with.
+
+    Raises:
+        InvalidStudy: there is none, or it was changed since.
+    """
+    path = folder / FILE
+    try:
+        return load_text(path, {"kind": "study"}).value
+    except (Damaged, FileNotFoundError) as error:
         raise InvalidStudy(
-            f"{path} is damaged ({str(error).splitlines()[0]}). Remove it and run the study again "
-            f"with its file, `retcon study run FILE.yaml --out {folder}`: the cells that are done "
-            f"are found again."
+            f"{path} is not the file that the study was last run with: {error} If it is as you "
+            f"want it, run that: `retcon study run {path} --out {folder}`."
         ) from error
+
+
+def _damaged(path: Path, error: Exception) -> InvalidStudy:
+    return InvalidStudy(
+        f"{path} is damaged ({str(error).splitlines()[0]}). Remove it and run the study again "
+        f"with its file, `retcon study run FILE.yaml --out {path.parent}`: the cells that are done "
+        f"are found again."
+    )

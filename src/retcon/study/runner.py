@@ -3,21 +3,36 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter
 
-from retcon.errors import InvalidSetting, InvalidStudy
+from retcon.errors import DamagedCell, InvalidSetting, InvalidStudy
 from retcon.locking import locked
 from retcon.progress import Progress, silent
+from retcon.sealed import save_record, save_text
 from retcon.storage import check_writable, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
 from retcon.study.planning import Plan, plan
-from retcon.study.reading import FORMAT, Record, Study, Tuned, damage, read_study
+from retcon.study.reading import (
+    DONE,
+    ENVIRONMENT,
+    FILE,
+    FORMAT,
+    STUDY,
+    TUNED,
+    Record,
+    Study,
+    Tuned,
+    checked,
+    damage,
+    read_study,
+    study_of,
+)
 from retcon.study.spec import Spec
 from retcon.study.store import CellFolder, check_there
 from retcon.study.tuning import choose_ridges
@@ -169,13 +184,15 @@ class _Run:
                     f"Another process has begun {self.folder} with {known.record.threads} threads, "
                     f"and this one has {record.threads}. Run it again: it takes as many then."
                 )
-            if tuned or (self.folder / "tuned.json").exists():
-                text = TypeAdapter(tuple[Tuned, ...]).dump_json(tuple(tuned), indent=2).decode()
-                self._write("tuned.json", text)
-            self._write("study.json", record.model_dump_json(indent=2))
-            self._write("study.yaml", self.spec.text)
+            whose = study_of(record.name)
+            if tuned or (self.folder / TUNED).exists():
+                chosen = [each.model_dump(mode="json") for each in tuned]
+                save_record(self.folder / TUNED, {"tuned": chosen}, whose)
+            save_record(self.folder / STUDY, record.model_dump(mode="json"), whose)
+            save_text(self.folder / FILE, self.spec.text, whose)
             # Finished cells are worth committing; what a running one keeps is not.
-            self._write(".gitignore", "*.lock\nstep-*\n.*\n!.gitignore\n")
+            ignored = b"*.lock\nstep-*\n.*\n!.gitignore\n"
+            write_whole(self.folder / ".gitignore", lambda work: work.write_bytes(ignored))
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
         """Of each model: as the folder has them, or of the model loaded now."""
@@ -229,9 +246,6 @@ class _Run:
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.id
 
-    def _write(self, name: str, text: str) -> None:
-        write_whole(self.folder / name, lambda work: work.write_text(text, encoding="utf-8"))
-
 
 def check_same(known: Record, made: Plan) -> None:
     """Refuse to go on on other facts, another corpus or another kind of device.
@@ -262,9 +276,8 @@ def check_same(known: Record, made: Plan) -> None:
 
 def _threads_of_cells(folder: Path) -> int | None:
     """What finished cells were run with, where the record of the study is lost."""
-    for path in sorted(folder.glob("cells/*/environment.json")):
-        try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["threads"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for path in sorted(folder.glob(f"cells/*/{DONE}")):
+        with suppress(DamagedCell, ValueError, KeyError, TypeError):
+            made = checked(path.parent, ENVIRONMENT).read_text(encoding="utf-8")
+            return int(json.loads(made)["threads"])
     return None

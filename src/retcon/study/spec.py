@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retcon.data.zsre import ZsreTarget
 from retcon.errors import InvalidStudy
+from retcon.sealed import bare
 from retcon.study.explaining import explain
 from retcon.study.loader import Loader
 from retcon.study.points import Frozen, Order, Regime, carries
@@ -224,7 +225,7 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
     try:
         # What is no key of the file: as no key at all, lest it be overwritten here.
         said = {f"{k} " if k in _INTERNAL else k: v for k, v in said.items()}
-        spec = Spec.model_validate({**said, "text": text, "folder": path.parent})
+        spec = Spec.model_validate({**said, "text": bare(text), "folder": path.parent})
     except ValidationError as error:
         raise InvalidStudy(f"{path}: {explain(error, _OWNERS)}") from None
     try:

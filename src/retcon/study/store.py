@@ -5,7 +5,6 @@ any moment leaves finished batches and nothing else. What they hold is enough to
 the metric's memory where edits are carried, and the rows and records taken so far.
 """
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -19,18 +18,29 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from safetensors import SafetensorError
 
 from retcon.editing.trial import Seen
-from retcon.errors import StorageError
+from retcon.errors import Damaged, StorageError
 from retcon.evaluation.fluency import Generation
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.locking import claimed
+from retcon.sealed import digest_of, save_record
 from retcon.storage import make_folder, storing, sweep, write_whole
 from retcon.study.cells import Cell
-from retcon.study.parts import End, Part, frame, load_part, write_part
-from retcon.study.reading import CELL, DONE, EXAMPLES, GENERAL, GENERATIONS, ROWS, STEPS
+from retcon.study.parts import End, Part, frame, load_part, part_of, write_part
+from retcon.study.reading import (
+    CELL,
+    DONE,
+    ENVIRONMENT,
+    EXAMPLES,
+    FAILED,
+    GENERAL,
+    GENERATIONS,
+    ROWS,
+    STEPS,
+    cell_of,
+)
 
 GENERATION_SCHEMA = pl.Schema(
     {
@@ -47,9 +57,15 @@ GENERATION_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class CellFolder:
-    """The folder of one cell."""
+    """The folder of one cell. identity: the cell's, where the folder is called something else."""
 
     path: Path
+    identity: str | None = None
+
+    @property
+    def cell(self) -> str:
+        """Whose what is in here has to be."""
+        return self.identity or self.path.name
 
     @property
     def done(self) -> bool:
@@ -75,8 +91,7 @@ class CellFolder:
         """Say what will be in here."""
         check_there(self.path.parent)
         make_folder(self.path)
-        if not (self.path / CELL).exists():
-            self._write(CELL, cell.model_dump_json(indent=2))
+        self._write(CELL, cell.model_dump_json(indent=2))
 
     def commit(
         self,
@@ -94,7 +109,9 @@ class CellFolder:
         """
         check_there(self.path)
         target = self.path / f"step-{first:06d}.safetensors"
-        return write_part(target, first, seen, carried=carried, end=end, reading=reading)
+        return write_part(
+            target, part_of(self.cell, first), seen, carried=carried, end=end, reading=reading
+        )
 
     def parts(self) -> tuple[list[Part], str | None]:
         """The parts of an unfinished run, and what is wrong with the first one that is damaged.
@@ -106,10 +123,10 @@ class CellFolder:
         files = sorted(self.path.glob("step-*.safetensors"))
         for number, path in enumerate(files):
             try:
-                first, part = load_part(path)
+                first, part = load_part(path, self.cell)
                 if first != expected:
                     raise ValueError(f"batch {expected} is missing before it")
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (Damaged, OSError, ValueError) as error:
                 with storing(self.path):
                     for later in files[number:]:
                         later.unlink(missing_ok=True)
@@ -135,8 +152,8 @@ class CellFolder:
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
         lines = [json.dumps(r._asdict()) for part in parts for r in part.records]
         self._write(STEPS, "\n".join(lines) + "\n")
-        self._write("environment.json", json.dumps({**environment(), "device": device}, indent=2))
-        names = [CELL, ROWS, STEPS, "environment.json"]
+        self._write(ENVIRONMENT, json.dumps({**environment(), "device": device}, indent=2))
+        names = [CELL, ROWS, STEPS, ENVIRONMENT]
         end = parts[-1].end
         if end is not None:
             self._write(EXAMPLES, json.dumps(end.examples, indent=2, ensure_ascii=False))
@@ -150,9 +167,9 @@ class CellFolder:
         if untouched is not None:
             self._write(GENERAL, json.dumps([one for one in readings if one is not None]))
             names.append(GENERAL)
-        files = {name: _sha256(self.path / name) for name in names}
+        files = {name: digest_of(self.path / name) for name in names}
         done = {"files": files, "weights": None if end is None else end.weights}
-        self._write(DONE, json.dumps(done, indent=2))
+        save_record(self.path / DONE, done, cell_of(self.cell), sync=True)
         self.clear_parts()
 
     def note_failure(self, message: str, trace: str | None = None) -> None:
@@ -160,7 +177,8 @@ class CellFolder:
 
         trace: of an error that nobody has foreseen.
         """
-        self._write("failed.json", json.dumps({"error": message, "trace": trace}))
+        said = {"error": message, "trace": trace}
+        save_record(self.path / FAILED, said, cell_of(self.cell), sync=True)
 
     def set_aside(self) -> Path:
         """Move a damaged cell out of the way; nothing of it is lost."""
@@ -173,7 +191,7 @@ class CellFolder:
         """Remove what a finished cell no longer needs."""
         sweep(self.path)
         with storing(self.path):
-            for path in [*self.path.glob("step-*.safetensors"), self.path / "failed.json"]:
+            for path in [*self.path.glob("step-*.safetensors"), self.path / FAILED]:
                 path.unlink(missing_ok=True)  # another process may be about it too
 
     def _write(self, name: str, text: str) -> None:
@@ -223,8 +241,3 @@ def _commit() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

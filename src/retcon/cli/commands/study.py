@@ -118,11 +118,12 @@ def resume(
     limit: Limit = None,
 ) -> None:
     """Go on with the study of a folder, by the file it was last run with."""
-    from retcon.study.reading import read_study
+    from retcon.study.reading import FILE, read_file, read_study
     from retcon.study.spec import load_spec
 
     read_study(folder)
-    run_spec(load_spec(folder / "study.yaml"), folder, data, executor, workers, limit)
+    read_file(folder)
+    run_spec(load_spec(folder / FILE), folder, data, executor, workers, limit)
 
 
 @app.command()
