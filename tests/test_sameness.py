@@ -6,7 +6,6 @@ import polars as pl
 import pytest
 
 from made_study import flat, grid, make_study, paper, point, seal_again
-from made_study import flat, grid, make_study, paper, point, seal_again
 from retcon.report import tables
 from retcon.report.arms import Results
 from retcon.report.findings import all_findings

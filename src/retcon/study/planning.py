@@ -25,7 +25,6 @@ from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Tuned, TuningRule
 from retcon.study.slots import slots
-from retcon.study.slots import slots
 from retcon.study.spec import Entry, Spec
 from retcon.study.tuning import RULE, WHOM, Tuning, candidates_of, name_of, no_score
 
