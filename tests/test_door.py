@@ -16,7 +16,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.cli.main import app
 from retcon.editing.making import edit
 from retcon.edits import Edit
-from retcon.errors import ModelNotFound, PatchMismatch, RetconError, UnsupportedModel
+from retcon.errors import ModelNotFound, PatchMismatch, RetconError, RetconWarning, UnsupportedModel
 from retcon.model.checkpoint import Checkpoint
 from retcon.model.fingerprints import Known
 from retcon.model.handle import ModelHandle
@@ -499,7 +499,8 @@ def test_what_was_found_is_believed_while_the_files_stay(tmp_path, monkeypatch):
     # A damaged note is none, and one that says too little neither.
     for text in ("{", '{"fingerprint": "x"}', "[]"):
         Known(tmp_path, torch.float32).path.write_text(text, encoding="utf-8")
-        assert load(str(tmp_path)).weights == changed.weights
+        with pytest.warns(RetconWarning, match="made anew"):
+            assert load(str(tmp_path)).weights == changed.weights
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     targets, keys, scores     entries of this page: any of them may go at any time
     moments, corpora, models  large, made elsewhere and only shown and removed here
+    fingerprints              small, but of large models, and likewise
 
 An entry is a file of its own under the sha256 of its name, so that nothing stale is ever found:
 whatever changes a value changes the name. Two processes that make one entry write the same, and a
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 EntryKind = Literal["targets", "keys", "scores"]
 ENTRIES: tuple[str, ...] = get_args(EntryKind)
-LARGE: tuple[str, ...] = ("moments", "corpora", "models")
+LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 
 # Bytes of all entries together, where RETCON_CACHE_LIMIT does not say how many.
 _LIMIT = 2 * 2**30

@@ -12,18 +12,19 @@ folder's files, and believed while they stay.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from math import gcd
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from retcon.cache import place, whole
 from retcon.errors import Damaged, StorageError
-from retcon.sealed import load_record, save_record
+from retcon.sealed import Owner, digest, load_record, save_record
 from retcon.storage import cache_folder
 
 # How many elements of each tensor enter the fingerprint.
@@ -112,24 +113,21 @@ class Known:
             for file in sorted(folder.iterdir())
             if file.is_file() and (stat := file.stat())
         }
-        self.owner: Mapping[str, object] = {
-            "folder": str(folder.resolve()),
-            "files": files,
-            "dtype": str(dtype),
-            "format": _FORMAT,
-            "transformers": version("transformers"),
-        }
-        name = hashlib.sha256(json.dumps([str(folder.resolve()), str(dtype)]).encode()).hexdigest()
-        self.path = cache_folder() / "fingerprints" / f"{name[:32]}.json"
+        what = [str(folder.resolve()), files, str(dtype), _FORMAT, version("transformers")]
+        self.path = cache_folder() / "fingerprints" / f"{digest(what)}.json"
 
     def read(self) -> Weights | None:
-        """What was found; None where it was not, or of other files."""
-        try:
-            return Weights.model_validate(load_record(self.path, self.owner).value)
-        except (FileNotFoundError, Damaged, ValidationError):
-            return None
+        """What was found; None where nothing was, or of other files."""
+        return whole(self.path, _load)
 
     def keep(self, weights: Weights) -> None:
         """Remember it. A cache that cannot be written costs the next load its time."""
         with suppress(StorageError):
-            save_record(self.path, weights.model_dump(), self.owner)
+            save_record(self.path, weights.model_dump(), place(self.path))
+
+
+def _load(path: Path, owner: Owner) -> Weights:
+    found = load_record(path, owner)
+    if not found.sealed:
+        raise Damaged(f"{path} is damaged: it has no seal.")
+    return Weights.model_validate(found.value)
