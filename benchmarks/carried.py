@@ -1,12 +1,13 @@
 """Paired differences between kinds of carried edits, over the orders that both were run in.
 
     python benchmarks/carried.py docs/results/toy-lifelong --n 1024 [--metric S]
-        [--against NAME …] [--widest K]
+        [--orders ORDER …] [--against NAME …] [--widest K]
 
-Final scores of a finished study. Without --against the names are listed, as the report has them;
-with it every kind is compared with each of those that are named. Intervals are clustered by
-relation, each for itself. --widest: of all pairs among the K kinds of the highest scores, the
-difference that is the farthest from 0, with an interval that is widened for all of these pairs.
+Final scores of a finished study, over all orders or over those that are named. Without --against
+the names are listed, as the report has them; with it every kind is compared with each of those that
+are named. Intervals are clustered by relation, each for itself. --widest: of all pairs among the K
+kinds of the highest scores, the difference that is the farthest from 0, with an interval that is
+widened for all of these pairs.
 """
 
 import argparse
@@ -25,9 +26,10 @@ Order = int | str
 Kinds = dict[str, dict[Order, Arm]]
 
 
-def kinds_of(results: Results, n: int) -> Kinds:
-    """The arms of each kind, by name and order: order 0 has the name without one."""
-    arms = [a for a in results.arms if a.setting.carried and a.setting.n == n]
+def kinds_of(results: Results, n: int, orders: Sequence[str]) -> Kinds:
+    """The arms of each kind, by name and order: the first order has the name without one."""
+    carried = [a for a in results.arms if a.setting.carried and a.setting.n == n]
+    arms = [a for a in carried if not orders or str(a.setting.order) in orders]
     names = carried_names(arms)
     groups: dict[tuple[object, ...], dict[Order, Arm]] = defaultdict(dict)
     for arm in arms:
@@ -90,11 +92,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n", type=int, required=True)
     parser.add_argument("--metric", default="S")
+    parser.add_argument("--orders", nargs="*", default=[])
     parser.add_argument("--against", nargs="*", default=[])
     parser.add_argument("--widest", type=int, default=0)
     chosen = parser.parse_args()
     results = Results(read_study(chosen.folder))
-    kinds = kinds_of(results, chosen.n)
+    kinds = kinds_of(results, chosen.n, chosen.orders)
     unknown = [name for name in chosen.against if name not in kinds]
     if unknown:
         parser.error(f"no kind is called {unknown[0]!r}; there are:\n  " + "\n  ".join(kinds))

@@ -17,8 +17,9 @@ of a micro-batch). At one layer the direction is the same; the scale differs by 
 micro-batches of 16. With few rows the normalised features say little (of two rows they are each
 other's opposite): the paper's turns are of 100 facts, and single edits are not what it is for. It
 edits gate- and up-projections of models of 7 B and more, and this the down-projection: lr (1e-6)
-and α are the published ones, and scales that have to be tuned for another place. Drift of gradients that
-wait (refresh `stale:T`) is that of the matrix's outputs at their tokens, ‖(W − W_τ) H‖ / ‖W_τ H‖.
+and α are the published ones, and scales that have to be tuned for another place. Drift of gradients
+that wait (refresh `stale:T`) is that of the matrix's outputs at their tokens, ‖(W − W_τ) H‖ / ‖W_τ
+H‖.
 """
 
 from collections.abc import Sequence
