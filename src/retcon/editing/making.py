@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from retcon.algebra.delta import LowRankDelta
+from retcon.editing.colliding import check_keys, warned_of
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check, run
 from retcon.editing.steps import Step
@@ -31,6 +32,7 @@ def edit(
     written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
     after the other for methods that write one at a time). Where its guard has ended the run,
     the patch holds the facts that were written, and its `notes` say what the guard has seen.
+    A `RetconWarning` names facts that are written over one another.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
@@ -54,6 +56,7 @@ def edit(
         else Schedule.of(schedule).carried()
     )
     check(editor, edits, plan)
+    warned_of(editor, check_keys(model.tokens, editor, edits, plan))
     state = editor.begin(model, progress)
     taken = list(run(model, editor, state, edits, plan, progress))
     if all(step.undone for step in taken):

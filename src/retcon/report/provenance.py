@@ -40,6 +40,7 @@ def provenance(study: Study) -> Provenance:
         ("sha256 of the facts", record.data.sha256),
         *((f"model {m.name}", f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint "
                               f"{m.fingerprint}") for m in record.models),
+        *(("warned of", said) for said in record.warnings),
     ]  # fmt: skip
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
     path = study.folder / "study.yaml"

@@ -16,7 +16,7 @@ from retcon.progress import Progress, silent
 from retcon.storage import check_writable, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
-from retcon.study.planning import Plan, plan
+from retcon.study.planning import Plan, plan, warned_of
 from retcon.study.reading import FORMAT, Record, Study, Tuned, damage, read_study
 from retcon.study.spec import Spec
 from retcon.study.store import CellFolder, check_there
@@ -93,7 +93,7 @@ class _Run:
                 f"{self.folder} holds the study {known.record.name!r}, and this one is "
                 f"{self.spec.name!r}. Give each study a folder of its own."
             )
-        made = plan(self.spec, data=self.data)
+        made = warned_of(plan(self.spec, data=self.data))
         if known is not None:
             check_same(known.record, made)
         self._threads()
@@ -156,7 +156,7 @@ class _Run:
         return Record(
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
-            device=self.spec.device, corpora=made.corpora,
+            device=self.spec.device, corpora=made.corpora, warnings=made.warnings,
         )  # fmt: skip
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
