@@ -86,7 +86,7 @@ def test_it_is_said_before_the_work_in_python(no_work):
     ):
         edit(model, [BORN, OTHER, DIED], method="memit", layers=[1])
     (warning,) = said
-    assert "2 facts share their key" in str(warning.message)
+    assert "2 facts have the same key" in str(warning.message)
     assert "merge_subjects=true" in str(warning.message)
     cases = [Case(edit=one) for one in (BORN, DIED)]
     with pytest.warns(RetconWarning), pytest.raises(AssertionError):
@@ -116,7 +116,7 @@ def test_many_groups_are_counted():
     with pytest.warns(RetconWarning) as said:
         warned_of(editor, found)
     text = str(said[0].message)
-    assert "30 facts share" in text and "'0-3' (N0) and 2 others" in text
+    assert "30 facts have the same" in text and "'0-3' (N0) and 2 others" in text
     assert "'3-0'" not in text and "and 2 more such groups" in text
 
 
@@ -129,12 +129,12 @@ def test_the_command_line_warns_and_records_it(tmp_path, monkeypatch, retcon):
     words = ["--method", "memit", "--layer", "1", "--json", "r.json",
              *(x for k, v in FAST.items() for x in ("--set", f"{k}={v}"))]  # fmt: skip
     code, _, err = retcon("edit", "./model", "--facts", "f.jsonl", *words)
-    assert code == 0 and err.count("warning: 2 facts share their key") == 1, err
-    assert "share their key" in json.loads((tmp_path / "r.json").read_text())["warnings"][0]
+    assert code == 0 and err.count("warning: 2 facts have the same key") == 1, err
+    assert "have the same key" in json.loads((tmp_path / "r.json").read_text())["warnings"][0]
     code, _, err = retcon("eval", "./model", "--cases", "f.jsonl", "--schedule", "batch:3", *words)
     record = json.loads((tmp_path / "r.json").read_text())
     assert code == 0 and sorted(*record["shared_keys"]) == ["born", "died"], err
     code, _, err = retcon(
         "edit", "./model", "--facts", "f.jsonl", *words, "--set", "merge_subjects=true"
     )
-    assert code == 0 and "share their key" not in err
+    assert code == 0 and "have the same key" not in err

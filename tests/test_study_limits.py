@@ -155,12 +155,12 @@ def test_facts_with_one_key_are_told_before_a_study_is_run(folder, retcon):
     (folder / "facts.jsonl").write_text("\n".join([*lines, more]))
     asked = text("schedule: batch, batch_size: 7, n: 7, settings: {ridge: [1, 2]}", BATCH)
     asked = asked.replace("true}", "false}").replace("n: 4", "n: 6")
-    with pytest.warns(RetconWarning, match="block 'b0', in 2 of its places: 2 facts share") as said:
+    with pytest.warns(RetconWarning, match="'b0', in 2 of its places: 2 facts have") as said:
         made = warned_of(plan(parse_spec(asked)))
     assert len(said) == len(made.warnings) and "'xMarieCurie'" in made.warnings[0]
     (folder / "s.yaml").write_text(asked)
     code, _, err = retcon("study", "plan", "s.yaml")
-    assert code == 0 and "2 facts share their key" in " ".join(err.split())
+    assert code == 0 and "2 facts have the same key" in " ".join(err.split())
     with pytest.warns(RetconWarning):
         run_study(parse_spec(asked), folder / "done")
     assert read_study(folder / "done").record.warnings == made.warnings

@@ -147,7 +147,7 @@ def named(found: Collection[Clash]) -> str:
     more = f"; and {len(found) - _GROUPS:,} more such groups" if len(found) > _GROUPS else ""
     count = sum(len(clash.edits) for clash in found)
     return (
-        f"{count:,} facts share their key with others, because their texts are equal up to the "
+        f"{count:,} facts have the same key as others, because their texts are equal up to the "
         f"subject's end: {'; '.join(groups)}{more}."
     )
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import NamedTuple
 
+from retcon.escaping import fenced
 from retcon.report.tables import Table
 from retcon.study.reading import Study
 
@@ -20,7 +21,7 @@ class Provenance(NamedTuple):
         """All of it, for a file."""
         return "\n".join([
             self.facts.markdown(), self.environments.markdown(),
-            f"```sh\n{self.commands}\n```\n", f"```yaml\n{self.spec.rstrip()}\n```\n",
+            f"{fenced(self.commands, 'sh')}\n", f"{fenced(self.spec, 'yaml')}\n",
         ])  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Worker:
         import torch
 
         torch.set_num_threads(self.threads)
-        folder = CellFolder(task.folder)
+        folder = CellFolder(task.folder, task.cell.id)
         with folder.claimed() as mine:
             if not mine:
                 return Ended(task.cell.id, "busy", (holder(folder.lock),))
