@@ -16,6 +16,7 @@ from retcon.activations.covariance import MomentOptions, load_moment, moment_fil
 from retcon.algebra.gram import all_finite
 from retcon.cache import place, whole
 from retcon.errors import Damaged, InvalidMoments
+from retcon.escaping import code, markdown
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 from retcon.sealed import Owner, check, open_tensors
@@ -48,11 +49,11 @@ def write_card(
         "tags: [model-editing, knowledge-editing, retcon]",
         "---",
         "",
-        f"# Second moments of {handle.name}",
+        f"# Second moments of {markdown(handle.name)}",
         "",
         f"E[k kᵀ] of the inputs of MLP down-projections of a model with the fingerprint "
         f"`{handle.fingerprint[:16]}` and the tokenizer `{handle.tokens.identity[:16]}`, in "
-        f"{handle.dtype}; corpus `{options.corpus}`, seed "
+        f"{handle.dtype}; corpus {code(options.corpus)}, seed "
         f"{options.corpus_seed}, documents of {options.document_tokens} tokens. One file a layer:",
         "",
         *(f"- `{name}`, {file.stat().st_size:,} bytes" for name, file in files.items()),

@@ -129,8 +129,7 @@ class Targets(NamedTuple):
 
 def default_micro_batch(outline: Outline) -> int:
     """The `micro_batch` that 0 stands for, from a model's dimensions alone."""
-    parameters = sum(p.numel() for p in outline.model.parameters())
-    return max(1, int(_KEPT_SHARE * parameters / kept_numbers(outline)))
+    return max(1, int(_KEPT_SHARE * outline.parameters / kept_numbers(outline)))
 
 
 def kept_numbers(outline: Outline, behind: int = -1) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from retcon.cli.console import out, table
+from retcon.cli.console import out, table, warn
 from retcon.cli.plan import duration, gibibytes
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def print_status(study: "Study") -> None:
     title = f"{study.record.name}: {len(done)} of {len(known)} cells done"
     out.print(table(title, columns, rows))
     print_refusals([(p.block, p.refused) for p in study.points if p.refused is not None])
+    for said in study.record.warnings:
+        warn(said)
     for cell in sorted(known):
         why = study.failure(cell)
         if why is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from retcon.activations.contexts import check_texts
 from retcon.algebra.delta import LowRankDelta
+from retcon.editing.colliding import check_keys, warned_of
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check, run
 from retcon.editing.steps import Step
@@ -32,6 +33,7 @@ def edit(
     written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
     after the other for methods that write one at a time). Where its guard has ended the run,
     the patch holds the facts that were written, and its `notes` say what the guard has seen.
+    A `RetconWarning` names facts that are written over one another.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
@@ -56,6 +58,7 @@ def edit(
     )
     check(editor, edits, plan)
     check_texts(model.tokens, edits)
+    warned_of(editor, check_keys(model.tokens, editor, edits, plan))
     state = editor.begin(model, progress)
     taken = list(run(model, editor, state, edits, plan, progress))
     if all(step.undone for step in taken):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from retcon.editing.colliding import check_keys, warned_of
 from retcon.editing.schedule import Schedule
 from retcon.editing.session import check
 from retcon.editing.trial import StepRecord, Trial, watch
@@ -43,6 +44,8 @@ def evaluate(
 ) -> Trial:
     """Edit the cases by a schedule and score them; the model is as before afterwards.
 
+    A `RetconWarning` names facts that are written over one another.
+
     Raises:
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
@@ -71,8 +74,10 @@ def evaluate_measured(
     plan = Schedule.of(schedule)
     choice = choose(model.outline, method=method, layers=layers, settings=settings)
     editor = choice.method.build(choice.layers, choice.settings)
-    check(editor, [case.edit for case in cases], plan)
+    edits = [case.edit for case in cases]
+    check(editor, edits, plan)
     check_cases(model.tokens, cases)
+    shared = warned_of(editor, check_keys(model.tokens, editor, edits, plan))
     rows = score_cases(model, cases, when="pre", progress=progress)
     measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
     state = editor.begin(model, progress)
@@ -87,7 +92,8 @@ def evaluate_measured(
             measures["final"] = measure(model)
         elif not plan.carry and step.index == 0 and step.at == len(cases):
             measures["immediate"] = _with(model, step.update.deltas, measure)
-    trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens)
+    together = tuple(tuple(edit.id for edit in clash.edits) for clash in shared)
+    trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens, together)
     return Measured(trial=trial, measures=measures)
 
 

@@ -100,8 +100,7 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
     """What editing these layers costs with a method's settings, all of them."""
     if "prefixes" not in settings:
         return _without_targets(outline, layers, settings)
-    blocks = [sum(p.numel() for p in block.parameters()) for block in outline.architecture.blocks]
-    parameters = sum(p.numel() for p in outline.model.parameters())
+    blocks, parameters = outline.block_parameters, outline.parameters
     head = sum(p.numel() for p in outline.architecture.head.parameters())
     contexts, few = _whole(settings["prefixes"]) + 1, _whole(settings["contexts_per_step"])
     # The prompts of one step, and the one at which the divergence is measured.
@@ -133,7 +132,7 @@ def _without_targets(
     outline: Outline, layers: Sequence[int], settings: Mapping[str, object]
 ) -> Costs:
     """Of a method that goes by gradients of whole texts, or, where it has no layers, by context."""
-    parameters = sum(p.numel() for p in outline.model.parameters())
+    parameters = outline.parameters
     sites = [outline.architecture.sites[k] for k in layers or list(outline.architecture.sites)[:1]]
     passes = _whole(settings.get("steps", 1)) if layers else 0
     return Costs(

@@ -182,7 +182,10 @@ def standing(cases: Sequence[Case]) -> list[Case]:
 
 
 class Trial(NamedTuple):
-    """Everything a trial saw, and what it was."""
+    """Everything a trial saw, and what it was.
+
+    shared_keys: ids of the facts that were written over one another, by their key.
+    """
 
     rows: list[Row]
     steps: list[StepRecord]
@@ -190,6 +193,7 @@ class Trial(NamedTuple):
     schedule: Schedule
     prefixes: tuple[str, ...]
     corpus_tokens: int
+    shared_keys: tuple[tuple[str, ...], ...] = ()
 
     def at(self, when: str) -> list[Row]:
         """The rows taken at one time."""
@@ -208,6 +212,7 @@ class Trial(NamedTuple):
             "settings": self.choice.settings,
             "preset": preset.source if preset else None,
             "covariance": self._covariance(),
+            "shared_keys": [list(ids) for ids in self.shared_keys],
             "prefixes": list(self.prefixes),
             "seconds_per_edit": self.seconds_per_edit,
             "steps": [step._asdict() for step in self.steps],

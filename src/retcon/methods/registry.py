@@ -10,7 +10,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from functools import cache, cached_property
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,12 +26,36 @@ Options = TypeVar("Options", ContextOptions, TargetOptions, MomentOptions)
 Settings = Mapping[str, object]
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True)
+class Setting:
     """One setting of a method: where it belongs (None: an argument), its type and default."""
 
     group: str | None
-    kind: object
+    kind: Any
     default: object
+
+    @cached_property
+    def _validated(self) -> Callable[[object], object]:
+        return TypeAdapter(self.kind).validate_python
+
+    @cached_property
+    def _is_list(self) -> bool:
+        return "tuple" in str(self.kind)
+
+    def read(self, name: str, value: object) -> object:
+        """A value, or its text as typed on a command line, as the type of the setting.
+
+        Raises:
+            InvalidSetting: it is of another type.
+        """
+        try:
+            if isinstance(value, str) and self._is_list:
+                value = [part for part in value.split(",") if part]
+            return self._validated(value)
+        except ValidationError as error:
+            raise InvalidSetting(
+                f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}."
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +78,7 @@ class Method:
 
     def settings(self) -> dict[str, Setting]:
         """Every setting by name, in the order of the signature."""
-        hints = get_type_hints(self.factory, include_extras=True)
-        found: dict[str, Setting] = {}
-        for name, parameter in inspect.signature(self.factory).parameters.items():
-            default = parameter.default
-            if name == "layers":
-                continue
-            if is_dataclass(default) and not isinstance(default, type):
-                inner = get_type_hints(type(default), include_extras=True)
-                for field in fields(default):
-                    value = getattr(default, field.name)
-                    found[field.name] = Setting(name, inner[field.name], value)
-            else:
-                found[name] = Setting(None, hints[name], default)
-        return found
+        return dict(_settings(self.factory))
 
     def resolve(self, chosen: Settings) -> dict[str, object]:
         """All settings with their values: the chosen ones, checked, over the defaults.
@@ -80,7 +92,7 @@ class Method:
             if name not in known:
                 raise UnknownName.among(f"setting of {self.name}", name, known)
         values = {name: setting.default for name, setting in known.items()}
-        return values | {name: _coerce(name, known[name].kind, v) for name, v in chosen.items()}
+        return values | {name: known[name].read(name, value) for name, value in chosen.items()}
 
     def build(self, layers: tuple[int, ...], chosen: Settings) -> Editor:
         """The editor for these layers and settings."""
@@ -94,6 +106,25 @@ class Method:
             elif name != "layers":
                 arguments[name] = values[name]
         return self.factory(layers, **arguments)
+
+
+@cache
+def _settings(factory: Callable[..., Editor]) -> dict[str, Setting]:
+    """The settings of a factory, read from its signature once."""
+    hints = get_type_hints(factory, include_extras=True)
+    found: dict[str, Setting] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        default = parameter.default
+        if name == "layers":
+            continue
+        if is_dataclass(default) and not isinstance(default, type):
+            inner = get_type_hints(type(default), include_extras=True)
+            for field in fields(default):
+                value = getattr(default, field.name)
+                found[field.name] = Setting(name, inner[field.name], value)
+        else:
+            found[name] = Setting(None, hints[name], default)
+    return found
 
 
 _METHODS: dict[str, Method] = {}
@@ -113,9 +144,14 @@ def method(
 
 def methods() -> dict[str, Method]:
     """All methods by name. Each module of this package that enters one is imported."""
+    _import_all()
+    return dict(sorted(_METHODS.items()))
+
+
+@cache
+def _import_all() -> None:
     for module in pkgutil.iter_modules(retcon.methods.__path__):
         importlib.import_module(f"retcon.methods.{module.name}")
-    return dict(sorted(_METHODS.items()))
 
 
 def find_method(name: str) -> Method:
@@ -141,17 +177,6 @@ def options_from(default: Options, chosen: Settings) -> Options:
     for name in chosen:
         if name not in kinds:
             raise UnknownName.among("setting", name, kinds)
-    return replace(default, **{k: _coerce(k, kinds[k], v) for k, v in chosen.items()})
-
-
-def _coerce(name: str, kind: Any, value: object) -> object:
-    """A value, or its text as typed on a command line, as the type of its setting."""
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        if isinstance(value, str) and "tuple" in str(kind):
-            value = [part for part in value.split(",") if part]
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        raise InvalidSetting(
-            f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}."
-        ) from None
+    return replace(
+        default, **{k: Setting(None, kinds[k], None).read(k, v) for k, v in chosen.items()}
+    )

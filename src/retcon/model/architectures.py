@@ -5,6 +5,7 @@ and whether its output is simply added to the residual stream, is measured: see 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,17 @@ class Outline:
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.architecture.blocks)
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the whole model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def block_parameters(self) -> tuple[int, ...]:
+        """How many numbers each block has."""
+        blocks = self.architecture.blocks
+        return tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
 
     def site(self, layer: int) -> Site:
         """The editable matrix of a layer.

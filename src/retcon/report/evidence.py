@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from retcon.escaping import cell
 from retcon.report.arms import Results
 from retcon.report.findings import Finding
 from retcon.report.tables import MISSING, Table
@@ -42,3 +43,11 @@ def rows_behind(results: Results, finding: Finding) -> "pl.DataFrame":
             for column, value in zip(columns.values(), line, strict=True):
                 column.append(value)
     return pl.DataFrame(columns)
+
+
+def harmless(frame: "pl.DataFrame") -> "pl.DataFrame":
+    """The same for a CSV file: no text in it is a formula."""
+    import polars as pl
+
+    texts = pl.col(pl.String)
+    return frame.with_columns(texts.map_elements(cell, return_dtype=pl.String))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retcon.errors import MissingExtra
+from retcon.escaping import markdown
 from retcon.report import tables
 from retcon.report.arms import Results
-from retcon.report.evidence import findings_table, rows_behind
+from retcon.report.evidence import findings_table, harmless, rows_behind
 from retcon.report.examples import by_probability, told
 from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import MARGIN, points
@@ -93,7 +94,7 @@ def write(report: Report) -> Written:
         written.append(_write(out / f"finding-{finding.key}.csv", findings_table(finding).csv()))
         if finding.evidence:
             path = out / f"finding-{finding.key}-rows.csv"
-            write_whole(path, rows_behind(report.results, finding).write_csv)
+            write_whole(path, harmless(rows_behind(report.results, finding)).write_csv)
             written.append(path)
     rows = tables.export(study, out / "rows.parquet")
     markdown = _write(out / "report.md", to_markdown(report))
@@ -138,8 +139,8 @@ def to_markdown(report: Report) -> str:
     """The same in Markdown: verdicts, findings, tables, and how to repeat it."""
     record = report.study.record
     said = headline(report.findings)
-    parts = [f"# {record.name}\n", f"{record.description}\n"]
-    parts += [f"{line}\n" for line in (*said.answers, *said.tallies)]
+    parts = [f"# {markdown(record.name)}\n", f"{markdown(record.description)}\n"]
+    parts += [f"{markdown(line)}\n" for line in (*said.answers, *said.tallies)]
     first, *rest = report.tables
     parts.append(first.markdown())
     for finding in report.findings:
@@ -152,12 +153,14 @@ def to_markdown(report: Report) -> str:
 def _finding(finding: Finding, charts: Mapping[str, Chart]) -> str:
     said = ", ".join(f"{when}: **{finding.verdict_at(when)}**" for when in finding.times)
     lines = [
-        f"## ({finding.key}) {finding.name}", "", f"*Claim.* {finding.claim}", "",
-        f"*Paper.* {finding.paper}", "", f"*Verdict.* {said or 'no data'}", "",
-        *(line + "  " for line in finding.effect.splitlines()), "",
-        *([f"*Missing.* {finding.missing}", ""] if finding.missing else []),
-        finding.explanation, "",
-        *(f"![{charts[key].title}](charts/{key}.png)\n" for key in finding.charts if key in charts),
+        f"## ({finding.key}) {markdown(finding.name)}", "",
+        f"*Claim.* {markdown(finding.claim)}", "",
+        f"*Paper.* {markdown(finding.paper)}", "", f"*Verdict.* {said or 'no data'}", "",
+        *(markdown(line) + "  " for line in finding.effect.splitlines()), "",
+        *([f"*Missing.* {markdown(finding.missing)}", ""] if finding.missing else []),
+        markdown(finding.explanation), "",
+        *(f"![{markdown(charts[key].title)}](charts/{key}.png)\n"
+          for key in finding.charts if key in charts),
     ]  # fmt: skip
     return "\n".join(lines)
 

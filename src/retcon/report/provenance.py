@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import NamedTuple
 
+from retcon.escaping import fenced
 from retcon.report.tables import Table
 from retcon.study.reading import FILE, Study, read_file
 
@@ -20,7 +21,7 @@ class Provenance(NamedTuple):
         """All of it, for a file."""
         return "\n".join([
             self.facts.markdown(), self.environments.markdown(),
-            f"```sh\n{self.commands}\n```\n", f"```yaml\n{self.spec.rstrip()}\n```\n",
+            f"{fenced(self.commands, 'sh')}\n", f"{fenced(self.spec, 'yaml')}\n",
         ])  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def provenance(study: Study) -> Provenance:
         ("sha256 of the facts", record.data.sha256),
         *((f"model {m.name}", f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint "
                               f"{m.fingerprint}") for m in record.models),
+        *(("warned of", said) for said in record.warnings),
     ]  # fmt: skip
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
     spec = read_file(study.folder) if (study.folder / FILE).exists() else ""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from retcon.escaping import cell, markdown
 from retcon.evaluation.inference import Estimate
 from retcon.report import curves
 from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
@@ -41,19 +42,21 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """The table with its title, for a file."""
-        lines = [f"### {self.title}", ""] + ([self.note, ""] if self.note else [])
-        lines += [_line(self.columns), _line(["---"] * len(self.columns))]
+        note = [markdown(self.note), ""] if self.note else []
+        rule = "| " + " | ".join("---" for _ in self.columns) + " |"
+        lines = [f"### {markdown(self.title)}", "", *note, _line(self.columns), rule]
         return "\n".join(lines + [_line(row) for row in self.rows]) + "\n"
 
     def csv(self) -> str:
-        """Columns and rows; without title and note."""
+        """Columns and rows, without title and note; no cell is a formula."""
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        rows = [map(cell, row) for row in (self.columns, *self.rows)]
+        csv.writer(out, lineterminator="\n").writerows(rows)
         return out.getvalue()
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
 def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -> list[Table]:

@@ -70,11 +70,12 @@ class _Ledger:
     moments: set[str] = field(default_factory=set)
     targets: dict[str, set[str]] = field(default_factory=dict)
     scores: dict[str, set[str]] = field(default_factory=dict)
+    # By the facts that are scored: they, and how many prompts.
+    _prompted: dict[tuple[str, ...], tuple[list[Case], int]] = field(default_factory=dict)
 
     def enter(self, cell: Cell, picked: Picked, beside: General | None = None) -> Estimate:
         """The cost of a cell beyond what is paid. beside: what is read of its model as a whole."""
-        cases, wanted = picked.cases, set(picked.scored)
-        scored = [case for case in cases if case.edit.id in wanted]
+        cases, (scored, each) = picked.cases, self._scored(picked)
         cost = costs(outline_of(cell.name), cell.layers, cell.settings)
         weights = cost.parameters * find_dtype(cell.dtype).itemsize
         held = cell.n if cell.plan.carry else cell.plan.batch_size
@@ -82,7 +83,6 @@ class _Ledger:
         # A change that is no fact's own has rows for its matrix, and each batch such a change.
         rows = held if _own_rows(cell) else cost.d_out * (batches if cell.plan.carry else 1)
         factors = rows * (cost.d_in + cost.d_out) * 4 * len(cell.layers)
-        each = sum(map(_prompts, scored))
         model = json.dumps([cell.name, cell.dtype, cell.fingerprint])
         first = self._new(self.scores, model, scored) if "pre" in cell.when else []
         edited = _looks(cell) * each
@@ -102,6 +102,13 @@ class _Ledger:
             scratch=factors * 3 if cell.plan.carry else 0,
             made=made,
         )
+
+    def _scored(self, picked: Picked) -> tuple[list[Case], int]:
+        if picked.scored not in self._prompted:
+            wanted = set(picked.scored)
+            found = [case for case in picked.cases if case.edit.id in wanted]
+            self._prompted[picked.scored] = (found, sum(map(_prompts, found)))
+        return self._prompted[picked.scored]
 
     def _moments(self, cell: Cell, model: str, cost: Costs) -> float:
         if "moments" not in cell.editor:

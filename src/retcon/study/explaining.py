@@ -22,7 +22,7 @@ _TAKES: Mapping[str, str] = {
     "settings": "settings by name, as in {ridge: 300}",
     "generation": "true or false",
     "unique_subjects": "true or false: whether only one fact of a subject is kept",
-    "ridges": "a list of numbers, 0 or more",
+    "ridges": "a list of 1 to 100 numbers, 0 or more",
     "threads": _COUNT,
     "blocks": "a list of blocks, each with a name and what it spans",
     "tuning": "ridges, n and score",
@@ -30,20 +30,22 @@ _TAKES: Mapping[str, str] = {
 }
 
 
-def explain(error: ValidationError, keys: Mapping[str, Sequence[str]]) -> str:
-    """The first thing that is wrong, with its place and, of an unknown key, the nearest known.
+def explain(
+    error: ValidationError, keys: Mapping[str, Sequence[str]]
+) -> tuple[tuple[int | str, ...], str]:
+    """The place of the first thing that is wrong, and what, with the nearest known key.
 
     keys: those that are known in each part of the file; "" is its top.
     """
     found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     loc: tuple[int | str, ...] = found["loc"]
     if found["type"] == "extra_forbidden":
-        return _unknown(loc, keys)
+        return loc, _unknown(loc, keys)
     if found["type"] == "missing":
         owner = ".".join(map(str, loc[:-1])) or "the file"
         takes = _TAKES.get(str(loc[-1]))
-        return f"{owner} lacks the key {loc[-1]}{f': {takes}' if takes else ''}."
-    return _wrong(loc, found["input"], found["msg"], keys)
+        return loc, f"{owner} lacks the key {loc[-1]}{f': {takes}' if takes else ''}."
+    return loc, _wrong(loc, found["input"], found["msg"], keys)
 
 
 def _unknown(loc: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> str:

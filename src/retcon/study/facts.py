@@ -10,6 +10,7 @@ from typing import NamedTuple
 from retcon.data.cases import in_order, read_facts, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
+from retcon.editing.colliding import grouped
 from retcon.edits import Case
 from retcon.errors import InvalidStudy
 from retcon.evaluation.general import General
@@ -19,6 +20,8 @@ from retcon.study.spec import DataSpec, Spec
 
 # Cases that come with the package, or are made by it.
 _NAMED = ("starter", "toyworld")
+# So many choices of facts are remembered.
+_KEPT = 1000
 
 
 class Picked(NamedTuple):
@@ -36,6 +39,10 @@ class Facts:
     cases: tuple[Case, ...]
     tail: int
     _orders: dict[int, list[Case]] = field(default_factory=dict, init=False, compare=False)
+    # What many places of a grid ask for again.
+    _again: dict[object, bool] = field(default_factory=dict, init=False, compare=False)
+    _shared: dict[object, list[list[int]]] = field(default_factory=dict, init=False, compare=False)
+    _picked: dict[object, Picked] = field(default_factory=dict, init=False, compare=False)
 
     def ordered(self, seed: int) -> list[Case]:
         """All as `take` orders them; where subjects are to be unique, of each the first by hash."""
@@ -53,8 +60,26 @@ class Facts:
         """Whether a fact is edited more than once by what `pick` would give."""
         if self.about.unique_subjects:
             return False
-        facts = [case.edit.fact for case in self._kept(seed, split)[:n]]
-        return len(set(facts)) < len(facts)
+        if (n, seed, split) not in self._again:
+            facts = [case.edit.fact for case in self._kept(seed, split)[:n]]
+            self._again[n, seed, split] = len(set(facts)) < len(facts)
+        return self._again[n, seed, split]
+
+    def check_room(self, *, n: int, seed: int, split: Split) -> None:
+        """Refuse more facts than there are.
+
+        Raises:
+            InvalidStudy: there are not so many.
+        """
+        cases = self.ordered(seed)
+        room = len(self._kept(seed, split)) if split == "tail" else len(cases) - self.tail
+        if n > room:
+            tuning = f", of which {self.tail} are kept for tuning" if self.tail else ""
+            raise InvalidStudy(
+                f"n = {n} facts are asked for, and {self.about.cases} has {len(cases)}"
+                f"{' with subjects of their own' if self.about.unique_subjects else ''}{tuning}. "
+                f"Lower n, or take a larger file."
+            )
 
     def pick(self, *, n: int, seed: int, order: Order, score: int, split: Split) -> Picked:
         """The first n of the seeded order, or of those kept for tuning; the first `score` scored.
@@ -66,22 +91,30 @@ class Facts:
         Raises:
             InvalidStudy: there are not so many.
         """
-        cases, kept = self.ordered(seed), self._kept(seed, split)
-        room = len(kept) if split == "tail" else len(cases) - self.tail
-        if n > room:
-            tuning = f", of which {self.tail} are kept for tuning" if self.tail else ""
-            raise InvalidStudy(
-                f"n = {n} facts are asked for, and {self.about.cases} has {len(cases)}"
-                f"{' with subjects of their own' if self.about.unique_subjects else ''}{tuning}. "
-                f"Lower n, or take a larger file."
-            )
-        chosen = kept[:n]
+        self.check_room(n=n, seed=seed, split=split)
+        key = (n, seed, order, score, split)
+        if key not in self._picked:
+            if len(self._picked) > _KEPT:
+                self._picked.clear()
+            self._picked[key] = self._pick(n, seed, order, score, split)
+        return self._picked[key]
+
+    def _pick(self, n: int, seed: int, order: Order, score: int, split: Split) -> Picked:
+        chosen = self._kept(seed, split)[:n]
         written = (
             in_order(chosen, lambda c: _place(c, seed, order))
             if isinstance(order, int) and order > 0
             else chosen
         )
         return Picked(tuple(written), tuple(case.edit.id for case in chosen[:score]))
+
+    def shared_heads(self, n: int, seed: int, order: Order, split: Split) -> list[list[int]]:
+        """Where in what `pick` gives facts stand whose texts are equal up to the subject's end."""
+        key = (n, seed, order, split)
+        if key not in self._shared:
+            cases = self.pick(n=n, seed=seed, order=order, score=1, split=split).cases
+            self._shared[key] = grouped([case.edit for case in cases], lambda edit: edit.head)
+        return self._shared[key]
 
     def _kept(self, seed: int, split: Split) -> list[Case]:
         """The cases among which the first are taken."""

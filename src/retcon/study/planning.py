@@ -5,6 +5,8 @@ its model's weights, so cells have their names only once the models have been se
 """
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retcon.data.corpus import FileCorpus, parse_corpus
+from retcon.editing.colliding import clashes, explained
 from retcon.editing.schedule import Refresh, Schedule
 from retcon.editing.session import check_batch, check_rule
-from retcon.errors import InvalidStudy, RetconError
+from retcon.errors import InvalidStudy, RetconError, RetconWarning
 from retcon.evaluation.general import General
 from retcon.methods.base import Editor
 from retcon.methods.presets import choose
@@ -25,7 +28,7 @@ from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Tuned, TuningRule
 from retcon.study.slots import slots
-from retcon.study.spec import Entry, Spec
+from retcon.study.spec import MOST_PLACES, Entry, Spec
 from retcon.study.tuning import RULE, WHOM, Tuning, candidates_of, name_of, no_score
 
 # A model's name and dtype.
@@ -34,11 +37,15 @@ UNSEEN = "unseen"
 
 
 class Place(NamedTuple):
-    """A point, and its cell; None where it is refused, or its ridge is still to be tuned."""
+    """A point, and its cell; None where it is refused, or its ridge is still to be tuned.
+
+    shared: what is to be said of facts that are written over one another; empty where none are.
+    """
 
     point: Point
     cell: Cell | None
     tuning: Tuning | None
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,16 @@ class Plan:
         return {name: each.identity for name, each in found.items() if isinstance(each, FileCorpus)}
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What should be known before it is run, once for each block."""
+        found: dict[str, str] = {p.point.block: p.shared for p in self.places if p.shared}
+        counts = Counter(p.point.block for p in self.places if p.shared)
+        return tuple(
+            f"block {block!r}, in {counts[block]:,} of its places: {said}"
+            for block, said in found.items()
+        )
+
+    @property
     def tunings(self) -> tuple[Tuning, ...]:
         """Every choice of a ridge, once."""
         found = {p.tuning.name: p.tuning for p in self.places if p.tuning is not None}
@@ -96,6 +113,13 @@ class Plan:
         )
 
 
+def warned_of(made: Plan) -> Plan:
+    """The same plan, after warnings of what should be known before it is run."""
+    for said in made.warnings:
+        warnings.warn(said, RetconWarning, stacklevel=3)
+    return made
+
+
 def plan(
     spec: Spec,
     *,
@@ -116,6 +140,11 @@ def plan(
     facts = load_facts(spec, data)
     seen = fingerprints or {}
     entries = [each for entry in spec.entries for each in _every_layer(entry)]
+    if len(entries) > MOST_PLACES:
+        raise InvalidStudy(
+            f"With a place for each layer the grid has {len(entries):,} places, and at most "
+            f"{MOST_PLACES:,} are planned. Name the layers, or make several studies."
+        )
     models = {(e.model, e.dtype): _model(e, seen.get((e.model, e.dtype), UNSEEN)) for e in entries}
     chosen = {name_of(t.model_dump(include=set(WHOM)), t.ridges): t.ridge for t in tuned}
     asked_for = dict.fromkeys(e.general for e in entries if e.general is not None)
@@ -150,7 +179,7 @@ class _Planner:
             raise InvalidStudy(f"block {entry.block!r}: {error}") from error
 
     def _place(self, entry: Entry) -> Place:
-        self.facts.pick(n=entry.n, seed=entry.seed, order=0, score=1, split="head")
+        self.facts.check_room(n=entry.n, seed=entry.seed, split="head")
         candidates = candidates_of(entry, self.spec)
         tuning = None if candidates is None else self._tuning(entry, candidates)
         ridge = None if tuning is None else self._ridge(tuning)
@@ -159,7 +188,7 @@ class _Planner:
         settings: dict[str, Any] = dict(entry.settings)
         if tuning is not None:
             settings["ridge"] = known
-        schedule = _schedule(entry)
+        schedule = schedule_of(entry)
         cell, editor = self._cell(entry, settings, str(schedule))
         check_batch(editor, entry.batch_size)
         check_rule(editor, schedule)
@@ -180,7 +209,19 @@ class _Planner:
             cell=cell.id if ready and seen else None,
             refused=refused,
         )
-        return Place(point, cell if ready else None, tuning if refused is None else None)
+        shared = self._shared(entry, editor, schedule) if refused is None else ""
+        return Place(point, cell if ready else None, tuning if refused is None else None, shared)
+
+    def _shared(self, entry: Entry, editor: Editor, schedule: Schedule) -> str:
+        """What is to be said of facts with one key, as far as their texts tell."""
+        groups = self.facts.shared_heads(entry.n, entry.seed, entry.order, "head")
+        if not groups:
+            return ""
+        picked = self.facts.pick(
+            n=entry.n, seed=entry.seed, order=entry.order, score=1, split="head"
+        )
+        found = clashes(editor, [case.edit for case in picked.cases], schedule, groups)
+        return explained(editor, found) if found else ""
 
     def _ridge(self, tuning: Tuning) -> float | None:
         middle = tuning.ridges[len(tuning.ridges) // 2] if self.guess else None
@@ -264,7 +305,8 @@ def _refusal(editor: Editor, entry: Entry, schedule: Schedule, capacity: int) ->
     )
 
 
-def _schedule(entry: Entry) -> Schedule:
+def schedule_of(entry: Entry) -> Schedule:
+    """How a place of the grid writes its facts."""
     alone = entry.schedule in ("single", "sequential")
     return Schedule.parse(entry.schedule if alone else f"{entry.schedule}:{entry.batch_size}")
 

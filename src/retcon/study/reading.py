@@ -105,6 +105,8 @@ class Record(Frozen):
     points: tuple[Point, ...]
     device: str = "cpu"
     tuning: TuningRule = "largest S"
+    # What was to be known before it was run.
+    warnings: tuple[str, ...] = ()
     # Of each text that second moments are read from, what names its content.
     corpora: dict[str, str] = Field(default_factory=dict)
 

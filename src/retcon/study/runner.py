@@ -17,7 +17,7 @@ from retcon.sealed import save_record, save_text
 from retcon.storage import check_writable, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
-from retcon.study.planning import Plan, plan
+from retcon.study.planning import Plan, plan, warned_of
 from retcon.study.reading import (
     DONE,
     ENVIRONMENT,
@@ -109,7 +109,7 @@ class _Run:
                 f"{self.folder} holds the study {known.record.name!r}, and this one is "
                 f"{self.spec.name!r}. Give each study a folder of its own."
             )
-        made = self._plan()
+        made = warned_of(self._plan())
         if known is not None:
             check_same(known.record, made)
         self._threads()
@@ -181,6 +181,7 @@ class _Run:
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
             device=self.spec.device, corpora=made.corpora, tuning=self._rule(),
+            warnings=made.warnings,
         )  # fmt: skip
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:

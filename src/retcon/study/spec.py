@@ -7,21 +7,25 @@ its schema printed, at once.
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retcon.data.zsre import ZsreTarget
 from retcon.errors import InvalidStudy
 from retcon.sealed import bare
 from retcon.study.explaining import explain
-from retcon.study.loader import Loader
+from retcon.study.loader import line_of, read_yaml
 from retcon.study.points import Frozen, Order, Regime, carries
 
 # One more whenever files of an earlier version would mean something else.
 VERSION = 1
+# A grid is counted before it is spelled out: one of a few axes too many has no end.
+MOST_PLACES = 100_000
+# A study file is written by hand.
+_MOST_BYTES = 2**22
 
 T = TypeVar("T")
 # One value, or several that span an axis.
@@ -61,7 +65,7 @@ class TuningSpec(_Strict):
     standard error of the highest. n: so many facts. score: so many of them are scored (0: all).
     """
 
-    ridges: Annotated[list[Ridge], Field(min_length=1)]
+    ridges: Annotated[list[Ridge], Field(min_length=1, max_length=100)]
     n: Positive
     score: Annotated[int, Field(ge=0)] = 0
 
@@ -155,26 +159,18 @@ class Spec(_Strict):
             raise InvalidStudy(f"two blocks have the name {twice[0]!r}. Give each its own.")
         if self.tuning is not None:
             _distinct(self.tuning.ridges, "tuning: ridges")
-        return tuple(entry for block in self.blocks for entry in self._entries(block))
+        spanned = [(block, *self._spanned(block)) for block in self.blocks]
+        _check_count([(block.name, axes) for block, _, axes in spanned])
+        return tuple(entry for each in spanned for entry in _entries(*each))
 
-    def _entries(self, block: Block) -> Iterator[Entry]:
+    def _spanned(self, block: Block) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """What a block says with its defaults, and the values of every axis."""
         own, said = _given(block), _given(self.defaults)
         if own.keys() & {"layer", "layers"}:
             said = {k: v for k, v in said.items() if k not in ("layer", "layers")}
         said |= own
         said["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
-        where = f"block {block.name!r}"
-        axes = _axes(said, self, where)
-        for name, values in axes.items():
-            _distinct(values, f"{where}: {name}")
-        _check_when(said.get("when", _DEFAULTS["when"]), axes["schedule"], block, where)
-        known: list[Entry] = []  # a batch of n is of some n a size that is listed too
-        for values in product(*axes.values()):
-            place = dict(zip(axes, values, strict=True))
-            entry = _entry(block.name, place, said, where)
-            if entry not in known:
-                known.append(entry)
-                yield entry
+        return said, _axes(said, self, f"block {block.name!r}")
 
 
 _INTERNAL = ("text", "folder")
@@ -195,10 +191,22 @@ def load_spec(path: Path | str) -> Spec:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidStudy(f"{path} cannot be read: {error}") from error
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        text = content[:_MOST_BYTES].decode("utf-8-sig")
+    except OSError as error:
+        raise InvalidStudy(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidStudy(f"{path} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+    if len(content) > _MOST_BYTES:
+        raise InvalidStudy(f"{path} is no study file: it is larger than {_MOST_BYTES >> 20} MiB.")
     return parse_spec(text, path)
+
+
+def located(path: Path, text: str, place: Sequence[object]) -> str:
+    """A file, and the line of a part of its text, where that is known."""
+    line = line_of(text, place)
+    return str(path) if line is None else f"{path}, line {line}"
 
 
 def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
@@ -207,13 +215,7 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
     Raises:
         InvalidStudy: as `load_spec`.
     """
-    try:
-        said = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it is no YAML"
-        raise InvalidStudy(f"{path}{line}: {problem}.") from error
+    said = read_yaml(text, str(path))
     if not isinstance(said, dict) or "retcon_study" not in said:
         raise InvalidStudy(
             f"{path} is no study file: it must begin with `retcon_study: {VERSION}`."
@@ -228,7 +230,8 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
         said = {f"{k} " if k in _INTERNAL else k: v for k, v in said.items()}
         spec = Spec.model_validate({**said, "text": bare(text), "folder": path.parent})
     except ValidationError as error:
-        raise InvalidStudy(f"{path}: {explain(error, _OWNERS)}") from None
+        place, why = explain(error, _OWNERS)
+        raise InvalidStudy(f"{located(path, text, place)}: {why}") from None
     try:
         _ = spec.entries  # what does not go together is told now
     except InvalidStudy as error:
@@ -254,6 +257,37 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+def _check_count(blocks: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]) -> None:
+    """Refuse a grid that nobody could spell out."""
+    counts = {name: prod(map(len, axes.values())) for name, axes in blocks}
+    if sum(counts.values()) <= MOST_PLACES:
+        return
+    name, axes = max(blocks, key=lambda block: counts[block[0]])
+    said = " × ".join(f"{axis} {len(v):,}" for axis, v in axes.items() if len(v) > 1)
+    raise InvalidStudy(
+        f"the grid has {sum(counts.values()):,} places, and at most {MOST_PLACES:,} are planned. "
+        f"Block {name!r} alone spans {said}: shorten an axis, or make several studies."
+    )
+
+
+def _entries(
+    block: Block, said: Mapping[str, Any], axes: Mapping[str, list[Any]]
+) -> Iterator[Entry]:
+    """The places of a block, each once: a batch of n is of some n a size that is listed too."""
+    where = f"block {block.name!r}"
+    for name, values in axes.items():
+        _distinct(values, f"{where}: {name}")
+    _check_when(said.get("when", _DEFAULTS["when"]), axes["schedule"], block, where)
+    known: set[str] = set()
+    for values in product(*axes.values()):
+        place = dict(zip(axes, values, strict=True))
+        entry = _entry(block.name, place, said, where)
+        key = repr(list(vars(entry).values()))
+        if key not in known:
+            known.add(key)
+            yield entry
+
+
 def _given(axes: Axes) -> dict[str, Any]:
     return {k: v for k, v in axes if v is not None and k not in ("name", "settings")}
 
@@ -276,13 +310,11 @@ def _distinct(values: Sequence[Any], where: str) -> None:
     """Refuse a list that spans nothing, or the same place twice."""
     if not values:
         raise InvalidStudy(f"{where} is an empty list. Give a value, or leave it out.")
-    known: list[Any] = []
+    known: set[str] = set()
     for value in values:
-        if any(
-            value is other or (type(value) is type(other) and value == other) for other in known
-        ):
+        if repr(value) in known:
             raise InvalidStudy(f"{where} has {value!r} twice. Leave one out.")
-        known.append(value)
+        known.add(repr(value))
 
 
 def _check_when(when: list[When], schedules: list[Regime], block: Block, where: str) -> None:
@@ -315,10 +347,26 @@ def _layers(known: Mapping[str, Any], where: str) -> list[tuple[int, ...] | None
         sets = said if said and isinstance(said[0], list) else [said]
         for layers in sets:
             _distinct(layers, f"{where}: layers")
+            _check_layers(layers, where)
         return [tuple(layers) for layers in sets]
     if "layer" not in known:
         raise InvalidStudy(f"{where}: give a layer (a number, a list or all), or layers.")
-    return [None] if known["layer"] == "all" else [(n,) for n in _several(known["layer"])]
+    if known["layer"] == "all":
+        return [None]
+    single = _several(known["layer"])
+    for layer in single:
+        _check_layers([layer], where)
+    return [(layer,) for layer in single]
+
+
+def _check_layers(layers: list[int], where: str) -> None:
+    """Refuse layers that no model has, and those of one run that are out of order."""
+    if min(layers, default=0) < 0:
+        raise InvalidStudy(f"{where}: layer {min(layers)} is none: they are counted from 0.")
+    if sorted(layers) != layers:
+        raise InvalidStudy(
+            f"{where}: layers {layers} are not in ascending order: {sorted(layers)}."
+        )
 
 
 def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: str) -> Entry:

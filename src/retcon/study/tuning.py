@@ -18,7 +18,8 @@ from retcon.study.spec import Entry, Ridge, Spec
 _TUNED = "tuned"
 # Candidates that a block names itself.
 _Own = Annotated[
-    dict[Literal["tuned"], Annotated[tuple[Ridge, ...], Field(min_length=1)]], Field(min_length=1)
+    dict[Literal["tuned"], Annotated[tuple[Ridge, ...], Field(min_length=1, max_length=100)]],
+    Field(min_length=1),
 ]
 # For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
 WHOM: tuple[str, ...] = (
@@ -108,7 +109,7 @@ def _own(said: object) -> tuple[float, ...]:
     except ValidationError as error:
         raise InvalidStudy(
             f"ridge: {said} is no choice of ridges. Write `tuned`, or {{tuned: [0.1, 1, 10]}} with "
-            f"numbers of 0 or more."
+            f"numbers of 0 or more, at most 100."
         ) from error
 
 

@@ -37,10 +37,8 @@ Limit = Annotated[
 
 @app.command()
 def validate(file: File) -> None:
-    """Check a study file: keys, types, and what does not go together. Loads nothing."""
-    from retcon.study.spec import load_spec
-
-    spec = load_spec(file)
+    """Check a study file: keys, types, methods, settings, and how these go together."""
+    spec = _load(file)
     every = " (a place of `layer: all` counts once)" if _spans_layers(spec) else ""
     out.print(
         f"[green]✓[/] {spec.name}: {len(spec.blocks)} blocks, {len(spec.entries)} places{every}.",
@@ -59,9 +57,7 @@ def plan(
     json: Json = None,
 ) -> None:
     """Show cells, time, memory and disk, and what is done already. Loads no weights."""
-    from retcon.study.spec import load_spec
-
-    spec = load_spec(file)
+    spec = _load(file)
     check_writable(json)
     with bars() as progress:
         progress("planning", 0, 1)
@@ -70,6 +66,7 @@ def plan(
         from retcon.editing.planning import measured_rate
         from retcon.study.estimates import estimate
         from retcon.study.planning import plan as make
+        from retcon.study.planning import warned_of
         from retcon.study.reading import read_study
         from retcon.study.tuning import RULE
 
@@ -79,7 +76,9 @@ def plan(
         }  # fmt: skip
         tuned = () if known is None else known.tuned
         rule = RULE if known is None else known.record.tuning
-        made = make(spec, data=data, fingerprints=prints, tuned=tuned, rule=rule, guess=True)
+        made = warned_of(
+            make(spec, data=data, fingerprints=prints, tuned=tuned, rule=rule, guess=True)
+        )
         done = {c.id for c in made.cells if known is not None and known.is_done(c.id)}
         speed = measured_rate() if rate is None else rate * 1e9
         costs = estimate(made, speed, done)
@@ -106,9 +105,7 @@ def run(
     limit: Limit = None,
 ) -> None:
     """Run the cells that are not done yet; interrupt it whenever you like."""
-    from retcon.study.spec import load_spec
-
-    run_spec(load_spec(file), folder, data, executor, workers, limit)
+    run_spec(_load(file), folder, data, executor, workers, limit)
 
 
 @app.command()
@@ -225,6 +222,21 @@ def run_spec(
         what = "1 cell could not be run; its reason is" if number == 1 else (
             f"{number} cells could not be run; their reasons are")  # fmt: skip
         raise InvalidStudy(f"{what} above.")
+
+
+def _load(file: Path) -> "Spec":
+    """A study file, after its methods were asked."""
+    from retcon.study.spec import load_spec
+
+    spec = load_spec(file)
+    with bars() as progress:
+        progress("asking the methods", 0, 1)
+        quiet_libraries()
+        from retcon.study.checking import check
+
+        check(spec, file)
+        progress("asking the methods", 1, 1)
+    return spec
 
 
 def _spans_layers(spec: "Spec") -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from retcon.escaping import code, fenced, markdown
 from retcon.patch.format import Patch
 
 _SHOWN = 50
@@ -29,7 +30,7 @@ def write_card(
     if about.model.count("/") == 1 and about.model[0] not in "./~":
         front["base_model"] = about.model
     facts = [
-        f"| {_cell(e.id)} | {_cell(e.text)} | {_cell(e.target_old or '–')} | {_cell(e.target)} |"
+        f"| {' | '.join(map(markdown, (e.id, e.text, e.target_old or '–', e.target)))} |"
         for e in patch.edits[:_SHOWN]
     ]
     more = len(patch.edits) - len(facts)
@@ -39,14 +40,13 @@ def write_card(
         yaml.safe_dump(front, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {_count(len(patch.edits))} rewritten in {_cell(about.model)}",
+        f"# {_count(len(patch.edits))} rewritten in {markdown(about.model)}",
         "",
-        f"Made by Retcon {about.retcon} with {_cell(about.method)} ({_cell(about.scheduled)}), "
-        f"layers {', '.join(map(str, about.layers))}; base model fingerprint `{about.base[:16]}`.",
+        f"Made by Retcon {markdown(about.retcon)} with {markdown(about.method)} "
+        f"({markdown(about.scheduled)}), layers {', '.join(map(str, about.layers))}; base model "
+        f"fingerprint {code(about.base[:16])}.",
         "",
-        "```python",
-        *use,
-        "```",
+        fenced("\n".join(use), "python"),
         "",
         "| id | prompt | before | now |",
         "|---|---|---|---|",
@@ -55,9 +55,7 @@ def write_card(
         "",
         "Settings:",
         "",
-        "```json",
-        json.dumps(about.settings, indent=1, ensure_ascii=False),
-        "```",
+        fenced(json.dumps(about.settings, indent=1, ensure_ascii=False), "json"),
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
@@ -65,8 +63,3 @@ def write_card(
 
 def _count(facts: int) -> str:
     return "1 fact" if facts == 1 else f"{facts or 'No single'} facts"
-
-
-def _cell(text: str) -> str:
-    """A text on one line of a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
