@@ -274,7 +274,7 @@ class _Planner:
         rest = {k: v for k, v in entry.settings.items() if k != "ridge"}
         cells = [
             self._cell(
-                tuned, {**rest, "ridge": ridge}, str(_schedule(tuned)), n=tune.n, score=count,
+                tuned, {**rest, "ridge": ridge}, str(schedule_of(tuned)), n=tune.n, score=count,
                 # Those that are scored are not to be the ones that are written first.
                 order=int(carried and count < tune.n), split="tail",
                 when=("final" if carried else "immediate",), generation=False, general=None,
