@@ -104,7 +104,7 @@ def test_tokens_decide_and_not_the_text():
     inside = Edit.parse("{Mar}ie is", "Rome", id="a")
     short = Edit.parse("{Mar} is", "Paris", id="b")
     assert inside.head == short.head
-    ids = [model.tokens.locate(e.text, e.subject_end) for e in (inside, short)]
+    ids = [model.tokens.locate(e.text, e.subject_start, e.subject_end) for e in (inside, short)]
     assert ids[0].ids[: ids[0].lookup + 1] != ids[1].ids[: ids[1].lookup + 1]
     edit(model, [inside, short], method="emmet", layers=[1], settings=FAST)
 

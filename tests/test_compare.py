@@ -56,7 +56,7 @@ BAD = [
     (["--patch", "nowhere"], "no patch file"),
     (["--patch", "p.safetensors", "--prompts", "nowhere"], "no file"),
     (["--patch", "p.safetensors", "--prompts", "empty.txt"], "holds no prompts"),
-    (["--patch", "p.safetensors", "--prompts", "model/model.safetensors"], "no text in UTF-8"),
+    (["--patch", "p.safetensors", "--prompts", "model/model.safetensors"], "Save it as UTF-8"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import polars as pl
@@ -12,6 +13,7 @@ from retcon.escaping import cell, code, fenced, markdown
 from retcon.report import page
 from retcon.report.evidence import harmless
 from retcon.report.tables import Table
+from retcon.sealed import load_record, save_record
 from retcon.study.reading import Study, read_study
 
 FORMULAS = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "-x", "="]
@@ -71,7 +73,9 @@ def test_a_report_runs_nothing_of_a_study(tmp_path):
     """Names, descriptions and settings are texts, in the page and in its Markdown."""
     folder = make_study(tmp_path / "study", small_grid())
     record = folder / "study.json"
-    record.write_text(record.read_text(encoding="utf-8").replace("made-up", "<b>made`up|"))
+    owner = {"kind": "study"}
+    text = json.dumps(load_record(record, owner).value).replace("made-up", "<b>made`up|")
+    save_record(record, json.loads(text), owner)
     found = read_study(folder).record
     named = found.model_copy(update={"name": EVIL, "description": f"=1 {EVIL}"})
     (folder / "study.yaml").write_text(f"```\n{EVIL}\n```\n", encoding="utf-8")
