@@ -70,12 +70,13 @@ def test_rows_of_edits_are_not_named_in_the_header(patch):
 
 
 def test_another_refresh_rule_than_the_usual_is_named_in_the_header(patch, cache, tmp_path):
-    """Older patches are read as they were meant, and usual ones have the same header as they."""
+    """Older patches are read as they were meant; usual ones have their header, and a digest."""
     from retcon.editing.schedule import Schedule
 
     usual = json.loads(patch.about.model_dump_json())
     assert list(usual) == [
-        "format", "retcon", "model", "base", "method", "layers", "schedule", "settings", "edits"
+        "format", "retcon", "model", "base", "digest", "method", "layers", "schedule", "settings",
+        "edits",
     ]  # fmt: skip
     assert patch.about.refresh == "each-batch" and patch.about.scheduled == "sequential-batch:5"
     plan = Schedule.parse("sequential-batch:2", "stale:0.15")
