@@ -172,7 +172,7 @@ def test_a_comma_behind_each_line_is_named(tmp_path):
 FOREIGN = [
     (lambda p: p.write_bytes("é".encode("utf-16")), "Save it as UTF-8"),
     (lambda p: p.write_bytes(b"\xff"), "Save it as UTF-8"),
-    (lambda p: p.mkdir(), "It is a folder"),
+    (lambda p: p.mkdir(), "is a folder. Name a file in it"),
     (lambda p: None, "Check its name"),
 ]
 

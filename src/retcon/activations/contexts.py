@@ -21,6 +21,8 @@ from retcon.model.tokens import Located, Tokens
 _SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
 
+# What every generator of random numbers takes, a thousand of them from each.
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Averaging = Literal["halves", "uniform"]
 
 
@@ -36,7 +38,7 @@ class ContextOptions:
     prefixes: Annotated[int, Field(ge=0)] = 5
     prefix_tokens: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
     averaging: Averaging = "halves"
-    seed: int = 0
+    seed: Seed = 0
 
     def weights(self, contexts: int) -> Float64[Tensor, " contexts"]:
         """Weight of each context in the averaged key, the bare prompt first; they sum to 1."""

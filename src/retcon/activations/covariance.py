@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
+from retcon.activations.contexts import Seed
 from retcon.activations.self_corpus import SelfCorpus
 from retcon.algebra.gram import add_gram, all_finite, mirror
 from retcon.cache import place, whole
@@ -49,7 +50,7 @@ class MomentOptions:
     corpus: str = "self"
     corpus_tokens: Annotated[int, Field(ge=0)] = 0
     tokens_per_dimension: Annotated[int, Field(ge=1)] = 20
-    corpus_seed: int = 0
+    corpus_seed: Seed = 0
     document_tokens: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-8
 

@@ -78,11 +78,13 @@ def quiet_libraries() -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table; all columns but the first are right-aligned where they hold numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    made = Table(
+        title=escape(visible(title)), title_justify="left", title_style="bold", header_style="bold"
+    )
     for number, column in enumerate(columns):
         cells = [row[number] for row in rows]
         numeric = number > 0 and all(_is_number(cell) for cell in cells)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(escape(visible(cell)) for cell in row))
     return made

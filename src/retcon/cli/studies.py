@@ -75,9 +75,9 @@ def print_outcome(outcome: "Outcome", folder: Path) -> None:
     for cell, who in outcome.busy.items():
         out.print(f"{cell} is being run by {escape(who)}.", soft_wrap=True)
     if left > 0:
-        out.print(f"{left} are left: retcon study resume {folder}", soft_wrap=True)
+        out.print(f"{left} are left: retcon study resume {escape(str(folder))}", soft_wrap=True)
     elif outcome.done:
-        out.print(f"Read them: retcon study report {folder}", soft_wrap=True)
+        out.print(f"Read them: retcon study report {escape(str(folder))}", soft_wrap=True)
 
 
 def _how_many(outcome: "Outcome") -> str:

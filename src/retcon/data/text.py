@@ -64,8 +64,9 @@ def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
 def _readable(path: Path) -> Generator[None, None, None]:
     """What can be wrong with a file, in words."""
     if not path.is_file():
-        what = "It is a folder" if path.is_dir() else "Check its name, or where you are"
-        raise InvalidData(f"There is no file {str(path)!r}. {what}.")
+        if path.is_dir():
+            raise InvalidData(f"{str(path)!r} is a folder. Name a file in it.")
+        raise InvalidData(f"There is no file {str(path)!r}. Check its name, or where you are.")
     try:
         yield
     except _DAMAGED as error:

@@ -54,8 +54,31 @@ class Setting:
             return self._validated(value)
         except ValidationError as error:
             raise InvalidSetting(
-                f"The setting {name}={value!r} is not valid: {error.errors()[0]['msg']}."
+                f"The setting {name}={value!r} is not valid: it takes {_wanted(error)}."
             ) from None
+
+
+# What a setting takes, by the name of pydantic's error; what is in braces is its context.
+_WANTED = {
+    "greater_than_equal": "{ge} or more", "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}", "less_than": "less than {lt}",
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "int_parsing": "a whole number", "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false", "bool_type": "true or false",
+    "literal_error": "{expected}", "string_type": "a text", "tuple_type": "a list",
+    "too_short": "at least {min_length} value",
+}  # fmt: skip
+
+
+def _wanted(error: ValidationError) -> str:
+    first = error.errors()[0]
+    said = _WANTED.get(first["type"])
+    # What nobody has thought of is told in pydantic's words.
+    if said is None:
+        return first["msg"]
+    bounds = first.get("ctx", {})
+    return said.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,10 @@ _AXES: Mapping[str, str] = {
 }  # fmt: skip
 # What other keys take.
 _TAKES: Mapping[str, str] = {
+    "name": "a text; put it in quotes if it looks like a number or a date",
+    "description": "a text; put it in quotes if it looks like a number or a date",
+    "cases": "the name of a file, starter or toyworld",
+    "sha256": "a text in quotes",
     "layers": "a list of layers, or a list of such lists",
     "when": "a list of pre, immediate, final and retention",
     "settings": "settings by name, as in {ridge: 300}",
@@ -66,5 +71,6 @@ def _wrong(
     if key in _AXES and not isinstance(given, dict):
         return f"{place}: {given!r} is not {_AXES[key]} (or a list of such)."
     if key in _TAKES:
-        return f"{place}: {given!r} is not right: it takes {_TAKES[key]}."
+        shown = str(given) if isinstance(given, date) else repr(given)
+        return f"{place}: {shown} is not right: it takes {_TAKES[key]}."
     return f"{place}: {said}, and not {given!r}."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from retcon.cli.console import bars, number, out, table
 from retcon.cli.options import ModelChoice
@@ -58,7 +59,7 @@ def demo(
     scores = [[name, number(pre[name]), number(final[name])] for name in names]
     out.print(table("Scores in %, all facts in the weights at once", ["", "pre", "final"], scores))
     patch.save(output)
-    out.print(f"Saved [bold]{output}[/] ({output.stat().st_size / 1e3:.1f} kB).")
+    out.print(f"Saved [bold]{escape(str(output))}[/] ({output.stat().st_size / 1e3:.1f} kB).")
     with bars() as progress:
         progress("reloading the patch in a new process", 0, 1)
         found = _in_new_process(output)

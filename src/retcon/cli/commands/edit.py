@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from rich.markup import escape
 
 from retcon.cli import options
 from retcon.cli.console import bars, number, out, table, versions, warn, write_json
@@ -173,8 +174,9 @@ def _print(result: _Result) -> None:
 def _save(patch: "Patch", file: Path) -> None:
     patch.save(file)
     size = file.stat().st_size / 1e3
+    name = escape(str(file))
     out.print(
-        f"Saved [bold]{file}[/] ({size:.1f} kB). Look at it: retcon patch show {file}",
+        f"Saved [bold]{name}[/] ({size:.1f} kB). Look at it: retcon patch show {name}",
         soft_wrap=True,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from rich.markup import escape
 
 from retcon.cli import general as whole
 from retcon.cli import options
@@ -286,7 +287,7 @@ def _print(model: str, result: _Result) -> None:
     steps = about.get("steps")
     for step in steps if isinstance(steps, list) else []:
         if step["note"]:
-            out.print(f"at {step['at']} facts: {step['note']}")
+            out.print(f"at {step['at']} facts: {escape(str(step['note']))}")
     if result.general.asked:
         out.print(whole.print_table(result.general, result.readings))
         if "method" in about and len(result.readings) == 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli.console import Interrupted, bars, out, quiet_libraries, table, write_json
+from retcon.cli.console import Interrupted, bars, out, quiet_libraries, table, visible, write_json
 from retcon.cli.options import Json
 from retcon.errors import InvalidStudy
 from retcon.storage import check_writable
@@ -40,9 +40,9 @@ def validate(file: File) -> None:
     """Check a study file: keys, types, methods, settings, and how these go together."""
     spec = _load(file)
     every = " (a place of `layer: all` counts once)" if _spans_layers(spec) else ""
+    name, blocks = escape(visible(spec.name)), len(spec.blocks)
     out.print(
-        f"[green]✓[/] {spec.name}: {len(spec.blocks)} blocks, {len(spec.entries)} places{every}.",
-        soft_wrap=True,
+        f"[green]✓[/] {name}: {blocks} blocks, {len(spec.entries)} places{every}.", soft_wrap=True
     )
 
 
@@ -177,7 +177,10 @@ def export(
 
     check_writable(output)
     written = tables.export(read_study(folder), output)
-    out.print(f"Wrote [bold]{written}[/] ({written.stat().st_size / 1e6:.1f} MB).", soft_wrap=True)
+    out.print(
+        f"Wrote [bold]{escape(str(written))}[/] ({written.stat().st_size / 1e6:.1f} MB).",
+        soft_wrap=True,
+    )
 
 
 @app.command()

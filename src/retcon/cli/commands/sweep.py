@@ -27,7 +27,7 @@ def sweep(
         str, typer.Option("--cases", help="CounterFact (.json), JSON lines, starter or toyworld.")
     ] = "starter",
     layers: Layers = "all",
-    n: Annotated[int, typer.Option("--n", help="So many facts, each edited alone.")] = 48,
+    n: Annotated[int, typer.Option("--n", help="So many facts, each edited alone.", min=1)] = 48,
     seed: Annotated[int, typer.Option("--seed", help="Which n.")] = 0,
     method: Annotated[str, typer.Option("--method", "-m", help="See `retcon methods`.")] = "emmet",
     set: options.Set = None,
