@@ -173,10 +173,12 @@ def make(
 ) -> Claim:
     """A claim, with the rows of its arms as evidence.
 
-    algebra: it is about what holds of any facts, whichever are scored.
+    algebra: it is about what holds of any facts, whichever are scored. One measurement against
+    itself is so, too.
     """
     arms = list(arms)
-    if not algebra and any(arm.setting.first_written for arm in arms):
+    same = effect.low is not None and effect.low == effect.high
+    if not (algebra or same) and any(arm.setting.first_written for arm in arms):
         text = f"{text} ({FIRST_WRITTEN})"
         verdict = None if verdict is None else "inconclusive"
     return Claim(
