@@ -22,6 +22,9 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive", "no data"]
 # The smallest effect of interest, in points of a score.
 MARGIN = 1.0
 
+# Narrower than this is no interval: sums of equal numbers in another order.
+_NONE = 1e-9
+
 # Why nothing follows from some runs about all of their facts.
 FIRST_WRITTEN = "only the facts that were written first are scored"
 
@@ -177,7 +180,7 @@ def make(
     itself is so, too.
     """
     arms = list(arms)
-    same = effect.low is not None and effect.low == effect.high
+    same = effect.low is not None and effect.high is not None and effect.high - effect.low < _NONE
     if not (algebra or same) and any(arm.setting.first_written for arm in arms):
         text = f"{text} ({FIRST_WRITTEN})"
         verdict = None if verdict is None else "inconclusive"
