@@ -1,4 +1,4 @@
-"""Whether the quicker rule for targets gives equal scores: ES, PS, NS over held-out single edits.
+"""Whether the scores of the quicker rule for targets are told apart: held-out single edits.
 
     python benchmarks/equal_scores.py [--edits 64] [--seed 0]
 

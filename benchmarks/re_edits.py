@@ -28,6 +28,7 @@ from retcon.evaluation.scoring import score_cases
 from retcon.methods.presets import choose
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
+from retcon.report.sameness import SAME
 
 MODEL = "toyworld"
 METRICS = ("ES", "PS", "NS", "token_accuracy")
@@ -79,7 +80,10 @@ def cells(rows: Sequence[Row]) -> list[str]:
 
 
 def differences(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
-    """Scores minus those of other weights, over the same facts."""
+    """Scores minus those of other weights, over the same facts; 0 where all NLLs are the same."""
+    pairs = [(a.nll_new, b.nll_new) for a, b in zip(rows, others, strict=True)]
+    if max(abs(a - b) for a, b in pairs) <= SAME:
+        return ["0.0" for _ in METRICS]
     told: list[str] = []
     for metric in METRICS:
         ends = [mean(case_means(one, metric)) for one in (rows, others)]

@@ -7,7 +7,7 @@ different times are never put together: every question names its `when`.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -235,10 +235,17 @@ class Results:
             parts = [self.statistic(arm, when, part, among) for part in SCORES[:3]]
             known = [part for part in parts if part is not None]
             return harmonic_mean(known) if len(known) == len(parts) else None
-        found = self.pooled(arm, when, metric)
-        if found is None:
-            return None
-        return mean(found if among is None else found.only(among))
+        if among is None:
+            found = self.pooled(arm, when, metric)
+            return mean(found) if found else None
+        runs = tuple(run for run in arm.runs if self._told(run, when, metric, among))
+        found = self.pooled(replace(arm, runs=runs), when, metric)
+        return mean(found.only(among)) if found else None
+
+    def _told(self, run: Run, when: str, metric: str, among: frozenset[str]) -> bool:
+        """Whether a run has a score of any of some (run, case) pairs: others measure nothing."""
+        found = self.means(run.cell, when, metric)
+        return found is not None and any(f"{run.name} {case}" in among for case in found.values)
 
     def estimate(self, arm: Arm, when: str, metric: str) -> Estimate:
         """A score with its interval; all None where there is none."""

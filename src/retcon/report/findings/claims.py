@@ -22,6 +22,9 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive", "no data"]
 # The smallest effect of interest, in points of a score.
 MARGIN = 1.0
 
+# Narrower than this is no interval: sums of equal numbers in another order.
+_NONE = 1e-9
+
 # Why nothing follows from some runs about all of their facts.
 FIRST_WRITTEN = "only the facts that were written first are scored"
 
@@ -173,10 +176,12 @@ def make(
 ) -> Claim:
     """A claim, with the rows of its arms as evidence.
 
-    algebra: it is about what holds of any facts, whichever are scored.
+    algebra: it is about what holds of any facts, whichever are scored. One measurement against
+    itself is so, too.
     """
     arms = list(arms)
-    if not algebra and any(arm.setting.first_written for arm in arms):
+    same = effect.low is not None and effect.high is not None and effect.high - effect.low < _NONE
+    if not (algebra or same) and any(arm.setting.first_written for arm in arms):
         text = f"{text} ({FIRST_WRITTEN})"
         verdict = None if verdict is None else "inconclusive"
     return Claim(

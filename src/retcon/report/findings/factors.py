@@ -169,7 +169,7 @@ def _small(width: Estimate) -> Verdict:
 def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
     """Pairs of families that differ in one factor, all else still, or all else as in the paper.
 
-    Of several the one of most sizes.
+    Of several the one of most sizes, of those whose scored facts stand for all.
     """
     found: list[tuple[tuple[object, ...], Switch]] = []
     for factor in FACTORS:
@@ -183,7 +183,10 @@ def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
                 place = _place(before, factor)
                 switch = Switch(factor, off, on, place)
                 if place and len([s for s in switch.sizes if s < before.n]) > 0:
-                    rank = (place == "paper", -len(switch.sizes), -before.n, *strangeness(before))
+                    rank = (
+                        place == "paper", before.first_written, -len(switch.sizes), -before.n,
+                        *strangeness(before),
+                    )  # fmt: skip
                     found.append((rank, switch))
     order = list(FACTORS)
     ranked = sorted(found, key=lambda item: (order.index(item[1].factor), item[0]))
