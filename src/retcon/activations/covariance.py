@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -257,9 +257,10 @@ class _Sums:
     total: dict[int, Tensor]
     tokens: int = 0
     passes: int = 0
-    # When they were last saved, and how long that took.
-    _saved: float = field(default_factory=time.monotonic, init=False)
-    _took: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        # When they were last saved, and how long that took.
+        self._saved, self._took = time.monotonic(), 0.0
 
     @classmethod
     def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
