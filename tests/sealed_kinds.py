@@ -96,7 +96,8 @@ def partial(_: Path, layers=(0, 1), progress=lambda *_: None) -> torch.Tensor:
     options = MomentOptions(corpus=str(text), corpus_tokens=300, document_tokens=16)
     with (
         mock.patch.object(covariance, "_PASS_TOKENS", 16),
-        mock.patch.object(covariance, "_PASSES_PER_SAVE", 1),
+        mock.patch.object(covariance, "_PER_SAVE", 0.0),
+        mock.patch.object(covariance, "_SAVING", float("inf")),
     ):
         found = load_moments(MODEL, list(layers), options, progress)
         return flat(*(moment.mean for _, moment in found))

@@ -248,7 +248,8 @@ def test_second_moments_that_overflow_are_not_finite():
 def test_second_moments_merge_and_resume(cache, monkeypatch):
     model = pico()
     monkeypatch.setattr("retcon.activations.covariance._PASS_TOKENS", 16)
-    monkeypatch.setattr("retcon.activations.covariance._PASSES_PER_SAVE", 1)
+    monkeypatch.setattr("retcon.activations.covariance._PER_SAVE", 0.0)
+    monkeypatch.setattr("retcon.activations.covariance._SAVING", float("inf"))
     limits = {"tokens": 10_000, "document_tokens": 512}
     whole = collect_moments(model, iter(TEXTS), [1], **limits)[1]
     halves = [

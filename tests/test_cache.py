@@ -52,9 +52,9 @@ def computed(monkeypatch):
         module, name = path.rsplit(".", 1)
         original = getattr(sys.modules[module], name)
 
-        def counting(handle, what, *more):
+        def counting(handle, what, *more, **named):
             counts[kind] += len(what)
-            return original(handle, what, *more)
+            return original(handle, what, *more, **named)
 
         monkeypatch.setattr(path, counting)
 
@@ -199,11 +199,11 @@ def test_an_interrupted_run_keeps_the_groups_that_were_done(entries, monkeypatch
 
     original, calls = remembered.optimise_targets, []
 
-    def interrupted(handle, edits, *more):
+    def interrupted(handle, edits, *more, **named):
         calls.append([edit.id for edit in edits])
         if calls == [["a", "b"], ["c"]]:
             raise KeyboardInterrupt
-        return original(handle, edits, *more)
+        return original(handle, edits, *more, **named)
 
     monkeypatch.setattr(remembered, "optimise_targets", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -320,8 +320,8 @@ def test_a_cached_target_costs_what_it_took(entries, monkeypatch):
 
     original = remembered.optimise_targets
 
-    def slow(*args):
-        made = original(*args)
+    def slow(*args, **named):
+        made = original(*args, **named)
         return made._replace(seconds=torch.full_like(made.seconds, 100.0))
 
     monkeypatch.setattr(remembered, "optimise_targets", slow)

@@ -9,7 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from pico import pico
+from retcon.activations.self_corpus import SelfCorpus
+from retcon.activations.targets import TargetOptions
+from retcon.cache import Unfinished, usage
 from retcon.errors import StorageError
 from retcon.study.worker import Worker
 from tiny_study import task, write_model_and_facts
@@ -207,3 +212,127 @@ def test_what_has_nothing_to_do_says_why(folder, retcon, monkeypatch):
         code, said = words()
     assert code == 0 and f"{some.name} is being run by process {os.getpid()} on" in said
     assert "1 of 2 cells are done, and were before: this run has finished none." in said
+
+
+@pytest.mark.parametrize("contexts", [0, 1])
+@pytest.mark.parametrize("pass_", [2, 5, 9])
+def test_targets_that_are_cut_off_go_on_to_the_same_last_bit(entries, monkeypatch, contexts, pass_):
+    """Some are done then and others are not: all of it is kept."""
+    from retcon.activations import targets
+    from retcon.activations.remembered import recall_targets
+    from test_cache import EDITS, PREFIXES
+
+    options = TargetOptions(
+        steps=10, stop_below=5.4, contexts_per_step=contexts, clamp=4.0, decay=1e-3
+    )
+    model = pico()
+
+    def made():
+        return recall_targets(model, EDITS, PREFIXES, 1, options)
+
+    look, passes = targets._Descent.look, []
+
+    def counted(self, *args):
+        passes.append(1)
+        if len(passes) == pass_:
+            raise KeyboardInterrupt
+        return look(self, *args)
+
+    whole = targets.optimise_targets(model, EDITS, PREFIXES, 1, options)
+    with monkeypatch.context() as patched:
+        patched.setattr(targets._Descent, "look", counted)
+        with pytest.raises(KeyboardInterrupt):
+            made()
+        found = made()
+    assert len(passes) == 1 + int(whole.steps.max())
+    assert len(set(whole.steps.tolist())) > 1
+    for name in ("delta", "anchor", "loss", "nll", "steps"):
+        assert getattr(found, name).equal(getattr(whole, name)), name
+    assert usage("targets")[0].files == len(EDITS)
+
+
+def test_what_is_unfinished_is_written_now_and_then_and_not_after_an_error(entries, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def standing(number):
+        return {"x": torch.full((2,), float(number))}
+
+    def begun():
+        return Unfinished("targets", [{"a": 1}, {"a": 2}])
+
+    def kept():
+        found = begun().read()
+        return None if found is None else float(found["x"][0])
+
+    with pytest.raises(ZeroDivisionError), (one := begun()).until_done():
+        for number in range(5):
+            one.note(standing(number))
+            clock[0] += 7
+        assert kept() == 3.0
+        raise ZeroDivisionError
+    assert kept() is None
+    with pytest.raises(KeyboardInterrupt), (one := begun()).until_done():
+        one.note(standing(8))
+        raise KeyboardInterrupt
+    assert kept() == 8.0
+    with begun().until_done():
+        pass
+    assert kept() is None
+
+
+def test_a_corpus_that_is_cut_off_keeps_its_batches_and_ends_with_the_same_texts(
+    cache, monkeypatch
+):
+    from retcon.activations import self_corpus
+
+    model = pico()
+
+    def corpus():
+        return SelfCorpus(handle=model, tokens=200, document_tokens=16, batch=2)
+
+    whole = list(corpus().texts())
+    (file,) = (cache / "corpora").glob("*.jsonl")
+    written = file.read_bytes()
+    file.unlink()
+    sample, seeds = self_corpus.sample, []
+
+    def cut(*args, seed, **named):
+        seeds.append(seed)
+        if len(seeds) in (3, 5):
+            raise KeyboardInterrupt
+        return sample(*args, seed=seed, **named)
+
+    monkeypatch.setattr(self_corpus, "sample", cut)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            list(corpus().texts())
+    assert list(corpus().texts()) == whole and file.read_bytes() == written
+    # The batch that was cut off is sampled again, and no other.
+    assert seeds == [0, 1, 2, 2, 3, 3, *range(4, 1 + max(seeds))] and max(seeds) >= 3
+    assert [path.name for path in file.parent.iterdir() if path.suffix == ".jsonl"] == [file.name]
+
+
+def test_second_moments_are_kept_by_the_clock_and_not_too_often(cache, monkeypatch):
+    from retcon.activations import covariance
+
+    clock, saved = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def save(path, *_args):
+        saved.append(clock[0])
+        clock[0] += 3  # seconds
+
+    monkeypatch.setattr(covariance, "save_tensors", save)
+    monkeypatch.setattr(covariance, "_PASS_TOKENS", 16)
+    texts = ["The capital city of France is Paris, and that of Italy is Rome."] * 60
+
+    def tick(_task, done, total):
+        clock[0] += 5 if done < total else 0
+
+    covariance.collect_moments(
+        pico(), iter(texts), [1], tokens=1000, document_tokens=16, progress=tick,
+        resume=cache / "partial.safetensors",
+    )  # fmt: skip
+    # After twenty seconds; then, since it took three, not before sixty.
+    assert saved[:3] == [25.0, 25.0 + 3 + 65, 25.0 + 2 * (3 + 65)]

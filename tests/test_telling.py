@@ -196,3 +196,61 @@ def test_a_process_that_is_terminated_leaves_nothing_half_done(folder):
     _, err = child.communicate(timeout=100)
     assert child.returncode == 143 and "Terminated. " in err and "Traceback" not in err
     assert not (folder / "p.safetensors").exists() and not list(folder.rglob(".retcon-*"))
+
+
+def test_an_edit_that_writes_nothing_is_said(folder, retcon):
+    import json
+
+    code, out, err = retcon(
+        "edit", "./model", *FACT, *EMMET, "--set", "steps=1", "-o", "p.safetensors",
+        "--json", "r.json",
+    )  # fmt: skip
+    err = " ".join(err.split())
+    assert code == 0 and "warning: Nothing is written: ΔW is 0 in every layer" in err
+    (note,) = json.loads((folder / "r.json").read_text(encoding="utf-8"))["notes"]
+    assert note.startswith("Nothing is written") and "steps=1" in note and "Saved" in out
+    code, _, err = retcon("edit", "./model", *FACT, *EMMET)
+    assert code == 0 and "Nothing is written" not in err
+
+
+# What each command tells on its way: a task for all that can take long.
+TOLD = {
+    "memit": {
+        "collecting second moments", "factoring second moments", "optimising targets, in steps",
+        "reading keys", "solving for the change", "editing", "scoring prompts",
+        "sampling the corpus `self` (once), in tokens", "letting the model write",
+    },
+    "alphaedit": {"finding the null space of second moments"},
+    "finetune": {"fine-tuning, in steps"},
+    "ultraedit": {"reading gradients"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TOLD)
+def test_all_that_may_take_long_is_told_to_its_end(method, cache):
+    from retcon.editing.measuring import evaluate
+    from retcon.edits import Case, Edit
+    from retcon.evaluation.fluency import generate
+
+    said = {}
+
+    def tell(task, done, total):
+        assert 0 <= done <= total, task
+        said.setdefault(task, []).append((done, total))
+
+    cases = [Case(edit=Edit.parse(FACT[1], FACT[2], id="a", target_old="Paris"))]
+    settings = {"corpus_tokens": 400, "document_tokens": 32, "steps": 3}
+    settings = settings if method in ("memit", "alphaedit") else {}
+    settings |= {"null_threshold": 1e9} if method == "alphaedit" else {}
+    model = pico()
+    evaluate(
+        model, cases, method=method, layers=[1], settings=settings, schedule="sequential",
+        progress=tell,
+    )  # fmt: skip
+    generate(model, cases, when="pre", progress=tell)
+    assert {*said} >= TOLD[method]
+    for task, steps in said.items():
+        assert steps[-1][0] == steps[-1][1], task
+    if method == "memit":
+        assert len(said["optimising targets, in steps"]) >= 4
+        assert len(said["sampling the corpus `self` (once), in tokens"]) > 20

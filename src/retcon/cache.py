@@ -17,9 +17,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
@@ -39,6 +40,8 @@ LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 _LIMIT = 2 * 2**30
 # So full the entries are left when the limit was passed, so that not every one after it evicts.
 _LEFT = 0.9
+# Seconds after which what is unfinished is written again.
+_EVERY = 20.0
 
 Name = Mapping[str, object]
 Entry = Mapping[str, "Tensor"]
@@ -99,6 +102,54 @@ def recall(
         _keep(kind, [digests[i] for i in group], entries)
         recalled |= {i: Recalled(entry, False) for i, entry in zip(group, entries, strict=True)}
     return [recalled[i] for i in range(len(names))]
+
+
+class Unfinished:
+    """How far a computation of entries has come, kept under all their names until it is done.
+
+    It is written every twenty seconds, and when the computation is cut off. Where there is no
+    cache to write to, nothing is kept.
+    """
+
+    def __init__(self, kind: EntryKind, names: Sequence[Name]) -> None:
+        self._kind = kind
+        self._digest = _digest(kind, {"unfinished": [_digest(kind, name) for name in names]})
+        self._path = _path(kind, self._digest)
+        self._noted: Entry | None = None
+        self._written = time.monotonic()
+
+    def read(self) -> Entry | None:
+        """What a computation that was cut off has kept."""
+        return _read(self._kind, self._digest)
+
+    def note(self, standing: Entry) -> None:
+        """Keep how far it has come."""
+        self._noted = standing
+        if time.monotonic() - self._written > _EVERY:
+            self._write()
+
+    @contextmanager
+    def until_done(self) -> Generator[None, None, None]:
+        """Where the computation inside is cut off, keep what it has noted; else forget it."""
+        try:
+            yield
+        except Exception:  # it would end in the same way again
+            self._forget()
+            raise
+        except BaseException:
+            self._write()
+            raise
+        self._forget()
+
+    def _write(self) -> None:
+        if self._noted is not None and limit():
+            with suppress(StorageError):
+                save_tensors(self._path, self._noted, place(self._path))
+        self._written = time.monotonic()
+
+    def _forget(self) -> None:
+        with suppress(OSError):
+            self._path.unlink()
 
 
 def usage(kind: str = "all") -> list[Usage]:

@@ -7,6 +7,7 @@ off goes on where it stopped. What is cached is keyed by everything that changes
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +33,11 @@ from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
 from retcon.storage import cache_folder, make_folder
 
 _FORMAT = 4
-# Tokens in one forward pass, and passes between two savings of the running sums.
+# Tokens in one forward pass, and seconds between two savings of the running sums.
 _PASS_TOKENS = 512
-_PASSES_PER_SAVE = 64
+_PER_SAVE = 20.0
+# A saving is not to take more than this share of the time.
+_SAVING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def collect_moments(
             )
         sums.tokens += int(mask.sum())
         sums.passes = number + 1
-        if resume is not None and sums.passes % _PASSES_PER_SAVE == 0:
+        if resume is not None and sums.due:
             sums.save(resume)
     progress("collecting second moments", tokens, tokens)
     return sums.finish(handle)
@@ -256,6 +259,10 @@ class _Sums:
     tokens: int = 0
     passes: int = 0
 
+    def __post_init__(self) -> None:
+        # When they were last saved, and how long that took.
+        self._saved, self._took = time.monotonic(), 0.0
+
     @classmethod
     def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
         begun = None if resume is None else whole(resume, cls.load)
@@ -271,10 +278,18 @@ class _Sums:
             total = {int(layer): sums for layer, sums in opened.read_all().items()}
         return cls(total, tokens, passes)
 
+    @property
+    def due(self) -> bool:
+        """Whether so much was added since they were last saved that they should be again."""
+        return time.monotonic() - self._saved > max(_PER_SAVE, self._took / _SAVING)
+
     def save(self, path: Path) -> None:
+        started = time.monotonic()
         about = {"tokens": self.tokens, "passes": self.passes}
         tensors = {str(layer): total for layer, total in self.total.items()}
         save_tensors(path, tensors, place(path), about)
+        self._saved = time.monotonic()
+        self._took = self._saved - started
 
     def finish(self, handle: ModelHandle) -> dict[int, SecondMoment]:
         for layer, total in self.total.items():

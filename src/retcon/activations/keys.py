@@ -17,9 +17,11 @@ from retcon.errors import NotFinite
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Located
+from retcon.progress import Progress, silent
 
 # Tokens in one forward pass; the passes end at the deepest layer that is read.
 _TOKENS = 4096
+_TASK = "reading keys"
 
 
 def read_keys(
@@ -28,6 +30,7 @@ def read_keys(
     prefixes: Sequence[str],
     layers: Sequence[int],
     weights: Float64[Tensor, "*averages contexts"],
+    progress: Progress = silent,
 ) -> dict[int, Float64[Tensor, "*averages edits d_in"]]:
     """The averaged key of each edit at each layer, from one pass for all layers and averages.
 
@@ -36,7 +39,7 @@ def read_keys(
     """
     located = locate_all(handle.tokens, edits, prefixes)
     modules = {layer: handle.site(layer).module for layer in layers}
-    read = read_at_lookup(handle, located, modules, of_input=True)
+    read = read_at_lookup(handle, located, modules, of_input=True, progress=progress)
     average: dict[int, Tensor] = {}
     for layer, rows in read.items():
         contexts = rows.double().view(len(edits), len(prefixes), -1)
@@ -55,6 +58,7 @@ def read_at_lookup(
     modules: Mapping[int, nn.Module],
     *,
     of_input: bool,
+    progress: Progress = silent,
 ) -> dict[int, Float[Tensor, "texts width"]]:
     """Input or output of each module (by layer) at the lookup token of each text."""
     heads = [text.ids[: text.lookup + 1] for text in located]
@@ -65,11 +69,15 @@ def read_at_lookup(
     def keep(layer: int, x: Tensor) -> None:
         collected[layer].append(x[:, -1])
 
+    done = 0
     for group in _equal_length(distinct):
+        progress(_TASK, done, len(distinct))
+        done += len(group)
         ids = torch.tensor(group, device=handle.device)
         reading = hooks.read_inputs if of_input else hooks.read_outputs
         with reading(modules, len(group), keep):
             hooks.run_until(deepest, lambda ids=ids: handle.model(input_ids=ids, use_cache=False))
+    progress(_TASK, done, len(distinct))
     place = {ids: i for i, ids in enumerate(distinct)}
     order = torch.tensor([place[ids] for ids in heads])
     return {layer: torch.cat(parts)[order] for layer, parts in collected.items()}

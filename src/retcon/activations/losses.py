@@ -110,6 +110,11 @@ class TargetLoss:
         )
 
     @property
+    def seen(self) -> dict[str, Tensor]:
+        """What was last seen of every context, as it stands here: to be kept, or written anew."""
+        return {"nll": self._nll, "said": self._said, "divergence": self._divergence}
+
+    @property
     def rows(self) -> list[TargetRow]:
         """Every text that a full pass runs."""
         return [text.row for text in self._texts]

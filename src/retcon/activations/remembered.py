@@ -14,8 +14,8 @@ from torch import Tensor
 
 from retcon.activations.contexts import locate_all
 from retcon.activations.keys import read_keys
-from retcon.activations.targets import TargetOptions, Targets, optimise_targets
-from retcon.cache import Entry, Name, recall
+from retcon.activations.targets import TASK, TargetOptions, Targets, optimise_targets
+from retcon.cache import Entry, Name, Unfinished, recall
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -43,10 +43,14 @@ def recall_targets(
     def compute(group: list[int]) -> list[Entry]:
         def advance(task: str, done: int, total: int) -> None:
             del total  # of this group
-            progress(task, group[0] + done, len(edits))
+            progress(task, group[0] * options.steps + done, len(edits) * options.steps)
 
         chosen = [edits[i] for i in group]
-        made = optimise_targets(handle, chosen, prefixes, layer, options, advance)
+        unfinished = Unfinished("targets", [names[i] for i in group])
+        with unfinished.until_done():
+            made = optimise_targets(
+                handle, chosen, prefixes, layer, options, advance, start=unfinished
+            )
         return [_to_entry(made.select(slice(i, i + 1))) for i in range(len(chosen))]
 
     told = {
@@ -56,7 +60,7 @@ def recall_targets(
     shared = {**_shared(handle, layer), "prefixes": prefixes, "options": told}
     names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=options.together)
-    progress("optimising targets", len(edits), len(edits))
+    progress(TASK, len(edits), len(edits))
     device = handle.site(layer).device
     return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
 
@@ -89,7 +93,7 @@ def recall_shared_targets(
         parts.append(recall_targets(handle, own, prefixes, layer, options, progress))
     for group in order[len(alone) :]:
         own = [edits[i] for i in group]
-        parts.append(optimise_targets(handle, own, prefixes, layer, options, tied=True))
+        parts.append(optimise_targets(handle, own, prefixes, layer, options, progress, tied=True))
     places = [i for group in order for i in group]
     return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
 
@@ -100,6 +104,7 @@ def recall_keys(
     prefixes: Sequence[str],
     layer: int,
     weights: Float64[Tensor, "averages contexts"],
+    progress: Progress = silent,
 ) -> Float64[Tensor, "averages edits d_in"]:
     """As `read_keys` at one layer, which is asked for what the cache does not have.
 
@@ -107,11 +112,11 @@ def recall_keys(
         NotFinite: NaN or infinity in an activation.
     """
     if not handle.as_loaded:
-        return read_keys(handle, edits, prefixes, [layer], weights)[layer]
+        return read_keys(handle, edits, prefixes, [layer], weights, progress)[layer]
 
     def compute(group: list[int]) -> list[Entry]:
         chosen = [edits[i] for i in group]
-        keys = read_keys(handle, chosen, prefixes, [layer], weights)[layer]
+        keys = read_keys(handle, chosen, prefixes, [layer], weights, progress)[layer]
         return [{"keys": keys[:, i]} for i in range(len(chosen))]
 
     shared = {**_shared(handle, layer), "weights": weights.tolist()}

@@ -7,7 +7,7 @@ behind a different opening, under a seed, and kept in the cache.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ _OPENINGS = (
     "The", "In", "A", "It", "He", "She", "This", "After", "During", "When", "On", "At", "For",
     "As", "With", "One", "Many", "By", "From", "According to",
 )  # fmt: skip
+_TASK = "sampling the corpus `self` (once), in tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +58,55 @@ class SelfCorpus:
             with locked(Path(f"{path}.lock")):
                 found = whole(path, _load)  # another process may have been quicker
                 if found is None:
-                    found = self._sample()
-                    lines = "".join(json.dumps({"text": text}) + "\n" for text in found)
-                    save_text(path, lines, place(path))
+                    found = self._sample(path.with_suffix(".partial.jsonl"))
+                    _save(path, found)
+                    path.with_suffix(".partial.jsonl").unlink(missing_ok=True)
         yield from found
 
-    def _sample(self) -> list[str]:
-        documents: list[str] = []
-        tokens = rounds = 0
+    def _sample(self, partial: Path) -> list[str]:
+        """All documents. partial: keeps those of the batches that are done."""
+        documents = whole(partial, _load) or []
+        tokens = self._tokens(documents)
         # A document may end early; a model that ends all of them at once is given up on.
-        while tokens < self.tokens and rounds < 10 * self._rounds:
-            self.progress("sampling the corpus `self` (once)", tokens, self.tokens)
-            opening = self.handle.tokens.encode(_OPENINGS[rounds % len(_OPENINGS)])
-            texts = sample(
-                self.handle,
-                opening,
-                count=self.batch,
-                new_tokens=self.document_tokens - len(opening),
-                seed=self.seed * 1_000_000 + rounds,
-            )
+        while tokens < self.tokens and len(documents) < 10 * self._rounds * self.batch:
+            if documents:
+                _save(partial, documents)
+            texts = self._batch(len(documents) // self.batch, tokens)
             documents += texts
-            tokens += sum(len(self.handle.tokens.encode(text)) for text in texts if text)
-            rounds += 1
-        self.progress("sampling the corpus `self` (once)", self.tokens, self.tokens)
+            tokens += self._tokens(texts)
+        self.progress(_TASK, self.tokens, self.tokens)
         return documents
+
+    def _batch(self, number: int, before: int) -> list[str]:
+        """The documents of a batch. before: tokens of earlier ones."""
+        opening = self.handle.tokens.encode(_OPENINGS[number % len(_OPENINGS)])
+
+        def advance(steps: int) -> None:
+            done = before + self.batch * steps
+            self.progress(_TASK, min(done, self.tokens - 1), self.tokens)
+
+        advance(0)
+        return sample(
+            self.handle,
+            opening,
+            count=self.batch,
+            new_tokens=self.document_tokens - len(opening),
+            seed=self.seed * 1_000_000 + number,
+            advance=advance,
+        )
+
+    def _tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(self.handle.tokens.encode(text)) for text in texts if text)
 
     @property
     def _rounds(self) -> int:
         """How many batches of whole documents hold the tokens."""
         return -(-self.tokens // (self.document_tokens * self.batch))
+
+
+def _save(path: Path, documents: Sequence[str]) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    save_text(path, lines, place(path))
 
 
 def _load(path: Path, owner: Owner) -> list[str]:

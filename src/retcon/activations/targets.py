@@ -11,11 +11,10 @@ its own clamp and its own stop.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from math import isnan
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +35,10 @@ from retcon.progress import Progress, silent
 # how many numbers that is of a token in a block: of the hidden width, and of the MLP's.
 _KEPT_SHARE = 1 / 4
 _KEPT_HIDDEN, _KEPT_INNER = 8, 4
+# What is told while they are optimised.
+TASK = "optimising targets, in steps"
+# What a descent has of each edit.
+_OWN = ("active", "nll", "loss", "steps", "said")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,19 @@ class TargetOptions:
     together: Annotated[int, Field(ge=1)] = 32
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
+
+
+@runtime_checkable
+class Halfway(Protocol):
+    """Where a group of edits keeps, between two passes, what it takes to go on from there."""
+
+    def read(self) -> Mapping[str, Tensor] | None:
+        """What an earlier call has kept; None where there is nothing."""
+        ...
+
+    def note(self, standing: Mapping[str, Tensor]) -> None:
+        """Keep how far it has come, now or when it is cut off."""
+        ...
 
 
 class Targets(NamedTuple):
@@ -146,91 +162,194 @@ def optimise_targets(
     options: TargetOptions,
     progress: Progress = silent,
     *,
-    start: Float[Tensor, "edits hidden"] | None = None,
+    start: Float[Tensor, "edits hidden"] | Halfway | None = None,
     tied: bool = False,
 ) -> Targets:
     """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
 
-    start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
+    start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one. Or
+    where edits that are one group keep how far they have come, and have kept it in an earlier call.
     tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are done.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
-    if tied:
-        return _optimise(handle, edits, prefixes, layer, options, start, tied=True)
+    size = len(edits) if tied or isinstance(start, Halfway) else options.together
+    total = len(edits) * options.steps
     parts: list[Targets] = []
-    for first in range(0, len(edits), options.together):
-        progress("optimising targets", first, len(edits))
-        part = slice(first, first + options.together)
-        begin = None if start is None else start[part]
-        parts.append(_optimise(handle, edits[part], prefixes, layer, options, begin))
-    progress("optimising targets", len(edits), len(edits))
+    for first in range(0, len(edits), size):
+        part = slice(first, first + size)
+        begin = start[part] if isinstance(start, Tensor) else start
+
+        def advance(done: int, before: int = first * options.steps) -> None:
+            progress(TASK, before + done, total)
+
+        advance(0)
+        group = _Group(handle, edits[part], prefixes, layer, options, advance)
+        parts.append(group.optimise(begin, tied=tied))
+    progress(TASK, total, total)
     return Targets.join(parts)
 
 
-def _optimise(
-    handle: ModelHandle,
-    edits: Sequence[Edit],
-    prefixes: Sequence[str],
-    layer: int,
-    options: TargetOptions,
-    start: Float[Tensor, "edits hidden"] | None,
-    *,
-    tied: bool = False,
-) -> Targets:
-    """One group of edits, side by side."""
-    started = time.perf_counter()
-    place = Place(layer, options.insertion)
-    size = options.micro_batch or default_micro_batch(handle.outline)
-    losses = TargetLoss(handle, edits, prefixes, place, kl=options.kl, micro_batch=size)
-    anchor = _anchors(handle, edits, place)
-    scale = anchor.norm(dim=-1, keepdim=True)
-    delta = (
-        torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
-    ).requires_grad_()
-    adam = torch.optim.Adam([delta], lr=options.lr)
-    active = torch.ones(len(edits), dtype=torch.bool, device=anchor.device)
-    nll, loss = anchor.new_zeros(len(edits)), anchor.new_zeros(len(edits))
-    steps = torch.zeros(len(edits), dtype=torch.long, device=anchor.device)
-    said = torch.zeros_like(steps)
-    for step, contexts in zip(range(options.steps), _turns(len(prefixes), options), strict=False):
-        last = step == options.steps - 1
-        adam.zero_grad(set_to_none=False)
-        now = losses(delta, active, contexts, backward=not last)
-        penalty = options.decay * delta.norm(dim=-1) / anchor.norm(dim=-1).square()
+class _Group(NamedTuple):
+    """Edits that are optimised side by side. advance: is told how many of their passes are made."""
+
+    handle: ModelHandle
+    edits: Sequence[Edit]
+    prefixes: Sequence[str]
+    layer: int
+    options: TargetOptions
+    advance: Callable[[int], None]
+
+    def optimise(
+        self, start: Float[Tensor, "edits hidden"] | Halfway | None, *, tied: bool
+    ) -> Targets:
+        """Their targets, from the beginning or from where an earlier call was cut off."""
+        started = time.perf_counter()
+        place, options = Place(self.layer, self.options.insertion), self.options
+        size = options.micro_batch or default_micro_batch(self.handle.outline)
+        losses = TargetLoss(
+            self.handle, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
+        )
+        anchor = _anchors(self.handle, self.edits, place)
+        halfway = None if isinstance(start, Tensor) else start
+        kept = None if halfway is None else halfway.read()
+        warm = start if isinstance(start, Tensor) else None
+        descent = _Descent(anchor, losses, options, tied, warm)
+        if kept is not None:
+            descent.go_on_from(kept)
+            started -= float(kept["seconds"])
+        while True:
+            total = descent.look(_turn(descent.passes, len(self.prefixes), options))
+            if not torch.isfinite(total).all():
+                raise NotFinite(_describe_not_finite(self.handle, self.edits, total, self.layer))
+            self.advance(descent.made)
+            if descent.ended:
+                break
+            descent.move()
+            if halfway is not None:
+                halfway.note(descent.standing(time.perf_counter() - started))
+        each = (time.perf_counter() - started) / len(self.edits)
+        return descent.targets(each).to(self.handle.site(self.layer).device)
+
+
+class _Descent:
+    """δ of a group on its way down.
+
+    passes: how many were made. active: which edits are not done. nll, loss: as last seen of each,
+    while it was active; steps: in how many passes. said: in how many its target was.
+    """
+
+    def __init__(
+        self,
+        anchor: Float[Tensor, "edits hidden"],
+        losses: TargetLoss,
+        options: TargetOptions,
+        tied: bool,
+        start: Float[Tensor, "edits hidden"] | None,
+    ) -> None:
+        self._anchor, self._losses, self._options, self._tied = anchor, losses, options, tied
+        self._scale = anchor.norm(dim=-1, keepdim=True)
+        begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
+        self._delta = begin.requires_grad_()
+        self._adam = torch.optim.Adam([self._delta], lr=options.lr)
+        self.passes = 0
+        self.active = torch.ones(len(anchor), dtype=torch.bool, device=anchor.device)
+        self.nll, self.loss = anchor.new_zeros(len(anchor)), anchor.new_zeros(len(anchor))
+        self.steps = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
+        self.said = torch.zeros_like(self.steps)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further pass is to be made."""
+        return self.passes >= self._options.steps or not bool(self.active.any())
+
+    @property
+    def made(self) -> int:
+        """Passes of all edits; who is done has made all of hers."""
+        return int(torch.where(self.active, self.steps, self._options.steps).sum())
+
+    def look(self, contexts: list[int]) -> Float[Tensor, " edits"]:
+        """One pass: the whole loss of each edit that was not done, and the gradient.
+
+        There is no gradient after the last pass, and a loss of 0 of those that were done.
+        """
+        options, active = self._options, self.active
+        self.passes += 1
+        self._adam.zero_grad(set_to_none=False)
+        last = self.passes == options.steps
+        now = self._losses(self._delta, active, contexts, backward=not last)
+        penalty = options.decay * self._delta.norm(dim=-1) / self._anchor.norm(dim=-1).square()
         total = now.nll + options.kl * now.kl + penalty.detach()
-        if not torch.isfinite(total[active]).all():
-            raise NotFinite(_describe_not_finite(handle, edits, total, layer))
-        nll, loss = torch.where(active, now.nll, nll), torch.where(active, total, loss)
-        steps += active
-        said += now.said & now.complete
+        self.nll = torch.where(active, now.nll, self.nll)
+        self.loss = torch.where(active, total, self.loss)
+        self.steps += active
+        self.said += now.said & now.complete
         done = now.complete & (total < options.stop_below)
         if options.stop_when_said:
-            done |= said >= options.stop_when_said
-        active &= ~(done.all() if tied else done)
-        if last or not active.any():
-            break
-        penalty.sum().backward()
-        with torch.no_grad():
-            if tied and delta.grad is not None:
-                delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
-            before = delta.clone()
-            adam.step()
-            norm = delta.norm(dim=-1, keepdim=True)
-            clamped = delta * (options.clamp * scale / norm.clamp_min(1e-30)).clamp_max(1)
-            delta.copy_(torch.where(active.unsqueeze(1), clamped, before))
-    seconds = torch.full_like(loss, (time.perf_counter() - started) / len(edits))
-    cached = torch.zeros_like(active)
-    made = Targets(delta.detach(), anchor, loss, nll, steps, seconds, cached, losses.short)
-    return made.to(handle.site(layer).device)
+            done |= self.said >= options.stop_when_said
+        self.active = active & ~(done.all() if self._tied else done)
+        if not self.ended:
+            penalty.sum().backward()
+        return torch.where(active, total, 0)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """One update of the edits that are not done."""
+        delta = self._delta
+        if self._tied and delta.grad is not None:
+            delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
+        before = delta.clone()
+        self._adam.step()
+        norm = delta.norm(dim=-1, keepdim=True)
+        most = self._options.clamp * self._scale
+        clamped = delta * (most / norm.clamp_min(1e-30)).clamp_max(1)
+        delta.copy_(torch.where(self.active.unsqueeze(1), clamped, before))
+
+    def standing(self, seconds: float) -> dict[str, Tensor]:
+        """All that the next pass depends on, beside what is read from the model anew."""
+        adam = self._adam.state[self._delta]
+        own = {name: getattr(self, name) for name in _OWN}
+        moments = {f"adam.{name}": value for name, value in adam.items()}
+        seen = {f"seen.{name}": value for name, value in self._losses.seen.items()}
+        kept = {**own, **moments, **seen, "delta": self._delta.detach()}
+        numbers = {"passes": self.passes, "seconds": seconds}
+        kept |= {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return {name: value.clone() for name, value in kept.items()}
+
+    @torch.no_grad()
+    def go_on_from(self, kept: Mapping[str, Tensor]) -> None:
+        """Stand where an earlier descent of the same edits stood."""
+        for name in _OWN:
+            setattr(self, name, kept[name].to(getattr(self, name)))
+        self.passes = int(kept["passes"])
+        self._delta.copy_(kept["delta"])
+        self._adam.state[self._delta] = {
+            name.removeprefix("adam."): value.to(self._delta) if value.ndim else value.clone()
+            for name, value in kept.items()
+            if name.startswith("adam.")
+        }
+        for name, value in self._losses.seen.items():
+            value.copy_(kept[f"seen.{name}"])
+
+    def targets(self, seconds: float) -> Targets:
+        """What came of it. seconds: of each edit."""
+        return Targets(
+            delta=self._delta.detach(),
+            anchor=self._anchor,
+            loss=self.loss,
+            nll=self.nll,
+            steps=self.steps,
+            seconds=torch.full_like(self.loss, seconds),
+            cached=torch.zeros_like(self.active),
+            short=self._losses.short,
+        )
 
 
-def _turns(contexts: int, options: TargetOptions) -> Iterator[list[int]]:
-    """The contexts that each step looks at: all of them, or so many in turn."""
+def _turn(step: int, contexts: int, options: TargetOptions) -> list[int]:
+    """The contexts that a step looks at: all of them, or so many in turn."""
     size = min(options.contexts_per_step or contexts, contexts)
-    for first in count(0, size):
-        yield sorted((first + i) % contexts for i in range(size))
+    return sorted((step * size + i) % contexts for i in range(size))
 
 
 def _anchors(

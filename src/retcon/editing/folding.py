@@ -85,6 +85,7 @@ class Fold:
 
     def step(self) -> Step:
         """Solve and write the next batch."""
+        self.progress("editing", self.written, len(self.edits))
         staleness, stale = self._staleness(), self.schedule.refresh.stale
         anew = staleness is None or stale == 0 or staleness > stale
         if anew:
@@ -125,7 +126,7 @@ class Fold:
         while True:
             part = self.waiting.select(slice(0, size))
             started = time.perf_counter()
-            update = self.editor.edit(self.model, part, self.state)
+            update = self.editor.edit(self.model, part, self.state, self.progress)
             signals = self._on_trial(update, part)
             spent += time.perf_counter() - started
             verdict = self._verdict(len(part.edits), signals)

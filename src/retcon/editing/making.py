@@ -16,6 +16,11 @@ from retcon.model.handle import ModelHandle
 from retcon.patch.format import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
 
+_NOTHING = (
+    "Nothing is written: ΔW is 0 in every layer, and the model stays as it is. Either every target "
+    "was said already, or no update was made (steps=1 makes none)."
+)
+
 
 def edit(
     model: ModelHandle,
@@ -111,4 +116,6 @@ def patch_of(
         edits=records,
         rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
     )
+    if not any(delta.norm() for delta in deltas.values()):
+        notes = (*notes, _NOTHING)
     return Patch(deltas=deltas, about=about, notes=notes)

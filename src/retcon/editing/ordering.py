@@ -18,17 +18,24 @@ from torch import Tensor
 from retcon.activations.remembered import recall_keys
 from retcon.edits import Case
 from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
 
 ByKeys = Literal["clustered", "dispersed"]
 
 _ROUNDS = 20
 
 
-def by_keys(model: ModelHandle, cases: Sequence[Case], layer: int, order: ByKeys) -> list[Case]:
+def by_keys(
+    model: ModelHandle,
+    cases: Sequence[Case],
+    layer: int,
+    order: ByKeys,
+    progress: Progress = silent,
+) -> list[Case]:
     """The cases in another order, by the keys of their bare prompts in the untouched model."""
     edits = [case.edit for case in cases]
     bare = torch.ones(1, 1, dtype=torch.float64)
-    keys = recall_keys(model, edits, ("",), layer, bare)[0]
+    keys = recall_keys(model, edits, ("",), layer, bare, progress)[0]
     return [cases[i] for i in arranged(keys, order)]
 
 

@@ -76,6 +76,7 @@ def solve(
     check(editor, edits, schedule)
     size = schedule.batch_size
     together = size * ahead(schedule, editor)
+    progress("editing", first * size, len(edits))
     for start in range(first * size, len(edits), together):
         started = time.perf_counter()
         found = editor.features(model, edits[start : start + together], state, progress)
@@ -83,7 +84,7 @@ def solve(
         for begin in range(0, len(found.edits), size):
             part = found.select(slice(begin, begin + size))
             started = time.perf_counter()
-            update = editor.edit(model, part, state)
+            update = editor.edit(model, part, state, progress)
             seconds = time.perf_counter() - started + own_seconds(part, shared)
             at = start + begin + len(part.edits)
             progress("editing", at, len(edits))

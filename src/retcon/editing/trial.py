@@ -159,7 +159,7 @@ class Looks:
         rows: list[Row] = []
         if "immediate" in self.when and not step.undone:
             asked = telling(self.scored(cases, step))
-            rows += score_cases(model, asked, when="immediate", step=number)
+            rows += score_cases(model, asked, when="immediate", step=number, progress=progress)
         own = 0 if step.undone else len(step.edits)
         written, unwritten = standing(cases[: step.at]), cases[step.at :]
         new = {case.edit.id for case in cases[step.at - own : step.at]}
@@ -271,7 +271,7 @@ def watch(
             for telling in [_telling(editor, _replayed(editor, state, [step.update]))]
         ]
         records = [StepRecord.of(model, step) for step in group]
-        yield Seen(group, records, score_looks(model, found))
+        yield Seen(group, records, score_looks(model, found, progress))
 
 
 def _each(step: Step) -> dict[str, list[float] | list[str]]:

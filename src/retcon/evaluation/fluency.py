@@ -18,6 +18,7 @@ from retcon.edits import Case
 from retcon.evaluation.rows import When
 from retcon.model.handle import ModelHandle
 from retcon.model.sampling import sample_behind
+from retcon.progress import Progress, silent
 
 _TOKENS, _TOP_K, _SEED = 100, 5, 0
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -36,7 +37,12 @@ class Generation(NamedTuple):
 
 
 def generate(
-    handle: ModelHandle, cases: Sequence[Case], *, when: When, step: int = 0
+    handle: ModelHandle,
+    cases: Sequence[Case],
+    *,
+    when: When,
+    step: int = 0,
+    progress: Progress = silent,
 ) -> list[Generation]:
     """Let the model go on behind each case's openings, or behind its prompt where it has none."""
     asked = [
@@ -45,7 +51,9 @@ def generate(
         for index, opening in enumerate(case.openings or (case.edit.text,))
     ]
     heads = [handle.tokens.prompt(opening) for _, _, opening in asked]
-    texts = sample_behind(handle, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K)
+    texts = sample_behind(
+        handle, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K, progress=progress
+    )
     return [
         Generation(case.edit.id, case.relation, when, step, index, text, generation_entropy(text))
         for (case, index, _), text in zip(asked, texts, strict=True)

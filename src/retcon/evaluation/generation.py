@@ -11,6 +11,7 @@ from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.sampling import greedy
 from retcon.model.tokens import Tokens
+from retcon.progress import Progress, silent
 from retcon.scripts import begins_with, plain
 
 # A target may be said in other tokens than it is spelt in, and must end where a word ends, which
@@ -51,6 +52,7 @@ def exact_matches(
     wanted: Sequence[Sequence[str]],
     drafts: Sequence[Ask],
     found: Sequence[Prediction],
+    progress: Progress = silent,
 ) -> list[bool]:
     """Whether one of the wanted answers is said, generating only where the draft is no verdict.
 
@@ -73,6 +75,7 @@ def exact_matches(
         [drafts[i].ids[: drafts[i].start] for i in open_],
         [_length(tokens, drafts[i], wanted[i]) for i in open_],
         [drafts[i].owner for i in open_],
+        progress,
     )
     for i, ids in zip(open_, generated, strict=True):
         text = tokens.decode_begun(ids)
@@ -80,11 +83,17 @@ def exact_matches(
     return [bool(verdict) for verdict in said]
 
 
-def continuations(handle: ModelHandle, texts: Sequence[str], *, new_tokens: int = 8) -> list[str]:
+def continuations(
+    handle: ModelHandle,
+    texts: Sequence[str],
+    *,
+    new_tokens: int = 8,
+    progress: Progress = silent,
+) -> list[str]:
     """The greedy continuation of each text, for a person to read."""
     heads = [handle.tokens.prompt(text) for text in texts]
     lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
-    said = greedy(Overlay(handle=handle), heads, lengths, owners)
+    said = greedy(Overlay(handle=handle), heads, lengths, owners, progress)
     return [handle.tokens.decode_begun(ids) for ids in said]
 
 

@@ -194,7 +194,7 @@ def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) ->
     drafts = [ask for one in asked for ask in one.drafts]
     found = predict(overlay, [*asks, *drafts], progress)
     wanted = [answers for one in asked for answers in one.said]
-    exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :]))
+    exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :], progress))
     scores = iter([_score(overlay.handle, *pair) for pair in zip(asks, found, strict=False)])
     return [
         Scored(list(islice(scores, len(one.asks))), list(islice(exact, len(one.drafts))))

@@ -39,6 +39,7 @@ from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
 from retcon.progress import Progress, silent
 
+_TASK = "fine-tuning, in steps"
 Changes = Mapping[int, Float[Tensor, "d_out d_in"]]
 
 
@@ -85,13 +86,15 @@ class FineTune:
         unknown = torch.full((len(edits),), torch.nan)
         return Features.without_keys(edits, Targets.without_delta(unknown, steps=0))
 
-    def edit(self, model: ModelHandle, features: Features, state: State) -> Update:
+    def edit(
+        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
+    ) -> Update:
         """Optimise the change of all layers together; the model itself is not touched.
 
         Raises:
             NotFinite: the loss is NaN or infinite.
         """
-        changes, fit = self._optimised(model, features.edits, state)
+        changes, fit = self._optimised(model, features.edits, state, progress)
         unknown = torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
         return Update(
             ids=tuple(edit.id for edit in features.edits),
@@ -114,7 +117,7 @@ class FineTune:
         return torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
 
     def _optimised(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State
+        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress
     ) -> tuple[Changes, Fit]:
         """The change of each layer, and how the optimisation went."""
         texts = continuations(model, edits)
@@ -123,6 +126,7 @@ class FineTune:
         adam = torch.optim.Adam(changes.values(), lr=self.lr)
         loss, step = 0.0, 0
         for step in range(1, self.steps + 1):
+            progress(_TASK, step - 1, self.steps)
             adam.zero_grad()
             loss = self._loss(model, texts, changes)
             if not isfinite(loss):
@@ -138,6 +142,7 @@ class FineTune:
             with torch.no_grad():
                 for layer, change in changes.items():
                     change.clamp_(*boxes[layer])
+        progress(_TASK, self.steps, self.steps)
         return {k: change.detach() for k, change in changes.items()}, Fit(loss, step)
 
     def _loss(self, model: ModelHandle, texts: Sequence[Continuation], changes: Changes) -> float:

@@ -70,9 +70,11 @@ class InContext:
         unknown = torch.full((len(edits),), torch.nan)
         return Features.without_keys(edits, Targets.without_delta(unknown, steps=0))
 
-    def edit(self, model: ModelHandle, features: Features, state: State) -> Update:
+    def edit(
+        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
+    ) -> Update:
         """Change no layer; the facts are to be kept."""
-        del model, state
+        del model, state, progress
         unknown = torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
         return Update(
             ids=tuple(edit.id for edit in features.edits),

@@ -31,6 +31,7 @@ from retcon.methods.writing import Rows, Wish, Written, carried, control, proces
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
+_SOLVING = "solving for the change"
 _COVARIANCE, _DIVIDED, _PLAIN = MetricOptions(), ResidualOptions(), StepOptions()
 
 
@@ -85,10 +86,12 @@ class LocateThenEdit:
         metrics: dict[int, Metric] = {}
         tokens: list[int] = []
         for layer, moment in load_moments(model, self.layers, self.moments, progress):
+            progress(self.metric.task, len(metrics), len(self.layers))
             mean = moment.into_mean().to(model.site(layer).weight.device)
             jitter = self.moments.jitter
             metrics[layer] = self.metric.metric(mean, jitter=jitter, ridge=self.ridge)
             tokens.append(moment.tokens)
+        progress(self.metric.task, len(metrics), len(self.layers))
         controls: dict[int, Control] = {}
         if self.step.budget:
             for layer, metric in metrics.items():
@@ -108,7 +111,7 @@ class LocateThenEdit:
         first = self.layers[0]
         # The first context is the bare prompt: one pass gives both.
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
-        keys, bare = recall_keys(model, edits, state.prefixes, first, averages)
+        keys, bare = recall_keys(model, edits, state.prefixes, first, averages, progress)
         targets = self._targets(model, edits, state, self._aim, progress)
         outputs = wanted = stood = None
         if len(self.layers) == 1:
@@ -121,7 +124,9 @@ class LocateThenEdit:
             stood = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
         return Features(tuple(edits), targets, keys, bare, outputs, wanted, stood)
 
-    def edit(self, model: ModelHandle, features: Features, state: State) -> Update:
+    def edit(
+        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
+    ) -> Update:
         """Solve for the change of each layer; the model is as before afterwards.
 
         Raises:
@@ -139,6 +144,7 @@ class LocateThenEdit:
         wishes: dict[int, Wish] = {}
         with model.scratch():
             for layer in self.layers:
+                progress(_SOLVING, len(done), len(self.layers))
                 wish = wishes[layer] = self._wish(model, features, state, layer)
                 try:
                     done[layer] = self._written(model, wish, rows, state, layer, ridge)
@@ -146,6 +152,7 @@ class LocateThenEdit:
                     raise _name_collision(collision, features, rows, state, layer) from collision
                 if layer != self.layers[-1]:
                     model.write({layer: done[layer].delta})
+        progress(_SOLVING, len(done), len(self.layers))
         last = wishes[self.layers[-1]]
         deltas = {layer: written.delta for layer, written in done.items()}
         chosen, whole = rows.written, self.accumulate

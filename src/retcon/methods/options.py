@@ -38,6 +38,12 @@ class MetricOptions:
                 f"the ridge, or take base=covariance."
             )
 
+    @property
+    def task(self) -> str:
+        """What is told while it is made: an eigen-decomposition takes far longer than a factor."""
+        named = {"null-space": "finding the null space of second moments"}
+        return named.get(self.base, "factoring second moments")
+
     def metric(
         self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float
     ) -> Metric:

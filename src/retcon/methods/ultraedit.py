@@ -79,9 +79,11 @@ class UltraEdit:
         answers, nll = read_answers(model, edits, self.layers, size, progress)
         return Features.without_keys(edits, Targets.without_delta(nll, steps=1), answers)
 
-    def edit(self, model: ModelHandle, features: Features, state: State) -> Update:
+    def edit(
+        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
+    ) -> Update:
         """Solve for the change of each layer; the model is not touched."""
-        del model
+        del model, progress  # it takes but a moment
         answers = features.answers
         assert answers is not None
         deltas: dict[int, LowRankDelta] = {}

@@ -4,14 +4,38 @@ from collections.abc import Callable, Sequence
 
 import torch
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.tokens import by_length
+from retcon.progress import Progress, silent
 
+_WRITING = "letting the model write"
+Advance = Callable[[int], None]
 # Prompt tokens that are generated behind at a time.
 _TOKENS = 512
+
+
+def ignore(_steps: int) -> None:
+    """Who wants to know nothing."""
+
+
+class _Steps(BaseStreamer):
+    """Is handed each token that is generated, and tells how many there were."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._steps = -1  # the prompt comes first
+
+    def put(self, value: torch.Tensor) -> None:
+        del value
+        self._steps += 1
+        self._advance(self._steps)
+
+    def end(self) -> None:
+        """It tells nothing new."""
 
 
 def sample(
@@ -22,14 +46,16 @@ def sample(
     new_tokens: int,
     seed: int,
     top_k: int = 0,
+    advance: Advance = ignore,
 ) -> list[str]:
     """`count` continuations of one prompt, prompt included, without special tokens.
 
     Shorter where the model has no positions for more.
 
-    top_k: draw from the k most probable tokens; 0 draws from the whole distribution.
+    top_k: draw from the k most probable tokens; 0 draws from the whole distribution. advance: is
+    told how many tokens of each there are.
     """
-    rows = _sampled(handle, [prompt] * count, new_tokens, seed, top_k)
+    rows = _sampled(handle, [prompt] * count, new_tokens, seed, top_k, advance)
     return [handle.tokens.decode(row) for row in rows]
 
 
@@ -40,6 +66,7 @@ def sample_behind(
     total_tokens: int,
     seed: int,
     top_k: int = 0,
+    progress: Progress = silent,
 ) -> list[str]:
     """One continuation of each prompt, prompt included, of so many tokens in all.
 
@@ -47,19 +74,28 @@ def sample_behind(
     """
     found = [""] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
+    done = 0
     for length in sorted(set(lengths)):
         equal = [i for i in range(len(prompts)) if lengths[i] == length]
         for part in by_length([length] * len(equal), _TOKENS):
+            progress(_WRITING, done, len(prompts))
+            done += len(part)
             rows = [equal[i] for i in part]
             new = max(1, total_tokens - length)
             out = _sampled(handle, [prompts[i] for i in rows], new, seed + rows[0], top_k)
             for i, ids in zip(rows, out, strict=True):
                 found[i] = handle.tokens.decode(ids)
+    progress(_WRITING, done, len(prompts))
     return found
 
 
 def _sampled(
-    handle: ModelHandle, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int, top_k: int
+    handle: ModelHandle,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    seed: int,
+    top_k: int,
+    advance: Advance = ignore,
 ) -> list[list[int]]:
     """Sampled continuations of prompts of one length, in one batch; prompts included."""
     new_tokens = handle.tokens.positions.room(len(prompts[0]), new_tokens)
@@ -79,6 +115,7 @@ def _sampled(
                 temperature=1.0,
                 max_new_tokens=new_tokens,
                 pad_token_id=_padding(handle),
+                streamer=_Steps(advance),
             )
         except RuntimeError as error:
             if "probability tensor contains" in str(error):
@@ -95,6 +132,7 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     new_tokens: Sequence[int],
     owners: Sequence[int],
+    progress: Progress = silent,
 ) -> list[tuple[int, ...]]:
     """The most probable continuation of each prompt, freely generated, as many tokens as asked.
 
@@ -103,9 +141,12 @@ def greedy(
     """
     found: list[tuple[int, ...]] = [()] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
+    done = 0
     for length in sorted(set(lengths)):
         equal = [i for i in range(len(prompts)) if lengths[i] == length]
         for part in by_length([length] * len(equal), _TOKENS):
+            progress(_WRITING, done, len(prompts))
+            done += len(part)
             rows = [equal[i] for i in part]
             out = _greedy(
                 overlay,
@@ -115,6 +156,7 @@ def greedy(
             )
             for i, row in zip(rows, out, strict=True):
                 found[i] = tuple(row[: new_tokens[i]])
+    progress(_WRITING, done, len(prompts))
     return found
 
 

@@ -133,6 +133,7 @@ class _Run:
                 Task(cell, *made.cases(cell), self._path(cell), made.beside(cell))
                 for cell in waiting
             ]
+            self.progress("cells", 0, len(tasks))
             for number, ended in enumerate(self._executed(tasks, worker), start=1):
                 self.ended[ended.cell] = ended
                 self.notes += ended.notes if ended.state == "done" else ()

@@ -137,12 +137,12 @@ class Worker:
         check_cases(model.tokens, looks.chosen(task.cases))
         state = self._begin(model, cell, editor, progress)
         if isinstance(cell.order, str):
-            cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order))
+            cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order, progress))
             task = task._replace(cases=cases)
         asked = looks.chosen(task.cases) if "pre" in cell.when else []
         pre = score_cases(model, asked, when="pre", progress=progress)
         run = _Run(model, editor, state, task, folder, looks)
-        before = run.written("pre") if cell.generation else []
+        before = run.written("pre", progress) if cell.generation else []
         untouched = self._untouched(model, task.general, progress)
         parts += run.go_on(parts, progress)
         folder.finish(parts, pre, before, self.device, untouched)
@@ -204,7 +204,7 @@ class _Run(NamedTuple):
         schedule, cases = self.task.cell.plan, self.task.cases
         past = [step for part in parts for step in part.past]
         texts = [case.edit.text for case in self._examples()] if schedule.carry else []
-        before = continuations(self.model, texts) if texts else []
+        before = continuations(self.model, texts, progress=progress) if texts else []
         made: list[Part] = []
         index = len(past)
         for seen in watch(
@@ -212,7 +212,7 @@ class _Run(NamedTuple):
             past=past, looks=self.looks,
         ):  # fmt: skip
             last = schedule.carry and seen.steps[-1].at == len(cases)
-            end = self._at_the_end(before, seen.telling) if last else None
+            end = self._at_the_end(before, seen.telling, progress) if last else None
             reading = self._reading(seen.steps[-1], progress) if schedule.carry else None
             made.append(
                 self.folder.commit(index, seen, carried=schedule.carry, end=end, reading=reading)
@@ -233,10 +233,10 @@ class _Run(NamedTuple):
         """The cases that are shown before and after."""
         return self.looks.chosen(self.task.cases)[:_EXAMPLES]
 
-    def _at_the_end(self, before: Sequence[str], telling: Telling) -> End:
+    def _at_the_end(self, before: Sequence[str], telling: Telling, progress: Progress) -> End:
         """What is kept of the model when all edits are in it."""
         texts = [case.edit.text for case in telling(self._examples())]
-        after = continuations(self.model, texts) if texts else []
+        after = continuations(self.model, texts, progress=progress) if texts else []
         digest = hashlib.sha256()
         for layer in self.editor.layers:
             digest.update(self.model.master(layer).cpu().contiguous().numpy().tobytes())
@@ -247,11 +247,13 @@ class _Run(NamedTuple):
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
         ]  # fmt: skip
-        written = self.written("final", telling) if self.task.cell.generation else []
+        written = self.written("final", progress, telling) if self.task.cell.generation else []
         return End(digest.hexdigest(), examples, [list(text) for text in written])
 
-    def written(self, when: When, telling: Telling = as_they_are) -> list[Generation]:
+    def written(
+        self, when: When, progress: Progress, telling: Telling = as_they_are
+    ) -> list[Generation]:
         """What the model writes by itself about the scored cases."""
         step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
         asked = telling(self.looks.chosen(self.task.cases))
-        return generate(self.model, asked, when=when, step=step)
+        return generate(self.model, asked, when=when, step=step, progress=progress)

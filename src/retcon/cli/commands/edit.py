@@ -132,10 +132,10 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
         )  # fmt: skip
         texts = [case.edit.text for case in cases[:8]]
         pre = score_cases(model, cases, when="pre", progress=progress)
-        before = continuations(model, texts)
+        before = continuations(model, texts, progress=progress)
         with patch.applied(model):
             final = score_cases(model, cases, when="final", progress=progress)
-            after = continuations(model, texts)
+            after = continuations(model, texts, progress=progress)
     said = list(zip(texts, before, after, strict=True))
     return _Result(patch, said, {"pre": summarise(pre), "final": summarise(final)})
 

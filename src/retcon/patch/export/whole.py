@@ -7,6 +7,7 @@ that is, is measured here, and what it does to the facts is a matter of scoring 
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from shutil import copyfile
 from typing import BinaryIO, NamedTuple
@@ -34,6 +35,7 @@ from retcon.patch.format import Patch, mismatch
 from retcon.progress import Progress, silent
 
 DELTA = "delta.safetensors"
+_MERGING = "merging, in tensors"
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).
 _CHUNK = 2**24
 
@@ -82,14 +84,21 @@ def write_merged(
         raise PatchMismatch(f"{said} Name the model it was made for.")
     edited = _edited(patch, checkpoint)
     lost: dict[int, Rounding] = {}
-    for done, shard in enumerate(checkpoint.shards):
+    total, before = sum(len(shard.pieces) for shard in checkpoint.shards), 0
+    for shard in checkpoint.shards:
+
+        def advance(done: int, before: int = before) -> None:
+            progress(_MERGING, before + done, total)
+
+        advance(0)
         ours = {name: edit for (file, name), edit in edited.items() if file == shard.file}
         target = folder / shard.file.name
         if ours or dtype is not None:
-            lost |= _write_shard(target, shard, ours, dtype)
+            lost |= _write_shard(target, shard, ours, dtype, advance)
         else:
             copyfile(shard.file, target)
-        progress("merging", done + 1, len(checkpoint.shards))
+        before += len(shard.pieces)
+    progress(_MERGING, total, total)
     _copy_rest(checkpoint.folder, folder, dtype)
     use = [
         "from transformers import AutoModelForCausalLM",
@@ -136,16 +145,25 @@ def _edited(patch: Patch, checkpoint: Checkpoint) -> dict[tuple[Path, str], _Edi
 
 
 def _write_shard(
-    target: Path, shard: Shard, edited: dict[str, _Edited], dtype: torch.dtype | None
+    target: Path,
+    shard: Shard,
+    edited: dict[str, _Edited],
+    dtype: torch.dtype | None,
+    advance: Callable[[int], None],
 ) -> dict[int, Rounding]:
-    """Write a shard with some tensors changed and all floats in a dtype."""
+    """Write a shard with some tensors changed and all floats in a dtype.
+
+    advance: is told how many of its tensors are written.
+    """
     from safetensors import safe_open
 
     lost: dict[int, Rounding] = {}
+    number = count()
     pieces = {name: _recast(piece, dtype) for name, piece in shard.pieces.items()}
     with safe_open(shard.file, framework="pt") as source:
 
         def write(name: str, stream: BinaryIO) -> None:
+            advance(next(number))
             if name in edited:
                 made = FLOATS[pieces[name].code]
                 merging = _Merging(source.get_tensor(name), edited[name].transposed, made)
