@@ -20,11 +20,15 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 from retcon.errors import Damaged, InvalidSetting, RetconWarning, StorageError, UnknownName
-from retcon.sealed import Owner, check_folder, open_tensors, save_tensors
+from retcon.progress import Progress, silent
+from retcon.sealed import Looked, Owner, check_folder, look
+from retcon.sealed_tensors import check, open_tensors, save_tensors
 from retcon.storage import cache_folder, is_temporary, sweep
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 
 # Bytes of all entries together, where RETCON_CACHE_LIMIT does not say how many.
 _LIMIT = 2 * 2**30
+_SUFFIXES = (".safetensors", ".json", ".jsonl")
 # So full the entries are left when the limit was passed, so that not every one after it evicts.
 _LEFT = 0.9
 
@@ -107,12 +112,8 @@ def usage(kind: str = "all") -> list[Usage]:
     Raises:
         UnknownName: there is no such kind.
     """
-    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
-    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
-    if kind not in known:
-        raise UnknownName.among("kind", kind, known)
     used: list[Usage] = []
-    for name in known[kind]:
+    for name in _kinds(kind):
         sizes = [stat.st_size for _, stat in _files(name)]
         used.append(Usage(name, cache_folder() / name, len(sizes), sum(sizes)))
     return used
@@ -136,6 +137,41 @@ def clear(kind: str = "entries") -> list[Usage]:
                 f"{error.strerror or error}. Is it yours, and is no other run using it?"
             ) from error
     return removed
+
+
+def verify(kind: str = "all", progress: Progress = silent) -> list[Looked]:
+    """Look at all that is kept of a kind, of all `entries` or of `all` kinds; change nothing.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    paths = {name: _sealed_paths(name) for name in _kinds(kind)}
+    total, done = sum(map(len, paths.values())), count(1)
+
+    def one(path: Path) -> bool:
+        progress("verifying the cache", next(done), total)
+        return check(path, place(path))
+
+    return [look(name, [partial(one, path) for path in each]) for name, each in paths.items()]
+
+
+def _sealed_paths(kind: str) -> list[Path]:
+    """The files of a kind, or of models the folders: what is no lock and nothing in the making."""
+    folder = cache_folder() / kind
+    if kind == "models":
+        found = [path for path in folder.glob("*") if path.is_dir()]
+    else:
+        found = [path for path, _ in _files(kind) if path.suffix in _SUFFIXES]
+    hidden = (path for path in found if any(p[0] == "." for p in path.relative_to(folder).parts))
+    return sorted({*found} - {*hidden})
+
+
+def _kinds(kind: str) -> tuple[str, ...]:
+    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
+    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
+    if kind not in known:
+        raise UnknownName.among("kind", kind, known)
+    return known[kind]
 
 
 def place(path: Path) -> Owner:
