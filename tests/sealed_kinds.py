@@ -142,7 +142,9 @@ def damaged_patches(folder: Path) -> list[str]:
 
 
 def stacked(folder: Path) -> torch.Tensor:
-    return flat(*(d.left.T @ d.right for d in Ledger(folder / "ledger").stack().deltas.values()))
+    """The stack with both patches in it."""
+    stack = Ledger(folder / "ledger").stack(at=2)
+    return flat(*(d.left.T @ d.right for d in stack.deltas.values()))
 
 
 def damaged_ledger(folder: Path) -> list[str]:
@@ -156,7 +158,7 @@ STUDY = """retcon_study: 1
 name: tiny
 model: model
 threads: 1
-data: {cases: facts.jsonl}
+data: {cases: facts.jsonl, unique_subjects: true}
 tuning: {ridges: [30, 300], n: 2}
 defaults: {method: memit, layer: 1, n: 4, schedule: sequential-batch, settings: SETTINGS}
 blocks:
@@ -173,11 +175,12 @@ def studied(folder: Path) -> None:
 
 
 def reported(folder: Path) -> torch.Tensor:
-    """Everything that a report reads."""
+    """Everything that is read of finished cells, and of what says which they are."""
     study = read_study(folder / "study")
     read_file(study.folder)
     numbers = [one.ridge for one in study.tuned]
-    for cell in sorted({point.cell for point in study.points if point.cell}):
+    tuning = {cell for one in study.tuned for cell in one.cells}
+    for cell in sorted(tuning | {point.cell for point in study.points if point.cell}):
         rows, steps = study.rows(cell), study.steps(cell)
         numbers += [study.environment(cell)["threads"], *rows["nll_new"], *rows["step"]]
         numbers += [step["at"] for step in steps] + [len(study.examples(cell))]

@@ -235,18 +235,19 @@ def same(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-TRIES = [(name, damage) for name in KINDS for damage in DAMAGE]
+# A patch file may be called anything; of these there is but one, or all are equal.
+NOT_SWAPPED = {"patches", "ledgers", "studies", "study files", "tunings", "environments"}
+TRIES = [(name, damage) for name in KINDS for damage in DAMAGE
+         if damage != "swapped" or name not in NOT_SWAPPED]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "damage"), TRIES, ids="-".join)
+@pytest.mark.parametrize(("name", "damage"), TRIES, ids=["-".join(each) for each in TRIES])
 def test_damage_is_told_and_nothing_wrong_comes_of_it(name, damage, good, tmp_path, monkeypatch):
     kind, (folder, expected) = KINDS[name], good(name)
     copy = shutil.copytree(folder, tmp_path / "copy" / "cache")
     use_as_cache(copy, monkeypatch)
     assert kind.verify(copy) == []
     files = sorted(path for path in copy.glob(kind.files) if path.is_file())
-    if damage == "swapped" and len({file.read_bytes() for file in files}) < 2:
-        pytest.skip("there is one of it only, or they are equal")
     DAMAGE[damage](files)
     assert kind.verify(copy)
     if kind.outcome == "named":

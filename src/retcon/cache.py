@@ -94,7 +94,7 @@ def recall(
     group is kept before the next begins, so an interrupted run keeps what it has.
     """
     digests = [_digest(kind, name) for name in names]
-    found = [_read(kind, digest) for digest in digests]
+    found = _without_damage(kind, [_read(kind, digest) for digest in digests])
     recalled = {i: Recalled(entry, True) for i, entry in enumerate(found) if entry is not None}
     missing = [i for i, entry in enumerate(found) if entry is None]
     size = together or max(1, len(missing))
@@ -184,6 +184,15 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
 
     One that is damaged is said and removed, so that it is made anew.
     """
+    found = _trusted(path, read)
+    if isinstance(found, Damaged):
+        warnings.warn(f"{found} It is made anew.", RetconWarning, stacklevel=2)
+        return None
+    return found
+
+
+def _trusted(path: Path, read: Callable[[Path, Owner], R]) -> R | Damaged | None:
+    """As `whole`, which says the damage."""
     try:
         return read(path, place(path))
     except FileNotFoundError:
@@ -191,8 +200,7 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
     except Damaged as error:
         with suppress(OSError):  # of a cache that may be read only
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        warnings.warn(f"{error} It is made anew.", RetconWarning, stacklevel=2)
-    return None
+        return error
 
 
 def is_whole(folder: Path) -> bool:
@@ -217,13 +225,23 @@ def _path(kind: str, digest: str) -> Path:
     return cache_folder() / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _read(kind: str, digest: str) -> Entry | None:
+def _without_damage(kind: str, found: list[Entry | Damaged | None]) -> list[Entry | None]:
+    """The entries that are to be trusted; the others are said in one line."""
+    damaged = [one for one in found if isinstance(one, Damaged)]
+    if damaged:
+        others = f" So are {len(damaged) - 1} more of the {kind}." if len(damaged) > 1 else ""
+        said = f"{damaged[0]} It is made anew.{others}"
+        warnings.warn(said, RetconWarning, stacklevel=3)
+    return [None if isinstance(one, Damaged) else one for one in found]
+
+
+def _read(kind: str, digest: str) -> Entry | Damaged | None:
     """An entry, marked as used now."""
     if limit() == 0:
         return None
     path = _path(kind, digest)
-    found = whole(path, _load)
-    if found is not None:
+    found = _trusted(path, _load)
+    if found is not None and not isinstance(found, Damaged):
         with suppress(OSError):  # of a cache that may be read only
             os.utime(path)
     return found
