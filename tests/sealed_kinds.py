@@ -1,11 +1,13 @@
 """Every kind of file that is written and read back, each with a use that shows what is read.
 
-`make` leaves a folder with files of the kind, two at least, so that they can change places;
-`use` reads them again and returns what was made of them. After damage a kind that is `anew` gives
-the same as before and says that it was made again; one that is `named` gives an error that names
-it, or what `otherwise` says.
+`make` leaves a folder with files of the kind, two where they can change places; `use` reads them
+again and returns what was made of them; `verify` lists what is damaged. After damage a kind that
+is `anew` gives the same as before and says that it was made again; one that is `named` gives an
+error that names it.
 """
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +16,26 @@ from unittest import mock
 
 import torch
 
+import tiny_study
 from pico import pico
+from retcon import cache
 from retcon.activations import covariance
 from retcon.activations.covariance import MomentOptions, load_moments
 from retcon.editing.making import edit
 from retcon.edits import Case, Edit
+from retcon.errors import InvalidLedger, InvalidStudy
 from retcon.evaluation.scoring import score_cases
 from retcon.model.load import load
+from retcon.patch.format import load_patch
+from retcon.patch.ledger import Ledger
+from retcon.patch.verifying import verify, verify_file
 from retcon.storage import cache_folder
+from retcon.study.reading import read_file, read_study
+from retcon.study.runner import run_study
+from retcon.study.spec import parse_spec
+from retcon.study.verifying import verify as verify_study
 from retcon.toyworld import train
+from tiny_study import write_model_and_facts
 
 FACTS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a", target_old="Rome"),
@@ -42,6 +55,7 @@ class Kind(NamedTuple):
     files: str
     make: Callable[[Path], object]
     use: Callable[[Path], torch.Tensor]
+    verify: Callable[[Path], list[str]]
 
 
 def flat(*parts: torch.Tensor) -> torch.Tensor:
@@ -109,12 +123,110 @@ def trained(_: Path) -> torch.Tensor:
     return flat(*load(str(folder)).model.parameters())
 
 
+def damaged_in_cache(_: Path) -> list[str]:
+    return [why for one in cache.verify() for why in one.damaged]
+
+
+def patches(folder: Path) -> None:
+    """Two patches, and a ledger of both from which a fact was taken back."""
+    ledger = Ledger(folder / "ledger")
+    for fact in FACTS:
+        patch = edit(MODEL, [fact], method="memit", layers=(0, 1), settings=FAST)
+        patch.save(folder / f"{fact.id}.safetensors")
+        ledger.add(folder / f"{fact.id}.safetensors", who="ann")
+    ledger.undo(ledger.choose(["a"]), who="ann")
+
+
+def applied(folder: Path) -> torch.Tensor:
+    found = [load_patch(folder / f"{fact.id}.safetensors") for fact in FACTS]
+    return flat(*(d.left.T @ d.right for patch in found for d in patch.deltas.values()))
+
+
+def damaged_patches(folder: Path) -> list[str]:
+    found = [f for fact in FACTS for f in verify_file(folder / f"{fact.id}.safetensors")]
+    return [one.problem for one in found if one.problem]
+
+
+def stacked(folder: Path) -> torch.Tensor:
+    """The stack with both patches in it."""
+    stack = Ledger(folder / "ledger").stack(at=2)
+    return flat(*(d.left.T @ d.right for d in stack.deltas.values()))
+
+
+def damaged_ledger(folder: Path) -> list[str]:
+    try:
+        return [one.problem for one in verify(Ledger(folder / "ledger")) if one.problem]
+    except InvalidLedger as error:
+        return [str(error)]
+
+
+STUDY = """retcon_study: 1
+name: tiny
+model: model
+threads: 1
+data: {cases: facts.jsonl, unique_subjects: true}
+tuning: {ridges: [30, 300], n: 2}
+defaults: {method: memit, layer: 1, n: 4, schedule: sequential-batch, settings: SETTINGS}
+blocks:
+  - {name: sizes, batch_size: [1, 2]}
+  - {name: tuned, batch_size: 2, settings: {ridge: tuned}}
+"""
+
+
+def studied(folder: Path) -> None:
+    write_model_and_facts(folder, paraphrased=True)
+    settings = json.dumps(tiny_study.FAST)
+    with contextlib.chdir(folder):
+        run_study(parse_spec(STUDY.replace("SETTINGS", settings)), folder / "study")
+
+
+def reported(folder: Path) -> torch.Tensor:
+    """Everything that is read of finished cells, and of what says which they are."""
+    study = read_study(folder / "study")
+    read_file(study.folder)
+    numbers = [one.ridge for one in study.tuned]
+    tuning = {cell for one in study.tuned for cell in one.cells}
+    for cell in sorted(tuning | {point.cell for point in study.points if point.cell}):
+        rows, steps = study.rows(cell), study.steps(cell)
+        numbers += [study.environment(cell)["threads"], *rows["nll_new"], *rows["step"]]
+        numbers += [step["at"] for step in steps] + [len(study.examples(cell))]
+    return torch.tensor(numbers)
+
+
+def damaged_study(folder: Path) -> list[str]:
+    try:
+        found = verify_study(read_study(folder / "study"))
+        return [why for one in found for why in one.damaged]
+    except InvalidStudy as error:
+        return [str(error)]
+
+
+def of_cache(files: str, make: Callable[..., object], use: Callable[..., torch.Tensor]) -> Kind:
+    return Kind("anew", files, make, use, damaged_in_cache)
+
+
+def of_study(files: str) -> Kind:
+    return Kind("named", f"study/{files}", studied, reported, damaged_study)
+
+
 KINDS = {
-    "targets": Kind("anew", "targets/*/*", edited, edited),
-    "keys": Kind("anew", "keys/*/*", edited, edited),
-    "scores": Kind("anew", "scores/*/*", edited, edited),
-    "moments": Kind("anew", "moments/*/layer-*", edited, edited),
-    "partial moments": Kind("anew", "moments/*/partial-*", begun, partial),
-    "corpora": Kind("anew", "corpora/*.jsonl", corpora, told),
-    "models": Kind("anew", "models/*/*", trained, trained),
+    "targets": of_cache("targets/*/*", edited, edited),
+    "keys": of_cache("keys/*/*", edited, edited),
+    "scores": of_cache("scores/*/*", edited, edited),
+    "moments": of_cache("moments/*/layer-*", edited, edited),
+    "partial moments": of_cache("moments/*/partial-*", begun, partial),
+    "corpora": of_cache("corpora/*.jsonl", corpora, told),
+    "models": of_cache("models/*/*", trained, trained),
+    "patches": Kind("named", "?.safetensors", patches, applied, damaged_patches),
+    "ledgers": Kind("named", "ledger/ledger.json", patches, stacked, damaged_ledger),
+    "events": Kind("named", "ledger/events/*", patches, stacked, damaged_ledger),
+    "patches of ledgers": Kind("named", "ledger/patches/*", patches, stacked, damaged_ledger),
+    "studies": of_study("study.json"),
+    "study files": of_study("study.yaml"),
+    "tunings": of_study("tuned.json"),
+    "cells": of_study("cells/*/done.json"),
+    "rows": of_study("cells/*/rows.parquet"),
+    "steps": of_study("cells/*/steps.jsonl"),
+    "examples": of_study("cells/*/examples.json"),
+    "environments": of_study("cells/*/environment.json"),
 }

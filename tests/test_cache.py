@@ -240,6 +240,15 @@ def test_a_damaged_or_foreign_file_is_made_again(damage, entries):
     assert remember(["one", "two"]) == [True, True]
 
 
+def test_many_that_are_damaged_are_said_in_one_line(entries):
+    remember("abcd")
+    for file in entries.rglob("*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.warns(RetconWarning) as said:
+        assert remember("abcd") == [False] * 4
+    assert len(said) == 1 and "So are 3 more of the targets" in str(said[0].message)
+
+
 def test_what_is_not_finite_is_not_kept(entries):
     remember(["nan"], value=float("nan"))
     assert remember(["nan"], value=float("inf")) == [False]

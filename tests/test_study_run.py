@@ -118,6 +118,21 @@ def test_a_damaged_part_is_told_and_only_what_follows_is_run_again(folder, monke
     assert_same(folder, whole, json.loads((cut.folder / "done.json").read_text()))
 
 
+def test_a_step_of_another_cell_is_not_taken(folder, monkeypatch):
+    """Both are whole, and both are the third of their cells."""
+    whole = finish(task(folder, "whole"))
+    cut, other = task(folder, "cut"), task(folder, "other", settings={"ridge": 9.0})
+    for one in (cut, other):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patched, 4)
+            Worker(1).run(one)
+    name = "step-000002.safetensors"
+    (cut.folder / name).write_bytes((other.folder / name).read_bytes())
+    ended = Worker(1).run(cut)
+    assert ended.state == "done" and "another's" in ended.notes[0]
+    assert_same(folder, whole, json.loads((cut.folder / "done.json").read_text()))
+
+
 def interrupt_after(monkeypatch, parts: int) -> None:
     """Ctrl-C right after so many batches were kept."""
     kept = CellFolder.commit

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 
 from retcon.errors import InvalidStudy
+from retcon.sealed import load_record
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
@@ -150,6 +151,50 @@ def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, 
     code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
     assert code == 0 and f"{place}.damaged-1" in out and f"{tuning}.damaged-1" in out
     assert kept() == before
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("copied", [True, False])
+def test_cells_in_others_folders_are_told_and_run_again(folder, retcon, sealed, copied):
+    start()
+    before, study = kept(), read_study("study")
+    one, two = (study.cell(str(p.cell)) for p in study.points[:2])
+    if not sealed:  # as they were written before there were digests of whose they are
+        for done in Path("study").glob("cells/*/done.json"):
+            done.write_text(json.dumps(load_record(done, {}).value), encoding="utf-8")
+    spare = one.rename(one.with_name("spare"))
+    if copied:
+        shutil.copytree(two, one)
+        shutil.rmtree(spare)
+    else:
+        two.rename(one)
+        spare.rename(two)
+    code, _, err = retcon("study", "export", "study", "-o", "all.parquet")
+    assert code == 2 and "another" in err
+    code, out, err = retcon("study", "verify", "study")
+    assert code == 2 and one.name in out and "damaged" in out, err
+    code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 0 and f"{one.name}.damaged-1" in out
+    assert (f"{two.name}.damaged-1" in out) is not copied
+    if sealed:
+        assert kept() == before
+    code, out, _ = retcon("study", "verify", "study")
+    assert code == 0, out
+
+
+def test_a_study_file_that_was_changed_is_not_resumed_by(folder, retcon):
+    start()
+    before, file = kept(), Path("study/study.yaml")
+    file.write_bytes(file.read_bytes().replace(b"batch_size: 2", b"batch_size: 3"))
+    code, _, err = retcon("study", "resume", "study")
+    assert code == 2 and "study.yaml" in err and "retcon study run" in err
+    assert {k: v for k, v in kept().items() if k != "study.yaml"} == {
+        k: v for k, v in before.items() if k != "study.yaml"
+    }
+    # On purpose it can be run as it is, and is then the file that it was last run with.
+    code, _, err = retcon("study", "run", str(file), "--out", "other", "--data", ".")
+    assert code == 0, err
+    assert retcon("study", "resume", "other", "--data", ".")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["study.json", "tuned.json"])

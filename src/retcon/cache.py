@@ -21,11 +21,15 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 from retcon.errors import Damaged, InvalidSetting, RetconWarning, StorageError, UnknownName
-from retcon.sealed import Owner, check_folder, open_tensors, save_tensors
+from retcon.progress import Progress, silent
+from retcon.sealed import Looked, Owner, check_folder, look
+from retcon.sealed_tensors import check, open_tensors, save_tensors
 from retcon.storage import cache_folder, is_temporary, sweep
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 
 # Bytes of all entries together, where RETCON_CACHE_LIMIT does not say how many.
 _LIMIT = 2 * 2**30
+_SUFFIXES = (".safetensors", ".json", ".jsonl")
 # So full the entries are left when the limit was passed, so that not every one after it evicts.
 _LEFT = 0.9
 # Seconds after which what is unfinished is written again.
@@ -92,7 +97,7 @@ def recall(
     group is kept before the next begins, so an interrupted run keeps what it has.
     """
     digests = [_digest(kind, name) for name in names]
-    found = [_read(kind, digest) for digest in digests]
+    found = _without_damage(kind, [_read(kind, digest) for digest in digests])
     recalled = {i: Recalled(entry, True) for i, entry in enumerate(found) if entry is not None}
     missing = [i for i, entry in enumerate(found) if entry is None]
     size = together or max(1, len(missing))
@@ -158,12 +163,8 @@ def usage(kind: str = "all") -> list[Usage]:
     Raises:
         UnknownName: there is no such kind.
     """
-    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
-    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
-    if kind not in known:
-        raise UnknownName.among("kind", kind, known)
     used: list[Usage] = []
-    for name in known[kind]:
+    for name in _kinds(kind):
         sizes = [stat.st_size for _, stat in _files(name)]
         used.append(Usage(name, cache_folder() / name, len(sizes), sum(sizes)))
     return used
@@ -189,6 +190,41 @@ def clear(kind: str = "entries") -> list[Usage]:
     return removed
 
 
+def verify(kind: str = "all", progress: Progress = silent) -> list[Looked]:
+    """Look at all that is kept of a kind, of all `entries` or of `all` kinds; change nothing.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    paths = {name: _sealed_paths(name) for name in _kinds(kind)}
+    total, done = sum(map(len, paths.values())), count(1)
+
+    def one(path: Path) -> bool:
+        progress("verifying the cache", next(done), total)
+        return check(path, place(path))
+
+    return [look(name, [partial(one, path) for path in each]) for name, each in paths.items()]
+
+
+def _sealed_paths(kind: str) -> list[Path]:
+    """The files of a kind, or of models the folders: what is no lock and nothing in the making."""
+    folder = cache_folder() / kind
+    if kind == "models":
+        found = [path for path in folder.glob("*") if path.is_dir()]
+    else:
+        found = [path for path, _ in _files(kind) if path.suffix in _SUFFIXES]
+    hidden = (path for path in found if any(p[0] == "." for p in path.relative_to(folder).parts))
+    return sorted({*found} - {*hidden})
+
+
+def _kinds(kind: str) -> tuple[str, ...]:
+    known = {name: (name,) for name in (*ENTRIES, *LARGE)}
+    known |= {"entries": ENTRIES, "all": (*ENTRIES, *LARGE)}
+    if kind not in known:
+        raise UnknownName.among("kind", kind, known)
+    return known[kind]
+
+
 def place(path: Path) -> Owner:
     """Whose a file of the cache is: its place there names all that it depends on."""
     return {"kind": "cache", "place": path.relative_to(cache_folder()).as_posix()}
@@ -199,6 +235,15 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
 
     One that is damaged is said and removed, so that it is made anew.
     """
+    found = _trusted(path, read)
+    if isinstance(found, Damaged):
+        warnings.warn(f"{found} It is made anew.", RetconWarning, stacklevel=2)
+        return None
+    return found
+
+
+def _trusted(path: Path, read: Callable[[Path, Owner], R]) -> R | Damaged | None:
+    """As `whole`, which says the damage."""
     try:
         return read(path, place(path))
     except FileNotFoundError:
@@ -206,8 +251,7 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
     except Damaged as error:
         with suppress(OSError):  # of a cache that may be read only
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        warnings.warn(f"{error} It is made anew.", RetconWarning, stacklevel=2)
-    return None
+        return error
 
 
 def is_whole(folder: Path) -> bool:
@@ -232,13 +276,23 @@ def _path(kind: str, digest: str) -> Path:
     return cache_folder() / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _read(kind: str, digest: str) -> Entry | None:
+def _without_damage(kind: str, found: list[Entry | Damaged | None]) -> list[Entry | None]:
+    """The entries that are to be trusted; the others are said in one line."""
+    damaged = [one for one in found if isinstance(one, Damaged)]
+    if damaged:
+        others = f" So are {len(damaged) - 1} more of the {kind}." if len(damaged) > 1 else ""
+        said = f"{damaged[0]} It is made anew.{others}"
+        warnings.warn(said, RetconWarning, stacklevel=3)
+    return [None if isinstance(one, Damaged) else one for one in found]
+
+
+def _read(kind: str, digest: str) -> Entry | Damaged | None:
     """An entry, marked as used now."""
     if limit() == 0:
         return None
     path = _path(kind, digest)
-    found = whole(path, _load)
-    if found is not None:
+    found = _trusted(path, _load)
+    if found is not None and not isinstance(found, Damaged):
         with suppress(OSError):  # of a cache that may be read only
             os.utime(path)
     return found

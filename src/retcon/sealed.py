@@ -2,6 +2,7 @@
 
     record    a JSON object with one more key, `seal`
     tensors   a safetensors file; its header is a sealed record, with the digest of each tensor
+              (`sealed_tensors`)
     text      a first line that is a sealed record, `# {…}`, with the digest of what follows
     folder    any files, and a sealed record beside them, `seal.json`, with the digest of each
 
@@ -14,25 +15,18 @@ and `sealed` is false. Seals find accidents. Who changes a file on purpose can s
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from retcon.errors import Damaged, StorageError
+from retcon.errors import Damaged, RetconError, StorageError
 from retcon.storage import write_whole
-
-if TYPE_CHECKING:
-    from safetensors import safe_open
-    from torch import Tensor
 
 SEAL = "seal"
 FOLDER = "seal.json"
 # Hidden, and so no part of the folder: sizes and times of the files that were last found whole.
 _SEEN = ".seen.json"
-# Where the header of a safetensors file keeps the record.
-_HEADER = "retcon"
 _LINE = b"# "
 _CAUSES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -66,7 +60,7 @@ def save_record(
     Raises:
         StorageError: no space or no permission.
     """
-    text = json.dumps(_sealed(value, owner), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(seal(value, owner), indent=2, ensure_ascii=False) + "\n"
     write_whole(target, lambda work: work.write_bytes(text.encode()), sync=sync)
 
 
@@ -77,9 +71,9 @@ def load_record(path: Path, owner: Owner) -> Record:
         Damaged: it is not what was written, or another's.
         FileNotFoundError: there is none.
     """
-    with _reading(path):
+    with reading(path):
         found = json.loads(path.read_bytes())
-        return _opened(found, owner, path)
+        return unseal(found, owner, path)
 
 
 def save_text(target: Path, text: str, owner: Owner, *, sync: bool = False) -> None:
@@ -89,7 +83,7 @@ def save_text(target: Path, text: str, owner: Owner, *, sync: bool = False) -> N
         StorageError: no space or no permission.
     """
     content = text.encode()
-    line = json.dumps(_sealed({"sha256": hashlib.sha256(content).hexdigest()}, owner))
+    line = json.dumps(seal({"sha256": hashlib.sha256(content).hexdigest()}, owner))
     whole = _LINE + line.encode() + b"\n" + content
     write_whole(target, lambda work: work.write_bytes(whole), sync=sync)
 
@@ -101,16 +95,16 @@ def load_text(path: Path, owner: Owner) -> Record:
         Damaged: it is not what was written, or another's.
         FileNotFoundError: there is none.
     """
-    with _reading(path):
+    with reading(path):
         whole = path.read_bytes()
         line, ended, content = whole.partition(b"\n")
         if not ended:
             raise Damaged(f"{path} is damaged: not even its first line is whole.")
         if not line.startswith(_LINE + b"{") and f'"{SEAL}"'.encode() not in line:
             return Record(whole.decode(), sealed=False)
-        said = _opened(json.loads(line.removeprefix(_LINE)), owner, path)
+        said = unseal(json.loads(line.removeprefix(_LINE)), owner, path)
         if not said.sealed or said.value["sha256"] != hashlib.sha256(content).hexdigest():
-            raise _differs(path)
+            raise differs(path)
         return Record(content.decode(), sealed=True)
 
 
@@ -118,93 +112,6 @@ def bare(text: str) -> str:
     """A text without the line of a seal that stood before it in another file."""
     line, _, rest = text.partition("\n")
     return rest if line.startswith(_LINE.decode() + "{") and f'"{SEAL}"' in line else text
-
-
-def save_tensors(
-    target: Path,
-    tensors: Mapping[str, "Tensor"],
-    owner: Owner,
-    about: Mapping[str, object] | None = None,
-    *,
-    sync: bool = False,
-) -> None:
-    """Write tensors and a record about them, sealed together, whole or not at all.
-
-    Raises:
-        StorageError: no space or no permission.
-    """
-    from safetensors.torch import save_file
-
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digests = {name: _digest_of_tensor(kept[name]) for name in sorted(kept)}
-    header = {_HEADER: json.dumps(_sealed(about or {}, owner, digests))}
-    write_whole(target, lambda work: save_file(kept, work, header), sync=sync)
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """An open file of tensors, each of which is checked as it is read.
-
-    about: the record in the header, or what stands there in its place. metadata: the header.
-    """
-
-    path: Path
-    about: Any
-    sealed: bool
-    metadata: Mapping[str, str]
-    names: tuple[str, ...]
-    _stream: "safe_open"
-    _digests: Mapping[str, str]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, which costs nothing."""
-        return tuple(self._stream.get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """A tensor's dtype as the format calls it: F32, or F64."""
-        return str(self._stream.get_slice(name).get_dtype())
-
-    def read(self, name: str) -> "Tensor":
-        """A tensor. It is a copy: a view of the file would change, or be gone, with the file.
-
-        Raises:
-            Damaged: it is not what was written.
-        """
-        found = self._stream.get_tensor(name).clone()
-        if self.sealed and _digest_of_tensor(found) != self._digests[name]:
-            raise _differs(self.path)
-        return found
-
-    def read_all(self) -> dict[str, "Tensor"]:
-        """Every tensor by its name.
-
-        Raises:
-            Damaged: one is not what was written.
-        """
-        return {name: self.read(name) for name in self.names}
-
-
-@contextmanager
-def open_tensors(path: Path, owner: Owner) -> Generator[Tensors, None, None]:
-    """Open a file of tensors; its header and the list of its tensors are checked at once.
-
-    Raises:
-        Damaged: it is not what was written, or another's.
-        FileNotFoundError: there is none.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    with _reading(path):
-        try:
-            with safe_open(path, framework="pt") as stream:
-                metadata = stream.metadata() or {}
-                said, told = _header(metadata, owner, path)
-                names = tuple(sorted(stream.keys()))
-                if said.sealed and {*names} != {*told}:
-                    raise _differs(path)
-                yield Tensors(path, said.value, said.sealed, metadata, names, stream, told)
-        except SafetensorError as error:
-            raise Damaged(f"{path} is damaged: {error}.") from error
 
 
 def seal_folder(folder: Path, owner: Owner) -> None:
@@ -220,7 +127,7 @@ def seal_folder(folder: Path, owner: Owner) -> None:
 def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
     """Whether a folder is sealed.
 
-    anew: read all of it again. Without, files are not that were looked at before and have had the
+    anew: read all of it again. Without, files are left out that were read before and have had the
     same sizes, times and places on the disk ever since: a large model is read once, not each time.
 
     Raises:
@@ -230,7 +137,7 @@ def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
     if not (folder / FOLDER).exists() and folder.is_dir():
         return False
     found = load_record(folder / FOLDER, owner)
-    with _reading(folder / FOLDER):
+    with reading(folder / FOLDER):
         files: dict[str, str] = found.value["files"]
         other = {*files} ^ {*_files(folder)}
         if other:
@@ -241,31 +148,36 @@ def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
             return True
         for name, wanted in files.items():
             if digest_of(folder / name) != wanted:
-                raise _differs(folder / name)
+                raise differs(folder / name)
     if not anew:
         with suppress(StorageError):  # of a folder that may be read only
             save_record(folder / _SEEN, stamps, seen)
     return True
 
 
-def check(path: Path, owner: Owner) -> bool:
-    """Look at all of a file or folder of any kind; whether it is sealed.
+class Looked(NamedTuple):
+    """What was found of all of one kind. damaged: why, of each that is."""
 
-    Raises:
-        Damaged: it is not what was written, or another's.
-        FileNotFoundError: there is none.
-    """
-    if path.is_dir():
-        return check_folder(path, owner)
-    if path.suffix == ".safetensors":
-        with open_tensors(path, owner) as opened:
-            for name in opened.names:
-                opened.read(name)
-            return opened.sealed
-    return (load_record if path.suffix == ".json" else load_text)(path, owner).sealed
+    kind: str
+    whole: int
+    unsealed: int
+    damaged: tuple[str, ...]
 
 
-def _sealed(
+def look(kind: str, found: Iterable[Callable[[], bool]]) -> Looked:
+    """Look at all of a kind. found: of each, what tells whether it is sealed or raises an error."""
+    counts, damaged = [0, 0], list[str]()
+    for one in found:
+        try:
+            counts[one()] += 1
+        except RetconError as error:
+            damaged.append(str(error))
+        except FileNotFoundError:
+            continue  # another process may have removed it
+    return Looked(kind, counts[True], counts[False], tuple(damaged))
+
+
+def seal(
     value: Mapping[str, object], owner: Owner, tensors: Mapping[str, str] | None = None
 ) -> dict[str, object]:
     """A record with its seal."""
@@ -275,16 +187,16 @@ def _sealed(
     return {**plain, SEAL: {**told, "sha256": digest([plain, told])}}
 
 
-def _opened(found: object, owner: Owner, path: Path) -> Record:
+def unseal(found: object, owner: Owner, path: Path) -> Record:
     """A record without its seal, which is checked."""
     if not isinstance(found, dict) or SEAL not in found:
         if _holds_a_seal(found):
-            raise _differs(path)
+            raise differs(path)
         return Record(found, sealed=False)
     told = {**found[SEAL]}
     plain = {key: value for key, value in found.items() if key != SEAL}
     if told.pop("sha256", None) != digest([plain, told]):
-        raise _differs(path)
+        raise differs(path)
     wanted, said = json.loads(json.dumps({**owner})), told["owner"]
     other = [key for key in wanted if said.get(key) != wanted[key]]
     if other:
@@ -299,30 +211,6 @@ def _holds_a_seal(found: object) -> bool:
     """Whether there is a seal under another name: damage must not pass for an older version."""
     values = found.values() if isinstance(found, dict) else ()
     return any(isinstance(value, dict) and {"owner", "sha256"} <= {*value} for value in values)
-
-
-def _header(metadata: Mapping[str, str], owner: Owner, path: Path) -> tuple[Record, dict[str, str]]:
-    """The record in a header, and the digests of the tensors that its seal tells."""
-    text = metadata.get(_HEADER, "")
-    try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        found = text
-    said = _opened(found, owner, path)
-    if said.sealed:
-        return said, found[SEAL]["tensors"]
-    if any(f'"{SEAL}"' in each for each in metadata.values()):
-        raise _differs(path)
-    return said, {}
-
-
-def _digest_of_tensor(tensor: "Tensor") -> str:
-    """sha256 of a tensor's dtype, shape and bytes."""
-    import torch
-
-    found = hashlib.sha256(digest([str(tensor.dtype), list(tensor.shape)]).encode())
-    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _files(folder: Path) -> list[str]:
@@ -348,12 +236,13 @@ def _list(owner: Mapping[str, object], keys: list[str]) -> str:
     return ", ".join(f"{key} {owner.get(key, '(none)')}" for key in keys)
 
 
-def _differs(path: Path) -> Damaged:
+def differs(path: Path) -> Damaged:
+    """The error for content that is another than its digest says."""
     return Damaged(f"{path} is not what was written: its digest does not match.")
 
 
 @contextmanager
-def _reading(path: Path) -> Generator[None, None, None]:
+def reading(path: Path) -> Generator[None, None, None]:
     """Turn whatever a damaged file does to its reader into Damaged."""
     if path.exists() and not path.is_file():
         raise Damaged(f"{path} is no file.")  # a pipe would be waited for
@@ -362,5 +251,6 @@ def _reading(path: Path) -> Generator[None, None, None]:
     except FileNotFoundError:
         raise
     except _CAUSES as error:
-        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        said = str(error).splitlines() or [type(error).__name__]
+        cause = getattr(error, "strerror", None) or said[0]
         raise Damaged(f"{path} is damaged: {cause}.") from error

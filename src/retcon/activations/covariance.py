@@ -29,7 +29,8 @@ from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
-from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
+from retcon.sealed import Owner
+from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
 from retcon.storage import cache_folder, make_folder
 
 _FORMAT = 4

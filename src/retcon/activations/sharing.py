@@ -19,7 +19,8 @@ from retcon.errors import Damaged, InvalidMoments
 from retcon.escaping import code, markdown
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-from retcon.sealed import Owner, check, open_tensors
+from retcon.sealed import Owner
+from retcon.sealed_tensors import check, open_tensors
 from retcon.storage import write_whole
 
 _ENTRY = re.compile(r"moments/([0-9a-f]{32})/layer-(\d{1,4})\.safetensors")

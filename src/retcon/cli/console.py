@@ -16,6 +16,7 @@ from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
 from retcon.scripts import visible
+from retcon.sealed import Looked
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -88,6 +89,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*(escape(visible(cell)) for cell in row))
     return made
+
+
+def show_looked(title: str, found: Sequence[Looked]) -> None:
+    """Print what was found whole, without a digest and damaged, and of the last each with why."""
+    rows = [[f.kind, str(f.whole), str(f.unsealed), str(len(f.damaged))] for f in found]
+    out.print(table(title, ["kind", "whole", "without a digest", "damaged"], rows))
+    if any(f.unsealed for f in found):
+        out.print(
+            "Without a digest of its own: written before there were any. It is used, and not all "
+            "of it can be checked."
+        )
+    for why in (why for f in found for why in f.damaged):
+        out.print(f"[red]damaged[/] {escape(visible(why))}", soft_wrap=True)
 
 
 def number(value: float | None, digits: int = 1) -> str:

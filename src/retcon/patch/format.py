@@ -31,7 +31,8 @@ from retcon.edits import Edit
 from retcon.errors import Damaged, InvalidEdit, InvalidPatch, PatchMismatch
 from retcon.model.fingerprints import Weights
 from retcon.model.handle import ModelHandle
-from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
+from retcon.sealed import Owner
+from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
 
 FORMAT = 1
 # Whose a patch is, its base says; a file may be copied anywhere.

@@ -10,7 +10,7 @@ from retcon.model.handle import ModelHandle
 from retcon.patch.format import OWNER, Patch, load_about, load_patch
 from retcon.patch.journal import Added, Event, TakenBack
 from retcon.patch.ledger import Ledger
-from retcon.sealed import check
+from retcon.sealed_tensors import check
 
 _UNSEALED = "written before there were digests, and cannot be checked"
 

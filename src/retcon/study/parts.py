@@ -26,7 +26,8 @@ from retcon.errors import Damaged
 from retcon.evaluation.readings import Checkpoint
 from retcon.evaluation.rows import Row
 from retcon.methods.base import Update
-from retcon.sealed import Owner, Tensors, open_tensors, save_tensors
+from retcon.sealed import Owner
+from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
 
 ROW_SCHEMA = pl.Schema(
     {

@@ -139,7 +139,7 @@ class Study:
             return ()
         except (Damaged, ValidationError) as error:
             raise InvalidStudy(
-                f"{path} is damaged ({str(error).splitlines()[0]}). Resume the study: ridges are "
+                f"{path} is damaged ({_first(error)}). Resume the study: ridges are "
                 f"chosen again from the cells that are done."
             ) from error
 
@@ -338,7 +338,12 @@ def read_file(folder: Path) -> str:
 
 def _damaged(path: Path, error: Exception) -> InvalidStudy:
     return InvalidStudy(
-        f"{path} is damaged ({str(error).splitlines()[0]}). Remove it and run the study again "
+        f"{path} is damaged ({_first(error)}). Remove it and run the study again "
         f"with its file, `retcon study run FILE.yaml --out {path.parent}`: the cells that are done "
         f"are found again."
     )
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error, to stand in a sentence."""
+    return str(error).splitlines()[0].rstrip(".")

@@ -1,18 +1,21 @@
 """`retcon cache`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from retcon.cache import clear, limit, usage
+from retcon.cache import clear, limit, usage, verify
 from retcon.cli import options
-from retcon.cli.console import number, out, table, write_json
+from retcon.cli.console import bars, number, out, show_looked, table, write_json
+from retcon.errors import Damaged
 from retcon.storage import cache_folder, check_writable
 
 
 def cache(
     action: Annotated[
-        Literal["show", "clear"], typer.Argument(help="Show what is there, or remove it.")
+        Literal["show", "clear", "verify"],
+        typer.Argument(help="Show what is there, remove it, or look whether it is whole."),
     ] = "show",
     kind: Annotated[
         str | None,
@@ -26,6 +29,9 @@ def cache(
 ) -> None:
     """Show what Retcon keeps: files and size of each kind. `retcon cache clear` removes entries."""
     check_writable(json)
+    if action == "verify":
+        _verify(kind or "all", json)
+        return
     most = limit()
     # The large kinds take long to make again, so they have to be named.
     found = usage(kind or "all") if action == "show" else clear(kind or "entries")
@@ -37,3 +43,16 @@ def cache(
     kinds = {one.kind: {**one._asdict(), "folder": str(one.folder)} for one in found}
     about = {"action": action, "folder": str(cache_folder()), "limit": most, "kinds": kinds}
     write_json(json, about)
+
+
+def _verify(kind: str, json: Path | None) -> None:
+    with bars() as progress:
+        found = verify(kind, progress)
+    show_looked(str(cache_folder()), found)
+    write_json(json, {"folder": str(cache_folder()), "kinds": [one._asdict() for one in found]})
+    bad = sum(len(one.damaged) for one in found)
+    if bad:
+        raise Damaged(
+            f"{bad} in the cache are damaged. Each is made anew when it is asked for, or all go "
+            f"with `retcon cache clear KIND`."
+        )

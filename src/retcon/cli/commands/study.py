@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli.console import Interrupted, bars, out, quiet_libraries, table, visible, write_json
+from retcon.cli.console import (
+    Interrupted,
+    bars,
+    out,
+    quiet_libraries,
+    show_looked,
+    table,
+    visible,
+    write_json,
+)
 from retcon.cli.options import Json
 from retcon.errors import InvalidStudy
 from retcon.storage import check_writable
@@ -135,6 +144,25 @@ def status(folder: Folder, json: Json = None) -> None:
     print_status(study)
     points = [{**p.model_dump(mode="json"), "done": study.is_done(p.cell)} for p in study.points]
     write_json(json, {"name": study.record.name, "points": points})
+
+
+@app.command()
+def verify(folder: Folder, json: Json = None) -> None:
+    """Look whether all that a study's folder holds is what was written, and its own."""
+    from retcon.study.reading import read_study
+    from retcon.study.verifying import verify as look
+
+    check_writable(json)
+    study = read_study(folder)
+    with bars() as progress:
+        found = look(study, progress)
+    show_looked(str(folder), found)
+    write_json(json, {"name": study.record.name, "kinds": [one._asdict() for one in found]})
+    bad = sum(len(one.damaged) for one in found)
+    if bad:
+        raise InvalidStudy(
+            f"{bad} things in {folder} are not what was written; which, and why, is above."
+        )
 
 
 @app.command()
