@@ -125,7 +125,7 @@ class Unfinished:
 
     def read(self) -> Entry | None:
         """What a computation that was cut off has kept."""
-        return _read(self._kind, self._digest)
+        return _without_damage(self._kind, [_read(self._kind, self._digest)])[0]
 
     def note(self, standing: Entry) -> None:
         """Keep how far it has come."""
