@@ -18,6 +18,7 @@ from retcon.evaluation.inference import t_quantile
 from retcon.evaluation.metrics import estimate, harmonic, intervals, summarise
 from retcon.evaluation.rows import Row
 from retcon.evaluation.scoring import score_cases, score_targets
+from retcon.model.handle import ModelHandle
 
 CASES = [
     Case(
@@ -245,3 +246,19 @@ def test_text_sampled_behind_prompts_is_the_same_in_any_company():
     texts = sample_behind(model, heads, total_tokens=12, seed=3, top_k=5)
     alone = sample(model, heads[0], count=1, new_tokens=12 - len(heads[0]), seed=3, top_k=5)
     assert texts[0] == alone[0] and texts[1].startswith("The capital city of France")
+
+
+def test_a_padding_token_without_an_embedding_is_not_asked_for():
+    """Checkpoints whose tokenizer was given one, and whose embeddings were not resized."""
+    from copy import deepcopy
+
+    from retcon.model.sampling import sample
+
+    usual = pico()
+    other = deepcopy(usual.tokens.tokenizer)
+    other.add_special_tokens({"pad_token": "<padding>"})
+    model = ModelHandle(usual.model, other, name="padded")
+    head = usual.tokens.encode("The capital")
+    texts = sample(usual, head, count=64, new_tokens=24, seed=1)
+    assert len({len(text) for text in texts}) > 1  # some end early, and stand beside others
+    assert sample(model, head, count=64, new_tokens=24, seed=1) == texts

@@ -123,8 +123,21 @@ ENDINGS = {"SIGINT": (130, "Interrupted. "), "SIGTERM": (143, "Terminated. ")}
 ENDINGS["SIGHUP"] = (129, "Terminated. ")
 
 
+@pytest.fixture
+def heeded():
+    """Signals as at a terminal: what runs in the background may have been told to ignore some."""
+    numbers = [getattr(signal, name) for name in ENDINGS]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ENDINGS)
-def test_a_signal_ends_a_command_tidily(name, folder, retcon, monkeypatch):
+def test_a_signal_ends_a_command_tidily(name, folder, retcon, monkeypatch, heeded):
     def end(work):
         (work.parent / "half").write_text("x", encoding="utf-8")
         signal.raise_signal(getattr(signal, name))

@@ -389,18 +389,25 @@ def _digests(folder: Path) -> dict[str, str]:
 def _lost(world: World, before: Mapping[str, str]) -> str | None:
     """A finished file that was whole before the command and is nowhere afterwards."""
     after = {*_digests(world.work).values()}
-    keep = ("p.safetensors", "q.safetensors", "facts.jsonl", "more.jsonl", "s.yaml", "model/",
-            "ledger/", "done/cells/", "half/cells/", "adapter/")  # fmt: skip
     gone = [
         name
         for name, digest in before.items()
-        if name.startswith(keep)
-        and world.files.get(name) == digest
-        and digest not in after
-        and not name.endswith((".lock", "ledger.json"))
-        and "/step-" not in name
+        if _is_finished(name, before) and world.files.get(name) == digest and digest not in after
     ]
     return f"lost: {', '.join(gone[:3])}" if gone else None
+
+
+def _is_finished(name: str, files: Mapping[str, str]) -> bool:
+    """Whether a file is work that must not be lost: not a lock, nor of a cell that is not done."""
+    parts = Path(name).parts
+    if parts[-1].startswith(".") or parts[-1] == "ledger.json":
+        return False
+    if len(parts) > 2 and parts[1] == "cells":
+        return "/".join((*parts[:3], "done.json")) in files
+    return name.startswith((
+        "p.safetensors", "q.safetensors", "facts.jsonl", "more.jsonl", "s.yaml", "model/",
+        "ledger/", "adapter/",
+    ))  # fmt: skip
 
 
 def _detail(ended: Ending) -> str:

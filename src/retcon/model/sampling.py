@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
@@ -184,10 +185,15 @@ def _greedy(
 
 
 def _padding(handle: ModelHandle) -> int:
-    """What stands after a finished sequence; `decode` drops it where it is special."""
+    """What stands after a finished sequence; `decode` drops it where it is special.
+
+    The model reads it there, so a padding token that was added without an embedding is none.
+    """
     tokenizer = handle.tokens.tokenizer
+    embedding = handle.model.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(candidate, int):
+        if isinstance(candidate, int) and candidate < len(embedding.weight):
             return candidate
     return 0
 
