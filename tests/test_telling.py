@@ -165,6 +165,29 @@ def test_a_second_signal_does_not_cut_off_what_the_first_has_begun():
     assert received.code == 143
 
 
+def test_ctrl_c_twice_ends_also_what_cleans_up():
+    with like_ctrl_c() as received:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    assert (received.code, received.name) == (130, "Interrupted")
+
+
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path, monkeypatch, heeded):
+    """A module may turn the exception into one of its own, as those of records do."""
+    (tmp_path / "turns_it.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGTERM)\n"
+        "except KeyboardInterrupt as error:\n    raise ValueError('wrong schema') from error\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with like_ctrl_c() as received, pytest.raises(KeyboardInterrupt):
+        import turns_it  # pyright: ignore[reportMissingImports]  # noqa: F401
+
+        time.sleep(10)
+    assert received.code == 143
+
+
 def test_a_signal_that_was_to_be_ignored_is():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -29,8 +29,9 @@ from retcon.errors import RetconError
 # What a command exits with when Ctrl-C has ended it.
 INTERRUPTED = 130
 _AS_BEFORE = (
-    "The model and all files are as before. What was made of targets, corpora and second moments "
-    "is kept in the cache, and the same command goes on from there."
+    "The model is as before, and so is every file that was not yet said to be written. What was "
+    "made of targets, corpora and second moments is kept in the cache, and the same command goes "
+    "on from there."
 )
 
 app = typer.Typer(

@@ -1,14 +1,20 @@
 """Signals that end a command. Each is like Ctrl-C, and has the exit code that is usual for it."""
 
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import current_thread, main_thread
 from types import FrameType
 
-# What a terminal that is closed sends, and what a scheduler or a machine that shuts down does.
-_LIKE_CTRL_C = ("SIGTERM", "SIGHUP")
+# What Ctrl-C sends, a terminal that is closed, and a scheduler or a machine that shuts down.
+_ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
+# Seconds until a signal that came at a bad time is asked about again.
+_AGAIN = 0.02
+# The functions of Python's import system.
+_IMPORTING = "<frozen importlib._bootstrap"
+
+_Handler = Callable[[int, FrameType | None], None]
 
 
 @dataclass
@@ -25,31 +31,53 @@ class Received:
     @property
     def name(self) -> str:
         """What it is called in a message."""
-        return "Terminated" if self.number else "Interrupted"
+        return "Interrupted" if self.number in (None, signal.SIGINT) else "Terminated"
 
 
 @contextmanager
 def like_ctrl_c() -> Generator[Received, None, None]:
-    """Let every signal that asks a process to end raise KeyboardInterrupt, once.
+    """Let every signal that asks a process to end raise KeyboardInterrupt.
 
-    So whatever is cleaned up at Ctrl-C is cleaned up then, too, and not cut off by a second one.
-    A signal that this process was told to ignore (`nohup`) stays ignored.
+    So whatever is cleaned up at Ctrl-C is cleaned up then, too. It is not cut off by a second
+    signal, unless that is Ctrl-C again. A signal that this process was told to ignore (`nohup`)
+    stays ignored.
     """
     received = Received()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        first, received.number = received.number is None, number
-        if first:
+        first, received.number = received.number is None, received.number or number
+        if first or number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    names = [name for name in _LIKE_CTRL_C if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
+    numbers = [getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)]
     before = {n: signal.getsignal(n) for n in numbers if current_thread() is main_thread()}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
+            signal.signal(number, _between_imports(end))
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _between_imports(end: _Handler) -> _Handler:
+    """Wait until no module is being imported: many turn an exception into one of their own."""
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if not _importing(frame) or not hasattr(signal, "setitimer"):
+            end(number, frame)
+            return
+        signal.signal(signal.SIGALRM, lambda _, now: later(number, now))
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+    return later
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a frame is of an import, or was called by one."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_IMPORTING):
+            return True
+        frame = frame.f_back
+    return False
