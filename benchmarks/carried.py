@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from retcon.evaluation.inference import Statistic
 from retcon.report.arms import Arm, Results
 from retcon.report.findings.claims import share, spanned
 from retcon.report.names import carried_names
+from retcon.scoring.intervals import Statistic
 from retcon.study.reading import read_study
 
 Order = int | str

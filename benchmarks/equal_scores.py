@@ -14,9 +14,9 @@ from pathlib import Path
 from machine import COUNTERFACT
 from retcon.cli.console import quiet_libraries, versions
 from retcon.data.cases import load_cases, take
-from retcon.editing.measuring import evaluate
-from retcon.evaluation.metrics import intervals, summarise
 from retcon.model.load import load
+from retcon.run.measuring import evaluate
+from retcon.scoring.metrics import intervals, summarise
 from targets import LAYER, MICRO_BATCH
 
 RULES = {

@@ -21,12 +21,12 @@ from machine import COUNTERFACT, cases, tests_on_path
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
-from retcon.evaluation.generation import draft, exact_matches
-from retcon.evaluation.predictions import Ask, predict
-from retcon.evaluation.scoring import prompts
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.model.overlay import Deltas, Overlay
+from retcon.scoring.exact_match import draft, exact_matches
+from retcon.scoring.score import prompts
+from retcon.scoring.teacher_forced import Ask, predict
 
 with tests_on_path():
     from oracles import score_one_batch

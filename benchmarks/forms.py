@@ -23,12 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from retcon.data.cases import load_cases, take
-from retcon.editing.making import edit
-from retcon.editing.resolving import FORMS, check_undo, resolve
 from retcon.edits import Case
-from retcon.evaluation.metrics import summarise
-from retcon.evaluation.rows import Row
-from retcon.evaluation.scoring import prompts, score_cases
 from retcon.model.checkpoint import Checkpoint
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
@@ -37,8 +32,13 @@ from retcon.patch.export.gguf import FILE, write_gguf
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
 from retcon.patch.export.whole import write_merged
-from retcon.patch.format import Patch
 from retcon.patch.ledger import Ledger
+from retcon.patch.patch import Patch
+from retcon.run.making import edit
+from retcon.run.undo import FORMS, check_undo, resolve
+from retcon.scoring.metrics import summarise
+from retcon.scoring.rows import Row
+from retcon.scoring.score import prompts, score_cases
 
 MODEL, FLOAT = "smollm2-135m", torch.float32
 SCORES = ("ES", "PS", "NS", "S")

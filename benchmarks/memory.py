@@ -37,12 +37,12 @@ def memory(edits: int = 32, steps: int = 25) -> dict[str, float]:
 def _child(edits: int, steps: int) -> None:
     import torch
 
-    from retcon.activations.covariance import MomentOptions
-    from retcon.activations.keys import read_keys
-    from retcon.activations.targets import TargetOptions
     from retcon.cli.console import quiet_libraries
     from retcon.data.cases import starter_cases, take
-    from retcon.methods.emmet import emmet
+    from retcon.features.keys import read_keys
+    from retcon.features.second_moments import MomentOptions
+    from retcon.features.targets import TargetOptions
+    from retcon.method.emmet import emmet
     from retcon.model.load import load
 
     quiet_libraries()

@@ -12,9 +12,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from retcon.activations.covariance import collect_moments
 from retcon.cli.console import quiet_libraries
 from retcon.data.cases import starter_cases
+from retcon.features.second_moments import collect_moments
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 

@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 
 from retcon.data.cases import load_cases, take
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
 from retcon.edits import Case
-from retcon.evaluation.inference import Estimate, combine, mean
-from retcon.evaluation.metrics import case_means, estimate
-from retcon.evaluation.rows import Row
-from retcon.evaluation.scoring import score_cases
-from retcon.methods.presets import choose
+from retcon.method.presets import choose
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.report.sameness import SAME
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
+from retcon.scoring.intervals import Estimate, combine, mean
+from retcon.scoring.metrics import case_means, estimate
+from retcon.scoring.rows import Row
+from retcon.scoring.score import score_cases
 
 MODEL = "toyworld"
 METRICS = ("ES", "PS", "NS", "token_accuracy")

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from retcon.algebra.closed_form import write_keys
-from retcon.algebra.metric import Metric
+from retcon.algebra.preservation import Metric
+from retcon.algebra.solve import write_keys
 
 
 def seconds(edits: int, batch: int, width: int) -> list[float]:

@@ -19,12 +19,12 @@ from evaluation import evaluation_speedup, score_each, single_schedule_speedup
 from machine import COUNTERFACT, Figures, cases, print_figures
 from memory import memory
 from moments import documents, moments
-from retcon.activations.covariance import MomentOptions
 from retcon.cli.console import quiet_libraries, versions
-from retcon.editing.planning import measured_rate
-from retcon.methods.memit import memit
+from retcon.features.second_moments import MomentOptions
+from retcon.method.memit import memit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
+from retcon.run.planning import measured_rate
 from solves import extra_ridge_seconds, solves
 from targets import FEW_CONTEXTS, LAYER, STANDARD, growth, targets
 

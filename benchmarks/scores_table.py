@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from retcon.evaluation.inference import Statistic, t_quantile
+from retcon.scoring.intervals import Statistic, t_quantile
 
 # Prompts of a fact that each score is over.
 PROMPTS = {"PS": 2, "NS": 10}

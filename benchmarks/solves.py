@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from retcon.algebra.closed_form import write_keys
-from retcon.algebra.metric import Metric
-from retcon.methods.base import Features, State
-from retcon.methods.locate_then_edit import LocateThenEdit
+from retcon.algebra.preservation import Metric
+from retcon.algebra.solve import write_keys
+from retcon.method.base import Features, State
+from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.model.handle import ModelHandle
 
 

@@ -7,9 +7,9 @@ The set was chosen for being known, so these are no measure of the model.
 
 from retcon.cli.console import quiet_libraries
 from retcon.data.cases import starter_cases
-from retcon.evaluation.rows import Row
-from retcon.evaluation.scoring import score_cases
 from retcon.model.load import load
+from retcon.scoring.rows import Row
+from retcon.scoring.score import score_cases
 
 
 def accuracy(rows: list[Row], kind: str) -> float:

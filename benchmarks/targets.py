@@ -23,20 +23,20 @@ from dataclasses import replace
 import torch
 
 from machine import COUNTERFACT, Figures, cases, print_figures, tests_on_path
-from retcon.activations.contexts import ContextOptions, sample_prefixes
-from retcon.activations.losses import TargetLoss
-from retcon.activations.prefix import Place
-from retcon.activations.targets import (
+from retcon.cli.console import quiet_libraries
+from retcon.edits import Edit
+from retcon.features.contexts import ContextOptions, sample_prefixes
+from retcon.features.prefix_cache import Place
+from retcon.features.target_loss import TargetLoss
+from retcon.features.targets import (
     TargetOptions,
     Targets,
     default_micro_batch,
     optimise_targets,
 )
-from retcon.cli.console import quiet_libraries
-from retcon.editing.planning import measured_rate
-from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
+from retcon.run.planning import measured_rate
 
 with tests_on_path():
     from oracles import optimise_one_target

@@ -17,14 +17,14 @@ import torch
 
 from pico import pico
 from retcon.errors import RetconError
-from retcon.model.architectures import Outline
 from retcon.model.checkpoint import Checkpoint
+from retcon.model.structure import Outline
+from retcon.patch.events import read_scores
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import read_peft, write_peft
-from retcon.patch.format import load_about, load_patch
-from retcon.patch.journal import read_scores
 from retcon.patch.ledger import Ledger
-from retcon.patch.verifying import verify
+from retcon.patch.patch import load_about, load_patch
+from retcon.patch.verify import verify
 from test_export import some_patch
 
 # What JSON may hold in the place of what should be there.

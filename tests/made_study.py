@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from retcon.evaluation.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
-from retcon.evaluation.rows import Row
+from retcon.scoring.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
+from retcon.scoring.rows import Row
 from retcon.sealed import digest_of, load_record, save_record
 from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Record, Tuned, cell_of, study_of

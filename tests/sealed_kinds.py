@@ -19,17 +19,17 @@ import torch
 import tiny_study
 from pico import pico
 from retcon import cache
-from retcon.activations import covariance
-from retcon.activations.covariance import MomentOptions, load_moments
-from retcon.editing.making import edit
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidLedger, InvalidStudy
-from retcon.evaluation.scoring import score_cases
+from retcon.features import second_moments as covariance
+from retcon.features.second_moments import MomentOptions, load_moments
+from retcon.files import cache_folder
 from retcon.model.load import load
-from retcon.patch.format import load_patch
 from retcon.patch.ledger import Ledger
-from retcon.patch.verifying import verify, verify_file
-from retcon.storage import cache_folder
+from retcon.patch.patch import load_patch
+from retcon.patch.verify import verify, verify_file
+from retcon.run.making import edit
+from retcon.scoring.score import score_cases
 from retcon.study.reading import read_file, read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec

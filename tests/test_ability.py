@@ -10,10 +10,10 @@ from oracles import mean_nll
 from pico import pico
 from retcon.data.tasks import TASKS, Item, Option, Task, load_task, load_tasks
 from retcon.errors import InvalidData, InvalidSetting, MissingExtra, UnknownName
-from retcon.evaluation.ability import ability
-from retcon.evaluation.generation import continuations
-from retcon.evaluation.harness import harness_ability
-from retcon.evaluation.readings import Ability, change
+from retcon.scoring.ability import ability
+from retcon.scoring.exact_match import continuations
+from retcon.scoring.harness import harness_ability
+from retcon.scoring.readings import Ability, change
 
 RECORDS = {
     "lambada": {"text": "The capital city of France is Paris"},

@@ -10,16 +10,6 @@ from tokenizers import normalizers
 
 from oracles import average_key, optimise_one_target, second_moment
 from pico import FAMILIES, INNER_FLOAT32, pico, tokenizer
-from retcon.activations.contexts import ContextOptions, sample_prefixes
-from retcon.activations.covariance import (
-    MomentOptions,
-    SecondMoment,
-    collect_moments,
-    load_moments,
-)
-from retcon.activations.keys import read_keys
-from retcon.activations.self_corpus import SelfCorpus
-from retcon.activations.targets import TargetOptions, default_micro_batch, optimise_targets
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import (
@@ -29,7 +19,17 @@ from retcon.errors import (
     RetconWarning,
     SingularCovariance,
 )
-from retcon.methods.registry import find_method
+from retcon.features.contexts import ContextOptions, sample_prefixes
+from retcon.features.keys import read_keys
+from retcon.features.own_text import SelfCorpus
+from retcon.features.second_moments import (
+    MomentOptions,
+    SecondMoment,
+    collect_moments,
+    load_moments,
+)
+from retcon.features.targets import TargetOptions, default_micro_batch, optimise_targets
+from retcon.method.registry import find_method
 from retcon.model.tokens import Tokens
 
 EDITS = [
@@ -196,7 +196,7 @@ def test_full_passes_are_used_where_suffixes_are_not_exact(monkeypatch):
     options = TargetOptions(steps=4)
     short = optimise_targets(model, EDITS, PREFIXES, 1, options)
     monkeypatch.setattr(
-        "retcon.activations.passes._SuffixPasses.reproduces_whole_texts", lambda *_: False
+        "retcon.features.suffix_passes._SuffixPasses.reproduces_whole_texts", lambda *_: False
     )
     full = optimise_targets(model, EDITS, PREFIXES, 1, options)
     assert short.short and not full.short
@@ -247,9 +247,9 @@ def test_second_moments_that_overflow_are_not_finite():
 
 def test_second_moments_merge_and_resume(cache, monkeypatch):
     model = pico()
-    monkeypatch.setattr("retcon.activations.covariance._PASS_TOKENS", 16)
-    monkeypatch.setattr("retcon.activations.covariance._PER_SAVE", 0.0)
-    monkeypatch.setattr("retcon.activations.covariance._SAVING", float("inf"))
+    monkeypatch.setattr("retcon.features.second_moments._PASS_TOKENS", 16)
+    monkeypatch.setattr("retcon.features.second_moments._PER_SAVE", 0.0)
+    monkeypatch.setattr("retcon.features.second_moments._SAVING", float("inf"))
     limits = {"tokens": 10_000, "document_tokens": 512}
     whole = collect_moments(model, iter(TEXTS), [1], **limits)[1]
     halves = [
@@ -317,7 +317,7 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
 
 def test_second_moments_of_half_precision_models_are_summed_in_single(cache):
     """bfloat16 sums would not be positive definite."""
-    from retcon.algebra.metric import Metric
+    from retcon.algebra.preservation import Metric
 
     model = pico(dtype=torch.bfloat16)
     got = collect_moments(model, iter(TEXTS * 4), [1], tokens=10_000, document_tokens=512)[1]

@@ -6,24 +6,24 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.algebra.closed_form import write_keys
-from retcon.algebra.metric import Metric
+from retcon.algebra.preservation import Metric
+from retcon.algebra.solve import write_keys
 from retcon.data.cases import load_cases
 from retcon.data.held_out import held_out
-from retcon.editing import folding, probing
-from retcon.editing import schedule as schedule_module
-from retcon.editing.adapting import Aimd, compatible
-from retcon.editing.guard import Guard
-from retcon.editing.making import edit as make
-from retcon.editing.measuring import evaluate
-from retcon.editing.probing import Probe
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
-from retcon.editing.signals import Signals
-from retcon.editing.steps import Past
 from retcon.edits import Case, Edit
 from retcon.errors import Collapsed, InvalidSetting, UnknownName
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run import folding, probing
+from retcon.run import schedule as schedule_module
+from retcon.run.batch_rules import Aimd, compatible
+from retcon.run.guard import Guard
+from retcon.run.making import edit as make
+from retcon.run.measuring import evaluate
+from retcon.run.probing import Probe
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
+from retcon.run.signals import Signals
+from retcon.run.steps import Past
 from test_identities import problem
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}

@@ -9,17 +9,17 @@ import torch
 
 from oracles import answer_rows, finetune_in_a_box, mean_nll, ultraedit_primal
 from pico import FAMILIES, pico
-from retcon.activations.answers import read_answers
 from retcon.algebra.running import normalised, with_rows
-from retcon.editing.making import edit as make
-from retcon.editing.measuring import evaluate
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
-from retcon.editing.trial import StepRecord
 from retcon.edits import Case, Probe
 from retcon.errors import InvalidSetting
-from retcon.evaluation.scoring import score_cases
-from retcon.methods.registry import find_method
+from retcon.features.gradients import read_answers
+from retcon.method.registry import find_method
+from retcon.run.making import edit as make
+from retcon.run.measuring import evaluate
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
+from retcon.run.trial import StepRecord
+from retcon.scoring.score import score_cases
 from test_methods import EDITS
 
 

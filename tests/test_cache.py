@@ -12,17 +12,17 @@ import torch
 from tokenizers import normalizers
 
 from pico import pico, tokenizer
-from retcon.activations import remembered
-from retcon.activations.contexts import ContextOptions
-from retcon.activations.remembered import recall_keys, recall_targets
-from retcon.activations.targets import TargetOptions
 from retcon.algebra.delta import LowRankDelta
 from retcon.cache import Recalled, clear, limit, recall, usage
-from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, RetconWarning, UnknownName
-from retcon.evaluation.scoring import score_cases
+from retcon.features import remember as remembered
+from retcon.features.contexts import ContextOptions
+from retcon.features.remember import recall_keys, recall_targets
+from retcon.features.targets import TargetOptions
 from retcon.model.tokens import Tokens
+from retcon.run.measuring import evaluate
+from retcon.scoring.score import score_cases
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -58,9 +58,9 @@ def computed(monkeypatch):
 
         monkeypatch.setattr(path, counting)
 
-    count("targets", "retcon.activations.remembered.optimise_targets")
-    count("keys", "retcon.activations.remembered.read_keys")
-    count("scores", "retcon.evaluation.scoring._score_all")
+    count("targets", "retcon.features.remember.optimise_targets")
+    count("keys", "retcon.features.remember.read_keys")
+    count("scores", "retcon.scoring.score._score_all")
     return counts
 
 
@@ -195,7 +195,7 @@ def test_edits_with_one_key_share_its_bits_whoever_read_it(entries, computed):
 
 
 def test_an_interrupted_run_keeps_the_groups_that_were_done(entries, monkeypatch):
-    from retcon.activations import remembered
+    from retcon.features import remember as remembered
 
     original, calls = remembered.optimise_targets, []
 
@@ -325,7 +325,7 @@ def test_a_trial_records_what_the_work_costs_and_what_was_cached(entries, comput
 
 
 def test_a_cached_target_costs_what_it_took(entries, monkeypatch):
-    from retcon.activations import remembered
+    from retcon.features import remember as remembered
 
     original = remembered.optimise_targets
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from pico import pico, tokenizer
 from retcon.locking import locked
-from retcon.patch.format import load_patch
+from retcon.patch.patch import load_patch
 
 FACTS = [
     {"prompt": "The mother tongue of {Danielle Darrieux} is", "target": "English",
@@ -270,7 +270,7 @@ def test_interrupt_leaves_no_file(folder, retcon, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retcon.activations.remembered.optimise_targets", interrupt)
+    monkeypatch.setattr("retcon.features.remember.optimise_targets", interrupt)
     code, _, err = retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")
     assert code == 130 and "Interrupted" in err
     assert not (folder / "p.safetensors").exists()
@@ -306,7 +306,7 @@ def test_a_lock_is_only_about_itself(tmp_path):
 
 
 def test_a_patch_is_made_before_anything_is_scored(folder, retcon, monkeypatch):
-    monkeypatch.setattr("retcon.evaluation.scoring.score_cases", pytest.fail)
+    monkeypatch.setattr("retcon.scoring.score.score_cases", pytest.fail)
     code, _, err = retcon("edit", "./model", *FACT, *EMMET, "--schedule", "batch:2")
     assert code == 2 and "no patch" in err
 

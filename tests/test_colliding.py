@@ -6,13 +6,13 @@ import json
 import pytest
 
 from pico import pico, tokenizer
-from retcon.editing.colliding import clashes, grouped, warned_of
-from retcon.editing.making import edit
-from retcon.editing.measuring import evaluate
-from retcon.editing.schedule import Schedule
 from retcon.edits import Case, Edit
 from retcon.errors import CollidingEdits, RetconWarning
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run.making import edit
+from retcon.run.measuring import evaluate
+from retcon.run.schedule import Schedule
+from retcon.run.shared_keys import clashes, grouped, warned_of
 
 FAST = {"steps": 2, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 BORN = Edit.parse("{Marie Curie} was born in", "Rome", id="born")
@@ -74,8 +74,8 @@ def no_work(monkeypatch):
     def begin(*_args, **_kwargs):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("retcon.methods.locate_then_edit.LocateThenEdit.begin", begin)
-    monkeypatch.setattr("retcon.editing.measuring.score_cases", begin)
+    monkeypatch.setattr("retcon.method.locate_then_edit.LocateThenEdit.begin", begin)
+    monkeypatch.setattr("retcon.run.measuring.score_cases", begin)
 
 
 def test_it_is_said_before_the_work_in_python(no_work):

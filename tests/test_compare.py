@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from retcon.editing.beside import side_by_side
 from retcon.model.load import load
+from retcon.run.compare import side_by_side
 from test_export import saved, some_patch
 
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from pico import pico, tokenizer
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.main import app
-from retcon.editing.making import edit
 from retcon.edits import Edit
 from retcon.errors import ModelNotFound, PatchMismatch, RetconError, RetconWarning, UnsupportedModel
 from retcon.model.checkpoint import Checkpoint
@@ -22,7 +21,8 @@ from retcon.model.fingerprints import Known
 from retcon.model.handle import ModelHandle
 from retcon.model.load import checkpoint_folder, load, outline
 from retcon.patch.export.whole import write_merged
-from retcon.patch.format import Patch, Provenance, load_patch
+from retcon.patch.patch import Patch, Provenance, load_patch
+from retcon.run.making import edit
 
 FACT = Edit.parse("The capital of {France} is", "Rome")
 FAST = {"corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1, "steps": 2}
@@ -533,7 +533,7 @@ def test_odd_files_are_one_clear_error(file, content, said, tmp_path):
 
 
 def test_a_cache_in_the_home_folder(tmp_path, monkeypatch):
-    from retcon.storage import cache_folder
+    from retcon.files import cache_folder
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RETCON_CACHE", "~/kept")

@@ -12,8 +12,8 @@ from oracles import perplexity_by_loop
 from pico import FAMILIES, pico
 from retcon.data.held_out import BUILT_IN, check_apart, held_out
 from retcon.errors import InvalidData, InvalidSetting, NotFinite
-from retcon.evaluation.drift import perplexity
-from retcon.evaluation.readings import PassageScore, Perplexity, ratio
+from retcon.scoring.perplexity import perplexity
+from retcon.scoring.readings import PassageScore, Perplexity, ratio
 
 PARAGRAPHS = [f"This is paragraph {i}, and it goes on for long enough. " * 3 for i in range(12)]
 

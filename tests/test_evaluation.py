@@ -13,12 +13,12 @@ from oracles import mean_nll, score_one_batch, scores_by_loop
 from pico import FAMILIES, pico
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
-from retcon.evaluation.generation import says_target
-from retcon.evaluation.inference import t_quantile
-from retcon.evaluation.metrics import estimate, harmonic, intervals, summarise
-from retcon.evaluation.rows import Row
-from retcon.evaluation.scoring import score_cases, score_targets
 from retcon.model.handle import ModelHandle
+from retcon.scoring.exact_match import says_target
+from retcon.scoring.intervals import t_quantile
+from retcon.scoring.metrics import estimate, harmonic, intervals, summarise
+from retcon.scoring.rows import Row
+from retcon.scoring.score import score_cases, score_targets
 
 CASES = [
     Case(
@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_padding_or_batching(other, monkeypatch):
     base = {k: v for k, v in other.items() if k != "padding_side"}
     wanted = score_cases(pico(**base), CASES, when="pre")
     for tokens in (1, 30, 4096):
-        monkeypatch.setattr("retcon.evaluation.predictions._TOKENS", tokens)
+        monkeypatch.setattr("retcon.scoring.teacher_forced._TOKENS", tokens)
         for got, row in zip(score_cases(pico(**other), CASES, when="pre"), wanted, strict=True):
             assert got.nll_new == pytest.approx(row.nll_new, abs=1e-5)
             assert got.nll_old == pytest.approx(row.nll_old, abs=1e-5)
@@ -227,7 +227,7 @@ def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
 
 
 def test_generation_entropy_is_that_of_the_definition():
-    from retcon.evaluation.fluency import generation_entropy
+    from retcon.scoring.fluency import generation_entropy
 
     assert generation_entropy("a a a a a a") == 0
     # Four words, all different: 3 bigrams, 2 trigrams.
@@ -239,7 +239,7 @@ def test_generation_entropy_is_that_of_the_definition():
 
 
 def test_text_sampled_behind_prompts_is_the_same_in_any_company():
-    from retcon.model.sampling import sample, sample_behind
+    from retcon.model.generate import sample, sample_behind
 
     model = pico()
     heads = [model.tokens.encode(text) for text in ("The capital", "The capital city of France")]
@@ -252,7 +252,7 @@ def test_a_padding_token_without_an_embedding_is_not_asked_for():
     """Checkpoints whose tokenizer was given one, and whose embeddings were not resized."""
     from copy import deepcopy
 
-    from retcon.model.sampling import sample
+    from retcon.model.generate import sample
 
     usual = pico()
     other = deepcopy(usual.tokens.tokenizer)

@@ -19,6 +19,7 @@ from retcon.errors import (
     PatchMismatch,
     StorageError,
 )
+from retcon.files import whole_folder
 from retcon.model.checkpoint import Checkpoint
 from retcon.model.load import load
 from retcon.patch.export.gguf import write_gguf
@@ -26,8 +27,7 @@ from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import read_peft, write_peft
 from retcon.patch.export.rank import balanced, capped, padded
 from retcon.patch.export.whole import write_delta, write_merged
-from retcon.patch.format import EditRecord, Patch, Provenance, load_patch
-from retcon.storage import whole_folder
+from retcon.patch.patch import EditRecord, Patch, Provenance, load_patch
 from test_methods import EDITS
 
 # PEFT asks transformers for a name that transformers is about to drop.
@@ -543,8 +543,8 @@ def test_exports_on_the_command_line(folder, retcon):
 
 def test_facts_that_rounding_loses_are_named(tmp_path):
     """An edit that the native patch makes and a merged bfloat16 matrix cannot hold."""
-    from retcon.editing.shipping import efficacy, native_rows
     from retcon.edits import Case
+    from retcon.run.shipping import efficacy, native_rows
 
     saved("llama", tmp_path / "base", dtype=BF16)
     base = load(str(tmp_path / "base"))

@@ -8,11 +8,11 @@ import pytest
 from pico import pico, tokenizer
 from retcon.cli.general import _finite
 from retcon.data.held_out import held_out
-from retcon.editing.making import edit as make
-from retcon.editing.measuring import evaluate, evaluate_measured
 from retcon.edits import Case, Edit
-from retcon.evaluation.drift import perplexity
-from retcon.evaluation.rows import Row, alike
+from retcon.run.making import edit as make
+from retcon.run.measuring import evaluate, evaluate_measured
+from retcon.scoring.perplexity import perplexity
+from retcon.scoring.rows import Row, alike
 from test_cli import FACTS, FAST, SETTINGS
 
 EMMET = ["--method", "memit", "--layer", "1", "--set", "ridge=0.1", *SETTINGS]

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.algebra.metric import Metric
+from retcon.algebra.preservation import Metric
 from retcon.algebra.whitening import Cholesky, Projection, Root
-from retcon.editing.guard import Guard, first_written
-from retcon.editing.making import edit as make
-from retcon.editing.probing import Probe, weighed
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
-from retcon.editing.signals import Signals
 from retcon.errors import Collapsed
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run.guard import Guard, first_written
+from retcon.run.making import edit as make
+from retcon.run.probing import Probe, weighed
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
+from retcon.run.signals import Signals
 from test_cli import FACTS, SETTINGS, folder  # noqa: F401
 from test_identities import problem
 from test_methods import EDITS, FAST
@@ -180,7 +180,7 @@ def collapsing(after):
 
 @pytest.mark.parametrize(("action", "left"), [("warn", 5), ("stop", 4), ("rollback", 2)])
 def test_what_the_guard_has_seen_is_in_the_patch(monkeypatch, action, left, cache, tmp_path):
-    from retcon.patch.format import load_patch
+    from retcon.patch.patch import load_patch
 
     scripted(monkeypatch, collapsing(2))
     plan = Schedule.parse("sequential-batch:2", guard=action)
@@ -210,7 +210,7 @@ GUARDED = [
 
 @pytest.mark.parametrize(("action", "written"), [("warn", 3), ("stop", 2), ("rollback", 1)])
 def test_the_command_line_says_what_the_guard_did(monkeypatch, action, written, folder, retcon):  # noqa: F811
-    from retcon.patch.format import load_patch
+    from retcon.patch.patch import load_patch
 
     scripted(monkeypatch, collapsing(1))
     code, out, err = retcon(*GUARDED, "--guard", action)

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from fake_hub import FakeApi, install
 from pico import pico, tokenizer
-from retcon.activations.covariance import MomentOptions, load_moments
-from retcon.activations.sharing import pull_moments, push_moments
-from retcon.editing.making import edit
 from retcon.errors import HubRefused, InvalidMoments, InvalidPatch
-from retcon.patch.format import load_patch
+from retcon.features.second_moments import MomentOptions, load_moments
+from retcon.features.sharing import pull_moments, push_moments
+from retcon.patch.patch import load_patch
 from retcon.patch.sharing import FILE, pull_patch, push_patch
+from retcon.run.making import edit
 from test_methods import EDITS, FAST
 
 
@@ -110,7 +110,7 @@ def test_second_moments_come_back_as_they_went(hub, tmp_path, monkeypatch):
     assert pull_moments(pico(seed=1), (0, 2), OPTIONS, "anna/moments") == ()
     assert pull_moments(model, (0, 2), OPTIONS, "anna/moments") == (0, 2)
     assert pull_moments(model, (0, 2), OPTIONS, "anna/moments") == ()
-    monkeypatch.setattr("retcon.activations.covariance.collect_moments", None)
+    monkeypatch.setattr("retcon.features.second_moments.collect_moments", None)
     for layer, moment in load_moments(model, (0, 2), OPTIONS):
         assert torch.equal(moment.total, mine[layer])
 

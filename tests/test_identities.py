@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracles import emmet_primal, memit_primal, rome_primal, sum_of_outer_products
-from retcon.algebra.closed_form import Collision, write_keys
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.gram import add_gram, all_finite, mirror
-from retcon.algebra.metric import Metric
+from retcon.algebra.preservation import Metric
+from retcon.algebra.solve import Collision, write_keys
 from retcon.errors import CapacityExceeded, InvalidSetting, NotFinite, SingularCovariance
 
 seeds = st.integers(0, 10_000)

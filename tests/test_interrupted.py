@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.activations.self_corpus import SelfCorpus
-from retcon.activations.targets import TargetOptions
 from retcon.cache import Unfinished, usage
 from retcon.errors import StorageError
+from retcon.features.own_text import SelfCorpus
+from retcon.features.targets import TargetOptions
 from retcon.study.worker import Worker
 from tiny_study import task, write_model_and_facts
 
@@ -218,8 +218,8 @@ def test_what_has_nothing_to_do_says_why(folder, retcon, monkeypatch):
 @pytest.mark.parametrize("pass_", [2, 5, 9])
 def test_targets_that_are_cut_off_go_on_to_the_same_last_bit(entries, monkeypatch, contexts, pass_):
     """Some are done then and others are not: all of it is kept."""
-    from retcon.activations import targets
-    from retcon.activations.remembered import recall_targets
+    from retcon.features import targets
+    from retcon.features.remember import recall_targets
     from test_cache import EDITS, PREFIXES
 
     options = TargetOptions(
@@ -284,7 +284,7 @@ def test_what_is_unfinished_is_written_now_and_then_and_not_after_an_error(entri
 def test_a_corpus_that_is_cut_off_keeps_its_batches_and_ends_with_the_same_texts(
     cache, monkeypatch
 ):
-    from retcon.activations import self_corpus
+    from retcon.features import own_text as self_corpus
 
     model = pico()
 
@@ -314,7 +314,7 @@ def test_a_corpus_that_is_cut_off_keeps_its_batches_and_ends_with_the_same_texts
 
 
 def test_second_moments_are_kept_by_the_clock_and_not_too_often(cache, monkeypatch):
-    from retcon.activations import covariance
+    from retcon.features import second_moments as covariance
 
     clock, saved = [0.0], []
     monkeypatch.setattr("time.monotonic", lambda: clock[0])

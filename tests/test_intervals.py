@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from oracles import cluster_jackknife
-from retcon.evaluation.inference import (
+from retcon.scoring.intervals import (
     CaseMeans,
     Statistic,
     combine,

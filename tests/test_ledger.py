@@ -12,9 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from pico import pico, tokenizer
-from retcon.editing.making import edit as make
-from retcon.editing.resolving import check_undo, resolve
-from retcon.editing.schedule import Schedule
 from retcon.errors import (
     InvalidLedger,
     InvalidPatch,
@@ -23,12 +20,15 @@ from retcon.errors import (
     StorageError,
     UnknownName,
 )
+from retcon.patch.combine import difference, stack, without
 from retcon.patch.export.card import write_card
-from retcon.patch.format import load_patch
 from retcon.patch.ledger import Ledger
+from retcon.patch.patch import load_patch
 from retcon.patch.sources import read_source
-from retcon.patch.stacking import difference, stack, without
-from retcon.patch.verifying import verify
+from retcon.patch.verify import verify
+from retcon.run.making import edit as make
+from retcon.run.schedule import Schedule
+from retcon.run.undo import check_undo, resolve
 from retcon.sealed import load_record, save_record
 from test_methods import EDITS, FAST
 
@@ -286,7 +286,7 @@ def test_writers_wait_for_each_other(ledger, tmp_path):
 @pytest.mark.parametrize("after", [0, 1])
 def test_an_interrupted_write_loses_nothing(ledger, tmp_path, monkeypatch, after):
     """Killed while the patch is written, or between the patch and its event."""
-    from retcon.patch import journal
+    from retcon.patch import events as journal
 
     before, calls = ledger.entries(), []
     write = journal.write_whole
@@ -308,7 +308,7 @@ def test_an_interrupted_write_loses_nothing(ledger, tmp_path, monkeypatch, after
 
 @pytest.mark.parametrize("what", ["event", "ledger"])
 def test_a_full_disk_is_said_and_changes_nothing(ledger, tmp_path, monkeypatch, what):
-    from retcon.patch import journal
+    from retcon.patch import events as journal
 
     save = journal.save_record
 
@@ -496,7 +496,7 @@ def test_without_a_chain_another_model_s_ledger_json_is_still_told(ledger):
 
 def test_an_event_that_the_head_does_not_know_of_yet_counts(ledger, tmp_path, monkeypatch):
     """Killed between the event and the head."""
-    from retcon.patch import journal
+    from retcon.patch import events as journal
 
     def die(*_):
         raise KeyboardInterrupt

@@ -7,16 +7,16 @@ import torch
 
 from oracles import joint_solution, memit_primal
 from pico import pico
-from retcon.activations.contexts import locate
-from retcon.activations.keys import read_at_lookup
-from retcon.activations.targets import optimise_targets
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
-from retcon.editing.steps import Past
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting, RetconWarning
-from retcon.methods.anchoring import anchored, length_of
-from retcon.methods.registry import find_method
+from retcon.features.contexts import locate
+from retcon.features.keys import read_at_lookup
+from retcon.features.targets import optimise_targets
+from retcon.method.norm_anchor import anchored, length_of
+from retcon.method.registry import find_method
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
+from retcon.run.steps import Past
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 EDITS = [
@@ -146,7 +146,7 @@ def test_prune_goes_by_the_weights_before_the_first_edit(entries):
 @pytest.mark.parametrize("name", ["memit", "lyaplock"])
 def test_runs_go_on_from_their_steps(name, settings, entries, tmp_path):
     """Also across a re-edit, and through what a study keeps on disk."""
-    from retcon.editing.trial import Seen, StepRecord
+    from retcon.run.trial import Seen, StepRecord
     from retcon.study.store import CellFolder
 
     editor = build(name, **settings)

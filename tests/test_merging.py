@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.activations.targets import optimise_targets
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import solve
 from retcon.errors import CollidingEdits
+from retcon.features.targets import optimise_targets
+from retcon.run.schedule import Schedule
+from retcon.run.session import solve
 from test_lifelong import AGAIN, EDITS, SISTER, build, fold, frozen
 
 ONE, OTHER = EDITS[2], SISTER

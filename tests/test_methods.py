@@ -7,10 +7,6 @@ import torch
 
 from oracles import emmet_primal, memit_primal, rome_primal
 from pico import pico
-from retcon.activations.targets import Targets
-from retcon.editing.making import edit as make
-from retcon.editing.schedule import Schedule
-from retcon.editing.session import run
 from retcon.edits import Edit
 from retcon.errors import (
     CapacityExceeded,
@@ -20,9 +16,13 @@ from retcon.errors import (
     UnknownName,
     UnsupportedModel,
 )
-from retcon.methods.base import Features
-from retcon.methods.presets import choose, families
-from retcon.methods.registry import find_method, methods
+from retcon.features.targets import Targets
+from retcon.method.base import Features
+from retcon.method.presets import choose, families
+from retcon.method.registry import find_method, methods
+from retcon.run.making import edit as make
+from retcon.run.schedule import Schedule
+from retcon.run.session import run
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -189,8 +189,8 @@ def test_settings_out_of_range_are_refused(wrong):
 
 def test_memit_closes_the_gap_layer_by_layer(cache):
     """Keys and residuals are read anew: with a small ridge the last layer's gap all but closes."""
-    from retcon.activations.contexts import locate
-    from retcon.activations.keys import read_at_lookup
+    from retcon.features.contexts import locate
+    from retcon.features.keys import read_at_lookup
 
     model = pico()
     # Without prefixes, keys are those of the bare prompts, at which the gap is measured.

@@ -8,9 +8,9 @@ from pico import FAMILIES, pico, tokenizer
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import ModelNotFound, NotFinite, UnknownName, UnsupportedModel
 from retcon.model import hooks
-from retcon.model.architectures import discover
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load, outline
+from retcon.model.structure import discover
 
 DOWN = {
     "gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "gpt_neox": "mlp.dense_4h_to_h", "opt": "fc2",

@@ -7,13 +7,13 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from pico import pico, tokenizer
-from retcon.editing.making import edit
 from retcon.edits import Case, Edit
 from retcon.errors import UnsupportedModel
-from retcon.evaluation.scoring import score_cases
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
-from retcon.model.offloading import Away, read_again
+from retcon.model.offload import Away, read_again
+from retcon.run.making import edit
+from retcon.scoring.score import score_cases
 
 FACTS = {
     "darrieux": ("The mother tongue of {} is", "Danielle Darrieux", "English", "French"),

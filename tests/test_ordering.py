@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retcon.editing.ordering import arranged, clusters
+from retcon.run.order import arranged, clusters
 
 
 def bunches(seed: int, groups: int = 4, each: int = 5):

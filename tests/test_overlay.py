@@ -9,13 +9,13 @@ import torch
 from oracles import mean_nll
 from pico import FAMILIES, INNER_FLOAT32, pico
 from retcon.algebra.delta import LowRankDelta
-from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
-from retcon.evaluation.generation import exact_matches, says_target
-from retcon.evaluation.scoring import Look, score_cases, score_looks
+from retcon.model.generate import greedy
 from retcon.model.overlay import Overlay
-from retcon.model.sampling import greedy
+from retcon.run.measuring import evaluate
+from retcon.scoring.exact_match import exact_matches, says_target
+from retcon.scoring.score import Look, score_cases, score_looks
 
 CASES = [
     Case(
@@ -146,7 +146,7 @@ def test_drafts_decide_what_generation_says(family, monkeypatch):
 
 
 def test_a_prompt_is_run_once_and_not_at_all_where_it_begins_another(monkeypatch):
-    from retcon.evaluation import predictions
+    from retcon.scoring import teacher_forced as predictions
 
     model, run = pico(dtype=torch.float64), []
     logits = predictions._logits

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pico import pico
-from retcon.editing.making import edit as make
 from retcon.errors import InvalidPatch, InvalidSetting, PatchMismatch, StorageError
-from retcon.patch.format import load_patch
+from retcon.patch.patch import load_patch
+from retcon.run.making import edit as make
 from test_methods import EDITS, FAST
 
 
@@ -71,7 +71,7 @@ def test_rows_of_edits_are_not_named_in_the_header(patch):
 
 def test_another_refresh_rule_than_the_usual_is_named_in_the_header(patch, cache, tmp_path):
     """Older patches are read as they were meant; usual ones have their header, and a digest."""
-    from retcon.editing.schedule import Schedule
+    from retcon.run.schedule import Schedule
 
     usual = json.loads(patch.about.model_dump_json())
     assert list(usual) == [
@@ -102,9 +102,9 @@ def test_a_change_is_compacted_where_it_has_more_rows_than_its_matrix():
 
 def test_one_batch_applied_is_the_weights_of_the_run(cache):
     """What a run had in the weights is what its patch puts there, bit for bit."""
-    from retcon.editing.schedule import Schedule
-    from retcon.editing.session import run
-    from retcon.methods.registry import find_method
+    from retcon.method.registry import find_method
+    from retcon.run.schedule import Schedule
+    from retcon.run.session import run
 
     model = pico()
     editor = find_method("emmet").build((1,), FAST)

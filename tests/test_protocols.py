@@ -6,10 +6,10 @@ import torch
 from oracles import accuracy_by_retokenising, says_one_of
 from pico import FAMILIES, pico
 from retcon.edits import Case, Edit, Probe
-from retcon.evaluation.generation import continuations
-from retcon.evaluation.metrics import METRICS, summarise
-from retcon.evaluation.predictions import Prediction
-from retcon.evaluation.scoring import score_cases, score_targets
+from retcon.scoring.exact_match import continuations
+from retcon.scoring.metrics import METRICS, summarise
+from retcon.scoring.score import score_cases, score_targets
+from retcon.scoring.teacher_forced import Prediction
 
 QUESTION = "What is the mother tongue of Danielle Darrieux?"
 OTHER = "nq question: where is the Eiffel Tower?"
@@ -84,7 +84,7 @@ def test_characters_of_several_tokens_can_be_right(monkeypatch):
     def all_right(_overlay, asks, _progress=None):
         return [Prediction((0.0,) * (len(a.ids) - a.start), a.ids[a.start :]) for a in asks]
 
-    monkeypatch.setattr("retcon.evaluation.scoring.predict", all_right)
+    monkeypatch.setattr("retcon.scoring.score.predict", all_right)
     (score,) = score_targets(model, [(QUESTION, "Évry")])
     assert score.hits == score.tokens == len(tokens)
 
@@ -162,7 +162,7 @@ def test_remembered_probes_are_the_same_and_no_others(entries, monkeypatch):
         return [row.exact for row in rows if row.kind == "portability"]
 
     fresh = score_cases(model, cases, when="pre")
-    monkeypatch.setattr("retcon.evaluation.scoring.predict", None)
+    monkeypatch.setattr("retcon.scoring.score.predict", None)
     assert score_cases(model, cases, when="pre") == fresh
     monkeypatch.undo()
     monkeypatch.setenv("RETCON_CACHE", str(entries))

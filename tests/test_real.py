@@ -4,12 +4,12 @@ import pytest
 
 from oracles import scores_by_loop
 from retcon.data.cases import load_cases, starter_cases, take
-from retcon.editing.making import edit as make
 from retcon.edits import Edit
-from retcon.evaluation.generation import says_target
-from retcon.evaluation.metrics import summarise
-from retcon.evaluation.scoring import score_cases
-from retcon.methods.presets import choose, describe
+from retcon.method.presets import choose, describe
+from retcon.run.making import edit as make
+from retcon.scoring.exact_match import says_target
+from retcon.scoring.metrics import summarise
+from retcon.scoring.score import score_cases
 
 pytestmark = pytest.mark.real
 

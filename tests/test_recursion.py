@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracles import joint_solution
-from retcon.algebra.closed_form import write_keys
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.feedback import compressed, largest, rounded, with_feedback
-from retcon.algebra.metric import Metric
+from retcon.algebra.preservation import Metric
+from retcon.algebra.solve import write_keys
 from retcon.algebra.whitening import Projection, Root
 from retcon.errors import InvalidSetting
 from test_identities import close, problem, remember

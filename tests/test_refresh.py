@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from pico import pico
-from retcon.editing.schedule import Refresh, Schedule
-from retcon.editing.session import run
-from retcon.editing.steps import Past
 from retcon.edits import Edit
 from retcon.errors import InvalidSetting, UnknownName
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run.schedule import Refresh, Schedule
+from retcon.run.session import run
+from retcon.run.steps import Past
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 EDITS = [

@@ -16,8 +16,6 @@ from typer.testing import CliRunner
 from made_study import Chances, flat, grid, make_study, paper, point, seal_again, small_grid
 from oracles import cluster_jackknife
 from retcon.cli.commands.study import app
-from retcon.evaluation.inference import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
-from retcon.evaluation.metrics import estimate, summarise
 from retcon.report import page, tables
 from retcon.report.arms import Results
 from retcon.report.findings import Finding, all_findings
@@ -27,6 +25,8 @@ from retcon.report.headline import headline
 from retcon.report.layers import recommend
 from retcon.report.plots.effects import turned
 from retcon.report.plots.style import ranged
+from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
+from retcon.scoring.metrics import estimate, summarise
 from retcon.study.reading import Study, read_study
 
 

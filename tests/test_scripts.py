@@ -3,7 +3,7 @@
 import pytest
 
 from retcon.cli.console import visible
-from retcon.scripts import begins_with, join, plain, quoted
+from retcon.writing_systems import begins_with, join, plain, quoted
 
 JOINED = {
     "Latin": ("The capital of France is", "Rome", " "),

@@ -11,14 +11,14 @@ import torch
 
 from pico import FAMILIES, pico, tokenizer
 from retcon.data.tasks import Item, Option, Task
-from retcon.editing.making import edit
-from retcon.evaluation.harness import harness_task
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.patch.export.gguf import FILE, write_gguf
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
-from retcon.patch.format import Patch
+from retcon.patch.patch import Patch
+from retcon.run.making import edit
+from retcon.scoring.harness import harness_task
 from test_methods import EDITS, FAST
 
 pytestmark = [pytest.mark.serving, pytest.mark.filterwarnings("ignore")]

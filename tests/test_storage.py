@@ -15,14 +15,15 @@ import torch
 
 from hostile import make_good
 from pico import pico
-from retcon import locking, storage
+from retcon import files as storage
+from retcon import locking
 from retcon.cache import recall
-from retcon.editing.making import edit
 from retcon.edits import Edit
 from retcon.errors import RetconWarning, StorageError
+from retcon.files import sweep, whole_folder, write_whole
 from retcon.locking import claimed, locked
 from retcon.patch.ledger import Ledger
-from retcon.storage import sweep, whole_folder, write_whole
+from retcon.run.making import edit
 from test_export import some_patch
 from tiny_study import FAST, finish, task, write_model_and_facts
 
@@ -237,7 +238,7 @@ def test_a_cache_that_may_only_be_read_serves_all_it_has(tmp_path, entries, monk
         path.chmod(0o555 if path.is_dir() else 0o444)
 
     def again():
-        monkeypatch.setattr("retcon.activations.remembered.optimise_targets", pytest.fail)
+        monkeypatch.setattr("retcon.features.remember.optimise_targets", pytest.fail)
         found = edit(model, [FACT], method="memit", layers=[1], settings=settings)
         assert found.deltas[1].left.equal(made.deltas[1].left)
         assert found.deltas[1].right.equal(made.deltas[1].right)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from pico import pico
-from retcon.editing.probing import Probe
-from retcon.editing.schedule import Schedule
-from retcon.editing.trial import Looks, watch
 from retcon.edits import Case, Edit
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run.probing import Probe
+from retcon.run.schedule import Schedule
+from retcon.run.trial import Looks, watch
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 EDITS = [

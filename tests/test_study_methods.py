@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from retcon.editing.planning import costs
 from retcon.errors import InvalidStudy
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.run.planning import costs
 from retcon.study.cells import Cell, begun_from
 from retcon.study.estimates import estimate
 from retcon.study.planning import outline_of, plan

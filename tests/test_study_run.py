@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 from retcon.data.held_out import held_out
 from retcon.data.tasks import Item, Option, Task
 from retcon.errors import StorageError
-from retcon.evaluation.general import General
-from retcon.evaluation.readings import Checkpoint, change, ratio
+from retcon.scoring.readings import Checkpoint, change, ratio
+from retcon.scoring.suites import General
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
 from tiny_study import finish, task, write_model_and_facts

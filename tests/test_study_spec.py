@@ -11,11 +11,11 @@ import pytest
 from pytest import approx
 
 from retcon.data.cases import seeded, take
-from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidStudy, RetconError
-from retcon.methods.registry import find_method, methods
+from retcon.method.registry import find_method, methods
 from retcon.model.load import load
+from retcon.run.measuring import evaluate
 from retcon.sealed import load_record, save_record
 from retcon.study.estimates import estimate
 from retcon.study.facts import Facts

@@ -143,7 +143,7 @@ def test_a_signal_ends_a_command_tidily(name, folder, retcon, monkeypatch, heede
         signal.raise_signal(getattr(signal, name))
 
     before = signal.getsignal(getattr(signal, name))
-    monkeypatch.setattr("retcon.patch.format.Patch.save", lambda _patch, path: end_in(path, end))
+    monkeypatch.setattr("retcon.patch.patch.Patch.save", lambda _patch, path: end_in(path, end))
     code, _, err = retcon("edit", "./model", *FACT, *EMMET, "-o", "p.safetensors")
     assert code == ENDINGS[name][0] and ENDINGS[name][1] in err and "as before" in err
     assert err.count("\n") == 1 and "Traceback" not in err
@@ -152,7 +152,7 @@ def test_a_signal_ends_a_command_tidily(name, folder, retcon, monkeypatch, heede
 
 
 def end_in(path, end):
-    from retcon.storage import write_whole
+    from retcon.files import write_whole
 
     write_whole(path, end)
 
@@ -264,9 +264,9 @@ TOLD = {
 
 @pytest.mark.parametrize("method", TOLD)
 def test_all_that_may_take_long_is_told_to_its_end(method, cache):
-    from retcon.editing.measuring import evaluate
     from retcon.edits import Case, Edit
-    from retcon.evaluation.fluency import generate
+    from retcon.run.measuring import evaluate
+    from retcon.scoring.fluency import generate
 
     said = {}
 

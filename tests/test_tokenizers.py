@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from many_tokenizers import NAMES, made
-from retcon.activations.contexts import locate
 from retcon.edits import Edit
 from retcon.errors import InvalidEdit, RetconWarning
+from retcon.features.contexts import locate
 from retcon.model.tokens import Tokens
-from retcon.scripts import begins_with, join, plain
+from retcon.writing_systems import begins_with, join, plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::retcon.errors.RetconWarning")
 

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 import many_tokenizers
 from pico import FAMILIES, pico, tokenizer
-from retcon.editing.making import edit as make_patch
-from retcon.editing.measuring import evaluate
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidEdit, RetconWarning
-from retcon.evaluation.generation import continuations
-from retcon.evaluation.scoring import score_targets
+from retcon.model.generate import sample
 from retcon.model.handle import ModelHandle
-from retcon.model.sampling import sample
 from retcon.model.tokens import Tokens, by_length
-from retcon.scripts import blank
+from retcon.run.making import edit as make_patch
+from retcon.run.measuring import evaluate
+from retcon.scoring.exact_match import continuations
+from retcon.scoring.score import score_targets
+from retcon.writing_systems import blank
 
 words = st.text(alphabet="abcdefgh é日ñ.,'-", min_size=1, max_size=12).filter(
     lambda text: text.strip() == text and text != ""

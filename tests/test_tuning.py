@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retcon.evaluation.rows import Row
 from retcon.report import tables
+from retcon.scoring.rows import Row
 from retcon.study.cells import Cell
 from retcon.study.planning import plan
 from retcon.study.reading import Record, Study, Tuned, read_study

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
 from retcon.study.cells import Cell
 from retcon.study.runner import run_study
 from retcon.study.slots import differing

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retcon.data.cases import load_cases, starter_cases, take
-    from retcon.editing.making import edit
-    from retcon.editing.measuring import evaluate
-    from retcon.editing.schedule import Schedule
     from retcon.edits import Case, Edit
     from retcon.errors import RetconError
     from retcon.model.load import load
-    from retcon.patch.format import Patch, load_patch
     from retcon.patch.ledger import Ledger
+    from retcon.patch.patch import Patch, load_patch
+    from retcon.run.making import edit
+    from retcon.run.measuring import evaluate
+    from retcon.run.schedule import Schedule
 
 __version__ = "0.1.0"
 
@@ -23,14 +23,14 @@ _HOMES = {
     "Case": "retcon.edits",
     "Edit": "retcon.edits",
     "Ledger": "retcon.patch.ledger",
-    "Patch": "retcon.patch.format",
+    "Patch": "retcon.patch.patch",
     "RetconError": "retcon.errors",
-    "Schedule": "retcon.editing.schedule",
-    "edit": "retcon.editing.making",
-    "evaluate": "retcon.editing.measuring",
+    "Schedule": "retcon.run.schedule",
+    "edit": "retcon.run.making",
+    "evaluate": "retcon.run.measuring",
     "load": "retcon.model.load",
     "load_cases": "retcon.data.cases",
-    "load_patch": "retcon.patch.format",
+    "load_patch": "retcon.patch.patch",
     "starter_cases": "retcon.data.cases",
     "take": "retcon.data.cases",
 }

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 from retcon.errors import Damaged, InvalidSetting, RetconWarning, StorageError, UnknownName
+from retcon.files import cache_folder, is_temporary, sweep
 from retcon.progress import Progress, silent
 from retcon.sealed import Looked, Owner, check_folder, look
 from retcon.sealed_tensors import check, open_tensors, save_tensors
-from retcon.storage import cache_folder, is_temporary, sweep
 
 if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from retcon.errors import InvalidEdit
-from retcon.scripts import quoted
+from retcon.writing_systems import quoted
 
 _BRACED = re.compile(r"\{([^{}]*)\}")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from retcon.errors import RetconWarning
-from retcon.storage import storing
+from retcon.files import storing
 
 # Seconds that are waited in silence.
 _SILENT = 3.0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retcon.errors import Damaged, RetconError, StorageError
-from retcon.storage import write_whole
+from retcon.files import write_whole
 
 SEAL = "seal"
 FOLDER = "seal.json"

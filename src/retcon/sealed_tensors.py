@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from retcon.errors import Damaged
+from retcon.files import write_whole
 from retcon.sealed import (
     SEAL,
     Owner,
@@ -28,7 +29,6 @@ from retcon.sealed import (
     seal,
     unseal,
 )
-from retcon.storage import write_whole
 
 if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.

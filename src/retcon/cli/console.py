@@ -15,8 +15,8 @@ from rich.table import Table
 from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
-from retcon.scripts import visible
 from retcon.sealed import Looked
+from retcon.writing_systems import visible
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -113,7 +113,7 @@ def write_json(path: Path | None, value: Mapping[str, object]) -> None:
     """Write a result for scripts, with what was warned of."""
     if path is None:
         return
-    from retcon.storage import write_whole
+    from retcon.files import write_whole
 
     text = json.dumps({**value, "warnings": _warned}, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda work: work.write_text(text, encoding="utf-8"))

@@ -14,9 +14,9 @@ from retcon.cli.console import number, table
 from retcon.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from retcon.evaluation.general import General
-    from retcon.evaluation.inference import Estimate
-    from retcon.evaluation.readings import Ability, Perplexity, Reading
+    from retcon.scoring.intervals import Estimate
+    from retcon.scoring.readings import Ability, Perplexity, Reading
+    from retcon.scoring.suites import General
 
 Drift = Annotated[
     bool, typer.Option("--drift", help="Measure perplexity on held-out text, before and after.")
@@ -57,7 +57,7 @@ class GeneralChoice:
         """
         from retcon.data.held_out import BUILT_IN, held_out
         from retcon.data.tasks import load_tasks
-        from retcon.evaluation.general import General
+        from retcon.scoring.suites import General
 
         text = None
         if self.drift or self.text is not None:
@@ -102,7 +102,7 @@ def print_table(general: "General", readings: "Mapping[str, Reading]") -> Table:
 def _describe_drift(
     general: "General", readings: "Mapping[str, Reading]", corpus: str | None, apart: bool | None
 ) -> dict[str, object]:
-    from retcon.evaluation.readings import ratio
+    from retcon.scoring.readings import ratio
 
     text = general.text
     assert text is not None
@@ -124,7 +124,7 @@ def _describe_drift(
 
 
 def _describe_ability(readings: "Mapping[str, Reading]") -> dict[str, object]:
-    from retcon.evaluation.readings import change
+    from retcon.scoring.readings import change
 
     record: dict[str, object] = {}
     for index, task in enumerate(readings["pre"].abilities):
@@ -158,7 +158,7 @@ def _accuracy(found: "Ability | None") -> dict[str, object] | None:
 
 
 def _drift_row(source: str, found: "Mapping[str, Perplexity | None]") -> list[str]:
-    from retcon.evaluation.readings import ratio
+    from retcon.scoring.readings import ratio
 
     before, after = found["pre"], _last(found)
     assert before is not None
@@ -170,7 +170,7 @@ def _drift_row(source: str, found: "Mapping[str, Perplexity | None]") -> list[st
 
 
 def _ability_row(name: str, found: "Mapping[str, Ability]") -> list[str]:
-    from retcon.evaluation.readings import change
+    from retcon.scoring.readings import change
 
     cells = [name, *(_span(one.estimate(), 1) for one in found.values())]
     after = _last(found)

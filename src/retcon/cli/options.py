@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retcon.cli.console import quiet_libraries
-from retcon.editing.schedule import Schedule
 from retcon.errors import InvalidSetting
 from retcon.progress import Progress
+from retcon.run.schedule import Schedule
 
 if TYPE_CHECKING:
     from retcon.model.handle import ModelHandle

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.cli.options import EditChoice, ModelChoice
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
-    from retcon.editing.planning import Plan
+    from retcon.run.planning import Plan
 
 
 def print_plan(
@@ -25,9 +25,9 @@ def print_plan(
     """
     check_writable(json)
     quiet_libraries()
-    from retcon.editing.planning import measured_rate, plan
-    from retcon.methods.presets import choose
+    from retcon.method.presets import choose
     from retcon.model.load import find_dtype, outline
+    from retcon.run.planning import measured_rate, plan
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:

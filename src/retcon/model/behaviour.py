@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retcon.errors import RetconError, UnsupportedModel
-from retcon.model import hooks, offloading
+from retcon.model import hooks
+from retcon.model import offload as offloading
 
 # Four tokens, the same with another first one, or another rest; the place where it is looked.
 _TOKENS, _FIRST, _REST, _PLACE = (3, 5, 7, 13), (11, 5, 7, 13), (3, 17, 19, 23), 2

@@ -20,10 +20,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from retcon.errors import ModelNotFound, NotExportable
-from retcon.model import offloading
-from retcon.model.architectures import Outline
+from retcon.model import offload as offloading
 from retcon.model.fingerprints import Weights
 from retcon.model.load import checkpoint_folder, outline, stored_weights
+from retcon.model.structure import Outline
 from retcon.progress import Progress, silent
 
 # The header's names of the dtypes that weights can be cast to and from.

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from retcon.cache import place, whole
 from retcon.errors import Damaged, StorageError
+from retcon.files import cache_folder
 from retcon.sealed import Owner, digest, load_record, save_record
-from retcon.storage import cache_folder
 
 # How many elements of each tensor enter the fingerprint.
 _SAMPLES = 4096

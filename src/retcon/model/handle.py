@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.gram import all_finite
 from retcon.errors import NotFinite, UnsupportedModel
-from retcon.model import offloading
-from retcon.model.architectures import Architecture, Outline, Site, discover
+from retcon.model import offload as offloading
 from retcon.model.behaviour import looks_ahead
 from retcon.model.fingerprints import Weights, fingerprint_of
-from retcon.model.offloading import Away
+from retcon.model.offload import Away
 from retcon.model.positions import Positions
+from retcon.model.structure import Architecture, Outline, Site, discover
 from retcon.model.tokens import Tokens
 
 # Rows of ΔW that are multiplied out at a time hold at most this many float64 numbers (128 MiB).

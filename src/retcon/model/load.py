@@ -21,13 +21,13 @@ from huggingface_hub.constants import ENDPOINT
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from retcon.errors import InvalidSetting, ModelNotFound, RetconError, UnknownName, UnsupportedModel
+from retcon.files import cache_folder
 from retcon.model import smollm2
-from retcon.model.architectures import Outline, discover
 from retcon.model.fingerprints import Known, Weights
 from retcon.model.folder import CONFIG, check_folder, read_json
 from retcon.model.handle import ModelHandle
+from retcon.model.structure import Outline, discover
 from retcon.progress import Progress, silent
-from retcon.storage import cache_folder
 from retcon.toyworld import train as toyworld
 
 # What a checkpoint is made of: weights, configuration, tokenizer. No code.

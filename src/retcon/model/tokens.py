@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from retcon.edits import check_whole
 from retcon.errors import InvalidEdit, RetconWarning, UnsupportedModel
 from retcon.model.positions import Positions
-from retcon.scripts import blank, join, quoted
+from retcon.writing_systems import blank, join, quoted
 
 # What a target may follow without melting into it.
 _SIGNS = ("a", "1", "(", "\n")

@@ -21,15 +21,15 @@ from retcon.errors import (
     PatchMismatch,
     UnknownName,
 )
+from retcon.files import is_temporary, make_folder
 from retcon.locking import locked
 from retcon.model.handle import ModelHandle
-from retcon.patch import journal
-from retcon.patch.format import Patch, Provenance, load_about, load_patch
-from retcon.patch.journal import Added, Event, Returned, Scores, TakenBack
+from retcon.patch import events as journal
+from retcon.patch.combine import check_rows, stack, without
+from retcon.patch.events import Added, Event, Returned, Scores, TakenBack
+from retcon.patch.patch import Patch, Provenance, load_about, load_patch
 from retcon.patch.slots import Slot, stack_after, stacks
-from retcon.patch.stacking import check_rows, stack, without
 from retcon.sealed import digest_of
-from retcon.storage import is_temporary, make_folder
 
 _LOCK = ".lock"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from shutil import copyfile
 
 from retcon import hub
+from retcon.files import write_whole
 from retcon.patch.export.card import write_card
-from retcon.patch.format import Patch, load_patch
-from retcon.storage import write_whole
+from retcon.patch.patch import Patch, load_patch
 
 FILE = "patch.safetensors"
 # A licence is for the owner of the facts to choose; the hub shows none until this line says one.

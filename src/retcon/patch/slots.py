@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retcon.errors import InvalidLedger, UnknownName
-from retcon.patch.journal import Added, Event, Returned
+from retcon.patch.events import Added, Event, Returned
 
 
 class Slot(NamedTuple):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from retcon.patch.format import Patch, load_patch
 from retcon.patch.ledger import Ledger
+from retcon.patch.patch import Patch, load_patch
 
 
 def read_source(source: Path | str) -> Patch:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from retcon.evaluation.inference import (
+from retcon.report.sameness import Measurements
+from retcon.report.titles import called
+from retcon.scoring.intervals import (
     CaseMeans,
     Estimate,
     Statistic,
@@ -19,10 +21,8 @@ from retcon.evaluation.inference import (
     harmonic_mean,
     mean,
 )
-from retcon.evaluation.metrics import METRICS, case_means
-from retcon.evaluation.rows import Row
-from retcon.report.sameness import Measurements
-from retcon.report.titles import called
+from retcon.scoring.metrics import METRICS, case_means
+from retcon.scoring.rows import Row
 from retcon.study.points import Order, Point, carries
 from retcon.study.reading import Study
 

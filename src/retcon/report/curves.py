@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from retcon.evaluation.metrics import estimate
-from retcon.evaluation.rows import Row
 from retcon.report.arms import SCORES, Arm, Results, describe, varying
 from retcon.report.findings.batch import closest, name_of, shared, size_families
 from retcon.report.findings.claims import Finding, strangeness
 from retcon.report.findings.sequence import carried
 from retcon.report.layers import sweeps
 from retcon.report.titles import called
+from retcon.scoring.metrics import estimate
+from retcon.scoring.rows import Row
 from retcon.study.points import carries
 
 Record = dict[str, Any]

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 
-from retcon.evaluation.inference import CaseMeans, Estimate, Statistic, combine, mean
 from retcon.report.arms import Arm, Results
 from retcon.report.tables import Table, place, place_columns, setting_fields
+from retcon.scoring.intervals import CaseMeans, Estimate, Statistic, combine, mean
 
 _COLUMNS = ("texts", "untouched model", "after the last batch", "change")
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from retcon.evaluation.inference import Estimate
-from retcon.evaluation.readings import Reading, change_over_all, ratio
 from retcon.report.arms import Arm, Results
 from retcon.report.names import carried_names
+from retcon.scoring.intervals import Estimate
+from retcon.scoring.readings import Reading, change_over_all, ratio
 
 Record = dict[str, Any]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from retcon.evaluation.inference import Estimate
 from retcon.report.arms import Arm, Results, families
+from retcon.scoring.intervals import Estimate
 from retcon.study.reading import Study
 
 WHEN = "immediate"

@@ -7,15 +7,15 @@ from typing import Any
 
 import polars as pl
 
-from retcon.evaluation.inference import combine, jackknife
-from retcon.evaluation.metrics import estimate
-from retcon.evaluation.rows import Row
 from retcon.report.arms import SCORES, Arm, Results
 from retcon.report.curves import priced, scored, seconds_per_edit
 from retcon.report.findings.claims import share, spanned
 from retcon.report.general import drift, kept
 from retcon.report.names import PLAIN, carried_names
 from retcon.report.tables import MISSING, Table
+from retcon.scoring.intervals import combine, jackknife
+from retcon.scoring.metrics import estimate
+from retcon.scoring.rows import Row
 
 Record = dict[str, Any]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from retcon.errors import MissingExtra
 from retcon.escaping import markdown
+from retcon.files import make_folder, write_whole
 from retcon.report import tables
 from retcon.report.arms import Results
 from retcon.report.evidence import findings_table, harmless, rows_behind
@@ -25,7 +26,6 @@ from retcon.report.lifelong import difficulty, kinds
 from retcon.report.plots import Chart, all_charts
 from retcon.report.provenance import Provenance, provenance
 from retcon.report.tables import Table
-from retcon.storage import make_folder, write_whole
 from retcon.study.reading import Study, read_study
 
 

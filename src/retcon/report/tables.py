@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.escaping import cell, markdown
-from retcon.evaluation.inference import Estimate
+from retcon.files import write_whole
 from retcon.report import curves
 from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
 from retcon.report.findings import Finding, all_findings
 from retcon.report.findings.claims import points, share
 from retcon.report.titles import called
-from retcon.storage import write_whole
+from retcon.scoring.intervals import Estimate
 from retcon.study.points import Point, carries
 from retcon.study.reading import Study, Tuned, TuningRule
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from retcon.evaluation.inference import Estimate
 from retcon.report.arms import SCORES, Arm, Results
 from retcon.report.findings import Finding
 from retcon.report.findings.claims import spanned
 from retcon.report.tables import MISSING, Table, costs_of, missing, tuned, words
+from retcon.scoring.intervals import Estimate
 
 
 def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:

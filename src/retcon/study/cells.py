@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from retcon.data.zsre import ZsreTarget
-from retcon.editing.schedule import Schedule
+from retcon.run.schedule import Schedule
 from retcon.study.points import Frozen, Order, Split
 
 # One more whenever the same cell would give other numbers: also when a default changes.

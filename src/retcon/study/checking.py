@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retcon.editing.schedule import Refresh
-from retcon.editing.session import check_batch, check_rule
 from retcon.errors import InvalidStudy, RetconError, UnknownName
-from retcon.methods.registry import Method, find_method
+from retcon.method.registry import Method, find_method
 from retcon.model.load import find_dtype
+from retcon.run.schedule import Refresh
+from retcon.run.session import check_batch, check_rule
 from retcon.study.planning import schedule_of
 from retcon.study.spec import Entry, Spec, located
 from retcon.study.tuning import candidates_of

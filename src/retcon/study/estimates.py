@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from retcon.editing.planning import Costs, costs
 from retcon.edits import Case
-from retcon.evaluation.general import General
 from retcon.model.load import find_dtype
+from retcon.run.planning import Costs, costs
+from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Picked
 from retcon.study.planning import Plan, outline_of

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from retcon.data.cases import in_order, read_facts, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
-from retcon.editing.colliding import grouped
 from retcon.edits import Case
 from retcon.errors import InvalidStudy
-from retcon.evaluation.general import General
+from retcon.run.shared_keys import grouped
+from retcon.scoring.suites import General
 from retcon.study.points import Order, Split
 from retcon.study.reading import Data
 from retcon.study.spec import DataSpec, Spec

@@ -18,14 +18,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
-from retcon.editing.signals import Signals
-from retcon.editing.steps import Past, Step
-from retcon.editing.trial import Seen, StepRecord
 from retcon.edits import Edit
 from retcon.errors import Damaged
-from retcon.evaluation.readings import Checkpoint
-from retcon.evaluation.rows import Row
-from retcon.methods.base import Update
+from retcon.method.base import Update
+from retcon.run.signals import Signals
+from retcon.run.steps import Past, Step
+from retcon.run.trial import Seen, StepRecord
+from retcon.scoring.readings import Checkpoint
+from retcon.scoring.rows import Row
 from retcon.sealed import Owner
 from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retcon.data.corpus import FileCorpus, parse_corpus
-from retcon.editing.colliding import clashes, explained
-from retcon.editing.schedule import Refresh, Schedule
-from retcon.editing.session import check_batch, check_rule
 from retcon.errors import InvalidStudy, RetconError, RetconWarning
-from retcon.evaluation.general import General
-from retcon.methods.base import Editor
-from retcon.methods.presets import choose
-from retcon.model.architectures import Outline
+from retcon.method.base import Editor
+from retcon.method.presets import choose
 from retcon.model.load import find_dtype, outline
+from retcon.model.structure import Outline
+from retcon.run.schedule import Refresh, Schedule
+from retcon.run.session import check_batch, check_rule
+from retcon.run.shared_keys import clashes, explained
+from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point, carries

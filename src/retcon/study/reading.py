@@ -11,8 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from retcon.data.zsre import ZsreTarget
 from retcon.errors import Damaged, DamagedCell, InvalidStudy
-from retcon.evaluation.readings import Checkpoint
-from retcon.evaluation.rows import Row
+from retcon.scoring.readings import Checkpoint
+from retcon.scoring.rows import Row
 from retcon.sealed import Owner, digest_of, load_record, load_text
 from retcon.study.cells import Cell
 from retcon.study.points import Frozen, Point
@@ -176,7 +176,7 @@ class Study:
         return pl.read_parquet(self._whole(identity, ROWS))
 
     def scored(self, identity: str, when: str) -> list[Row]:
-        """The rows of one time, as the formulas of `evaluation.metrics` take them."""
+        """The rows of one time, as the formulas of `scoring.metrics` take them."""
         import polars as pl
 
         chosen = self.rows(identity).filter(pl.col("when") == when)
@@ -215,7 +215,7 @@ class Study:
         return TypeAdapter(tuple[Checkpoint, ...]).validate_python(said)
 
     def steps(self, identity: str) -> list[dict[str, object]]:
-        """What each batch of a finished cell took and did (`editing.trial.StepRecord`)."""
+        """What each batch of a finished cell took and did (`run.trial.StepRecord`)."""
         lines = self._whole(identity, STEPS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 

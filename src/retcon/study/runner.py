@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 from retcon.errors import DamagedCell, InvalidSetting, InvalidStudy
+from retcon.files import check_writable, make_folder, write_whole
 from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import save_record, save_text
-from retcon.storage import check_writable, make_folder, write_whole
 from retcon.study.cells import Cell
 from retcon.study.local import run_here
 from retcon.study.planning import Plan, plan, warned_of

@@ -3,8 +3,8 @@
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from retcon.methods.base import Editor
-from retcon.methods.locate_then_edit import LocateThenEdit
+from retcon.method.base import Editor
+from retcon.method.locate_then_edit import LocateThenEdit
 
 
 def slots(editor: Editor) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from retcon.editing.trial import Seen
 from retcon.errors import Damaged, StorageError
-from retcon.evaluation.fluency import Generation
-from retcon.evaluation.readings import Checkpoint
-from retcon.evaluation.rows import Row
+from retcon.files import make_folder, storing, sweep, write_whole
 from retcon.locking import claimed
+from retcon.run.trial import Seen
+from retcon.scoring.fluency import Generation
+from retcon.scoring.readings import Checkpoint
+from retcon.scoring.rows import Row
 from retcon.sealed import digest_of, save_record
-from retcon.storage import make_folder, storing, sweep, write_whole
 from retcon.study.cells import Cell
 from retcon.study.parts import End, Part, frame, load_part, part_of, write_part
 from retcon.study.reading import (

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.errors import InvalidStudy
-from retcon.evaluation.inference import Statistic, combine
-from retcon.evaluation.metrics import score
-from retcon.methods.registry import find_method
+from retcon.method.registry import find_method
+from retcon.scoring.intervals import Statistic, combine
+from retcon.scoring.metrics import score
 from retcon.study.cells import Cell
 from retcon.study.reading import Study, Tuned, TuningRule
 from retcon.study.spec import Entry, Ridge, Spec

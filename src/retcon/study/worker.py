@@ -9,25 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.activations.contexts import check_texts
-from retcon.editing.ordering import by_keys
-from retcon.editing.steps import Step
-from retcon.editing.trial import Looks, Telling, as_they_are, watch
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
-from retcon.evaluation.fluency import Generation, generate
-from retcon.evaluation.general import General
-from retcon.evaluation.generation import continuations
-from retcon.evaluation.readings import Checkpoint, Reading
-from retcon.evaluation.rows import When
-from retcon.evaluation.scoring import check_cases, score_cases
+from retcon.features.contexts import check_texts
+from retcon.files import check_writable
 from retcon.locking import holder
-from retcon.methods.base import Editor, State
-from retcon.methods.registry import find_method
+from retcon.method.base import Editor, State
+from retcon.method.registry import find_method
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.progress import Progress, silent
-from retcon.storage import check_writable
+from retcon.run.order import by_keys
+from retcon.run.steps import Step
+from retcon.run.trial import Looks, Telling, as_they_are, watch
+from retcon.scoring.exact_match import continuations
+from retcon.scoring.fluency import Generation, generate
+from retcon.scoring.readings import Checkpoint, Reading
+from retcon.scoring.rows import When
+from retcon.scoring.score import check_cases, score_cases
+from retcon.scoring.suites import General
 from retcon.study.cells import Cell, begun_from
 from retcon.study.store import CellFolder, End, Part, check_there
 

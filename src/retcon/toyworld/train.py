@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retcon.cache import is_whole, place
+from retcon.files import cache_folder, make_folder, whole_folder
 from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import seal_folder
-from retcon.storage import cache_folder, make_folder, whole_folder
 from retcon.toyworld.world import NAME, OPENINGS, VERSION, World, world
 
 ALIAS = NAME

@@ -9,7 +9,7 @@ from retcon.cache import clear, limit, usage, verify
 from retcon.cli import options
 from retcon.cli.console import bars, number, out, show_looked, table, write_json
 from retcon.errors import Damaged
-from retcon.storage import cache_folder, check_writable
+from retcon.files import cache_folder, check_writable
 
 
 def cache(

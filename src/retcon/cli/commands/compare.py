@@ -15,9 +15,9 @@ from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidData, RetconError
 
 if TYPE_CHECKING:
-    from retcon.editing.beside import Beside, Said
     from retcon.model.handle import ModelHandle
-    from retcon.patch.format import Patch
+    from retcon.patch.patch import Patch
+    from retcon.run.compare import Beside, Said
 
 PatchSource = Annotated[
     str,
@@ -132,7 +132,7 @@ def _load(source: ModelChoice, patch: str) -> "tuple[ModelHandle, Patch]":
 def _speak(
     model: "ModelHandle", patch: "Patch", texts: Sequence[str], tokens: int, top: int
 ) -> "list[Beside]":
-    from retcon.editing.beside import side_by_side
+    from retcon.run.compare import side_by_side
 
     return side_by_side(model, patch, texts, tokens=tokens, top=top)
 

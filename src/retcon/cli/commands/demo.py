@@ -13,7 +13,7 @@ from rich.markup import escape
 from retcon.cli.console import bars, number, out, table
 from retcon.cli.options import ModelChoice
 from retcon.errors import RetconError
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Edit
@@ -39,9 +39,9 @@ def demo(
     check_writable(output)
     with bars() as progress:
         model = ModelChoice(name=MODEL).load(progress)
-        from retcon.editing.making import edit as make
-        from retcon.evaluation.metrics import summarise
-        from retcon.evaluation.scoring import score_cases
+        from retcon.run.making import edit as make
+        from retcon.scoring.metrics import summarise
+        from retcon.scoring.score import score_cases
 
         original = model.weights_hash()
         before = _answers(model, edits)
@@ -86,7 +86,7 @@ def _study(folder: Path) -> None:
 def reload(file: Path) -> dict[str, object]:
     """What the new process does: load model and patch, apply, answer, undo."""
     from retcon.model.load import load
-    from retcon.patch.format import load_patch
+    from retcon.patch.patch import load_patch
 
     model, patch = load(MODEL), load_patch(file)
     with patch.applied(model):
@@ -112,7 +112,7 @@ def _in_new_process(file: Path) -> dict[str, object]:
 
 
 def _answers(model: "ModelHandle", edits: "list[Edit] | tuple[Edit, ...]") -> list[str]:
-    from retcon.evaluation.generation import top_answers
+    from retcon.scoring.exact_match import top_answers
 
     return [
         ", ".join(f"{a.text} {100 * a.probability:.0f}%" for a in top_answers(model, e.text))

@@ -11,12 +11,12 @@ from retcon.cli.console import bars, number, out, table, versions, warn, write_j
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
 from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
     from retcon.data.cases import FactFile
     from retcon.edits import Case
-    from retcon.patch.format import Patch
+    from retcon.patch.patch import Patch
 
 Fact = Annotated[
     tuple[str, str] | None,
@@ -119,10 +119,10 @@ class _Result(NamedTuple):
 def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
     with bars() as progress:
         model = source.load(progress)
-        from retcon.editing.making import edit as make
-        from retcon.evaluation.generation import continuations
-        from retcon.evaluation.metrics import summarise
-        from retcon.evaluation.scoring import check_cases, score_cases
+        from retcon.run.making import edit as make
+        from retcon.scoring.exact_match import continuations
+        from retcon.scoring.metrics import summarise
+        from retcon.scoring.score import check_cases, score_cases
 
         check_cases(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.

@@ -14,19 +14,19 @@ from retcon.cli.general import GeneralChoice
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
 from retcon.errors import InvalidSetting, UnknownName
-from retcon.evaluation.rows import alike
+from retcon.files import check_writable
 from retcon.progress import Progress
-from retcon.storage import check_writable
+from retcon.scoring.rows import alike
 
 if TYPE_CHECKING:
     from retcon.data.held_out import HeldOut
     from retcon.data.zsre import ZsreTarget
     from retcon.edits import Case
-    from retcon.evaluation.general import General
-    from retcon.evaluation.readings import Reading
-    from retcon.evaluation.rows import Row
     from retcon.model.handle import ModelHandle
-    from retcon.patch.format import Patch
+    from retcon.patch.patch import Patch
+    from retcon.scoring.readings import Reading
+    from retcon.scoring.rows import Row
+    from retcon.scoring.suites import General
 
 Cases = Annotated[
     str,
@@ -189,7 +189,7 @@ def _run(
 def _unedited(
     model: "ModelHandle", cases: "list[Case]", general: "General", progress: Progress
 ) -> _Found:
-    from retcon.evaluation.scoring import score_cases
+    from retcon.scoring.score import score_cases
 
     rows = score_cases(model, cases, when="pre", progress=progress)
     return _Found(rows, {}, {"pre": general.read(model, progress)})
@@ -202,8 +202,8 @@ def _with_method(
     general: "General",
     progress: Progress,
 ) -> _Found:
-    from retcon.editing.measuring import evaluate_measured
-    from retcon.methods.presets import choose
+    from retcon.method.presets import choose
+    from retcon.run.measuring import evaluate_measured
 
     made = choose(
         model.outline, method=choice.method, layers=choice.layers, settings=choice.settings
@@ -226,7 +226,7 @@ def _with_patch(
     general: "General",
     progress: Progress,
 ) -> _Found:
-    from retcon.evaluation.scoring import score_cases
+    from retcon.scoring.score import score_cases
 
     patch.check(model)
     corpus = patch.about.settings.get("corpus")
@@ -251,7 +251,7 @@ def _apart(text: "HeldOut | None", corpus: object) -> bool | None:
 
 
 def _result(model: "ModelHandle", found: _Found, general: "General") -> _Result:
-    from retcon.evaluation.metrics import intervals, summarise
+    from retcon.scoring.metrics import intervals, summarise
 
     times = ("pre", "immediate", "final")
     by_time = {when: [row for row in found.rows if row.when == when] for when in times}

@@ -10,7 +10,7 @@ from retcon.cli import options
 from retcon.cli.console import out, quiet_libraries, warn
 from retcon.cli.uploads import print_files
 from retcon.errors import StorageError
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 Source = Annotated[
     str,

@@ -14,8 +14,8 @@ from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidLedger, InvalidSetting
 
 if TYPE_CHECKING:
-    from retcon.editing.resolving import Check
     from retcon.patch.ledger import Entry, Ledger, Undoing
+    from retcon.run.undo import Check
 
 Folder = Annotated[
     Path, typer.Argument(metavar="LEDGER", help="A ledger's folder.", show_default=False)
@@ -49,9 +49,9 @@ def add(
 
     MODEL is needed only for a patch that was made on top of the stack.
     """
-    from retcon.patch.format import load_about
-    from retcon.patch.journal import read_scores
+    from retcon.patch.events import read_scores
     from retcon.patch.ledger import Ledger
+    from retcon.patch.patch import load_about
 
     found = None if scores is None else read_scores(scores)
     for file in files:
@@ -173,8 +173,8 @@ def verify(
 ) -> None:
     """Look whether a ledger or a patch file is whole; with MODEL, that it applies and is undone."""
     from retcon.patch.ledger import Ledger
-    from retcon.patch.verifying import verify as look
-    from retcon.patch.verifying import verify_file
+    from retcon.patch.verify import verify as look
+    from retcon.patch.verify import verify_file
 
     handle = None
     if model is not None:
@@ -200,7 +200,7 @@ def _check(
     read = [] if cases is None else load_cases(cases, skip_bad=skip_bad)
     with bars() as progress:
         model = source.load(progress)
-        from retcon.editing.resolving import check_undo
+        from retcon.run.undo import check_undo
 
         return check_undo(model, ledger, undoing, read, progress)
 
@@ -208,7 +208,7 @@ def _check(
 def _resolve(source: ModelChoice, ledger: "Ledger", undoing: "Undoing"):  # noqa: ANN202
     with bars() as progress:
         model = source.load(progress)
-        from retcon.editing.resolving import resolve
+        from retcon.run.undo import resolve
 
         return resolve(model, ledger, undoing, progress)
 
@@ -287,7 +287,7 @@ def _described(entry: "Entry") -> dict[str, object]:
 
 
 def _done(action: object) -> str:
-    from retcon.patch.journal import Added, Returned, TakenBack
+    from retcon.patch.events import Added, Returned, TakenBack
 
     if isinstance(action, Added):
         return f"added patch {action.patch[:12]}…"

@@ -10,10 +10,10 @@ from retcon.cli import options
 from retcon.cli.commands import hub, shipping
 from retcon.cli.commands import ledger as ledgers
 from retcon.cli.console import number, out, table, write_json
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
-    from retcon.patch.format import Patch, Provenance
+    from retcon.patch.patch import Patch, Provenance
 
 _SOURCE = "A patch file, a ledger, or LEDGER@N (after event N)."
 Source = Annotated[str, typer.Argument(metavar="PATCH", help=_SOURCE, show_default=False)]
@@ -72,8 +72,8 @@ def show(
 @app.command("diff")
 def diff(first: Source, second: Source, json: options.Json = None) -> None:
     """Show in what two patches of one model differ: facts, settings, and changes by layer."""
+    from retcon.patch.combine import difference
     from retcon.patch.sources import read_source
-    from retcon.patch.stacking import difference
 
     found = difference(read_source(first), read_source(second))
     facts = [["first only", e.text, e.target, ""] for e in found.only_first]
@@ -115,8 +115,8 @@ def stack(
 ) -> None:
     """Make one patch of a ledger's stack, or of several patches of one model: their sum."""
     from retcon.errors import PatchMismatch
+    from retcon.patch.combine import stack as together
     from retcon.patch.sources import read_source
-    from retcon.patch.stacking import stack as together
 
     check_writable(output)
     patches = [read_source(source) for source in sources]
@@ -148,8 +148,8 @@ app.command("pull")(hub.pull)
 
 def _settings(about: "Provenance") -> list[list[str]]:
     """The settings, or what the parts of a stack are."""
-    from retcon.patch.format import scheduled
-    from retcon.patch.stacking import parts_of
+    from retcon.patch.combine import parts_of
+    from retcon.patch.patch import scheduled
 
     parts = parts_of(about)
     if not parts:

@@ -32,7 +32,7 @@ def probe(
 
 def _describe(source: ModelChoice) -> dict[str, object]:
     quiet_libraries()
-    from retcon.methods.presets import describe
+    from retcon.method.presets import describe
     from retcon.model.load import holds_weights, outline
 
     with bars() as progress:

@@ -11,15 +11,15 @@ from retcon.cli import options
 from retcon.cli.console import bars, number, out, quiet_libraries, table, warn, write_json
 from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidSetting
-from retcon.storage import check_writable, whole_folder
+from retcon.files import check_writable, whole_folder
 
 if TYPE_CHECKING:
-    from retcon.editing.shipping import Efficacy
     from retcon.edits import Case
-    from retcon.model.architectures import Outline
+    from retcon.model.structure import Outline
     from retcon.patch.export.lora import Lora
     from retcon.patch.export.whole import Rounding
-    from retcon.patch.format import Patch
+    from retcon.patch.patch import Patch
+    from retcon.run.shipping import Efficacy
 
 Form = Literal["peft", "merged", "delta", "gguf"]
 
@@ -200,8 +200,8 @@ def _print_rounding(lost: "Mapping[int, Rounding]") -> None:
 
 def _efficacy(request: _Request, cases: "list[Case]", dtype: str) -> "Efficacy":
     """Score base and patch, then what was written; never two models at a time."""
-    from retcon.editing.shipping import efficacy, native_rows
     from retcon.model.load import load
+    from retcon.run.shipping import efficacy, native_rows
 
     with bars() as progress:
         base = ModelChoice(name=request.model, revision=request.revision).load(progress)

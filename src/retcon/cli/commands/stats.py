@@ -11,10 +11,10 @@ from retcon.cli.console import bars, number, out, table, write_json
 from retcon.cli.options import ModelChoice, parse_layers, parse_settings
 from retcon.cli.uploads import print_files
 from retcon.errors import InvalidSetting
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
-    from retcon.activations.covariance import MomentOptions, SecondMoment
+    from retcon.features.second_moments import MomentOptions, SecondMoment
     from retcon.model.handle import ModelHandle
 
 
@@ -48,9 +48,9 @@ def stats(
     check_writable(json)
     with bars() as progress:
         handle = source.load(progress)
-        from retcon.activations.covariance import MomentOptions, describe, load_moments
-        from retcon.activations.sharing import pull_moments
-        from retcon.methods.registry import options_from
+        from retcon.features.second_moments import MomentOptions, describe, load_moments
+        from retcon.features.sharing import pull_moments
+        from retcon.method.registry import options_from
 
         moment_options = options_from(MomentOptions(), settings)
         wanted = chosen if chosen is not None else tuple(sorted(handle.architecture.sites))
@@ -101,7 +101,7 @@ def _push(
     import tempfile
     from pathlib import Path
 
-    from retcon.activations.sharing import push_moments, shared_files, write_card
+    from retcon.features.sharing import push_moments, shared_files, write_card
 
     files = shared_files(handle, layers, chosen)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from retcon.cli.console import (
 )
 from retcon.cli.options import Json
 from retcon.errors import InvalidStudy
-from retcon.storage import check_writable
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
     from retcon.study.spec import Spec
@@ -72,7 +72,7 @@ def plan(
         progress("planning", 0, 1)
         quiet_libraries()
         from retcon.cli.studies import print_plan
-        from retcon.editing.planning import measured_rate
+        from retcon.run.planning import measured_rate
         from retcon.study.estimates import estimate
         from retcon.study.planning import plan as make
         from retcon.study.planning import warned_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from retcon.escaping import code, fenced, markdown
-from retcon.patch.format import Patch
+from retcon.patch.patch import Patch
 
 _SHOWN = 50
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from retcon.errors import InvalidSetting, MissingExtra, NotExportable
-from retcon.model.architectures import Outline
+from retcon.model.structure import Outline
 from retcon.patch.export.lora import Lora
-from retcon.patch.format import Patch
+from retcon.patch.patch import Patch
 
 FILE = "adapter.gguf"
 # What llama.cpp calls an architecture, where it is not what transformers calls it.

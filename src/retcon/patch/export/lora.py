@@ -13,9 +13,9 @@ import torch
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidSetting, NotExportable, PatchMismatch
-from retcon.model.architectures import Outline
+from retcon.model.structure import Outline
 from retcon.patch.export.rank import balanced, capped, padded
-from retcon.patch.format import Patch
+from retcon.patch.patch import Patch
 
 # The ranks that vLLM can be started with (--max-lora-rank).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

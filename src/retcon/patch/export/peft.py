@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidAdapter, InvalidEdit, InvalidPatch
-from retcon.model.architectures import Outline
+from retcon.files import write_whole
+from retcon.model.structure import Outline
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import Lora
-from retcon.patch.format import Patch, Provenance, read_header
-from retcon.storage import write_whole
+from retcon.patch.patch import Patch, Provenance, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import NotExportable, PatchMismatch
-from retcon.model.architectures import Outline
 from retcon.model.checkpoint import (
     FLOATS,
     Checkpoint,
@@ -29,9 +28,10 @@ from retcon.model.checkpoint import (
     write_tensor,
 )
 from retcon.model.load import CHECKPOINT_FILES
+from retcon.model.structure import Outline
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import check_shapes
-from retcon.patch.format import Patch, mismatch
+from retcon.patch.patch import Patch, mismatch
 from retcon.progress import Progress, silent
 
 DELTA = "delta.safetensors"

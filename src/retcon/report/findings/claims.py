@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal, NamedTuple, TypeVar
 
-from retcon.evaluation.inference import Estimate
 from retcon.report.arms import Arm, Evidence, Results, Setting, evidence
+from retcon.scoring.intervals import Estimate
 
 T = TypeVar("T")
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "no data"]

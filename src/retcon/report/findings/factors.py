@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import combinations, permutations
 from typing import NamedTuple
 
-from retcon.evaluation.inference import Estimate, combine
 from retcon.report.arms import SCORES, Arm, Results, Setting, describe
 from retcon.report.findings.batch import shared
 from retcon.report.findings.claims import (
@@ -26,6 +25,7 @@ from retcon.report.findings.claims import (
 from retcon.report.findings.sequence import carried, extremes, paired
 from retcon.report.sameness import SAME
 from retcon.report.titles import called
+from retcon.scoring.intervals import Estimate, combine
 
 WHEN = "final"
 

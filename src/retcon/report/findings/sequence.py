@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import log2
 
-from retcon.evaluation.inference import Statistic, combine
 from retcon.report.arms import Arm, Results
 from retcon.report.findings.batch import closest, name_of, size_families
 from retcon.report.findings.claims import (
@@ -18,6 +17,7 @@ from retcon.report.findings.claims import (
     share,
     towards,
 )
+from retcon.scoring.intervals import Statistic, combine
 
 # The paper's scores are most likely immediate ones, averaged over all facts so far.
 TIMES = ("immediate", "final")

@@ -1,0 +1,92 @@
+"""The contexts in which a fact is read and optimised: the bare prompt, and sampled prefixes.
+
+Prefixes are short continuations of five common words, sampled by the *unedited* model under a
+seed, as in MEMIT (arXiv:2210.07229, released code); they are part of a run's record.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float64
+from pydantic import Field
+from torch import Tensor
+
+from retcon.edits import Edit
+from retcon.model.generate import sample
+from retcon.model.handle import ModelHandle
+from retcon.model.tokens import Located, Tokens
+
+_SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
+_TOP_K = 5
+
+# What every generator of random numbers takes, a thousand of them from each.
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Averaging = Literal["halves", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """How many contexts, and how their keys are averaged.
+
+    prefixes: sampled prefixes beside the bare prompt. prefix_tokens: their lengths, taken in
+    turn, seed word included. averaging: `halves` gives the bare prompt half of the weight
+    (MEMIT, EMMET), `uniform` the same weight as each prefix (ROME). seed: of the sampling.
+    """
+
+    prefixes: Annotated[int, Field(ge=0)] = 5
+    prefix_tokens: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (10,)
+    averaging: Averaging = "halves"
+    seed: Seed = 0
+
+    def weights(self, contexts: int) -> Float64[Tensor, " contexts"]:
+        """Weight of each context in the averaged key, the bare prompt first; they sum to 1."""
+        if self.averaging == "uniform" or contexts == 1:
+            return torch.full((contexts,), 1 / contexts, dtype=torch.float64)
+        rest = torch.full((contexts - 1,), 0.5 / (contexts - 1), dtype=torch.float64)
+        return torch.cat([rest.new_tensor([0.5]), rest])
+
+
+def sample_prefixes(handle: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
+    """The texts that stand before a prompt: none, then `options.prefixes` sampled ones."""
+    prefixes = [""]
+    for i in range(options.prefixes):
+        word = _SEED_WORDS[i % len(_SEED_WORDS)]
+        length = options.prefix_tokens[(i // len(_SEED_WORDS)) % len(options.prefix_tokens)]
+        prompt = handle.tokens.encode(word)
+        new_tokens = max(1, length - len(prompt))
+        (text,) = sample(
+            handle,
+            prompt,
+            count=1,
+            new_tokens=new_tokens,
+            seed=options.seed * 1_000 + i,
+            top_k=_TOP_K,
+        )
+        prefixes.append(text.replace("{", " ").replace("}", " ").rstrip() + ". ")
+    return tuple(prefixes)
+
+
+def locate(tokens: Tokens, edit: Edit, prefix: str) -> Located:
+    """Tokens of the prompt behind a prefix, and where its subject ends."""
+    before = len(prefix)
+    return tokens.locate(prefix + edit.text, before + edit.subject_start, before + edit.subject_end)
+
+
+def check_texts(tokens: Tokens, edits: Sequence[Edit]) -> None:
+    """Refuse, before any work is done, edits that cannot be told in tokens.
+
+    Raises:
+        InvalidEdit: unknown words in a subject or target, or more tokens than the model can read.
+    """
+    for edit in edits:
+        locate(tokens, edit, "")
+        for target in (edit.target, edit.target_old):
+            if target is not None:
+                tokens.continuation(edit.text, target)
+
+
+def locate_all(tokens: Tokens, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Located]:
+    """Every edit in every context, the contexts of one edit side by side."""
+    return [locate(tokens, edit, prefix) for edit in edits for prefix in prefixes]

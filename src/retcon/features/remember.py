@@ -1,0 +1,160 @@
+"""Targets and keys of the unedited model, from the cache or into it.
+
+Neither depends on method, ridge, batch size or order of the edits, so a study computes each once.
+An edit's id is no part of an entry's name. On weights that edits have changed nothing is read or
+kept: no other run meets those weights again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from retcon.cache import Entry, Name, Unfinished, recall
+from retcon.edits import Edit
+from retcon.features.contexts import locate_all
+from retcon.features.keys import read_keys
+from retcon.features.targets import TASK, TargetOptions, Targets, optimise_targets
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
+
+# One more whenever other values are computed from the same names.
+_FORMAT = 2
+
+
+def recall_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress = silent,
+) -> Targets:
+    """As `optimise_targets`, which is asked for what the cache does not have.
+
+    Raises:
+        NotFinite: a loss is NaN or infinite.
+    """
+    if not handle.as_loaded:
+        return optimise_targets(handle, edits, prefixes, layer, options, progress)
+
+    def compute(group: list[int]) -> list[Entry]:
+        def advance(task: str, done: int, total: int) -> None:
+            del total  # of this group
+            progress(task, group[0] * options.steps + done, len(edits) * options.steps)
+
+        chosen = [edits[i] for i in group]
+        unfinished = Unfinished("targets", [names[i] for i in group])
+        with unfinished.until_done():
+            made = optimise_targets(
+                handle, chosen, prefixes, layer, options, advance, start=unfinished
+            )
+        return [_to_entry(made.select(slice(i, i + 1))) for i in range(len(chosen))]
+
+    told = {
+        **asdict(options),
+        "stop_when_said": options.stop_when_said or False,
+    }  # once a yes or no
+    shared = {**_shared(handle, layer), "prefixes": prefixes, "options": told}
+    names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
+    recalled = recall("targets", names, compute, together=options.together)
+    progress(TASK, len(edits), len(edits))
+    device = handle.site(layer).device
+    return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
+
+
+def recall_shared_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress = silent,
+) -> Targets:
+    """As `recall_targets`, but edits with one head, and so one key, share one δ.
+
+    Of a fact that is edited again only the last edit has a part in it; others get their own.
+
+    Raises:
+        NotFinite: a loss is NaN or infinite.
+    """
+    last = {edit.fact: i for i, edit in enumerate(edits)}
+    heads: dict[str, list[int]] = {}
+    for i, edit in enumerate(edits):
+        name = edit.head if last[edit.fact] == i else f"{edit.head}\0{i}"
+        heads.setdefault(name, []).append(i)
+    order = sorted(heads.values(), key=len)
+    alone = [group[0] for group in order if len(group) == 1]
+    parts: list[Targets] = []
+    if alone:
+        own = [edits[i] for i in alone]
+        parts.append(recall_targets(handle, own, prefixes, layer, options, progress))
+    for group in order[len(alone) :]:
+        own = [edits[i] for i in group]
+        parts.append(optimise_targets(handle, own, prefixes, layer, options, progress, tied=True))
+    places = [i for group in order for i in group]
+    return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
+
+
+def recall_keys(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    weights: Float64[Tensor, "averages contexts"],
+    progress: Progress = silent,
+) -> Float64[Tensor, "averages edits d_in"]:
+    """As `read_keys` at one layer, which is asked for what the cache does not have.
+
+    Raises:
+        NotFinite: NaN or infinity in an activation.
+    """
+    if not handle.as_loaded:
+        return read_keys(handle, edits, prefixes, [layer], weights, progress)[layer]
+
+    def compute(group: list[int]) -> list[Entry]:
+        chosen = [edits[i] for i in group]
+        keys = read_keys(handle, chosen, prefixes, [layer], weights, progress)[layer]
+        return [{"keys": keys[:, i]} for i in range(len(chosen))]
+
+    shared = {**_shared(handle, layer), "weights": weights.tolist()}
+    names = [{**shared, "heads": _heads(handle, edit, prefixes)} for edit in edits]
+    entries = [found.entry["keys"] for found in recall("keys", names, compute)]
+    return torch.stack(entries, dim=1).to(handle.site(layer).device)
+
+
+def _shared(handle: ModelHandle, layer: int) -> Name:
+    """What the names of all entries have."""
+    return {"format": _FORMAT, "model": handle.identity, "layer": layer}
+
+
+def _told(handle: ModelHandle, edit: Edit) -> tuple[object, ...]:
+    """What a target is optimised for, and its tokens."""
+    return (
+        edit.prompt,
+        edit.subject,
+        edit.target,
+        *handle.tokens.continuation(edit.text, edit.target),
+    )
+
+
+def _heads(handle: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens up to the subject's end, which are all that a key depends on.
+
+    So edits with one key share an entry, and are equal to the last bit whichever run has read it.
+    """
+    located = locate_all(handle.tokens, [edit], prefixes)
+    return [text.ids[: text.lookup + 1] for text in located]
+
+
+def _to_entry(target: Targets) -> Entry:
+    """The targets of a single edit as they are kept."""
+    return {**target._asdict(), "short": torch.tensor(target.short)}
+
+
+def _of_entry(entry: Entry, cached: bool, device: torch.device) -> Targets:
+    kept = Targets._make(entry[name] for name in Targets._fields)
+    whole = kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
+    return whole.to(device)

@@ -1,0 +1,375 @@
+"""Targets: for each edit the vector δ that makes the model say its target.
+
+    minimise   mean over contexts of −(1/|o|) Σₜ log p(oₜ | context, o₍<t₎)      target o
+             + kl · KL(p(· | "{subject} is a") ‖ the same before)     at the subject's end
+             + decay · ‖δ‖ / ‖t₀‖²           subject to ‖δ‖ ≤ clamp · ‖t₀‖
+
+with δ added at the subject's last token to the output of a block (MEMIT, arXiv:2210.07229 §4.3)
+or of its down-projection (ROME, arXiv:2202.05262 §3.1), t₀ being what stood there. Adam, `steps`
+passes and `steps` − 1 updates. Edits are independent, so many are optimised at once, each with
+its own clamp and its own stop.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from retcon.edits import Edit
+from retcon.errors import NotFinite
+from retcon.features.contexts import locate
+from retcon.features.keys import read_at_lookup
+from retcon.features.prefix_cache import Insertion, Place
+from retcon.features.target_loss import TargetLoss
+from retcon.model.handle import ModelHandle
+from retcon.model.structure import Outline
+from retcon.progress import Progress, silent
+
+# The share of the weights that what one pass keeps for its gradient may take, at most about, and
+# how many numbers that is of a token in a block: of the hidden width, and of the MLP's.
+_KEPT_SHARE = 1 / 4
+_KEPT_HIDDEN, _KEPT_INNER = 8, 4
+# What is told while they are optimised.
+TASK = "optimising targets, in steps"
+# What a descent has of each edit.
+_OWN = ("active", "nll", "loss", "steps", "said")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """How targets are optimised; the defaults are those of MEMIT for GPT-J.
+
+    steps: forward passes (one more than updates). lr: of Adam. clamp: largest ‖δ‖ / ‖t₀‖.
+    kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
+    edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
+    the output of the `block` or of its `down`-projection. micro_batch: suffix tokens and
+    predictions in one forward pass (0: what keeps activations below a quarter of the weights),
+    and together: edits optimised side by side; both change results by rounding only, and memory.
+
+    Approximations, off by default: contexts_per_step: look at so many contexts in each step, in
+    turn (0: at all), and stop by what was last seen of each. stop_when_said: an edit is done, too,
+    in so many steps in which every token of its target was the most probable behind every prefix
+    (0: never; the bare prompt is asked only where there is no prefix).
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 25
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    clamp: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.75
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0625
+    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    stop_below: Annotated[float, Field(ge=0)] = 0.05
+    insertion: Insertion = "block"
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    together: Annotated[int, Field(ge=1)] = 32
+    contexts_per_step: Annotated[int, Field(ge=0)] = 0
+    stop_when_said: Annotated[int, Field(ge=0)] = 0
+
+
+@runtime_checkable
+class Halfway(Protocol):
+    """Where a group of edits keeps, between two passes, what it takes to go on from there."""
+
+    def read(self) -> Mapping[str, Tensor] | None:
+        """What an earlier call has kept; None where there is nothing."""
+        ...
+
+    def note(self, standing: Mapping[str, Tensor]) -> None:
+        """Keep how far it has come, now or when it is cut off."""
+        ...
+
+
+class Targets(NamedTuple):
+    """Optimised vectors and how the optimisation went, one row per edit.
+
+    delta: δ. anchor: t₀, where δ starts from. loss: the whole loss in the last pass; nll: its
+    first term. steps: passes made. seconds: what it took, an even share of its group's time,
+    whenever that was. cached: whether that was in an earlier call. short: whether passes over
+    suffixes could be used.
+    """
+
+    delta: Float[Tensor, "edits hidden"]
+    anchor: Float[Tensor, "edits hidden"]
+    loss: Float[Tensor, " edits"]
+    nll: Float[Tensor, " edits"]
+    steps: Int[Tensor, " edits"]
+    seconds: Float[Tensor, " edits"]
+    cached: Bool[Tensor, " edits"]
+    short: bool
+
+    def select(self, rows: slice | list[int]) -> "Targets":
+        """The targets of some of the edits."""
+        return Targets._make([*(field[rows] for field in self[:-1]), self.short])
+
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+        return Targets._make([*(field.to(device) for field in self[:-1]), self.short])
+
+    @staticmethod
+    def without_delta(nll: Float[Tensor, " edits"], *, steps: int) -> "Targets":
+        """Of edits whose method optimises no δ: their loss in so many passes.
+
+        seconds: 0, since none of the time is a target's.
+        """
+        none, zero = nll.new_zeros(len(nll), 0), torch.zeros_like(nll, dtype=torch.float32)
+        return Targets(
+            delta=none,
+            anchor=none,
+            loss=nll,
+            nll=nll,
+            steps=torch.full_like(nll, steps, dtype=torch.long),
+            seconds=zero,
+            cached=zero.bool(),
+            short=False,
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Targets"]) -> "Targets":
+        """The targets of several groups of edits, one below the other."""
+        return Targets(
+            delta=torch.cat([part.delta for part in parts]),
+            anchor=torch.cat([part.anchor for part in parts]),
+            loss=torch.cat([part.loss for part in parts]),
+            nll=torch.cat([part.nll for part in parts]),
+            steps=torch.cat([part.steps for part in parts]),
+            seconds=torch.cat([part.seconds for part in parts]),
+            cached=torch.cat([part.cached for part in parts]),
+            short=all(part.short for part in parts),
+        )
+
+
+def default_micro_batch(outline: Outline) -> int:
+    """The `micro_batch` that 0 stands for, from a model's dimensions alone."""
+    return max(1, int(_KEPT_SHARE * outline.parameters / kept_numbers(outline)))
+
+
+def kept_numbers(outline: Outline, behind: int = -1) -> int:
+    """About how many numbers of a token a pass keeps, in the blocks behind one (-1: in all)."""
+    site = next(iter(outline.architecture.sites.values()))
+    return (outline.layers - 1 - behind) * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
+
+
+def optimise_targets(
+    handle: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress = silent,
+    *,
+    start: Float[Tensor, "edits hidden"] | Halfway | None = None,
+    tied: bool = False,
+) -> Targets:
+    """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
+
+    start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one. Or
+    where edits that are one group keep how far they have come, and have kept it in an earlier call.
+    tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are done.
+
+    Raises:
+        NotFinite: a loss is NaN or infinite.
+    """
+    size = len(edits) if tied or isinstance(start, Halfway) else options.together
+    total = len(edits) * options.steps
+    parts: list[Targets] = []
+    for first in range(0, len(edits), size):
+        part = slice(first, first + size)
+        begin = start[part] if isinstance(start, Tensor) else start
+
+        def advance(done: int, before: int = first * options.steps) -> None:
+            progress(TASK, before + done, total)
+
+        advance(0)
+        group = _Group(handle, edits[part], prefixes, layer, options, advance)
+        parts.append(group.optimise(begin, tied=tied))
+    progress(TASK, total, total)
+    return Targets.join(parts)
+
+
+class _Group(NamedTuple):
+    """Edits that are optimised side by side. advance: is told how many of their passes are made."""
+
+    handle: ModelHandle
+    edits: Sequence[Edit]
+    prefixes: Sequence[str]
+    layer: int
+    options: TargetOptions
+    advance: Callable[[int], None]
+
+    def optimise(
+        self, start: Float[Tensor, "edits hidden"] | Halfway | None, *, tied: bool
+    ) -> Targets:
+        """Their targets, from the beginning or from where an earlier call was cut off."""
+        started = time.perf_counter()
+        place, options = Place(self.layer, self.options.insertion), self.options
+        size = options.micro_batch or default_micro_batch(self.handle.outline)
+        losses = TargetLoss(
+            self.handle, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
+        )
+        anchor = _anchors(self.handle, self.edits, place)
+        halfway = None if isinstance(start, Tensor) else start
+        kept = None if halfway is None else halfway.read()
+        warm = start if isinstance(start, Tensor) else None
+        descent = _Descent(anchor, losses, options, tied, warm)
+        if kept is not None:
+            descent.go_on_from(kept)
+            started -= float(kept["seconds"])
+        while True:
+            total = descent.look(_turn(descent.passes, len(self.prefixes), options))
+            if not torch.isfinite(total).all():
+                raise NotFinite(_describe_not_finite(self.handle, self.edits, total, self.layer))
+            self.advance(descent.made)
+            if descent.ended:
+                break
+            descent.move()
+            if halfway is not None:
+                halfway.note(descent.standing(time.perf_counter() - started))
+        each = (time.perf_counter() - started) / len(self.edits)
+        return descent.targets(each).to(self.handle.site(self.layer).device)
+
+
+class _Descent:
+    """δ of a group on its way down.
+
+    passes: how many were made. active: which edits are not done. nll, loss: as last seen of each,
+    while it was active; steps: in how many passes. said: in how many its target was.
+    """
+
+    def __init__(
+        self,
+        anchor: Float[Tensor, "edits hidden"],
+        losses: TargetLoss,
+        options: TargetOptions,
+        tied: bool,
+        start: Float[Tensor, "edits hidden"] | None,
+    ) -> None:
+        self._anchor, self._losses, self._options, self._tied = anchor, losses, options, tied
+        self._scale = anchor.norm(dim=-1, keepdim=True)
+        begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
+        self._delta = begin.requires_grad_()
+        self._adam = torch.optim.Adam([self._delta], lr=options.lr)
+        self.passes = 0
+        self.active = torch.ones(len(anchor), dtype=torch.bool, device=anchor.device)
+        self.nll, self.loss = anchor.new_zeros(len(anchor)), anchor.new_zeros(len(anchor))
+        self.steps = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
+        self.said = torch.zeros_like(self.steps)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further pass is to be made."""
+        return self.passes >= self._options.steps or not bool(self.active.any())
+
+    @property
+    def made(self) -> int:
+        """Passes of all edits; who is done has made all of hers."""
+        return int(torch.where(self.active, self.steps, self._options.steps).sum())
+
+    def look(self, contexts: list[int]) -> Float[Tensor, " edits"]:
+        """One pass: the whole loss of each edit that was not done, and the gradient.
+
+        There is no gradient after the last pass, and a loss of 0 of those that were done.
+        """
+        options, active = self._options, self.active
+        self.passes += 1
+        self._adam.zero_grad(set_to_none=False)
+        last = self.passes == options.steps
+        now = self._losses(self._delta, active, contexts, backward=not last)
+        penalty = options.decay * self._delta.norm(dim=-1) / self._anchor.norm(dim=-1).square()
+        total = now.nll + options.kl * now.kl + penalty.detach()
+        self.nll = torch.where(active, now.nll, self.nll)
+        self.loss = torch.where(active, total, self.loss)
+        self.steps += active
+        self.said += now.said & now.complete
+        done = now.complete & (total < options.stop_below)
+        if options.stop_when_said:
+            done |= self.said >= options.stop_when_said
+        self.active = active & ~(done.all() if self._tied else done)
+        if not self.ended:
+            penalty.sum().backward()
+        return torch.where(active, total, 0)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """One update of the edits that are not done."""
+        delta = self._delta
+        if self._tied and delta.grad is not None:
+            delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
+        before = delta.clone()
+        self._adam.step()
+        norm = delta.norm(dim=-1, keepdim=True)
+        most = self._options.clamp * self._scale
+        clamped = delta * (most / norm.clamp_min(1e-30)).clamp_max(1)
+        delta.copy_(torch.where(self.active.unsqueeze(1), clamped, before))
+
+    def standing(self, seconds: float) -> dict[str, Tensor]:
+        """All that the next pass depends on, beside what is read from the model anew."""
+        adam = self._adam.state[self._delta]
+        own = {name: getattr(self, name) for name in _OWN}
+        moments = {f"adam.{name}": value for name, value in adam.items()}
+        seen = {f"seen.{name}": value for name, value in self._losses.seen.items()}
+        kept = {**own, **moments, **seen, "delta": self._delta.detach()}
+        numbers = {"passes": self.passes, "seconds": seconds}
+        kept |= {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return {name: value.clone() for name, value in kept.items()}
+
+    @torch.no_grad()
+    def go_on_from(self, kept: Mapping[str, Tensor]) -> None:
+        """Stand where an earlier descent of the same edits stood."""
+        for name in _OWN:
+            setattr(self, name, kept[name].to(getattr(self, name)))
+        self.passes = int(kept["passes"])
+        self._delta.copy_(kept["delta"])
+        self._adam.state[self._delta] = {
+            name.removeprefix("adam."): value.to(self._delta) if value.ndim else value.clone()
+            for name, value in kept.items()
+            if name.startswith("adam.")
+        }
+        for name, value in self._losses.seen.items():
+            value.copy_(kept[f"seen.{name}"])
+
+    def targets(self, seconds: float) -> Targets:
+        """What came of it. seconds: of each edit."""
+        return Targets(
+            delta=self._delta.detach(),
+            anchor=self._anchor,
+            loss=self.loss,
+            nll=self.nll,
+            steps=self.steps,
+            seconds=torch.full_like(self.loss, seconds),
+            cached=torch.zeros_like(self.active),
+            short=self._losses.short,
+        )
+
+
+def _turn(step: int, contexts: int, options: TargetOptions) -> list[int]:
+    """The contexts that a step looks at: all of them, or so many in turn."""
+    size = min(options.contexts_per_step or contexts, contexts)
+    return sorted((step * size + i) % contexts for i in range(size))
+
+
+def _anchors(
+    handle: ModelHandle, edits: Sequence[Edit], place: Place
+) -> Float[Tensor, "edits hidden"]:
+    """t₀: what stands at the insertion point of each bare prompt."""
+    block = handle.architecture.blocks[place.layer]
+    module = block if place.insertion == "block" else handle.site(place.layer).module
+    located = [locate(handle.tokens, edit, "") for edit in edits]
+    stood = read_at_lookup(handle, located, {place.layer: module}, of_input=False)[place.layer]
+    stood = stood.to(handle.device)  # where token ids and the loss are, whatever the layer's is
+    return stood if stood.dtype == torch.float64 else stood.float()
+
+
+def _describe_not_finite(
+    handle: ModelHandle, edits: Sequence[Edit], total: Float[Tensor, " edits"], layer: int
+) -> str:
+    broken = [e.id for e, value in zip(edits, total.tolist(), strict=True) if isnan(value)]
+    return (
+        f"The target loss of {', '.join(broken[:5]) or 'an edit'} at layer {layer} is not finite: "
+        f"{handle.name}'s activations overflow in {handle.dtype}, or its weights were damaged by "
+        f"earlier edits. Try --dtype float32, a smaller lr, or fewer carried edits."
+    )

@@ -1,0 +1,170 @@
+"""Published settings per method and model, each with its source: the rows of presets.toml.
+
+A model is recognised by its dimensions, not by its name, so a local copy or an instruct version
+finds its family's settings.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from retcon.errors import InvalidSetting
+from retcon.features.targets import default_micro_batch
+from retcon.method.registry import Method, Settings, find_method
+from retcon.model.structure import Outline
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shape(_Row):
+    """The dimensions by which a model is recognised."""
+
+    model_type: str
+    blocks: int
+    hidden: int
+    d_in: int
+    vocabulary: int
+
+
+class Preset(_Row):
+    """Settings of one method for one model, and where they were published."""
+
+    method: str
+    layers: tuple[int, ...]
+    settings: dict[str, object]
+    source: str
+
+
+class Family(_Row):
+    """A model and its presets; the first one is used where no method is named."""
+
+    name: str
+    shape: Shape
+    presets: tuple[Preset, ...]
+
+
+class Choice(NamedTuple):
+    """What will be run: a method, layers and settings, and the preset they start from."""
+
+    method: Method
+    layers: tuple[int, ...]
+    settings: dict[str, object]
+    preset: Preset | None
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All rows of presets.toml."""
+    text = (files("retcon.method") / "presets.toml").read_text(encoding="utf-8")
+    return tuple(Family.model_validate(row) for row in tomllib.loads(text)["family"])
+
+
+def family_of(model: Outline) -> Family | None:
+    """The family whose dimensions this model has."""
+    shape = shape_of(model)
+    return next((family for family in families() if family.shape == shape), None)
+
+
+def shape_of(model: Outline) -> Shape:
+    """The dimensions of a model."""
+    config = model.model.config.get_text_config(decoder=True)
+    site = next(iter(model.architecture.sites.values()))
+    return Shape(
+        model_type=config.model_type,
+        blocks=model.layers,
+        hidden=config.hidden_size,
+        d_in=site.d_in,
+        vocabulary=config.vocab_size,
+    )
+
+
+def choose(
+    model: Outline,
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Settings | None = None,
+) -> Choice:
+    """Fill in what was left open from the model's presets; what was given stands.
+
+    A method that writes no weight has no layers, whatever is given.
+
+    Raises:
+        UnknownName: no such method, layer or setting.
+        InvalidSetting: the model has no preset for what was left open.
+    """
+    aloof = method is not None and not find_method(method).writes
+    family = family_of(model)
+    rows = family.presets if family is not None else ()
+    preset = next((row for row in rows if method in (None, row.method)), None)
+    if preset is None and (method is None or layers is None) and not aloof:
+        raise InvalidSetting(_ask_for(model, method))
+    chosen = find_method(method or preset.method if preset else method or "")
+    taken = tuple(layers if layers is not None else preset.layers if preset else ())
+    if aloof:
+        taken = ()
+    else:
+        _check_layers(model, taken)
+    base = dict(preset.settings) if preset else {}
+    resolved = chosen.resolve({**base, **(settings or {})})
+    if not resolved.get("micro_batch", 1):
+        resolved["micro_batch"] = default_micro_batch(model)
+    return Choice(chosen, taken, resolved, preset)
+
+
+def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:
+    if not layers or sorted(set(layers)) != list(layers):
+        raise InvalidSetting(
+            f"Layers must be given in ascending order, each once; found {list(layers)}."
+        )
+    for layer in layers:
+        model.site(layer)
+
+
+def _ask_for(model: Outline, method: str | None) -> str:
+    early = max(1, model.layers // 16)
+    later = max(early + 1, model.layers // 4)
+    tries = f"--method {method or 'emmet'} --layer {early}"
+    return (
+        f"No published settings are known for {method or 'any method'} on {model.name} "
+        f"({model.layers} layers). Name a method and a layer: early MLPs work best; try "
+        f"{tries}, or layer {later}."
+    )
+
+
+def describe(model: Outline) -> dict[str, object]:
+    """What `retcon probe` says: the editable sites of a model and its published settings."""
+    architecture = model.architecture
+    site = next(iter(architecture.sites.values()))
+    parameters = sum(p.numel() for p in model.model.parameters())
+    size = next(model.model.parameters()).element_size()
+    family = family_of(model)
+    presets = [] if family is None else [
+        {"method": p.method, "layers": list(p.layers), "settings": p.settings, "source": p.source}
+        for p in family.presets
+    ]  # fmt: skip
+    return {
+        "class": type(model.model).__name__,
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "weights": f"{parameters * size / 2**30:.2f} GiB in {model.model.dtype}",
+        "editable site": f"{architecture.block_path}.N.{architecture.down_path}",
+        "layout": "Conv1D (d_in, d_out)" if site.transposed else "Linear (d_out, d_in)",
+        "d_in": site.d_in,
+        "d_out": site.d_out,
+        "layers": f"0 to {model.layers - 1}",
+        "not editable": "; ".join(f"{k}: {why}" for k, why in architecture.unavailable.items())
+        or "none",
+        "head": "tied to the embeddings" if architecture.tied else "its own matrix",
+        "MLP output": "added to the residual stream"
+        if architecture.additive
+        else "normalised or scaled first: one layer at a time, targets at the down-projection",
+        "second moments": f"{site.d_in**2 * 8 / 2**20:.0f} MiB a layer",
+        "family": family.name if family else "none known",
+        "presets": presets,
+    }

@@ -1,0 +1,121 @@
+"""From facts to a patch, in one call."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from retcon.algebra.delta import LowRankDelta
+from retcon.edits import Edit
+from retcon.errors import Collapsed, InvalidSetting, UnsupportedModel
+from retcon.features.contexts import check_texts
+from retcon.method.presets import Choice, choose
+from retcon.model.handle import ModelHandle
+from retcon.patch.patch import EditRecord, Patch, Provenance
+from retcon.progress import Progress, silent
+from retcon.run.schedule import Schedule
+from retcon.run.session import check, run
+from retcon.run.shared_keys import check_keys, warned_of
+from retcon.run.steps import Step
+
+_NOTHING = (
+    "Nothing is written: ΔW is 0 in every layer, and the model stays as it is. Either every target "
+    "was said already, or no update was made (steps=1 makes none)."
+)
+
+
+def edit(
+    model: ModelHandle,
+    edits: Sequence[Edit],
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: Schedule | str | None = None,
+    progress: Progress = silent,
+) -> Patch:
+    """Make the patch that writes some facts. The model itself stays as it is.
+
+    What is not given comes from the model's published settings. schedule: how the facts are
+    written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
+    after the other for methods that write one at a time). Where its guard has ended the run,
+    the patch holds the facts that were written, and its `notes` say what the guard has seen.
+    A `RetconWarning` names facts that are written over one another.
+
+    Raises:
+        UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
+        CollidingEdits: two facts have one key and the method writes exactly.
+        UnsupportedModel: layers that cannot be edited, or that several devices compute.
+        Collapsed: the guard has taken back the first batch, so that nothing is left.
+    """
+    choice = choose(model.outline, method=method, layers=layers, settings=settings)
+    if not choice.method.writes:
+        raise InvalidSetting(
+            f"{choice.method.name} writes no weight, it puts facts before prompts, so there is no "
+            f"patch to make. `retcon eval --method {choice.method.name}` measures it; to edit the "
+            f"model take another method (`retcon methods`)."
+        )
+    _check_together(model, choice.layers)
+    editor = choice.method.build(choice.layers, choice.settings)
+    size = editor.max_batch or len(edits)
+    plan = (
+        Schedule(batch_size=max(1, size), carry=True)
+        if schedule is None
+        else Schedule.of(schedule).carried()
+    )
+    check(editor, edits, plan)
+    check_texts(model.tokens, edits)
+    warned_of(editor, check_keys(model.tokens, editor, edits, plan))
+    state = editor.begin(model, progress)
+    taken = list(run(model, editor, state, edits, plan, progress))
+    if all(step.undone for step in taken):
+        raise Collapsed(
+            f"The guard has taken back the first batch, so that nothing is written: "
+            f"{taken[0].note}. Take smaller batches, a larger ridge or another layer, or the guard "
+            f"warn, which writes them whatever it sees."
+        )
+    return patch_of(model, choice, plan, taken)
+
+
+def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
+    """Raise UnsupportedModel unless one device computes all edited layers."""
+    places = {layer: str(model.site(layer).device) for layer in layers}
+    if len(set(places.values())) > 1:
+        said = ", ".join(f"{layer} on {device}" for layer, device in places.items())
+        raise UnsupportedModel(
+            f"The layers of {model.name} that are to be edited together are on several devices "
+            f"({said}), and a residual that is spread over them is solved on one. Edit one layer, "
+            f"or load with a device_map that puts these layers together."
+        )
+
+
+def patch_of(
+    model: ModelHandle, choice: Choice, schedule: Schedule, steps: Sequence[Step]
+) -> Patch:
+    """The patch that a run of carried batches has written, with what was noted on the way."""
+    notes = tuple(f"at {step.at} facts: {step.note}" for step in steps if step.note)
+    steps = [step for step in steps if not step.undone]
+    deltas = {
+        layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps]).compact()
+        for layer in choice.layers
+    }
+    records = tuple(
+        EditRecord(
+            id=e.id, prompt=e.prompt, subject=e.subject, target=e.target, target_old=e.target_old
+        )
+        for step in steps
+        for e in step.edits
+    )
+    about = Provenance(
+        model=model.name,
+        base=model.live_fingerprint,
+        digest=model.live_digest,
+        method=choice.method.name,
+        layers=choice.layers,
+        schedule=str(schedule),
+        refresh=str(schedule.refresh),
+        settings=json.loads(json.dumps(choice.settings)),
+        edits=records,
+        rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
+    )
+    if not any(delta.norm() for delta in deltas.values()):
+        notes = (*notes, _NOTHING)
+    return Patch(deltas=deltas, about=about, notes=notes)

@@ -1,0 +1,104 @@
+"""A trial, and what else is measured of the model: before, and after all edits.
+
+There is a model that holds all edits where they carry (`final`; without those that a guard has
+left unwritten), or where one batch is all of them (`immediate`, as that batch's scores are). Where
+several batches each meet the untouched model there is none, and nothing is measured after them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from retcon.edits import Case
+from retcon.method.presets import choose
+from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Deltas
+from retcon.progress import Progress, silent
+from retcon.run.schedule import Schedule
+from retcon.run.session import check
+from retcon.run.shared_keys import check_keys, warned_of
+from retcon.run.trial import StepRecord, Trial, watch
+from retcon.scoring.rows import When
+from retcon.scoring.score import check_cases, score_cases
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Generic[M]):
+    """A trial, and measures of the model by the time at which they were taken."""
+
+    trial: Trial
+    measures: dict[When, M]
+
+
+def evaluate(
+    model: ModelHandle,
+    cases: Sequence[Case],
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: Schedule | str = "single",
+    progress: Progress = silent,
+) -> Trial:
+    """Edit the cases by a schedule and score them; the model is as before afterwards.
+
+    A `RetconWarning` names facts that are written over one another.
+
+    Raises:
+        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
+    """
+    return evaluate_measured(
+        model, cases, None, method=method, layers=layers, settings=settings, schedule=schedule,
+        progress=progress,
+    ).trial  # fmt: skip
+
+
+def evaluate_measured(
+    model: ModelHandle,
+    cases: Sequence[Case],
+    measure: Callable[[ModelHandle], M] | None,
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: Schedule | str = "single",
+    progress: Progress = silent,
+) -> Measured[M]:
+    """As `evaluate`, and measure the untouched model and the one that holds all edits.
+
+    Raises:
+        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
+    """
+    plan = Schedule.of(schedule)
+    choice = choose(model.outline, method=method, layers=layers, settings=settings)
+    editor = choice.method.build(choice.layers, choice.settings)
+    edits = [case.edit for case in cases]
+    check(editor, edits, plan)
+    check_cases(model.tokens, cases)
+    shared = warned_of(editor, check_keys(model.tokens, editor, edits, plan))
+    rows = score_cases(model, cases, when="pre", progress=progress)
+    measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
+    state = editor.begin(model, progress)
+    steps: list[StepRecord] = []
+    for seen in watch(model, editor, state, cases, plan, progress):
+        rows += seen.rows
+        steps += seen.records
+        step = seen.steps[-1]
+        if measure is None:
+            continue
+        if plan.carry and step.last:
+            measures["final"] = measure(model)
+        elif not plan.carry and step.index == 0 and step.at == len(cases):
+            measures["immediate"] = _with(model, step.update.deltas, measure)
+    together = tuple(tuple(edit.id for edit in clash.edits) for clash in shared)
+    trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens, together)
+    return Measured(trial=trial, measures=measures)
+
+
+def _with(model: ModelHandle, deltas: Deltas, measure: Callable[[ModelHandle], M]) -> M:
+    """What is measured under an update, which is undone."""
+    with model.scratch():
+        model.write(deltas)
+        return measure(model)

@@ -1,0 +1,102 @@
+"""A few cheap numbers that tell whether a model still holds up, taken while edits go into it.
+
+They are read on the model as it is: ordinary text, facts written earlier, facts written now.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import torch
+
+from retcon.algebra.preservation import Metric
+from retcon.data.held_out import held_out
+from retcon.edits import Edit
+from retcon.errors import NotFinite
+from retcon.features.own_text import SelfCorpus
+from retcon.model.handle import ModelHandle
+from retcon.run.signals import Signals
+from retcon.scoring.perplexity import perplexity
+from retcon.scoring.score import score_targets
+
+# Passages of ordinary text, their tokens, and earlier facts that are asked again.
+_PASSAGES, _LENGTH, _RESERVOIR = 12, 64, 48
+
+
+class Probe:
+    """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike.
+
+    handle: the model before its first edit. Where it does not know the words of the text that comes
+    with the package, it is given text that it has written itself.
+    """
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self._handle = handle
+        self._texts = held_out(passages=_PASSAGES).texts
+        if not _known(handle, self._texts):
+            # Other text than second moments are from, which have the seed 0.
+            own = SelfCorpus(
+                handle=handle, tokens=_PASSAGES * _LENGTH, seed=1, document_tokens=_LENGTH
+            )
+            self._texts = tuple(own.texts())[:_PASSAGES]
+
+    def measure(self, batch: Sequence[Edit], earlier: Sequence[Edit], step_norm: float) -> Signals:
+        """Signals of the model as it is. batch: edits in it that are new. earlier: the others."""
+        # Of a fact that was edited again, the last target counts.
+        now = {edit.fact: edit for edit in batch}
+        latest = {edit.fact: edit for edit in earlier if edit.fact not in now}
+        reservoir = sorted(latest.values(), key=_place)[:_RESERVOIR]
+        try:
+            text = perplexity(self._handle, self._texts, length=_LENGTH).nll
+            efficacy = self._share(sorted(now.values(), key=_place)[:_RESERVOIR])
+            retention = self._share(reservoir)
+        except NotFinite:
+            return Signals(float("inf"), 0.0, 0.0, step_norm)
+        return Signals(text if isfinite(text) else float("inf"), efficacy, retention, step_norm)
+
+    def _share(self, edits: Sequence[Edit]) -> float | None:
+        """Of facts, those of which the target is more probable than the old one, or the most."""
+        if not edits:
+            return None
+        asked = [(edit.text, target) for edit in edits for target in _targets(edit)]
+        scores = iter(score_targets(self._handle, asked))
+        said = 0
+        for edit in edits:
+            new, *old = (next(scores) for _ in _targets(edit))
+            said += new.nll < old[0].nll if old else new.hits == new.tokens
+        return said / len(edits)
+
+
+def weighed(
+    signals: Signals,
+    model: ModelHandle,
+    metrics: Mapping[int, Metric],
+    *,
+    before: Signals,
+    facts: int,
+) -> Signals:
+    """Signals of a model with its energy too, where there are metrics; they are by layer.
+
+    before: signals without the last batch. facts: in that batch. The change is that since W₀, the
+    model outside every open `scratch()`.
+    """
+    if not metrics:
+        return signals
+    energy = sum(
+        metric.energy(model.change(layer, torch.float64)) for layer, metric in metrics.items()
+    )
+    return signals._replace(energy=energy, facts=facts + (before.facts if before.energy else 0))
+
+
+def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:
+    """Whether most of some texts is words that the tokenizer has."""
+    ids = [i for text in texts for i in handle.tokens.encode(text)]
+    return sum(one == handle.tokens.unknown for one in ids) <= len(ids) / 2
+
+
+def _targets(edit: Edit) -> list[str]:
+    return [edit.target] if edit.target_old is None else [edit.target, edit.target_old]
+
+
+def _place(edit: Edit) -> str:
+    return hashlib.sha256(edit.fact.encode()).hexdigest()

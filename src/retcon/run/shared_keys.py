@@ -1,0 +1,158 @@
+"""Facts with one key: their texts are equal up to the subject's end, and one value serves all.
+
+A key is made of the tokens up to the subject's end, and of nothing behind it. Two facts that share
+it ("{X} was founded in" and "{X} is made by") ask for two values in one place. A hard constraint
+cannot write them, which is refused; with a ridge what is written is a mean of them, or the last of
+them, which is said before the minutes of work. Edits of one fact are not meant where the last of
+them counts.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from retcon.edits import Edit
+from retcon.errors import CollidingEdits, RetconWarning
+from retcon.features.contexts import locate
+from retcon.method.base import Editor
+from retcon.method.locate_then_edit import LocateThenEdit
+from retcon.model.tokens import Tokens
+from retcon.run.schedule import Schedule
+
+# So many groups, and so many facts of each, are named.
+_GROUPS, _FACTS = 3, 4
+
+
+class Clash(NamedTuple):
+    """Edits with one key that get into each other's way.
+
+    refused: a hard constraint cannot write them. batches: in how many they are written.
+    """
+
+    edits: tuple[Edit, ...]
+    refused: bool
+    batches: int
+
+
+def check_keys(
+    tokens: Tokens, editor: Editor, edits: Sequence[Edit], schedule: Schedule
+) -> tuple[Clash, ...]:
+    """The facts that a run writes over one another.
+
+    Raises:
+        CollidingEdits: the constraint is hard, so that they cannot be written at all.
+    """
+
+    def key(edit: Edit) -> Hashable:
+        located = locate(tokens, edit, "")
+        return located.ids[: located.lookup + 1]
+
+    found = clashes(editor, edits, schedule, grouped(edits, key))
+    hard = [clash for clash in found if clash.refused]
+    if hard:
+        raise CollidingEdits(
+            f"{named(hard)} A hard constraint (ridge 0) cannot write two values at one key. Drop "
+            f"one of them, put them into different batches without accumulation, or set a "
+            f"ridge > 0 (--set ridge=…, which is memit)."
+        )
+    return found
+
+
+def warned_of(editor: Editor, found: tuple[Clash, ...]) -> tuple[Clash, ...]:
+    """The same, after a warning that names them, where there are any."""
+    if found:
+        warnings.warn(explained(editor, found), RetconWarning, stacklevel=3)
+    return found
+
+
+def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list[int]]:
+    """The places of edits with one key, where there are several. key: by what it is known.
+
+    The tokens decide; before a model is known the text up to the subject's end stands for them.
+    """
+    places: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, edit in enumerate(edits):
+        places[key(edit)].append(place)
+    return [group for group in places.values() if len(group) > 1]
+
+
+def clashes(
+    editor: Editor, edits: Sequence[Edit], schedule: Schedule, groups: Sequence[list[int]]
+) -> tuple[Clash, ...]:
+    """Which edits get into each other's way, of groups with one key."""
+    if not isinstance(editor, LocateThenEdit):
+        return ()
+    met = [part for group in groups for part in _meeting(group, schedule)]
+    found = [_clash(editor, edits, part, schedule) for part in met]
+    return tuple(clash for clash in found if clash is not None)
+
+
+def _meeting(places: list[int], schedule: Schedule) -> Iterator[list[int]]:
+    """Those of some edits that come into one model."""
+    if schedule.carry:
+        yield places
+        return
+    for batch in dict.fromkeys(place // schedule.batch_size for place in places):
+        yield [place for place in places if place // schedule.batch_size == batch]
+
+
+def _clash(
+    editor: LocateThenEdit, edits: Sequence[Edit], places: list[int], schedule: Schedule
+) -> Clash | None:
+    """What becomes of edits with one key in one model; None where none gets in another's way."""
+    chosen = tuple(edits[place] for place in places)
+    # Batches that adapt may part any two.
+    size = 1 if schedule.rule else schedule.batch_size
+    batches = len({place // size for place in places})
+    merged = editor.residuals.merge_subjects and len({edit.head for edit in chosen}) == 1
+    # Of those in one batch, a merged target is written once.
+    solved = batches if merged else len(chosen)
+    remembered = schedule.carry and editor.accumulate
+    if editor.ridge == 0 and solved > (1 if remembered else batches):
+        return Clash(chosen, True, batches)
+    made = len({place // schedule.refresh.ahead(size) for place in places})
+    if len({edit.fact for edit in chosen}) == 1 or (merged and made == 1):
+        return None
+    return Clash(chosen, False, batches)
+
+
+def explained(editor: Editor, found: Collection[Clash]) -> str:
+    """Which facts they are, what becomes of them, and what to do."""
+    assert isinstance(editor, LocateThenEdit)
+    if any(clash.refused for clash in found):
+        return f"{named(found)} A hard constraint (ridge 0) cannot write two values at one key."
+    if editor.residuals.merge_subjects:
+        return (
+            f"{named(found)} merge_subjects makes one target for those whose targets are made "
+            f"together, and these are in several batches, of which the last counts. Put them into "
+            f"one batch, or make all targets first (refresh never)."
+        )
+    lost = (
+        "What is written is a mean of what they ask for, and as a rule none of them is said "
+        "afterwards."
+        if editor.accumulate or any(clash.batches < len(clash.edits) for clash in found)
+        else "The last of them counts, and those before it are lost."
+    )
+    return (
+        f"{named(found)} {lost} Write them in one batch with merge_subjects=true, which makes one "
+        f"target for all of them (memit, encore, alphaedit, lyaplock), or begin their prompts with "
+        f"different words, as in 'The founder of {{X}} is'."
+    )
+
+
+def named(found: Collection[Clash]) -> str:
+    """The facts, the first of them by name."""
+    groups = [_group(clash.edits) for clash in list(found)[:_GROUPS]]
+    more = f"; and {len(found) - _GROUPS:,} more such groups" if len(found) > _GROUPS else ""
+    count = sum(len(clash.edits) for clash in found)
+    return (
+        f"{count:,} facts have the same key as others, because their texts are equal up to the "
+        f"subject's end: {'; '.join(groups)}{more}."
+    )
+
+
+def _group(edits: Sequence[Edit]) -> str:
+    names = ", ".join(f"{edit.id!r} ({edit.subject})" for edit in edits[:_FACTS])
+    more = f" and {len(edits) - _FACTS:,} others" if len(edits) > _FACTS else ""
+    return f"{names}{more}"

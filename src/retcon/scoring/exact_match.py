@@ -1,0 +1,148 @@
+"""What the model says by itself: free greedy generation behind a prompt."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from retcon.edits import Edit
+from retcon.model.generate import greedy
+from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Overlay
+from retcon.model.tokens import Tokens
+from retcon.progress import Progress, silent
+from retcon.scoring.teacher_forced import Ask, Prediction, predict
+from retcon.writing_systems import begins_with, plain
+
+# A target may be said in other tokens than it is spelt in, and must end where a word ends, which
+# may be told by a character of several bytes.
+_EXTRA_TOKENS = 2
+_BYTES = 4
+
+
+def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
+    """Whether the greedy continuation of each bare prompt begins with the target, as whole words.
+
+    Whole where the script has words; both as the tokenizer spells them.
+
+    Stricter than teacher-forced accuracy, which forgives a target's later tokens for an error in
+    the first, and which takes "Englishman" for "English". (The Mirage of Model Editing,
+    arXiv:2502.11177, shows how far the two can be apart.)
+    """
+    overlay = Overlay(handle=handle)
+    drafts = [draft(handle.tokens, edit.text, edit.target) for edit in edits]
+    wanted = [(edit.target,) for edit in edits]
+    return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
+
+
+def draft(tokens: Tokens, text: str, target: str, owner: int = 0) -> Ask:
+    """The target as a guess at what will be generated behind a text, and one token more.
+
+    Greedy generation goes along with a guess for as long as each of its tokens is the most
+    probable one: one teacher-forced pass tells how far, and the token that comes then
+    (speculative decoding, arXiv:2211.17192, at temperature 0).
+    """
+    guess = tokens.continuation(text, target)
+    # The last id of an Ask is never fed, so any will do.
+    return Ask((*guess.ids, 0), guess.start, owner)
+
+
+def exact_matches(
+    overlay: Overlay,
+    wanted: Sequence[Sequence[str]],
+    drafts: Sequence[Ask],
+    found: Sequence[Prediction],
+    progress: Progress = silent,
+) -> list[bool]:
+    """Whether one of the wanted answers is said, generating only where the draft is no verdict.
+
+    wanted: per draft, the answer that it drafts and whatever else counts.
+    """
+    tokens = overlay.handle.tokens
+    spelt = [[plain(tokens.spelt(answer)) for answer in answers] for answers in wanted]
+    said: list[bool | None] = [None] * len(wanted)
+    if tokens.decodes_piecewise:
+        for i, (answers, ask, seen) in enumerate(zip(spelt, drafts, found, strict=True)):
+            guess = ask.ids[ask.start : -1]
+            # Behind a token that ends texts nothing would be generated.
+            if not tokens.special.isdisjoint(guess):
+                continue
+            begun = tokens.decode_begun(_begun(guess, seen.top))
+            said[i] = _any(_decided(begun, answer) for answer in answers)
+    open_ = [i for i, verdict in enumerate(said) if verdict is None]
+    generated = greedy(
+        overlay,
+        [drafts[i].ids[: drafts[i].start] for i in open_],
+        [_length(tokens, drafts[i], wanted[i]) for i in open_],
+        [drafts[i].owner for i in open_],
+        progress,
+    )
+    for i, ids in zip(open_, generated, strict=True):
+        text = tokens.decode_begun(ids)
+        said[i] = any(begins_with(plain(text), answer) for answer in spelt[i])
+    return [bool(verdict) for verdict in said]
+
+
+def continuations(
+    handle: ModelHandle,
+    texts: Sequence[str],
+    *,
+    new_tokens: int = 8,
+    progress: Progress = silent,
+) -> list[str]:
+    """The greedy continuation of each text, for a person to read."""
+    heads = [handle.tokens.prompt(text) for text in texts]
+    lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
+    said = greedy(Overlay(handle=handle), heads, lengths, owners, progress)
+    return [handle.tokens.decode_begun(ids) for ids in said]
+
+
+class Answer(NamedTuple):
+    """A next token and its probability."""
+
+    text: str
+    probability: float
+
+
+def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
+    """The k most probable next tokens behind a text."""
+    ids = torch.tensor([handle.tokens.prompt(text)], device=handle.device)
+    with torch.no_grad():
+        last = handle.model(input_ids=ids, use_cache=False).logits[0, -1]
+    found = last.float().softmax(-1).topk(k)
+    return [
+        Answer(handle.tokens.decode([int(i)]).strip(), float(p))
+        for p, i in zip(found.values, found.indices, strict=True)
+    ]
+
+
+def _length(tokens: Tokens, ask: Ask, answers: Sequence[str]) -> int:
+    """Tokens for the longest answer: the drafted one as drafted, others by themselves; and more."""
+    others = [len(tokens.encode(answer)) for answer in answers[1:]]
+    drafted = ask.ids[ask.start : -1]
+    in_bytes = any("\ufffd" in tokens.decode([i]) for i in drafted)
+    return max(len(drafted), *others, 0) + _EXTRA_TOKENS + in_bytes * _BYTES
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    """True if one is, False if all are, None while that is open."""
+    known = list(verdicts)
+    return True if True in known else None if None in known else False
+
+
+def _begun(guess: Sequence[int], top: Sequence[int]) -> Sequence[int]:
+    """The first tokens of the greedy continuation: those guessed right, and the next one."""
+    right = 0
+    while right < len(guess) and guess[right] == top[right]:
+        right += 1
+    return top[: right + 1]
+
+
+def _decided(begun: str, wanted: str) -> bool | None:
+    """Whether a text that begins so begins with what is wanted; None where that is still open."""
+    said = plain(begun)
+    if said == wanted and begun[-1:].isspace():
+        return True
+    if len(said) > len(wanted) or not wanted.startswith(said):
+        return begins_with(said, wanted)
+    return None

@@ -1,0 +1,100 @@
+"""The same tasks through lm-evaluation-harness: its prompting, batching and scoring, local files.
+
+https://github.com/EleutherAI/lm-evaluation-harness, the extra `lm-eval`. What is asked is what
+`retcon.data.tasks` reads; nothing is fetched. It is slower than `scoring.ability`, which should
+say the same, and is for numbers that are to be compared with those of others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retcon.data.tasks import Item, Task
+from retcon.errors import MissingExtra
+from retcon.model.handle import ModelHandle
+from retcon.scoring.readings import Ability
+
+_SPLIT = "test"
+
+
+class _Documents(list[dict[str, Any]]):
+    """Records as the harness wants them: a list that knows its fields."""
+
+    @property
+    def features(self) -> dict[str, Any]:
+        return self[0]
+
+
+def harness_ability(
+    handle: ModelHandle, tasks: Sequence[Task], *, batch_size: int = 8
+) -> list[Ability]:
+    """Let the model as it is answer the items of some tasks, by the harness.
+
+    Raises:
+        MissingExtra: lm-eval is not installed.
+    """
+    try:
+        from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(
+            "lm-evaluation-harness is not installed: pip install 'retcon-llm[lm-eval]'. Without "
+            "it, `retcon.scoring.ability` scores the same tasks."
+        ) from None
+    lm = HFLM(
+        pretrained=handle.model, tokenizer=handle.tokens.tokenizer, batch_size=batch_size,
+        max_length=getattr(handle.model.config, "max_position_embeddings", 2048),
+    )  # fmt: skip
+    made = {task.name: harness_task(task) for task in tasks}
+    found = evaluate(lm, made, bootstrap_iters=0, log_samples=True)
+    return [_ability(task, found["samples"][task.name]) for task in tasks]
+
+
+def harness_task(task: Task) -> Any:
+    """A task as an object of the harness's own, which must be installed."""
+    from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
+
+    return ConfigurableTask(config=_config(task))
+
+
+def _config(task: Task) -> dict[str, Any]:
+    """A task in the harness's own terms; its dataset is made of what was read."""
+    docs = [_document(task, item) for item in task.items]
+    shared: dict[str, Any] = {
+        "task": task.name,
+        "custom_dataset": lambda **_: {_SPLIT: _Documents(docs)},
+        "test_split": _SPLIT,
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{answer}}",
+        "num_fewshot": 0,
+        "metadata": {"version": 1},
+        "metric_list": [{"metric": _metric(task), "aggregation": "mean", "higher_is_better": True}],
+    }
+    if task.rule == "greedy":
+        # Only in front of choices does the harness put a space by itself.
+        return shared | {"output_type": "loglikelihood", "doc_to_target": " {{answer}}"}
+    choices = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}"}
+    return shared | choices
+
+
+def _document(task: Task, item: Item) -> dict[str, Any]:
+    """A record of the harness's dataset: contexts, or continuations, are the choices."""
+    contexts = [option.context for option in item.options]
+    continuations = [option.continuation for option in item.options]
+    if task.rule == "greedy":
+        return {"context": contexts[0], "answer": continuations[0]}
+    if len(set(contexts)) == 1:
+        return {"context": contexts[0], "choices": continuations, "answer": item.answer}
+    # Where the context is a number, the harness takes it for the index of the right choice, and
+    # the choices for contexts.
+    return {"context": item.answer, "choices": contexts, "answer": continuations[0]}
+
+
+def _metric(task: Task) -> str:
+    """What of the harness's is the task's rule."""
+    return "acc_norm" if task.rule == "per character" else "acc"
+
+
+def _ability(task: Task, samples: Sequence[Mapping[str, Any]]) -> Ability:
+    right = {int(sample["doc_id"]): bool(sample[_metric(task)]) for sample in samples}
+    numbers = tuple(item.number for item in task.items)
+    return Ability(task.name, task.rule, numbers, tuple(right[i] for i in range(len(numbers))))

@@ -1,0 +1,53 @@
+"""Drift: how much worse a model predicts ordinary text, in which no edit has a part.
+
+    perplexity = exp( Σ −log p(token | those before it in its passage) / number of such tokens )
+
+Each passage is read by itself, cut to `length` tokens. Its first token has nothing before it and
+is not predicted, unless the tokenizer puts a BOS token there.
+"""
+
+from collections.abc import Sequence
+from math import isnan
+
+from retcon.errors import InvalidSetting, NotFinite
+from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Overlay
+from retcon.progress import Progress, silent
+from retcon.scoring.readings import PassageScore, Perplexity
+from retcon.scoring.teacher_forced import Ask, predict
+
+LENGTH = 256
+
+
+def perplexity(
+    handle: ModelHandle,
+    texts: Sequence[str],
+    *,
+    length: int = LENGTH,
+    progress: Progress = silent,
+) -> Perplexity:
+    """Read some passages with the model as it is.
+
+    Raises:
+        InvalidSetting: length < 2, or no passage has two tokens.
+        NotFinite: a log-probability is NaN.
+    """
+    if length < 2:
+        raise InvalidSetting(f"Passages of {length} tokens predict nothing. Take at least 2.")
+    rows = [handle.tokens.document(text, length) for text in texts]
+    asks = [Ask(row, 1) for row in rows if len(row) > 1]
+    if not asks:
+        raise InvalidSetting("No passage has two tokens, so there is nothing to predict.")
+
+    def report(task: str, done: int, total: int) -> None:
+        del task  # it is another one here
+        progress("reading held-out text", done, total)
+
+    found = predict(Overlay(handle=handle), asks, report)
+    passages = tuple(PassageScore(len(seen.logp), -sum(seen.logp)) for seen in found)
+    if any(isnan(passage.nll) for passage in passages):
+        raise NotFinite(
+            f"The log-probability of ordinary text is NaN: the model's activations overflow in "
+            f"{handle.dtype}, or edits have destroyed it."
+        )
+    return Perplexity(length, passages)

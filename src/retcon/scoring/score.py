@@ -1,0 +1,273 @@
+"""Teacher-forced log-probabilities of targets behind prompts: the rows of every score."""
+
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice
+from math import isnan
+from typing import NamedTuple
+
+import torch
+
+from retcon.cache import Entry, Name, recall
+from retcon.edits import Case
+from retcon.errors import NotFinite
+from retcon.features.contexts import check_texts
+from retcon.model.handle import ModelHandle
+from retcon.model.overlay import UNCHANGED, Deltas, Overlay
+from retcon.model.tokens import Tokens
+from retcon.progress import Progress, silent
+from retcon.scoring.exact_match import draft, exact_matches
+from retcon.scoring.rows import Kind, Row, When
+from retcon.scoring.teacher_forced import Ask, Prediction, predict
+
+# One more whenever other scores are made of the same tokens.
+_FORMAT = 2
+
+
+class Prompt(NamedTuple):
+    """One prompt of a case: the targets scored behind it, and answers that may be said freely."""
+
+    kind: Kind
+    index: int
+    text: str
+    targets: tuple[str, ...]
+    said: tuple[str, ...] = ()
+
+
+class Score(NamedTuple):
+    """Of one target behind one prompt: mean NLL per token, tokens, and how many are argmax."""
+
+    nll: float
+    tokens: int
+    hits: int
+
+
+class Look(NamedTuple):
+    """Cases, and the update under which they are to be scored; none: the model as it is."""
+
+    cases: Sequence[Case]
+    when: When
+    step: int = 0
+    deltas: Deltas = UNCHANGED
+
+
+class Scored(NamedTuple):
+    """What the rows of a case are made of: a score of each target, and each exact match."""
+
+    scores: list[Score]
+    exact: list[bool]
+
+
+def prompts(case: Case, among: Container[str] = ()) -> Iterator[Prompt]:
+    """The prompts by which a case is judged.
+
+    among: ids of the edits that are judged with it. A probe that needs others is left out, since
+    whether they have been made is not known.
+    """
+    new, old = case.edit.target, case.edit.target_old
+    targets = (new,) if old is None else (new, old)
+    yield Prompt("rewrite", 0, case.edit.text, targets, (new,))
+    for i, text in enumerate(case.paraphrases):
+        yield Prompt("paraphrase", i, text, targets)
+    if old is not None:
+        for i, text in enumerate(case.neighbours):
+            yield Prompt("neighbour", i, text, targets)
+    for i, probe in enumerate(case.portability):
+        if all(needed in among for needed in probe.needs):
+            said = (probe.answer, *probe.aliases)
+            yield Prompt("portability", i, probe.prompt, (probe.answer,), said)
+    for i, probe in enumerate(case.locality):
+        yield Prompt("locality", i, probe.prompt, (probe.answer,))
+
+
+def check_cases(tokens: Tokens, cases: Sequence[Case]) -> None:
+    """Refuse, before any work is done, cases that cannot be edited or scored.
+
+    Raises:
+        InvalidEdit: unknown words in a subject, target or answer, or more tokens than the model
+            can read.
+    """
+    check_texts(tokens, [case.edit for case in cases])
+    among = {case.edit.id for case in cases}
+    for case in cases:
+        _Asked.of(tokens, list(prompts(case, among)), owner=0)
+
+
+def score_cases(
+    handle: ModelHandle,
+    cases: Sequence[Case],
+    *,
+    when: When,
+    step: int = 0,
+    progress: Progress = silent,
+) -> list[Row]:
+    """Score every prompt of the cases on the model as it is.
+
+    Raises:
+        NotFinite: a log-probability is NaN.
+    """
+    return score_looks(handle, [Look(cases, when, step)], progress)
+
+
+def score_looks(
+    handle: ModelHandle, looks: Sequence[Look], progress: Progress = silent
+) -> list[Row]:
+    """Score the cases of each look under its update, which nothing of the model keeps.
+
+    Updates of low rank are laid over the rows of shared batches; others are written and undone,
+    one after the other.
+
+    Raises:
+        NotFinite: an update or a log-probability is NaN.
+    """
+    overlay = Overlay(handle=handle, updates=[look.deltas for look in looks])
+    if overlay.pays:
+        scored = iter(_scored(overlay, looks, progress))
+        return [row for look in looks for row in _rows(look, scored)]
+    rows: list[Row] = []
+    for look in looks:
+        with handle.scratch():
+            handle.write(look.deltas)
+            rows += score_looks(handle, [look._replace(deltas=UNCHANGED)], progress)
+    return rows
+
+
+def score_targets(
+    handle: ModelHandle, texts: Sequence[tuple[str, str]], *, progress: Progress = silent
+) -> list[Score]:
+    """The score of each (prompt, target), teacher-forced on "prompt target".
+
+    Raises:
+        NotFinite: a log-probability is NaN.
+    """
+    asks = [Ask(*handle.tokens.continuation(prompt, target)) for prompt, target in texts]
+    found = predict(Overlay(handle=handle), asks, progress)
+    return [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=True)]
+
+
+class _Asked(NamedTuple):
+    """A case and what the model is asked for it: targets behind prompts, and drafts of answers."""
+
+    prompts: list[Prompt]
+    asks: list[Ask]
+    drafts: list[Ask]
+
+    @classmethod
+    def of(cls, tokens: Tokens, found: list[Prompt], owner: int) -> "_Asked":
+        asks = [
+            Ask(*tokens.continuation(prompt.text, target), owner)
+            for prompt in found
+            for target in prompt.targets
+        ]
+        drafts = [draft(tokens, p.text, p.said[0], owner) for p in found if p.said]
+        return cls(found, asks, drafts)
+
+    @property
+    def said(self) -> list[tuple[str, ...]]:
+        """What each draft may say."""
+        return [prompt.said for prompt in self.prompts if prompt.said]
+
+
+def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list[Scored]:
+    """What is found of each look's cases, in their order.
+
+    Of the model as it was loaded, which is a matter of its weights and not of what a look is
+    called, the cache is asked first.
+    """
+    handle = overlay.handle
+    owned = [(owner, found) for owner, look in enumerate(looks) for found in _prompts(look)]
+    asked = [_Asked.of(handle.tokens, found, owner) for owner, found in owned]
+    if not handle.as_loaded or any(look.deltas for look in looks):
+        return _score_all(overlay, asked, progress)
+
+    def compute(group: list[int]) -> list[Entry]:
+        found = _score_all(overlay, [asked[i] for i in group], progress)
+        return [_to_entry(scored) for scored in found]
+
+    model = handle.identity
+    recalled = recall("scores", [_name(model, one) for one in asked], compute)
+    return [_of_entry(found.entry) for found in recalled]
+
+
+def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) -> list[Scored]:
+    """Scores and exact matches of some cases, together."""
+    asks = [ask for one in asked for ask in one.asks]
+    drafts = [ask for one in asked for ask in one.drafts]
+    found = predict(overlay, [*asks, *drafts], progress)
+    wanted = [answers for one in asked for answers in one.said]
+    exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :], progress))
+    scores = iter([_score(overlay.handle, *pair) for pair in zip(asks, found, strict=False)])
+    return [
+        Scored(list(islice(scores, len(one.asks))), list(islice(exact, len(one.drafts))))
+        for one in asked
+    ]
+
+
+def _name(model: Name, asked: _Asked) -> Name:
+    """Of the tokens that are run, and of the answers, with which generated text is compared."""
+    (target,), *others = asked.said
+    return {
+        "format": _FORMAT,
+        "model": model,
+        "asks": [(ask.ids, ask.start) for ask in (*asked.asks, *asked.drafts)],
+        "target": target,
+        **({"said": others} if others else {}),
+    }
+
+
+def _to_entry(scored: Scored) -> Entry:
+    return {
+        "nll": torch.tensor([score.nll for score in scored.scores], dtype=torch.float64),
+        "tokens": torch.tensor([score.tokens for score in scored.scores]),
+        "hits": torch.tensor([score.hits for score in scored.scores]),
+        "exact": torch.tensor(scored.exact),
+    }
+
+
+def _of_entry(entry: Entry) -> Scored:
+    fields = (entry[name].tolist() for name in Score._fields)
+    exact = [bool(said) for said in entry["exact"].reshape(-1)]
+    return Scored([Score(*values) for values in zip(*fields, strict=True)], exact)
+
+
+def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
+    target = ask.ids[ask.start :]
+    nll = -sum(seen.logp) / len(target)
+    if isnan(nll):
+        decode = handle.tokens.decode
+        raise NotFinite(
+            f"The log-probability of {decode(target)!r} behind {decode(ask.ids[: ask.start])!r} is "
+            f"NaN: the model's activations overflow in {handle.dtype}, or edits have destroyed it."
+        )
+    hits = sum(wanted == top for wanted, top in zip(target, seen.top, strict=True))
+    return Score(nll, len(target), hits)
+
+
+def _prompts(look: Look) -> list[list[Prompt]]:
+    """The prompts of each case of a look."""
+    among = {case.edit.id for case in look.cases}
+    return [list(prompts(case, among)) for case in look.cases]
+
+
+def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
+    """The rows of one look, from what was found of the next cases."""
+    for case, asked in zip(look.cases, _prompts(look), strict=True):
+        found = next(scored)
+        scores, exact = iter(found.scores), iter(found.exact)
+        for prompt in asked:
+            new, *rest = (next(scores) for _ in prompt.targets)
+            old = rest[0] if rest else None
+            yield Row(
+                case=case.edit.id,
+                relation=case.relation,
+                kind=prompt.kind,
+                index=prompt.index,
+                when=look.when,
+                step=look.step,
+                nll_new=new.nll,
+                n_new=new.tokens,
+                hits_new=new.hits,
+                nll_old=old.nll if old else None,
+                n_old=old.tokens if old else None,
+                hits_old=old.hits if old else None,
+                exact=next(exact) if prompt.said else None,
+            )
