@@ -112,7 +112,10 @@ def test_protocols_share_no_column():
         assert scores[name] is None
     bare = summarise(score_cases(model, [question(model, portability=(), locality=())], when="pre"))
     probes = {"portability_token_accuracy", "portability_exact_match", "locality_token_accuracy"}
-    assert {name for name in scores if scores[name] != bare[name]} == probes
+    # Other texts beside them move the rest by rounding only.
+    assert {
+        name for name in scores if scores[name] != pytest.approx(bare[name], rel=1e-5)
+    } == probes
     assert all(bare[name] is None for name in probes)
     assert len(set(METRICS.values())) == len(METRICS)
 
