@@ -116,8 +116,10 @@ def test_protocols_share_no_column():
     probes = {"portability_token_accuracy", "portability_exact_match", "locality_token_accuracy"}
     # Other texts beside them move the rest by rounding only.
     same = {
-        name for name, one in scores.items()
-        if one == bare[name] or None not in (one, bare[name]) and isclose(one, bare[name], rel_tol=1e-5)
+        name
+        for name, one in scores.items()
+        if one == bare[name]
+        or (None not in (one, bare[name]) and isclose(one, bare[name], rel_tol=1e-5))
     }
     assert scores.keys() - same == probes
     assert all(bare[name] is None for name in probes)
