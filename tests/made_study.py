@@ -18,8 +18,9 @@ import polars as pl
 from retcon.scoring.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
 from retcon.scoring.rows import Row
 from retcon.sealed import digest_of, load_record, save_record
+from retcon.study.finished import cell_of
 from retcon.study.points import Point, carries
-from retcon.study.reading import Data, Model, Record, Tuned, cell_of, study_of
+from retcon.study.reading import Data, Model, Record, Tuned, study_of
 
 D_IN, RELATIONS = 512, 24
 PROMPTS = {"rewrite": 1, "paraphrase": 2, "neighbour": 4}
@@ -267,7 +268,7 @@ def write_cell(folder: Path, place: Point, chances: Model_) -> None:
          "target_old": "French", "before": " French, and she", "after": " English, and she"}
     ]  # fmt: skip
     (cell / "examples.json").write_text(json.dumps(examples))
-    names = ["rows.parquet", "steps.jsonl", "examples.json", "environment.json"]
+    names = ["cell.json", "rows.parquet", "steps.jsonl", "examples.json", "environment.json"]
     if place.general is not None:
         (cell / "general.json").write_text(json.dumps(readings_of(place)))
         names.append("general.json")

@@ -30,6 +30,7 @@ from retcon.patch.patch import load_patch
 from retcon.patch.verify import verify, verify_file
 from retcon.run.making import edit
 from retcon.scoring.score import score_cases
+from retcon.study.packing import pack
 from retcon.study.reading import read_file, read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
@@ -201,12 +202,19 @@ def damaged_study(folder: Path) -> list[str]:
         return [str(error)]
 
 
+def put_together(folder: Path) -> None:
+    """The same study as a pack."""
+    studied(folder)
+    (folder / "study").rename(folder / "live")
+    pack(read_study(folder / "live"), folder / "study")
+
+
 def of_cache(files: str, make: Callable[..., object], use: Callable[..., torch.Tensor]) -> Kind:
     return Kind("anew", files, make, use, damaged_in_cache)
 
 
-def of_study(files: str) -> Kind:
-    return Kind("named", f"study/{files}", studied, reported, damaged_study)
+def of_study(files: str, make: Callable[[Path], object] = studied) -> Kind:
+    return Kind("named", f"study/{files}", make, reported, damaged_study)
 
 
 KINDS = {
@@ -229,4 +237,8 @@ KINDS = {
     "steps": of_study("cells/*/steps.jsonl"),
     "examples": of_study("cells/*/examples.json"),
     "environments": of_study("cells/*/environment.json"),
+    "packed cells": of_study("cells.jsonl", put_together),
+    "packed rows": of_study("rows.parquet", put_together),
+    "packed steps": of_study("steps.parquet", put_together),
+    "packed study files": of_study("study.yaml", put_together),
 }

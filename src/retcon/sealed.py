@@ -4,6 +4,7 @@
     tensors   a safetensors file; its header is a sealed record, with the digest of each tensor
               (`sealed_tensors`)
     text      a first line that is a sealed record, `# {…}`, with the digest of what follows
+    lines     JSON lines, the first of which is a sealed record with the digest of the others
     folder    any files, and a sealed record beside them, `seal.json`, with the digest of each
 
 A seal has an `owner`, which tells what the content is and whose (an event's number and ledger, a
@@ -106,6 +107,40 @@ def load_text(path: Path, owner: Owner) -> Record:
         if not said.sealed or said.value["sha256"] != hashlib.sha256(content).hexdigest():
             raise differs(path)
         return Record(content.decode(), sealed=True)
+
+
+def save_lines(
+    target: Path,
+    head: Mapping[str, object],
+    values: Iterable[Mapping[str, object]],
+    owner: Owner,
+    *,
+    sync: bool = False,
+) -> None:
+    """Write JSON objects, a line each, behind one that is sealed with them, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    content = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values).encode()
+    sealed = seal({**head, "sha256": hashlib.sha256(content).hexdigest()}, owner)
+    whole = json.dumps(sealed, ensure_ascii=False).encode() + b"\n" + content
+    write_whole(target, lambda work: work.write_bytes(whole), sync=sync)
+
+
+def load_lines(path: Path, owner: Owner) -> tuple[Any, list[Any]]:
+    """Read JSON lines: the first, without its seal, and the others.
+
+    Raises:
+        Damaged: it is not what was written, or another's.
+        FileNotFoundError: there is none.
+    """
+    with reading(path):
+        first, _, content = path.read_bytes().partition(b"\n")
+        head, sealed = unseal(json.loads(first), owner, path)
+        if not sealed or head.pop("sha256") != hashlib.sha256(content).hexdigest():
+            raise differs(path)
+        return head, [json.loads(line) for line in content.splitlines()]
 
 
 def bare(text: str) -> str:

@@ -11,6 +11,7 @@ from retcon.cli.plan import duration, gibibytes
 
 if TYPE_CHECKING:
     from retcon.study.estimates import Estimate
+    from retcon.study.packing import Packed
     from retcon.study.planning import Plan
     from retcon.study.reading import Study
     from retcon.study.runner import Outcome
@@ -123,6 +124,26 @@ def print_status(study: "Study") -> None:
         why = study.failure(cell)
         if why is not None:
             print_failure(cell, why)
+
+
+def print_packed(packed: "Packed", folder: Path) -> None:
+    """What is in a pack, what is not, and what cannot be known of it."""
+    if packed.missing:
+        number = len(packed.missing)
+        said = (
+            "1 cell is not done, and is" if number == 1 else f"{number} cells are not done, and are"
+        )
+        warn(f"{said} not in the pack: {', '.join(packed.missing)}. {folder} keeps them.")
+    if packed.unsealed:
+        out.print(
+            f"{packed.unsealed} of the cells have a record without a digest of its own: they were "
+            "written before there were any, and the pack says so.", soft_wrap=True,
+        )  # fmt: skip
+    size = sum(path.stat().st_size for path in packed.folder.iterdir())
+    out.print(
+        f"Wrote [bold]{escape(str(packed.folder))}[/]: {packed.cells:,} cells, {packed.rows:,} "
+        f"rows, {size / 1e6:.1f} MB. {escape(str(folder))} is as it was.", soft_wrap=True,
+    )  # fmt: skip
 
 
 def _begun(study: "Study", cell: str) -> bool:

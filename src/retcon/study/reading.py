@@ -1,4 +1,4 @@
-"""Read the folder of a study: points, and of finished cells rows and steps. No torch here."""
+"""Read a study, live or packed: points, and of finished cells rows and steps. No torch here."""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from retcon.data.zsre import ZsreTarget
-from retcon.errors import Damaged, DamagedCell, InvalidStudy
+from retcon.errors import Damaged, InvalidStudy
 from retcon.scoring.readings import Checkpoint
 from retcon.scoring.rows import Row
-from retcon.sealed import Owner, digest_of, load_record, load_text
-from retcon.study.cells import Cell
+from retcon.sealed import Owner, load_record, load_text
+from retcon.study.finished import FAILED, FinishedCell, LiveCell, cell_of
+from retcon.study.packed import CELLS, Pack, open_pack
 from retcon.study.points import Frozen, Point
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 # One more whenever a folder of an earlier version can no longer be read.
 FORMAT = 1
 
-ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
-GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
-GENERAL, ENVIRONMENT, FAILED = "general.json", "environment.json", "failed.json"
 STUDY, TUNED, FILE = "study.json", "tuned.json", "study.yaml"
 
 
@@ -113,7 +111,7 @@ class Record(Frozen):
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, as it is on disk now."""
+    """A study's folder, as it is on disk now: cells in folders of their own, a pack, or both."""
 
     folder: Path
     record: Record
@@ -122,6 +120,15 @@ class Study:
     def points(self) -> tuple[Point, ...]:
         """Every place of the grid, in the file's order."""
         return self.record.points
+
+    @cached_property
+    def pack(self) -> Pack | None:
+        """The pack in the folder; None where there is none.
+
+        Raises:
+            InvalidStudy: it is damaged.
+        """
+        return open_pack(self.folder)
 
     @cached_property
     def tuned(self) -> tuple[Tuned, ...]:
@@ -136,7 +143,8 @@ class Study:
             said = found["tuned"] if sealed else found
             return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(said))
         except FileNotFoundError:
-            return ()
+            packed = [] if self.pack is None else self.pack.head["tuned"]
+            return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(packed))
         except (Damaged, ValidationError) as error:
             raise InvalidStudy(
                 f"{path} is damaged ({_first(error)}). Resume the study: ridges are "
@@ -144,12 +152,25 @@ class Study:
             ) from error
 
     def cell(self, identity: str) -> Path:
-        """The folder of a cell."""
+        """The folder of a cell, where it has one of its own."""
         return self.folder / "cells" / identity
 
     def is_done(self, identity: str | None) -> bool:
         """Whether a cell has been finished."""
-        return identity is not None and (self.cell(identity) / DONE).exists()
+        if identity is None:
+            return False
+        return LiveCell(self.cell(identity)).done or self._packed(identity) is not None
+
+    def finished_cells(self) -> tuple[str, ...]:
+        """The names of all finished cells, also of those that no place of the grid has now."""
+        live = {path.name for path in self.folder.glob("cells/*") if _is_finished(path)}
+        packed = set[str]() if self.pack is None else {*self.pack.cells}
+        return tuple(sorted(live | packed))
+
+    def finished_cell(self, identity: str) -> FinishedCell:
+        """What is kept of a cell: that in its own folder, where there is one, or in the pack."""
+        live = LiveCell(self.cell(identity))
+        return live if live.done else self._packed(identity) or live
 
     def failure(self, identity: str) -> str | None:
         """Why a cell could not be run when it was last tried; None where it was not, or is done."""
@@ -169,11 +190,9 @@ class Study:
         """The scored prompts of a finished cell, in the columns of `Row`.
 
         Raises:
-            DamagedCell: the file is not the one that was written.
+            DamagedCell, InvalidStudy: the file is not the one that was written.
         """
-        import polars as pl
-
-        return pl.read_parquet(self._whole(identity, ROWS))
+        return self.finished_cell(identity).rows()
 
     def scored(self, identity: str, when: str) -> list[Row]:
         """The rows of one time, as the formulas of `scoring.metrics` take them."""
@@ -186,58 +205,45 @@ class Study:
         """The texts a finished cell has let the model write; None where none were asked for.
 
         Raises:
-            DamagedCell: the file is not the one that was written.
+            DamagedCell, InvalidStudy: the file is not the one that was written.
         """
-        import polars as pl
-
-        if not (self.cell(identity) / GENERATIONS).exists():
-            return None
-        return pl.read_parquet(self._whole(identity, GENERATIONS))
+        return self.finished_cell(identity).generations()
 
     def examples(self, identity: str) -> list[dict[str, str | None]]:
         """Facts of a finished cell whose edits were carried, with what the model said of them.
 
         Each has `prompt`, `target`, `target_old`, and its continuations `before` and `after`.
         """
-        if not (self.cell(identity) / EXAMPLES).exists():
-            return []
-        return json.loads(self._whole(identity, EXAMPLES).read_text(encoding="utf-8"))
+        return self.finished_cell(identity).examples()
 
     def general(self, identity: str) -> tuple[Checkpoint, ...]:
         """What was read of a finished cell's model as a whole, in order; empty where it was not.
 
         Raises:
-            DamagedCell: the file is not the one that was written.
+            DamagedCell, InvalidStudy: the file is not the one that was written.
         """
-        if not (self.cell(identity) / GENERAL).exists():
-            return ()
-        said = json.loads(self._whole(identity, GENERAL).read_text(encoding="utf-8"))
-        return TypeAdapter(tuple[Checkpoint, ...]).validate_python(said)
+        readings = self.finished_cell(identity).general()
+        return TypeAdapter(tuple[Checkpoint, ...]).validate_python(readings)
 
     def steps(self, identity: str) -> list[dict[str, object]]:
         """What each batch of a finished cell took and did (`run.trial.StepRecord`)."""
-        lines = self._whole(identity, STEPS).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return self.finished_cell(identity).steps()
 
     def environment(self, identity: str) -> dict[str, object]:
         """Versions, threads, platform and commit that made a cell.
 
         Raises:
-            DamagedCell: the file is not the one that was written.
+            DamagedCell, InvalidStudy: the file is not the one that was written.
         """
-        return json.loads(self._whole(identity, ENVIRONMENT).read_text(encoding="utf-8"))
+        return self.finished_cell(identity).environment()
 
-    def _whole(self, identity: str, name: str) -> Path:
-        """A cell's file, after its sha256 was checked."""
-        return checked(self.cell(identity), name)
-
-
-_REMEDY = "Resume the study: it is run again, and every other cell stays as it is."
+    def _packed(self, identity: str) -> FinishedCell | None:
+        return None if self.pack is None else self.pack.cell(identity)
 
 
-def cell_of(identity: str) -> Owner:
-    """Whose the records of a cell are."""
-    return {"kind": "cell", "cell": identity}
+def _is_finished(folder: Path) -> bool:
+    """Whether a folder is of a finished cell, and not of one that was put aside."""
+    return folder.name.isalnum() and LiveCell(folder).done
 
 
 def study_of(name: str) -> Owner:
@@ -245,52 +251,9 @@ def study_of(name: str) -> Owner:
     return {"kind": "study", "study": name}
 
 
-def damage(cell: Path) -> str | None:
-    """Which file of a finished cell is not the one that was written; None where all are."""
-    try:
-        for name in _files(cell):
-            checked(cell, name)
-    except DamagedCell as error:
-        return str(error).removesuffix(f" {_REMEDY}")
-    return None
-
-
-def _files(cell: Path) -> dict[str, str]:
-    """The files of a finished cell, and their sha256, after it was seen to be this cell."""
-    path = cell / DONE
-    try:
-        found, sealed = load_record(path, cell_of(cell.name))
-        files = {str(name): str(digest) for name, digest in found["files"].items()}
-        if not sealed:
-            _check_identity(cell)
-    except Damaged as error:
-        raise DamagedCell(f"{error} {_REMEDY}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCell(f"{path} cannot be read: {error}. {_REMEDY}") from error
-    return files
-
-
-def _check_identity(cell: Path) -> None:
-    """Raise Damaged unless a folder holds the cell that it is named by."""
-    found = Cell.model_validate_json((cell / CELL).read_bytes())
-    if found.id != cell.name:
-        raise Damaged(f"{cell} holds another cell: by its {CELL} it is {found.id}.")
-
-
-def checked(cell: Path, name: str) -> Path:
-    """A finished cell's file, after its sha256 was checked.
-
-    Raises:
-        DamagedCell: it is not the one that was written.
-    """
-    path, wanted = cell / name, _files(cell)
-    try:
-        found = digest_of(path)
-    except OSError as error:
-        raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
-    if found != wanted.get(name):
-        raise DamagedCell(f"{path} is not the file that was written. {_REMEDY}")
-    return path
+def holds_study(folder: Path) -> bool:
+    """Whether there is a study in a folder, live or packed."""
+    return (folder / STUDY).exists() or (folder / CELLS).exists()
 
 
 def read_study(folder: Path | str) -> Study:
@@ -299,14 +262,13 @@ def read_study(folder: Path | str) -> Study:
     Raises:
         InvalidStudy: there is none, it is damaged, or a newer version of Retcon has written it.
     """
-    path = Path(folder) / STUDY
+    folder = Path(folder)
+    path = folder / STUDY
     try:
         found = load_record(path, {"kind": "study"}).value
     except FileNotFoundError:
-        raise InvalidStudy(
-            f"{folder} holds no study: there is no study.json in it. Start one with "
-            f"`retcon study run FILE.yaml --out {folder}`."
-        ) from None
+        path = folder / CELLS
+        found = _record_of_pack(folder)
     except Damaged as error:
         raise _damaged(path, error) from error
     try:
@@ -315,9 +277,19 @@ def read_study(folder: Path | str) -> Study:
                 f"{folder} was written by a newer version of Retcon (format {found['format']}, "
                 f"this one knows {FORMAT}). Update Retcon, or choose another folder."
             )
-        return Study(Path(folder), Record.model_validate_json(json.dumps(found)))
+        return Study(folder, Record.model_validate_json(json.dumps(found)))
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise _damaged(path, error) from error
+
+
+def _record_of_pack(folder: Path) -> Any:
+    pack = open_pack(folder)
+    if pack is None:
+        raise InvalidStudy(
+            f"{folder} holds no study: there is no {STUDY} in it, and no {CELLS} of a pack. Start "
+            f"one with `retcon study run FILE.yaml --out {folder}`."
+        )
+    return pack.head["study"]
 
 
 def read_file(folder: Path) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import save_record, save_text
 from retcon.study.cells import Cell
+from retcon.study.finished import DONE, ENVIRONMENT, checked, damage
 from retcon.study.local import run_here
+from retcon.study.packed import ROWS, STEPS, Pack, open_pack
 from retcon.study.planning import Plan, plan, warned_of
 from retcon.study.reading import (
-    DONE,
-    ENVIRONMENT,
     FILE,
     FORMAT,
     STUDY,
@@ -29,8 +30,8 @@ from retcon.study.reading import (
     Study,
     Tuned,
     TuningRule,
-    checked,
-    damage,
+    holds_study,
+    read_file,
     read_study,
     study_of,
 )
@@ -112,23 +113,26 @@ class _Run:
         made = warned_of(self._plan())
         if known is not None:
             check_same(known.record, made)
+        if self.pack is not None:
+            for name in (ROWS, STEPS):
+                self.pack.read(name)
         self._threads()
         check_writable(self.folder / "study.json")
 
     def to_the_end(self) -> Outcome:
         """Run what can be run; tuning first, because the cells behind it depend on its outcome."""
-        make_folder(self.folder / "cells")
+        make_folder(self.folder)
         worker = Worker(self._threads(), self.spec.device)
         fingerprints = self._fingerprints(worker)
         while True:
             made = self._planned(fingerprints, worker.threads)
             waiting = [
-                cell for cell in made.cells
-                if cell.id not in self.ended and not CellFolder(self._path(cell)).done
-            ]  # fmt: skip
+                cell for cell in made.cells if cell.id not in self.ended and not self._is_done(cell)
+            ]
             late = self.deadline is not None and time.monotonic() > self.deadline
             if not waiting or late:
                 return self._outcome(made)
+            make_folder(self.folder / "cells")
             tasks = [
                 Task(cell, *made.cases(cell), self._path(cell), made.beside(cell))
                 for cell in waiting
@@ -188,6 +192,8 @@ class _Run:
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
         """Write what the folder is of."""
         check_there(self.folder)
+        if self._is_pack_of(record, tuned):
+            return
         with locked(self.folder / ".study.lock"):
             known = self._known()
             if known is not None and known.record.threads != record.threads:
@@ -196,7 +202,7 @@ class _Run:
                     f"and this one has {record.threads}. Run it again: it takes as many then."
                 )
             whose = study_of(record.name)
-            if tuned or (self.folder / TUNED).exists():
+            if tuned or self.pack is not None or (self.folder / TUNED).exists():
                 chosen = [each.model_dump(mode="json") for each in tuned]
                 save_record(self.folder / TUNED, {"tuned": chosen}, whose)
             save_record(self.folder / STUDY, record.model_dump(mode="json"), whose)
@@ -204,6 +210,16 @@ class _Run:
             # Finished cells are worth committing; what a running one keeps is not.
             ignored = b"*.lock\nstep-*\n.*\n!.gitignore\n"
             write_whole(self.folder / ".gitignore", lambda work: work.write_bytes(ignored))
+
+    def _is_pack_of(self, record: Record, tuned: Sequence[Tuned]) -> bool:
+        """Whether the folder is a pack alone that says all this: then it is left as it is."""
+        if self.pack is None or (self.folder / STUDY).exists():
+            return False
+        with suppress(InvalidStudy):
+            known = read_study(self.folder)
+            said = known.record, known.tuned, read_file(self.folder)
+            return said == (record, tuple(tuned), self.spec.text)
+        return False
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
         """Of each model: as the folder has them, or of the model loaded now."""
@@ -230,7 +246,7 @@ class _Run:
     def _outcome(self, made: Plan) -> Outcome:
         states = [(cell.id, self.ended.get(cell.id)) for cell in made.cells]
         failed = {c: e.notes[-1] for c, e in states if e is not None and e.state == "failed"}
-        finished = {cell.id for cell in made.cells if CellFolder(self._path(cell)).done}
+        finished = {cell.id for cell in made.cells if self._is_done(cell)}
         busy = {
             c: e.notes[-1]
             for c, e in states
@@ -252,7 +268,16 @@ class _Run:
         return begun or asked or torch.get_num_threads()
 
     def _known(self) -> Study | None:
-        return read_study(self.folder) if (self.folder / "study.json").exists() else None
+        return read_study(self.folder) if holds_study(self.folder) else None
+
+    @cached_property
+    def pack(self) -> Pack | None:
+        """Cells that were packed into the folder: they are done, and the pack stays as it is."""
+        return open_pack(self.folder)
+
+    def _is_done(self, cell: Cell) -> bool:
+        packed = self.pack is not None and self.pack.cell(cell.id) is not None
+        return packed or CellFolder(self._path(cell)).done
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.id

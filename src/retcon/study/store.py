@@ -28,8 +28,7 @@ from retcon.scoring.readings import Checkpoint
 from retcon.scoring.rows import Row
 from retcon.sealed import digest_of, save_record
 from retcon.study.cells import Cell
-from retcon.study.parts import End, Part, frame, load_part, part_of, write_part
-from retcon.study.reading import (
+from retcon.study.finished import (
     CELL,
     DONE,
     ENVIRONMENT,
@@ -40,19 +39,9 @@ from retcon.study.reading import (
     ROWS,
     STEPS,
     cell_of,
+    generation_schema,
 )
-
-GENERATION_SCHEMA = pl.Schema(
-    {
-        "case": pl.String,
-        "relation": pl.String,
-        "when": pl.String,
-        "step": pl.Int32,
-        "index": pl.Int32,
-        "text": pl.String,
-        "entropy": pl.Float64,
-    }
-)
+from retcon.study.parts import End, Part, frame, load_part, part_of, write_part
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,7 @@ class CellFolder:
             names.append(EXAMPLES)
         texts = [*map(list, before), *(end.generations if end is not None else [])]
         if texts:
-            table = pl.DataFrame(texts, schema=GENERATION_SCHEMA, orient="row")
+            table = pl.DataFrame(texts, schema=generation_schema(), orient="row")
             write_whole(self.path / GENERATIONS, table.write_parquet, sync=True)
             names.append(GENERATIONS)
         readings = [untouched, *(part.reading for part in parts)]

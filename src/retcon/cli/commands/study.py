@@ -212,6 +212,25 @@ def export(
 
 
 @app.command()
+def pack(
+    folder: Folder,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="A new folder. Default: DIR-packed, beside DIR.")
+    ] = None,
+) -> None:
+    """Write all finished cells as four files, which every command reads like DIR."""
+    from retcon.cli.studies import print_packed
+    from retcon.study.packing import pack as write
+    from retcon.study.reading import read_study
+
+    study = read_study(folder)
+    whole = folder.resolve()
+    with bars() as progress:
+        packed = write(study, target or whole.with_name(f"{whole.name}-packed"), progress=progress)
+    print_packed(packed, folder)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors."""
     from retcon.study.spec import json_schema

@@ -1,0 +1,203 @@
+"""A finished cell: what is kept of it, and how its own folder is read. No torch here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from retcon.errors import Damaged, DamagedCell
+from retcon.sealed import Owner, digest_of, load_record
+from retcon.study.cells import Cell
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
+GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
+GENERAL, ENVIRONMENT, FAILED = "general.json", "environment.json", "failed.json"
+
+_REMEDY = "Resume the study: it is run again, and every other cell stays as it is."
+
+
+@runtime_checkable
+class FinishedCell(Protocol):
+    """What is kept of a cell that was run to its end, wherever that is.
+
+    Each of these raises DamagedCell, or InvalidStudy for a pack, where a file is not the one that
+    was written.
+    """
+
+    def resolved(self) -> dict[str, Any]:
+        """The fields of its `Cell`."""
+        ...
+
+    def environment(self) -> dict[str, object]:
+        """Versions, threads, platform and commit that made it."""
+        ...
+
+    def weights(self) -> str | None:
+        """The sha256 of the edited matrices, where edits were carried."""
+        ...
+
+    def rows(self) -> "pl.DataFrame":
+        """The scored prompts, in the columns of `Row`."""
+        ...
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The record of each batch (`run.trial.StepRecord`)."""
+        ...
+
+    def examples(self) -> list[dict[str, str | None]]:
+        """Facts with what the model said of them, before and after; empty where none were kept."""
+        ...
+
+    def general(self) -> list[Any]:
+        """Fields of each `Checkpoint`; empty where the model was not read as a whole."""
+        ...
+
+    def generations(self) -> "pl.DataFrame | None":
+        """Texts that the model wrote; None where none were asked for."""
+        ...
+
+    def sealed(self) -> bool:
+        """Whether it was written with a seal, which older versions did not have."""
+        ...
+
+    def check(self) -> bool:
+        """Look at all of it; whether it is sealed."""
+        ...
+
+
+@dataclass(frozen=True)
+class LiveCell:
+    """A finished cell in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been finished."""
+        return (self.folder / DONE).exists()
+
+    def resolved(self) -> dict[str, Any]:
+        """See `FinishedCell`."""
+        return self._json(CELL)
+
+    def environment(self) -> dict[str, object]:
+        """See `FinishedCell`."""
+        return self._json(ENVIRONMENT)
+
+    def weights(self) -> str | None:
+        """See `FinishedCell`."""
+        return _done(self.folder)[0].get("weights")
+
+    def rows(self) -> "pl.DataFrame":
+        """See `FinishedCell`."""
+        import polars as pl
+
+        return pl.read_parquet(checked(self.folder, ROWS))
+
+    def steps(self) -> list[dict[str, Any]]:
+        """See `FinishedCell`."""
+        lines = checked(self.folder, STEPS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def examples(self) -> list[dict[str, str | None]]:
+        """See `FinishedCell`."""
+        return self._json(EXAMPLES) if (self.folder / EXAMPLES).exists() else []
+
+    def general(self) -> list[Any]:
+        """See `FinishedCell`."""
+        return self._json(GENERAL) if (self.folder / GENERAL).exists() else []
+
+    def generations(self) -> "pl.DataFrame | None":
+        """See `FinishedCell`."""
+        import polars as pl
+
+        if not (self.folder / GENERATIONS).exists():
+            return None
+        return pl.read_parquet(checked(self.folder, GENERATIONS))
+
+    def sealed(self) -> bool:
+        """See `FinishedCell`."""
+        return _done(self.folder)[1]
+
+    def check(self) -> bool:
+        """See `FinishedCell`."""
+        why = damage(self.folder)
+        if why is not None:
+            raise DamagedCell(why)
+        return self.sealed()
+
+    def _json(self, name: str) -> Any:
+        return json.loads(checked(self.folder, name).read_text(encoding="utf-8"))
+
+
+def generation_schema() -> "pl.Schema":
+    """The columns of a table of generations."""
+    import polars as pl
+
+    texts = dict.fromkeys(("case", "relation", "when"), pl.String())
+    numbers = dict.fromkeys(("step", "index"), pl.Int32())
+    return pl.Schema({**texts, **numbers, "text": pl.String(), "entropy": pl.Float64()})
+
+
+def cell_of(identity: str) -> Owner:
+    """Whose the records of a cell are."""
+    return {"kind": "cell", "cell": identity}
+
+
+def damage(cell: Path) -> str | None:
+    """Which file of a finished cell is not the one that was written; None where all are."""
+    try:
+        for name in _files(cell):
+            checked(cell, name)
+    except DamagedCell as error:
+        return str(error).removesuffix(f" {_REMEDY}")
+    return None
+
+
+def checked(cell: Path, name: str) -> Path:
+    """A finished cell's file, after its sha256 was checked.
+
+    Raises:
+        DamagedCell: it is not the one that was written.
+    """
+    path, wanted = cell / name, _files(cell)
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        raise DamagedCell(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
+    if digest != wanted.get(name):
+        raise DamagedCell(f"{path} is not the file that was written. {_REMEDY}")
+    return path
+
+
+def _files(cell: Path) -> dict[str, str]:
+    """The files of a finished cell, and their sha256."""
+    record, _ = _done(cell)
+    try:
+        return {str(name): str(digest) for name, digest in record["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedCell(f"{cell / DONE} cannot be read: {error}. {_REMEDY}") from error
+
+
+def _done(cell: Path) -> tuple[dict[str, Any], bool]:
+    """The record of a finished cell, which is seen to be this one, and whether it is sealed."""
+    path = cell / DONE
+    try:
+        record, sealed = load_record(path, cell_of(cell.name))
+        if not sealed:
+            _check_identity(cell)
+    except Damaged as error:
+        raise DamagedCell(f"{error} {_REMEDY}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCell(f"{path} cannot be read: {error}. {_REMEDY}") from error
+    return record, sealed
+
+
+def _check_identity(cell: Path) -> None:
+    """Raise Damaged unless a folder holds the cell that it is named by."""
+    resolved = Cell.model_validate_json((cell / CELL).read_bytes())
+    if resolved.id != cell.name:
+        raise Damaged(f"{cell} holds another cell: by its {CELL} it is {resolved.id}.")
