@@ -34,7 +34,7 @@ bench: $(VENV)/.retcon-dev
 	$(BIN)/python benchmarks/run.py
 
 bench-quick: $(VENV)/.retcon-dev
-	$(BIN)/python benchmarks/run.py --quick
+	$(BIN)/python benchmarks/run.py --size quick
 
 $(BIN)/python:
 	python3 -m venv $(VENV)

@@ -87,7 +87,7 @@ def widest(results: Results, kinds: Kinds, metric: str) -> str:
     return f"The farthest from 0 of {len(pairs)} pairs: {max(found)[1]}" if found else "No pairs."
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n", type=int, required=True)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--orders", nargs="*", default=[])
     parser.add_argument("--against", nargs="*", default=[])
     parser.add_argument("--widest", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     results = Results(read_study(chosen.folder))
     kinds = kinds_of(results, chosen.n, chosen.orders)
     unknown = [name for name in chosen.against if name not in kinds]

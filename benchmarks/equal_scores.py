@@ -1,24 +1,25 @@
 """Whether the scores of the quicker rule for targets are told apart: held-out single edits.
 
-    python benchmarks/equal_scores.py [--edits 64] [--seed 0]
+    python benchmarks/equal_scores.py [--edits 64] [--seed 0] [--json FILE]
 
 EMMET at layer 1 of SmolLM2-135M on CounterFact, single edits, immediate. The quicker rules look at
 few contexts a step, in turn, at twice the rate, until the loss is below 0.1. Seconds are those of
-benchmarks/targets.py. Writes docs/results/speed-targets.json.
+benchmarks/targets.py. Writes docs/results/speed-targets.json, or another file.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from machine import COUNTERFACT
+from machine import cases as take_cases
+from machine import parser_of
 from retcon.cli.console import quiet_libraries, versions
-from retcon.data.cases import load_cases, take
 from retcon.model.load import load
 from retcon.run.measuring import evaluate
 from retcon.scoring.metrics import intervals, summarise
 from targets import LAYER, MICRO_BATCH
 
+_RECORD = Path(__file__).parents[1] / "docs" / "results" / "speed-targets.json"
 RULES = {
     "standard": {"micro_batch": MICRO_BATCH},
     "three_contexts": {
@@ -30,14 +31,15 @@ RULES = {
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--edits", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    parser.add_argument("--json", type=Path, default=_RECORD)
+    chosen = parser.parse_args(arguments)
     quiet_libraries()
-    model = load("smollm2-135m")
-    cases = take(load_cases(str(COUNTERFACT)), chosen.edits, chosen.seed)
+    model = load(chosen.model)
+    cases = take_cases(chosen.edits, seed=chosen.seed)
     record: dict[str, object] = {"edits": chosen.edits, "seed": chosen.seed, "versions": versions()}
     for name, settings in RULES.items():
         trial = evaluate(model, cases, method="emmet", layers=[LAYER], settings=settings)
@@ -52,8 +54,7 @@ def main() -> None:
         scores = summarise(rows)
         line = "  ".join(f"{k} {scores[k]:.2f}" for k in ("ES", "PS", "NS", "exact_match"))
         print(f"{name:14} {line}  {steps:.1f} steps", flush=True)
-    path = Path(__file__).parents[1] / "docs" / "results" / "speed-targets.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    chosen.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the right, with all logits. The ways take turns and medians are compared. Exact 
 the loop, so what it takes is told beside the ratio.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from machine import COUNTERFACT, cases, tests_on_path
+from machine import cases, parser_of, source, tests_on_path
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
@@ -38,7 +37,7 @@ LAYER = 1
 
 def records(count: int) -> tuple[list[Case], str]:
     """Some cases with both targets, and where they are from."""
-    return cases(count, seed=0), COUNTERFACT.name if COUNTERFACT.is_file() else "the starter set"
+    return cases(count, seed=0), source()
 
 
 def score_together(model: ModelHandle, cases: Sequence[Case], updates: Sequence[Deltas]) -> Pairs:
@@ -185,13 +184,13 @@ def about(cases: Sequence[Case], source: str, repeats: int) -> dict[str, object]
     return {"records": len(cases), "data": source, "repeats": repeats}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     quiet_libraries()
-    model = load("smollm2-135m")
+    model = load(chosen.model)
     score_each(model, records(1)[0])  # the first pass of a process is slow
     found = {
         work.__name__: work(model, chosen.records, chosen.repeats)

@@ -1,33 +1,35 @@
 """One patch in every form in which it ships: scores and sizes; and undoing a part of it.
 
-    python benchmarks/forms.py --data FOLDER [--facts 64] [--undo 8] [--json FILE]
+    python benchmarks/forms.py [--facts 64] [--undo 8] [--json FILE]
 
-Facts of CounterFact, written into SmolLM2-135M by MEMIT in one batch. Every form is scored on all
-prompts of the facts; log-probabilities are those of both targets behind each, summed over tokens.
-llama.cpp reads the base as it is published, 4-bit weights with 8-bit activations, so its own base
-is beside it: its noise is what the two bases differ in. Without llama-cpp-python its rows are left
-out.
+Facts of CounterFact (the starter set where there is none), written into SmolLM2-135M by MEMIT in
+one batch. Every form is scored on all prompts of the facts; log-probabilities are those of both
+targets behind each, summed over tokens. llama.cpp reads the base as it is published, 4-bit weights
+with 8-bit activations, so its own base is beside it: its noise is what the two bases differ in.
+Without llama-cpp-python, and for other models, its rows are left out.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from retcon.data.cases import load_cases, take
+from machine import cases as take_cases
+from machine import parser_of, source
+from retcon.cli.options import parse_settings
 from retcon.edits import Case
 from retcon.model.checkpoint import Checkpoint
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
-from retcon.model.smollm2 import gguf_file
+from retcon.model.smollm2 import ALIAS, gguf_file
 from retcon.patch.export.gguf import FILE, write_gguf
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
@@ -40,7 +42,7 @@ from retcon.scoring.metrics import summarise
 from retcon.scoring.rows import Row
 from retcon.scoring.score import prompts, score_cases
 
-MODEL, FLOAT = "smollm2-135m", torch.float32
+FLOAT = torch.float32
 SCORES = ("ES", "PS", "NS", "S")
 
 
@@ -67,25 +69,25 @@ def uncached() -> Generator[None, None, None]:
         del os.environ["RETCON_CACHE_LIMIT"]
 
 
-def served_by_peft(folder: Path, cases: Sequence[Case]) -> list[Row]:
+def served_by_peft(name: str, folder: Path, cases: Sequence[Case]) -> list[Row]:
     """The adapter loaded by `load_adapter`, with peft."""
-    served = load(MODEL)
+    served = load(name)
     served.model.load_adapter(str(folder))
     with uncached():
         return score_cases(served, cases, when="final")
 
 
-def merged(folder: Path, patch: Patch, cases: Sequence[Case], dtype: torch.dtype) -> list[Row]:
+def merged(
+    name: str, folder: Path, patch: Patch, cases: Sequence[Case], dtype: torch.dtype
+) -> list[Row]:
     folder.mkdir()
-    write_merged(folder, patch, Checkpoint.open(MODEL), dtype)
+    write_merged(folder, patch, Checkpoint.open(name), dtype)
     return score_cases(load(str(folder), dtype=str(dtype).split(".")[1]), cases, when="final")
 
 
 def served_by_llama(base: ModelHandle, cases: Sequence[Case], lora: Path | None) -> list[Row]:
     """What llama.cpp gives the targets behind every prompt."""
-    import llama_cpp
-
-    engine = llama_cpp.Llama(
+    engine = import_module("llama_cpp").Llama(
         str(gguf_file()), n_ctx=256, logits_all=True, verbose=False, n_threads=2,
         lora_path=None if lora is None else str(lora),
     )  # fmt: skip
@@ -130,13 +132,15 @@ def all_forms(base: ModelHandle, patch: Patch, cases: Sequence[Case], work: Path
     forms = [
         Form("base", before, None, "base"),
         Form("native", native, (work / "facts.safetensors").stat().st_size, "native"),
-        Form("peft", served_by_peft(work / "peft", cases), size(work / "peft"), "native"),
+        Form(
+            "peft", served_by_peft(base.name, work / "peft", cases), size(work / "peft"), "native"
+        ),
     ]
     for name, dtype in (("float32", FLOAT), ("bfloat16", torch.bfloat16)):
         folder = work / name
-        rows = merged(folder, patch, cases, dtype)
+        rows = merged(base.name, folder, patch, cases, dtype)
         forms.append(Form(f"merged {name}", rows, size(folder), "native"))
-    if find_spec("llama_cpp") is not None:
+    if base.name == ALIAS and find_spec("llama_cpp") is not None:
         plain = served_by_llama(base, cases, None)
         edited = served_by_llama(base, cases, work / "gguf" / FILE)
         forms += [
@@ -203,20 +207,21 @@ def digest(base: ModelHandle, layer: int) -> str:
     return hashlib.sha256(base.site(layer).weight.detach().numpy().tobytes()).hexdigest()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--facts", type=int, default=64)
     parser.add_argument("--undo", type=int, default=8)
+    parser.add_argument("--layers", type=int, nargs="+", help="those published, where not given")
+    parser.add_argument("--set", action="append", help="a setting, as NAME=VALUE")
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(2)
-    torch.set_grad_enabled(True)
-    (file,) = chosen.data.rglob("counterfact_uniform.json.gz")
-    cases = take(load_cases(file), chosen.facts, 0)
-    base = load(MODEL)
-    patch = edit(base, [case.edit for case in cases], method="memit")
-    print(f"{len(cases)} facts, layers {patch.about.layers}, {patch.about.settings}\n")
+    chosen = parser.parse_args(arguments)
+    cases = take_cases(chosen.facts, seed=0)
+    base = load(chosen.model)
+    edits, settings = [case.edit for case in cases], parse_settings(chosen.set)
+    patch = edit(base, edits, method="memit", layers=chosen.layers, settings=settings)
+    print(
+        f"{len(cases)} facts of {source()}, layers {patch.about.layers}, {patch.about.settings}\n"
+    )
     with tempfile.TemporaryDirectory() as name:
         forms = print_forms(all_forms(base, patch, cases, Path(name)))
         undone = undo(base, patch, cases, chosen.undo, Path(name))

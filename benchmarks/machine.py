@@ -1,5 +1,6 @@
-"""What the benchmarks share: their data, the machine's rate, a table."""
+"""What the benchmarks share: their model, their data, a table."""
 
+import argparse
 import os
 import sys
 from collections.abc import Generator
@@ -11,15 +12,32 @@ from retcon.edits import Case
 
 Figures = dict[str, float]
 
+MODEL = "smollm2-135m"
 _ROOT = Path(__file__).parents[1]
-_DATA = Path(os.environ.get("RETCON_DATA", _ROOT.parent / "shared" / "data"))
-COUNTERFACT = _DATA / "counterfact" / "counterfact_uniform.json.gz"
+
+
+def parser_of(description: str | None, *, model: str = MODEL) -> argparse.ArgumentParser:
+    """A parser for a script's arguments, with the model among them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", default=model, help="an alias, a folder or a hub id")
+    return parser
+
+
+def counterfact() -> Path:
+    """The file of CounterFact, which need not be there: in `RETCON_DATA`, else ../shared/data."""
+    folder = Path(os.environ.get("RETCON_DATA", _ROOT.parent / "shared" / "data"))
+    return folder / "counterfact" / "counterfact_uniform.json.gz"
+
+
+def source() -> str:
+    """The name of the data that `cases` takes."""
+    return counterfact().name if counterfact().is_file() else "the starter set"
 
 
 def cases(count: int, *, seed: int) -> list[Case]:
     """Cases of CounterFact, or as many of the starter set as there are."""
-    if COUNTERFACT.is_file():
-        return take(load_cases(str(COUNTERFACT)), count, seed)
+    if counterfact().is_file():
+        return take(load_cases(counterfact()), count, seed)
     starter = starter_cases()
     return take(starter, min(count, len(starter)), seed)
 

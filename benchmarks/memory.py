@@ -15,26 +15,28 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from machine import MODEL, parser_of
 from moments import documents
 from solves import forget_peak, peak_bytes
 
 _LAYER = 1
 
 
-def memory(edits: int = 32, steps: int = 25) -> dict[str, float]:
+def memory(name: str = MODEL, *, edits: int = 32, steps: int = 25) -> dict[str, float]:
     """`peak_memory_ratio`, and of each phase the peak in megabytes over that after imports."""
-    from retcon.model import smollm2
-    from retcon.progress import silent
+    from retcon.model.load import checkpoint_folder
 
-    smollm2.folder(silent)
-    command = [sys.executable, __file__, "--child", "--edits", str(edits), "--steps", str(steps)]
+    checkpoint_folder(name)
+    command = [sys.executable, __file__, "--child", "--model", name]
+    command += ["--edits", str(edits), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _child(edits: int, steps: int) -> None:
+def _child(name: str, edits: int, steps: int) -> None:
     import torch
 
     from retcon.cli.console import quiet_libraries
@@ -55,7 +57,7 @@ def _child(edits: int, steps: int) -> None:
         print(f"{name}: {peaks[name] / 1e6:.0f} MB", file=sys.stderr, flush=True)
         forget_peak()
 
-    model = load("smollm2-135m")
+    model = load(name)
     phase("load")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RETCON_CACHE"] = folder
@@ -74,8 +76,7 @@ def _child(edits: int, steps: int) -> None:
         phase("keys")
         features = editor.features(model, facts, state)
         phase("targets")
-        update, _ = editor.edit(model, features, state)
-        model.write(update.deltas)
+        model.write(editor.edit(model, features, state).deltas)
         phase("solve")
     # The parameters are counted once where they are tied.
     needed = sum(parameter.nbytes for parameter in model.model.parameters())
@@ -86,16 +87,16 @@ def _child(edits: int, steps: int) -> None:
     print(json.dumps(figures))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--edits", type=int, default=32)
     parser.add_argument("--steps", type=int, default=25, help="passes of a target's optimisation")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.child:
-        _child(chosen.edits, chosen.steps)
+        _child(chosen.model, chosen.edits, chosen.steps)
         return
-    for name, value in memory(chosen.edits, chosen.steps).items():
+    for name, value in memory(chosen.model, edits=chosen.edits, steps=chosen.steps).items():
         print(f"{name:40} {value:.4g}")
 
 

@@ -7,11 +7,11 @@ both, so the ratio says what the products k kᵀ of the other layers add to it. 
 after one pass that is not counted, and medians of three are compared.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
 
+from machine import parser_of
 from retcon.cli.console import quiet_libraries
 from retcon.data.cases import starter_cases
 from retcon.features.second_moments import collect_moments
@@ -60,12 +60,12 @@ def moments(handle: ModelHandle, *, tokens: int = 8192) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=8192)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     quiet_libraries()
-    for name, value in moments(load("smollm2-135m"), tokens=chosen.tokens).items():
+    for name, value in moments(load(chosen.model), tokens=chosen.tokens).items():
         print(f"{name:40} {value:.4g}")
 
 

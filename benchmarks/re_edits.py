@@ -9,14 +9,13 @@ once, those with the target that they have last. Where a fact is replaced, and n
 paired over the facts.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from machine import parser_of
+from retcon.cli.options import parse_settings
 from retcon.data.cases import load_cases, take
 from retcon.edits import Case
 from retcon.method.presets import choose
@@ -30,7 +29,6 @@ from retcon.scoring.metrics import case_means, estimate
 from retcon.scoring.rows import Row
 from retcon.scoring.score import score_cases
 
-MODEL = "toyworld"
 METRICS = ("ES", "PS", "NS", "token_accuracy")
 # Whether past keys are kept, and when targets are made.
 ARMS = {
@@ -95,20 +93,23 @@ def differences(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
 def _told(one: Estimate, sign: str = "") -> str:
     if one.mean is None:
         return "–"
+    if one.low is None:  # one relation has no interval
+        return f"{one.mean:{sign}.1f}"
     return f"{one.mean:{sign}.1f} [{one.low:{sign}.1f}, {one.high:{sign}.1f}]"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__, model="toyworld")
+    parser.add_argument("--cases", default="toyworld", help="a file of facts, or the name of a set")
     parser.add_argument("--facts", type=int, default=256)
     parser.add_argument("--again", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--ridge", type=float, default=3000.0)
+    parser.add_argument("--set", action="append", help="a setting, as NAME=VALUE")
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(2)
-    model = load(MODEL)
-    cases = take(load_cases(MODEL), chosen.facts, 0)
+    chosen = parser.parse_args(arguments)
+    model = load(chosen.model)
+    cases = take(load_cases(chosen.cases), chosen.facts, 0)
     others = with_other_targets(cases)[: chosen.again]
     first, rest = cases[: chosen.again], cases[chosen.again :]
     asked = {"re-edited, last target": others, "re-edited, first target": first, "the others": rest}
@@ -123,6 +124,7 @@ def main() -> None:
     )
     for arm, (accumulate, refresh) in ARMS.items():
         settings: dict[str, object] = {"ridge": chosen.ridge, "accumulate": accumulate}
+        settings |= parse_settings(chosen.set)
         plan = Schedule.parse(f"sequential-batch:{chosen.batch}", refresh)
         found = {
             name: final(model, stream, asked, plan, settings) for name, stream in streams.items()

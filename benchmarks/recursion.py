@@ -10,6 +10,7 @@ little to remember and are cheaper.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -32,13 +33,13 @@ def seconds(edits: int, batch: int, width: int) -> list[float]:
     return taken
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=2)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     taken = seconds(chosen.edits, chosen.batch, chosen.width)
     quarter = len(taken) // 4

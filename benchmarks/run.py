@@ -1,22 +1,22 @@
 """All benchmarks in one run, for `make bench` and, smaller, `make bench-quick`.
 
-    python benchmarks/run.py [--quick]
+    python benchmarks/run.py [--size full] [--json FILE]
 
 SmolLM2-135M. Every figure comes from a comparison within this run. Writes
-benchmarks/results/latest.json (quick.json for the small run).
+benchmarks/results/latest.json (of a smaller run, a file of its size's name), or another file.
 """
 
-import argparse
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation import evaluation_speedup, score_each, single_schedule_speedup
-from machine import COUNTERFACT, Figures, cases, print_figures
+from machine import Figures, cases, parser_of, print_figures, source
 from memory import memory
 from moments import documents, moments
 from retcon.cli.console import quiet_libraries, versions
@@ -54,19 +54,27 @@ class Sizes:
     tokens: int
     ridge_edits: int
     counts: tuple[int, ...]
+    memory_edits: int
     memory_steps: int
     solve_edits: int
-    widths: tuple[int, ...]
+    width: int
 
 
-FULL = Sizes(
-    edits=32, oracle=4, records=32, repeats=2, tokens=4096, ridge_edits=256,
-    counts=(32, 512), memory_steps=3, solve_edits=4096, widths=(1536,),
-)  # fmt: skip
-QUICK = Sizes(
-    edits=4, oracle=1, records=8, repeats=1, tokens=2048, ridge_edits=8,
-    counts=(4, 16), memory_steps=2, solve_edits=1024, widths=(1536,),
-)  # fmt: skip
+# Quick takes three minutes; the least runs every part, and its figures say nothing.
+SIZES = {
+    "full": Sizes(
+        edits=32, oracle=4, records=32, repeats=2, tokens=4096, ridge_edits=256, counts=(32, 512),
+        memory_edits=32, memory_steps=3, solve_edits=4096, width=1536,
+    ),
+    "quick": Sizes(
+        edits=4, oracle=1, records=8, repeats=1, tokens=2048, ridge_edits=8, counts=(4, 16),
+        memory_edits=32, memory_steps=2, solve_edits=1024, width=1536,
+    ),
+    "least": Sizes(
+        edits=2, oracle=1, records=1, repeats=1, tokens=300, ridge_edits=2, counts=(1, 2),
+        memory_edits=2, memory_steps=2, solve_edits=8, width=16,
+    ),
+}  # fmt: skip
 
 
 def extra_ridge(model: ModelHandle, *, count: int, tokens: int) -> Figures:
@@ -78,16 +86,19 @@ def extra_ridge(model: ModelHandle, *, count: int, tokens: int) -> Figures:
         corpus = Path(folder) / "corpus.txt"
         corpus.write_text("\n".join(documents()), encoding="utf-8")
         options = MomentOptions(corpus=str(corpus), corpus_tokens=tokens)
-        editor = memit((LAYER,), ridge=300.0, targets=TWO_STEPS, moments=options)
+        editor, other = (
+            memit((LAYER,), ridge=ridge, targets=TWO_STEPS, moments=options)
+            for ridge in (300.0, 3000.0)
+        )
         edits = [case.edit for case in cases(count, seed=0)]
         started = time.perf_counter()
         state = editor.begin(model)
         features = editor.features(model, edits, state)
-        update, _ = editor.edit(model, features, state)
+        deltas = editor.edit(model, features, state).deltas
         with model.scratch():
-            model.write(update.deltas)
+            model.write(deltas)
             first = time.perf_counter() - started
-        again = extra_ridge_seconds(model, editor, features, state, 3000.0)
+        again = extra_ridge_seconds(model, other, features, state)
     return {
         "extra_ridge_ratio": again / first,
         "extra_ridge_seconds": again,
@@ -115,10 +126,8 @@ def run(model: ModelHandle, sizes: Sizes) -> Figures:
         part(name, lambda w=work: _prefixed(w.__name__, w(model, sizes.records, sizes.repeats)))
     part("second moments", lambda: moments(model, tokens=sizes.tokens))
     part("a further λ", lambda: extra_ridge(model, count=sizes.ridge_edits, tokens=sizes.tokens))
-    part("memory", lambda: memory(32, sizes.memory_steps))
-    for width in sizes.widths:
-        repeats = 3 if width < 4096 else 1
-        part("solves", lambda w=width, r=repeats: solves(sizes.solve_edits, w, r))
+    part("memory", lambda: memory(model.name, edits=sizes.memory_edits, steps=sizes.memory_steps))
+    part("solves", lambda: solves(sizes.solve_edits, sizes.width))
     return numbers
 
 
@@ -127,40 +136,43 @@ def _prefixed(main: str, found: dict[str, object]) -> dict[str, object]:
     return {k if k == main else f"{main}_{k}": value for k, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small run, in three minutes")
-    chosen = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args(arguments)
     quiet_libraries()
     rate = measured_rate(2048)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as entries:
-        numbers = run(fresh(entries), QUICK if chosen.quick else FULL)
+        numbers = run(fresh(chosen.model, entries), SIZES[chosen.size])
     numbers["machine_gigaflops"] = rate / 1e9
     numbers["benchmark_seconds"] = time.perf_counter() - started
     record = {
         "figures": {name: {"value": value} for name, value in numbers.items()},
         "command": " ".join(["python", *sys.argv]),
-        "data": COUNTERFACT.name if COUNTERFACT.is_file() else "the starter set",
-        "settings": {"targets": str(FEW_CONTEXTS), "sizes": str(QUICK if chosen.quick else FULL)},
+        "data": source(),
+        "settings": {"targets": str(FEW_CONTEXTS), "sizes": str(SIZES[chosen.size])},
         "versions": versions(),
     }
-    name = "quick.json" if chosen.quick else "latest.json"
-    path = Path(__file__).parent / "results" / name
-    path.parent.mkdir(exist_ok=True)
+    own = "latest.json" if chosen.size == "full" else f"{chosen.size}.json"
+    path = chosen.json or Path(__file__).parent / "results" / own
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{'':40} {'value':>8}  bar{' (of the full run)' if chosen.quick else ''}")
+    print_bars(numbers, chosen.size)
+
+
+def print_bars(numbers: Figures, size: str) -> None:
+    """The figures that have a bar, and whether it was met."""
+    print(f"\n{'':40} {'value':>8}  bar{'' if size == 'full' else ' (of the full run)'}")
     for name, (sign, bar) in BARS.items():
         value = numbers[name]
         met = value >= bar if sign == ">=" else value <= bar
         print(f"{name:40} {value:8.3g}  {sign} {bar:g}  {'met' if met else 'MISSED'}")
 
 
-def fresh(entries: str) -> ModelHandle:
+def fresh(name: str, entries: str) -> ModelHandle:
     """The model; what is computed here neither comes from the user's cache nor goes there."""
-    import os
-
-    model = load("smollm2-135m")
+    model = load(name)
     os.environ["RETCON_CACHE"] = entries
     os.environ["RETCON_CACHE_LIMIT"] = "0"
     return model

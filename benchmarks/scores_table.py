@@ -9,6 +9,7 @@ is read from them, and intervals are those of today.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from retcon.scoring.intervals import Statistic, t_quantile
@@ -46,11 +47,11 @@ def cell(
     return f"{value:.1f}" if span is None else f"{value:.1f} ({span[0]:.0f}–{span[1]:.0f})"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--relations", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     print("| method | schedule | when | " + " | ".join(SCORES) + " | s/edit |")
     print("|---|---|---|" + "---|" * (len(SCORES) + 1))
     for path in chosen.records:

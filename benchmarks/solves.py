@@ -14,33 +14,29 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from retcon.algebra.preservation import Metric
 from retcon.algebra.solve import write_keys
-from retcon.method.base import Features, State
-from retcon.method.locate_then_edit import LocateThenEdit
+from retcon.method.base import Editor, Features, State
 from retcon.model.handle import ModelHandle
 
 
 def extra_ridge_seconds(
-    model: ModelHandle, editor: LocateThenEdit, features: Features, state: State, ridge: float
+    model: ModelHandle, editor: Editor, features: Features, state: State
 ) -> float:
-    """Seconds from asking for a further λ to edited weights, which are undone afterwards.
+    """Seconds from a further λ, that of the editor, to edited weights, which are undone afterwards.
 
-    Divided by the seconds of the first run this is `extra_ridge_ratio`.
+    features, state: of the first run. Divided by its seconds this is `extra_ridge_ratio`.
     """
-    again = replace(editor, ridge=ridge)
 
     def once() -> float:
         with model.scratch():
             started = time.perf_counter()
-            update, _ = again.edit(model, features, state)
-            model.write(update.deltas)
+            model.write(editor.edit(model, features, state).deltas)
             return time.perf_counter() - started
 
     return statistics.median(once() for _ in range(3))
@@ -97,12 +93,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, default=4096)
     parser.add_argument("--widths", type=int, nargs="+", default=[1536, 14336])
     parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.child:
         _child(*chosen.child)
         return

@@ -5,6 +5,9 @@
 The set was chosen for being known, so these are no measure of the model.
 """
 
+from collections.abc import Sequence
+
+from machine import parser_of
 from retcon.cli.console import quiet_libraries
 from retcon.data.cases import starter_cases
 from retcon.model.load import load
@@ -21,10 +24,11 @@ def accuracy(rows: list[Row], kind: str) -> float:
     return 100 * sum(sum(found) / len(found) for found in shares.values()) / len(shares)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = parser_of(__doc__).parse_args(arguments)
     quiet_libraries()
     cases = starter_cases()
-    rows = score_cases(load("smollm2-135m"), cases, when="pre")
+    rows = score_cases(load(chosen.model), cases, when="pre")
     print(f"{len(cases)} facts in {len({case.relation for case in cases})} relations")
     for kind in ("rewrite", "paraphrase", "neighbour"):
         print(f"{kind:12} {accuracy(rows, kind):5.1f} % of the true answer's tokens")

@@ -14,7 +14,6 @@ backward; no filling. Their share of what the machine's matrix products could ha
 time (2048³, float32, measured between the runs) is the fraction of the limit.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from dataclasses import replace
 
 import torch
 
-from machine import COUNTERFACT, Figures, cases, print_figures, tests_on_path
+from machine import Figures, cases, parser_of, print_figures, source, tests_on_path
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions, sample_prefixes
@@ -87,28 +86,22 @@ def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
     runs = Runs(model, count)
     equal = replace(STANDARD, stop_below=0.0)
     runs.batched(replace(equal, steps=2), runs.edits[:4])  # the first pass of a process is slow
-    fast: list[float] = []
-    slow: list[float] = []
-    rates: list[float] = []
-    naive: list[torch.Tensor] = []
-    for number in range(oracle):
-        seconds, delta = runs.oracle(runs.edits[number], equal)
-        slow.append(seconds)
-        if number == oracle // 2:
-            rates.append(measured_rate(2048))
-            seconds, batched = runs.batched(equal)
-            fast.append(seconds)
-        naive.append(delta)
+    before = [runs.oracle(edit, equal) for edit in runs.edits[: oracle // 2]]
+    rates = [measured_rate(2048)]
+    full, batched = runs.batched(equal)
+    naive = [*before, *(runs.oracle(edit, equal) for edit in runs.edits[oracle // 2 : oracle])]
+    slow = statistics.mean(seconds for seconds, _ in naive)
     gaps = [
-        float((batched.delta[i] - delta).norm() / delta.norm()) for i, delta in enumerate(naive)
+        float((batched.delta[i] - delta).norm() / delta.norm())
+        for i, (_, delta) in enumerate(naive)
     ]
     with_stop, stopped = runs.batched(STANDARD)
     default, _ = runs.batched(replace(STANDARD, micro_batch=0), runs.edits[:8])
     few, quick = runs.batched(FEW_CONTEXTS)
     rates.append(measured_rate(2048))
-    rate, full = statistics.median(rates), statistics.median(fast)
+    rate = statistics.median(rates)
     return {
-        "targets_speedup": statistics.mean(slow) / full,
+        "targets_speedup": slow / full,
         "targets_seconds_per_edit": with_stop,
         "targets_seconds_per_edit_equal_scores": few,
         "targets_limit_fraction": equal.steps * runs.useful_flops() / full / rate,
@@ -117,7 +110,7 @@ def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
         "targets_seconds_per_edit_full_steps": full,
         "targets_seconds_per_edit_default_micro_batch": default,
         "targets_default_micro_batch": default_micro_batch(model.outline),
-        "targets_oracle_seconds_per_edit": statistics.mean(slow),
+        "targets_oracle_seconds_per_edit": slow,
         "targets_largest_relative_difference": max(gaps),
         "targets_gigaflops_per_step": runs.useful_flops() / 1e9,
     }
@@ -135,14 +128,14 @@ def growth(model: ModelHandle, *, counts: Sequence[int] = (32, 512)) -> Figures:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--edits", type=int, default=32)
     parser.add_argument("--oracle", type=int, default=4)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     quiet_libraries()
-    print(f"edits from {COUNTERFACT.name if COUNTERFACT.is_file() else 'the starter set'}")
-    print_figures(targets(load("smollm2-135m"), count=chosen.edits, oracle=chosen.oracle))
+    print(f"edits from {source()}")
+    print_figures(targets(load(chosen.model), count=chosen.edits, oracle=chosen.oracle))
 
 
 if __name__ == "__main__":

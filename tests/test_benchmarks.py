@@ -1,0 +1,100 @@
+"""Every script of `benchmarks/` runs to its end, on a model and at sizes that say nothing."""
+
+import gzip
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from made_study import lifelong_grid, make_study
+from pico import pico, tokenizer
+
+# PEFT asks transformers for a name that transformers is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+# Arguments of each script, and what it has to print. In braces: what `places` makes. Two work in a
+# process of their own, which is this one here; `run` starts both.
+SCRIPTS = {
+    "carried": ("{study} --n 128 --against MEMIT --widest 3", "The farthest from 0 of 3 pairs"),
+    "equal_scores": ("--model {model} --edits 1 --json {file}", "three_contexts"),
+    "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
+    "forms": (
+        "--model {model} --layers 1 --facts 3 --undo 1 "
+        "--set micro_batch=256 --set steps=2 --json {file}",
+        "original ones: True",
+    ),
+    "malformed": ("--files 5", "scores      1 files"),
+    "memory": ("--child --model {model} --edits 2 --steps 2", "peak_megabytes_solve"),
+    "moments": ("--model {model} --tokens 300", "covariance_all_layers_ratio"),
+    "re_edits": (
+        "--model {model} --cases {facts} --facts 6 --again 1 --batch 4 "
+        "--set micro_batch=256 --set steps=2 --json {file}",
+        "| keys forgotten, targets refreshed | again − once | the others |",
+    ),
+    "recursion": ("--edits 32 --batch 4 --width 16 --threads 1", "quarter 4, median of 2"),
+    "run": ("--model {model} --size least --json {file}", "growth_ratio"),
+    "scores_table": ("{record} --relations 2", "| memit, layer 1, ρ = 5 | sequential-batch:2 |"),
+    "solves": ("--child 8 16 1", "solve_8x16_peak_megabytes"),
+    "starter_knowledge": ("--model {model}", "96 facts in"),
+    "targets": ("--model {model} --edits 2 --oracle 1", "targets_limit_fraction"),
+}
+SHARED = {"machine"}
+FACTS = [
+    {"prompt": f"{{{name}}} {words}", "target": new, "target_old": old, "id": name,
+     "relation": words, "paraphrases": [f"{name} was"], "neighbours": ["Paris is"]}
+    for name, words, new, old in (
+        ("Danielle Darrieux", "is", "English", "French"), ("Marie Curie", "is", "German", "Polish"),
+        ("The city", "is", "Spanish", "German"), ("Rome", "was in", "Paris", "Italy"),
+        ("Madrid", "was in", "London", "Paris"), ("Berlin", "was in", "Rome", "Warsaw"),
+    )
+]  # fmt: skip
+WRITE = (
+    "eval {model} --cases {facts} --n 3 --method memit --layer 1 --schedule sequential-batch:2 "
+    "--set ridge=5 --set steps=3 --set corpus_tokens=400 --json {record}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    pico().model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def places(model, tmp_path, monkeypatch) -> Iterator[dict[str, Path]]:
+    """What scripts read and write; in the place of CounterFact there are six facts."""
+    facts = tmp_path / "data" / "counterfact" / "counterfact_uniform.json.gz"
+    facts.parent.mkdir(parents=True)
+    facts.write_bytes(gzip.compress(json.dumps(FACTS).encode()))
+    monkeypatch.setenv("RETCON_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
+    names = {"study": "study", "record": "record.json", "file": "figures.json"}
+    files = {name: tmp_path / file for name, file in names.items()}
+    threads = torch.get_num_threads()
+    yield {"model": model, "facts": facts, **files}
+    torch.set_num_threads(threads)
+
+
+def test_every_script_is_run_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS, *SHARED}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_to_its_end(name, places, retcon, capsys):
+    arguments, printed = SCRIPTS[name]
+    if "{study}" in arguments:
+        make_study(places["study"], lifelong_grid())
+    if "{record}" in arguments:
+        code, _, err = retcon(*WRITE.format(**places).split())
+        assert code == 0, err
+    importlib.import_module(name).main(arguments.format(**places).split())
+    assert printed in capsys.readouterr().out
+    if "{file}" in arguments:
+        assert json.loads(places["file"].read_text(encoding="utf-8"))
