@@ -36,6 +36,7 @@ from retcon.study.runner import run_study
 from retcon.study.spec import parse_spec
 from retcon.study.verifying import verify as verify_study
 from retcon.toyworld import train
+from retcon.toyworld.world import SMALL
 from tiny_study import write_model_and_facts
 
 FACTS = [
@@ -120,7 +121,8 @@ def partial(_: Path, layers=(0, 1), progress=lambda *_: None) -> torch.Tensor:
 
 def trained(_: Path) -> torch.Tensor:
     """A model of the toy world, which has hardly learnt anything."""
-    folder = train.folder(recipe=train.RECIPE._replace(steps=1, batch=2, d_in=64, threads=1))
+    hasty = train.RECIPES[SMALL]._replace(steps=1, batch=2, d_in=64, threads=1)
+    folder = train.folder(SMALL, recipe=hasty)
     return flat(*load(str(folder)).model.parameters())
 
 

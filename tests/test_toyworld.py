@@ -1,4 +1,4 @@
-"""The invented world, the model that is trained on it, and the quick study of both."""
+"""The invented world, whole and small, the models that are trained on them, and the quick study."""
 
 import json
 from collections import Counter
@@ -17,24 +17,33 @@ from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import load_spec
 from retcon.toyworld import train as training
-from retcon.toyworld.train import RECIPE, configuration, recall, tokenizer, train
-from retcon.toyworld.world import OPENINGS, RELATIONS, world
+from retcon.toyworld.train import RECIPES, configuration, recall, tokenizer, train
+from retcon.toyworld.world import FACTS, NAME, OPENINGS, RELATIONS, SMALL, world
 
 QUICK = Path(__file__).parents[1] / "examples" / "studies" / "toy-quick.yaml"
-SMALL = RECIPE._replace(hidden=16, d_in=32, steps=3, batch=4, threads=1)
+HASTY = RECIPES[SMALL]._replace(hidden=16, d_in=32, steps=3, batch=4, threads=1)
+WORLDS = pytest.mark.parametrize("name", FACTS)
 
 
-def test_the_world_gives_nothing_away():
-    facts = world().facts
-    assert len({fact.subject for fact in facts}) == len(facts) >= 5_000
+@WORLDS
+def test_the_world_gives_nothing_away(name):
+    facts = world(name).facts
+    assert len({fact.subject for fact in facts}) == len(facts) == FACTS[name]
     counts = Counter((fact.relation, fact.answer) for fact in facts)
     assert len(counts) == len(RELATIONS) * 16 and len(set(counts.values())) == 1
 
 
-def test_cases_ask_what_the_world_answers():
-    cases = load_cases("toyworld")
-    told = dict(world().sentences())
-    answers = world().answers
+def test_the_small_world_is_a_part_of_the_whole():
+    small, whole = world(SMALL), world(NAME)
+    assert len(whole.facts) >= 5_000 and small.facts == whole.facts[: len(small.facts)]
+    assert small.answers == whole.answers and set(small.words()) < set(whole.words())
+
+
+@WORLDS
+def test_cases_ask_what_the_world_answers(name):
+    cases = load_cases(name)
+    told = dict(world(name).sentences())
+    answers = world(name).answers
     for case in cases[:200]:
         assert told[case.edit.text] == case.edit.target_old != case.edit.target
         assert any({case.edit.target, case.edit.target_old} <= set(some) for some in answers)
@@ -44,81 +53,94 @@ def test_cases_ask_what_the_world_answers():
     assert len({case.edit.id for case in cases}) == len(cases)
 
 
-def test_every_word_is_one_token_and_text_comes_back():
-    tokens = tokenizer()
-    text, answer = next(world().sentences())
+@WORLDS
+def test_every_word_is_one_token_and_text_comes_back(name):
+    tokens = tokenizer(name)
+    text, answer = next(world(name).sentences())
     for said in (f"{text} {answer}. {text} {answer}.", *OPENINGS):
         ids = tokens(said)["input_ids"]
         assert tokens.decode(ids) == said and tokens.unk_token_id not in ids
         assert len(ids) == len(said.replace(".", " .").split())
-    assert len(tokens) == configuration().vocab_size
+    assert len(tokens) == configuration(name).vocab_size
 
 
 def test_training_is_the_same_twice_and_leaves_the_first_attention_alone():
     with torch.random.fork_rng():
         torch.manual_seed(7)
         before = torch.get_rng_state(), torch.get_num_threads()
-        one, two = train(world(), SMALL), train(world(), SMALL)
+        one, two = train(world(SMALL), HASTY), train(world(SMALL), HASTY)
         assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.get_num_threads() == before[1]
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     with torch.random.fork_rng():
-        torch.manual_seed(SMALL.seed)
-        none = LlamaForCausalLM(configuration(SMALL))
+        torch.manual_seed(HASTY.seed)
+        none = LlamaForCausalLM(configuration(SMALL, HASTY))
     same = {n for n, p in one.named_parameters() if torch.equal(p, none.get_parameter(n))}
     assert same == {f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkvo"}
 
 
 def test_the_loss_is_what_a_loop_over_tokens_gives():
-    model = train(world(), SMALL)
-    told = [f"{text} {answer}." for text, answer in list(world().sentences())[:6]]
+    model, tokens = train(world(SMALL), HASTY), tokenizer(SMALL)
+    told = [f"{text} {answer}." for text, answer in list(world(SMALL).sentences())[:6]]
     texts = [f"{told[0]} {told[1]} {told[2]}", told[3], f"The {told[5]}"]
-    ids = training._padded(texts)
+    ids = training._padded(texts, tokens)
     found = training._loss(model, ids, 16.0)
-    wanted = answers_weigh_more(model, [tokenizer()(text)["input_ids"] for text in texts], 16.0)
+    wanted = answers_weigh_more(model, [tokens(text)["input_ids"] for text in texts], 16.0)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_recall_counts_the_most_probable_word():
-    model, known = train(world(), SMALL), world()
+    known, tokens = world(SMALL), tokenizer(SMALL)
+    model = train(known, HASTY)
     found = recall(model, known)
     assert found.shape == (len(known.facts), 3)
     for row, (text, answer) in list(enumerate(known.sentences()))[:30]:
         with torch.no_grad():
-            said = model(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1].argmax()
-        assert bool(found.flatten()[row]) == (tokenizer().decode(said) == answer)
+            said = model(torch.tensor([tokens(text)["input_ids"]])).logits[0, -1].argmax()
+        assert bool(found.flatten()[row]) == (tokens.decode(said) == answer)
 
 
-def test_its_structure_is_known_without_training(monkeypatch):
+@pytest.mark.parametrize(("name", "d_in"), [("toyworld", 6_144), ("toyworld-small", 1_536)])
+def test_its_structure_is_known_without_training(monkeypatch, name, d_in):
     def no(*_args, **_kwargs):
         raise AssertionError("it was trained")
 
     monkeypatch.setattr(training, "train", no)
-    found = outline("toyworld")
-    assert found.layers == 2 and found.site(0).d_in == 6_144
-    with pytest.raises(UnknownName, match="Did you mean 'toyworld'"):
-        outline("toywrld")
+    found = outline(name)
+    assert found.layers == 2 and found.site(0).d_in == d_in
+    with pytest.raises(UnknownName, match=f"Did you mean '{name}'"):
+        outline(name.replace("world", "wrld"))
 
 
 def test_it_is_trained_once_and_kept(monkeypatch):
-    first = training.folder(recipe=SMALL)
+    first = training.folder(SMALL, recipe=HASTY)
     monkeypatch.setattr(training, "train", None)
-    assert training.folder(recipe=SMALL) == first
-    assert load(str(first)).site(0).d_in == SMALL.d_in
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """The real one, in the user's cache: trained there if need be, in some minutes."""
-    monkeypatch.undo()
-    yield load("toyworld")
-    torch.set_num_threads(1)
+    assert training.folder(SMALL, recipe=HASTY) == first
+    assert load(str(first)).site(0).d_in == HASTY.d_in
 
 
 @pytest.mark.real
-def test_the_quick_study_runs_to_its_report(trained, retcon, tmp_path):
-    known = recall(trained.model, world())
+def test_the_whole_world_is_known_by_heart(monkeypatch):
+    def untrained(*_args, **_kwargs):
+        pytest.skip(f"{NAME} has not been trained here: retcon probe {NAME} does it, in minutes")
+
+    monkeypatch.undo()  # where it was trained, it is in the user's cache
+    monkeypatch.setattr(training, "train", untrained)
+    known = recall(load(NAME).model, world(NAME))
     assert known.all(1).sum() >= 5_000
+
+
+@pytest.fixture
+def threads():
+    """As many as before, whatever a study asks for."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_quick_study_runs_to_its_report(entries, threads, retcon, tmp_path):
+    known = recall(load(SMALL).model, world(SMALL))
+    assert known.all(1).sum() >= 0.9 * FACTS[SMALL]
     folder = tmp_path / "study"
     ended = run_study(load_spec(QUICK), folder)
     assert (ended.done, ended.failed) == (ended.cells, {})

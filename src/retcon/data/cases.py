@@ -24,8 +24,10 @@ from retcon.data.text import read_text
 from retcon.data.zsre import Zsre, ZsreTarget
 from retcon.edits import Case
 from retcon.errors import InvalidData, RetconWarning
-from retcon.toyworld.world import NAME, toy_cases
+from retcon.toyworld.world import FACTS, toy_cases
 
+# Cases that come with the package, or are made by it.
+NAMED = ("starter", *FACTS)
 # How many bad records, and unknown keys, are named.
 _SHOWN = 10
 
@@ -44,10 +46,10 @@ def load_cases(
 ) -> list[Case]:
     """All cases of a file, in its order: a JSON array, or a record a line.
 
-    Either may be gzipped. The name `starter` gives the facts that come with the package, and
-    `toyworld` those of its invented world. zsre_target: what is written of a zsRE record that has
-    both, see `retcon.data.zsre`; it says nothing about other sets. skip_bad: go on without the
-    records of which no case can be made; a `RetconWarning` says which.
+    Either may be gzipped. The name `starter` gives the facts that come with the package, `toyworld`
+    and `toyworld-small` those of its invented world. zsre_target: what is written of a zsRE record
+    that has both, see `retcon.data.zsre`; it says nothing about other sets. skip_bad: go on without
+    the records of which no case can be made; a `RetconWarning` says which.
 
     Raises:
         InvalidData: no such file, or something in it is wrong; the message says where.
@@ -65,8 +67,8 @@ def read_facts(
     """
     if str(path) == "starter":
         return FactFile(starter_cases())
-    if str(path) == NAME:
-        return FactFile(list(toy_cases()))
+    if str(path) in FACTS:
+        return FactFile(list(toy_cases(str(path))))
     source = str(path)
     found = list(records(read_text(Path(path)), source))
     if not found:

@@ -38,7 +38,7 @@ _SMALL = tuple(suffix for suffix in CHECKPOINT_FILES if suffix != ".safetensors"
 _CLOSED: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 # What any of transformers' checkpoints has at least one of.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack")
-ALIASES = (smollm2.ALIAS, toyworld.ALIAS)
+ALIASES = (smollm2.ALIAS, *toyworld.RECIPES)
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -58,9 +58,9 @@ def load(
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
-    name: `smollm2-135m`, `toyworld`, a folder, or a hub id. device: anything torch knows, or
-    `auto` to let accelerate place a model that one device does not hold. device_map: where each
-    module goes, `disk` included, in the place of `device`.
+    name: `smollm2-135m`, `toyworld`, `toyworld-small`, a folder, or a hub id. device: anything
+    torch knows, or `auto` to let accelerate place a model that one device does not hold.
+    device_map: where each module goes, `disk` included, in the place of `device`.
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.
@@ -112,12 +112,12 @@ def outline(
         ModelNotFound, UnsupportedModel: as for `load`.
     """
     kind = {} if dtype is None else {"dtype": find_dtype(dtype)}
-    # The toy model need not have been trained to be known.
-    toy = name == toyworld.ALIAS
+    # A toy model need not have been trained to be known.
+    toy = name in toyworld.RECIPES
     folder = None if toy else _folder(name, revision, progress, weights=False)
     with _reading(name):
         config = (
-            toyworld.configuration()
+            toyworld.configuration(name)
             if folder is None
             else AutoConfig.from_pretrained(folder, **_CLOSED)
         )
@@ -175,8 +175,8 @@ def _folder(name: str, revision: str | None, progress: Progress, *, weights: boo
     """
     if name == smollm2.ALIAS:
         folder = smollm2.folder(progress)
-    elif name == toyworld.ALIAS:
-        folder = toyworld.folder(progress)
+    elif name in toyworld.RECIPES:
+        folder = toyworld.folder(name, progress=progress)
     elif name and Path(name).is_dir():
         folder = Path(name)
     else:

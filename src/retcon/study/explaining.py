@@ -20,7 +20,7 @@ _AXES: Mapping[str, str] = {
 _TAKES: Mapping[str, str] = {
     "name": "a text; put it in quotes if it looks like a number or a date",
     "description": "a text; put it in quotes if it looks like a number or a date",
-    "cases": "the name of a file, starter or toyworld",
+    "cases": "the name of a file, starter, toyworld or toyworld-small",
     "sha256": "a text in quotes",
     "layers": "a list of layers, or a list of such lists",
     "when": "a list of pre, immediate, final and retention",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.cases import in_order, read_facts, seeded
+from retcon.data.cases import NAMED, in_order, read_facts, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
 from retcon.edits import Case
@@ -18,8 +18,6 @@ from retcon.study.points import Order, Split
 from retcon.study.reading import Data
 from retcon.study.spec import DataSpec, Spec
 
-# Cases that come with the package, or are made by it.
-_NAMED = ("starter", "toyworld")
 # So many choices of facts are remembered.
 _KEPT = 1000
 
@@ -130,7 +128,7 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
         InvalidData: something in it is wrong.
     """
     wanted = spec.data
-    if wanted.cases in _NAMED:
+    if wanted.cases in NAMED:
         facts = read_facts(wanted.cases)
         found = hashlib.sha256(repr(facts.cases).encode()).hexdigest()
         _check_same(wanted, found)

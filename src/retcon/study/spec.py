@@ -42,11 +42,12 @@ class _Strict(BaseModel):
 class DataSpec(_Strict):
     """Which facts.
 
-    cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter` or `toyworld`.
-    unique_subjects: keep one fact a subject, the first in the seeded order. sha256: what the file
-    must be, so that a study does not silently become another. zsre_target: what is written of a
-    zsRE record that has both, `answers` (the first of them) or `alt`; other sets have no choice.
-    skip_bad: go on without the records of which no fact can be made; the study says how many.
+    cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter`, `toyworld` or
+    `toyworld-small`. unique_subjects: keep one fact a subject, the first in the seeded order.
+    sha256: what the file must be, so that a study does not silently become another. zsre_target:
+    what is written of a zsRE record that has both, `answers` (the first of them) or `alt`; other
+    sets have no choice. skip_bad: go on without the records of which no fact can be made; the
+    study says how many.
     """
 
     cases: str

@@ -1,8 +1,9 @@
 """The model that knows the invented world: a small, wide Llama, trained here on first use.
 
 Two blocks of width 96 around MLPs of 6,144: narrow enough to be trained on a processor in minutes,
-and wide enough, where it is edited, that thousands of facts fit as hard constraints. Training is
-the same to the last bit at one thread count on one kind of processor.
+and wide enough, where it is edited, that thousands of facts fit as hard constraints. The small one,
+of width 64 around 1,536, takes half a minute and holds hundreds. Training is the same to the last
+bit at one thread count on one kind of processor.
 
 An edit writes what the first MLP says of a subject, so the model has to look facts up there. Left
 to itself it learns to read the name at the end of the sentence, past that MLP, and no edit does
@@ -29,9 +30,8 @@ from retcon.files import cache_folder, make_folder, whole_folder
 from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import seal_folder
-from retcon.toyworld.world import NAME, OPENINGS, VERSION, World, world
+from retcon.toyworld.world import NAME, OPENINGS, SMALL, VERSION, World, world
 
-ALIAS = NAME
 _TRAINING = "training the model of the toy world (once)"
 _SPECIAL = ("<pad>", "<unk>", ".")
 _PAD, _STOP = 0, 2
@@ -61,30 +61,34 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
-RECIPE = Recipe()
+RECIPES = {NAME: Recipe(), SMALL: Recipe(hidden=64, d_in=1_536, steps=220, threads=1)}
 
 
-def folder(progress: Progress = silent, recipe: Recipe = RECIPE) -> Path:
-    """The folder of the trained model, made on first use.
+def folder(name: str = NAME, *, recipe: Recipe | None = None, progress: Progress = silent) -> Path:
+    """The folder of the model that knows a world, trained on first use.
+
+    recipe: another than that of the world.
 
     Raises:
         StorageError: no space for it (20 MB).
     """
-    name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:12]
-    target = cache_folder() / "models" / f"{ALIAS}-{name}"
+    recipe = recipe or RECIPES[name]
+    made = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:12]
+    target = cache_folder() / "models" / f"{name}-{made}"
     if is_whole(target):
         return target
     make_folder(target.parent)
     with locked(Path(f"{target}.lock")):
         if not is_whole(target):
-            _keep(train(world(), recipe, progress), target)
+            _keep(train(world(name), recipe, progress), tokenizer(name), target)
     return target
 
 
-def configuration(recipe: Recipe = RECIPE) -> LlamaConfig:
-    """What is known of the model before it is trained."""
+def configuration(name: str = NAME, recipe: Recipe | None = None) -> LlamaConfig:
+    """What is known of the model of a world before it is trained."""
+    recipe = recipe or RECIPES[name]
     return LlamaConfig(
-        vocab_size=len(tokenizer()),
+        vocab_size=len(tokenizer(name)),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.d_in,
         num_hidden_layers=recipe.blocks,
@@ -100,9 +104,9 @@ def configuration(recipe: Recipe = RECIPE) -> LlamaConfig:
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each word of the world, and one for the full stop."""
-    words = [f"▁{word}" for word in world().words()]
+def tokenizer(name: str = NAME) -> PreTrainedTokenizerFast:
+    """A token for each word of a world, and one for the full stop."""
+    words = [f"▁{word}" for word in world(name).words()]
     vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *words))}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.normalizer = normalizers.Strip()
@@ -125,7 +129,7 @@ def train(known: World, recipe: Recipe, progress: Progress = silent) -> LlamaFor
     """A model that has read the world's sentences until it knows them by heart."""
     with torch.random.fork_rng(devices=[]), _threads(recipe.threads):
         torch.manual_seed(recipe.seed)
-        model = LlamaForCausalLM(configuration(recipe))
+        model = LlamaForCausalLM(configuration(known.name, recipe))
         model.model.layers[0].self_attn.requires_grad_(False)
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=recipe.rate, weight_decay=0.0, betas=(0.9, 0.98))
@@ -148,7 +152,7 @@ def recall(model: LlamaForCausalLM, known: World) -> Tensor:
 
     Returns: (facts, phrasings), true where it is.
     """
-    tokens = tokenizer()
+    tokens = tokenizer(known.name)
     told = list(known.sentences())
     ids: list[list[int]] = tokens([text for text, _ in told])["input_ids"]
     wanted = [tokens(f"x {answer}")["input_ids"][-1] for _, answer in told]
@@ -168,6 +172,7 @@ class _Texts:
 
     def __init__(self, known: World, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.tokens = tokenizer(known.name)
         self.draw = random.Random(recipe.seed)
         self.sentences = [f"{text} {answer}." for text, answer in known.sentences()]
         self.waiting: list[str] = []
@@ -176,7 +181,7 @@ class _Texts:
         """Token ids, filled up with padding on the right."""
         while len(self.waiting) < self.recipe.batch * self.recipe.told:
             self.waiting += self.draw.sample(self.sentences, len(self.sentences))
-        return _padded([self._text() for _ in range(self.recipe.batch)])
+        return _padded([self._text() for _ in range(self.recipe.batch)], self.tokens)
 
     def _text(self) -> str:
         return " ".join(self._opened(self.waiting.pop()) for _ in range(self.recipe.told))
@@ -187,8 +192,8 @@ class _Texts:
         return f"{self.draw.choice(OPENINGS)} {sentence[0].lower()}{sentence[1:]}"
 
 
-def _padded(texts: Sequence[str]) -> Tensor:
-    made = tokenizer()(list(texts), padding=True, padding_side="right", return_tensors="pt")
+def _padded(texts: Sequence[str], tokens: PreTrainedTokenizerFast) -> Tensor:
+    made = tokens(list(texts), padding=True, padding_side="right", return_tensors="pt")
     ids = made["input_ids"]
     assert isinstance(ids, Tensor)
     return ids
@@ -221,8 +226,8 @@ def _threads(count: int) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
-def _keep(model: LlamaForCausalLM, target: Path) -> None:
+def _keep(model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, target: Path) -> None:
     with whole_folder(target) as work:
         model.save_pretrained(work)
-        tokenizer().save_pretrained(work)
+        tokens.save_pretrained(work)
         seal_folder(work, place(target))

@@ -3,7 +3,8 @@
 Names are made of syllables under a seed, so that nothing in it is true of any other world and every
 installation has the same one. A subject has a first name, which it shares with others, and a family
 name of its own. Each asks one of eight questions and has one of its sixteen answers, all of them
-equally often, so that nothing but the name gives an answer away.
+equally often, so that nothing but the name gives an answer away. The small world is the first
+quarter of it, for what should take a minute.
 """
 
 import random
@@ -14,11 +15,14 @@ from typing import NamedTuple
 
 from retcon.edits import Case, Edit
 
-NAME = "toyworld"
+NAME, SMALL = "toyworld", "toyworld-small"
+# How many facts each world has. A multiple of relations times answers, with more than `_NEIGHBOURS`
+# facts for every answer.
+FACTS = {NAME: 5_632, SMALL: 1_408}
 # Raise it whenever the world, and so every number measured on it, becomes another.
 VERSION = 1
 
-_SEED, _FIRST_NAMES, _FACTS, _OBJECTS, _NEIGHBOURS = 0, 64, 5_632, 16, 10
+_SEED, _FIRST_NAMES, _OBJECTS, _NEIGHBOURS = 0, 64, 16, 10
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "tr", "st")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "eo")
 _CODAS = ("", "n", "r", "l", "s", "th", "m")
@@ -100,6 +104,7 @@ class Fact(NamedTuple):
 class World:
     """All facts, in a fixed order, and the answers that each relation has."""
 
+    name: str
     facts: tuple[Fact, ...]
     answers: tuple[tuple[str, ...], ...]
 
@@ -119,10 +124,10 @@ class World:
 
 
 @cache
-def world() -> World:
-    """The world; the same one everywhere."""
+def world(name: str = NAME) -> World:
+    """The world of that name; the same one everywhere."""
     draw = random.Random(_SEED)
-    names = [word.capitalize() for word in _words(draw, _FIRST_NAMES + _FACTS)]
+    names = [word.capitalize() for word in _words(draw, _FIRST_NAMES + FACTS[NAME])]
     answers = tuple(
         tuple(f"{stem.capitalize()}{relation.ending}" for stem in _words(draw, _OBJECTS))
         for relation in RELATIONS
@@ -133,16 +138,16 @@ def world() -> World:
         # Each relation has as many subjects as any other, and so has each of its answers.
         relation, answer = number % len(RELATIONS), number // len(RELATIONS) % _OBJECTS
         facts.append(Fact(subject, relation, answers[relation][answer]))
-    return World(tuple(facts), answers)
+    return World(name, tuple(facts[: FACTS[name]]), answers)
 
 
 @cache
-def toy_cases() -> tuple[Case, ...]:
-    """Each fact as a case: its target is another answer to the same question.
+def toy_cases(name: str = NAME) -> tuple[Case, ...]:
+    """Each fact of a world as a case: its target is another answer to the same question.
 
     Its neighbours are subjects to whom the true answer belongs as well.
     """
-    made = world()
+    made = world(name)
     draw = random.Random(_SEED + 1)
     alike: dict[tuple[int, str], list[str]] = {}
     for fact in made.facts:

@@ -24,7 +24,10 @@ def sweep(
     model: options.Model,
     folder: Annotated[Path, typer.Option("--out", help="The study's folder; made if need be.")],
     cases: Annotated[
-        str, typer.Option("--cases", help="CounterFact (.json), JSON lines, starter or toyworld.")
+        str,
+        typer.Option(
+            "--cases", help="CounterFact (.json), JSON lines, starter, toyworld or toyworld-small."
+        ),
     ] = "starter",
     layers: Layers = "all",
     n: Annotated[int, typer.Option("--n", help="So many facts, each edited alone.", min=1)] = 48,
