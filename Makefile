@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 15
 SEED ?= 0
 PAGE ?=
+WORKERS ?= 2
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-serving torture lint bench bench-quick clean
@@ -13,7 +14,7 @@ demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
 
 test: $(VENV)/.retcon-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=10
 
 # Harm to every file and every command, and a count of what goes wrong without a word.
 torture: $(VENV)/.retcon-dev

@@ -20,6 +20,11 @@ hypothesis.settings.register_profile("retcon", max_examples=40, deadline=None)
 hypothesis.settings.load_profile("retcon")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come first, so that no worker has one left when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, without targets, keys and scores: what is tested is computed."""

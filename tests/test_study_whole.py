@@ -64,6 +64,7 @@ def kept(into: str = "study") -> dict[str, object]:
     return cells | {name: (Path(into) / name).read_text(encoding="utf-8") for name in names}
 
 
+@pytest.mark.long
 def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
     start(into="first")  # fills the cache, as every later run finds it
     assert start(into="whole").done == 10

@@ -176,6 +176,22 @@ def test_what_the_model_cannot_say_is_refused_before_any_work(name, monkeypatch)
             make_patch(model, [case.edit], method="memit", layers=[1])
 
 
+def test_what_is_asked_again_is_remembered_and_what_is_refused_is_refused_again(monkeypatch):
+    tokens, asked = Tokens(tokenizer()), []
+    encode = tokens._encode
+    monkeypatch.setattr(tokens, "_encode", lambda text: asked.append(text) or encode(text))
+    first = tokens.continuation("The capital of France is", "Rome")
+    count = len(asked)
+    assert tokens.continuation("The capital of France is", " Rome ") is first
+    located = tokens.locate("The capital of France is", 15, 21)
+    assert tokens.locate("The capital of France is", 15, 21) is located
+    assert len(asked) == count + 2
+    assert tokens.continuation("The capital of France is", "Paris") != first
+    for _ in range(2):
+        with pytest.raises(InvalidEdit, match="empty"):
+            tokens.continuation("", "Rome")
+
+
 def test_a_tokenizer_is_known_by_what_it_does():
     ids = {Tokens(many_tokenizers.made(name)).identity for name in many_tokenizers.NAMES}
     # Where it pads is our affair.

@@ -119,6 +119,7 @@ def test_it_is_trained_once_and_kept(monkeypatch):
     assert load(str(first)).site(0).d_in == HASTY.d_in
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_the_whole_world_is_known_by_heart(monkeypatch):
     def untrained(*_args, **_kwargs):
@@ -138,6 +139,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.long
 def test_the_quick_study_runs_to_its_report(entries, threads, retcon, tmp_path):
     known = recall(load(SMALL).model, world(SMALL))
     assert known.all(1).sum() >= 0.9 * FACTS[SMALL]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,8 @@ _CALLS = ("padding", "truncation")
 _BYTES = 4
 # Characters of a long text that a message shows.
 _SHOWN = 80
+# So many prompts, each with its target, are remembered: every look asks for the same ones.
+_REMEMBERED = 2**16
 
 
 class Located(NamedTuple):
@@ -98,6 +100,8 @@ class Tokens:
         self.unknown = _unknown(tokenizer)
         self.special = frozenset(int(i) for i in tokenizer.all_special_ids)
         self._told: set[str] = set()
+        self._located = lru_cache(_REMEMBERED)(self._locate)
+        self._continued = lru_cache(_REMEMBERED)(self._continue)
 
     @cached_property
     def identity(self) -> str:
@@ -179,11 +183,7 @@ class Tokens:
             InvalidEdit: the subject has no token, or an unknown word; the text is too long; or
                 offsets and tokens of the text up to the subject's end disagree.
         """
-        found = self._encode(text)
-        lookup = self._last(found, end)
-        self._check_subject(found, start, end)
-        self._check_length(len(found.ids), f"The prompt {_short(text)}")
-        return Located(found.ids, lookup)
+        return self._located(text, start, end)
 
     def continuation(self, text: str, target: str) -> Continuation:
         """The ids of a text and of a target behind it, with a blank between where there is one.
@@ -196,15 +196,7 @@ class Tokens:
             InvalidEdit: the target has an unknown word, or no tokens of its own; or both together
                 are too long.
         """
-        target = target.strip()
-        head, whole = self._encode(text.rstrip(" ")), self._encode(join(text, target))
-        self._check_target(whole, len(whole.text) - len(target))
-        self._check_prompt(head, (0, len(text)))
-        ids = whole.ids
-        if ids[: len(head.ids)] != head.ids or len(ids) == len(head.ids):
-            ids = head.ids + self._apart(text, target)
-        self._check_length(len(ids), f"The prompt {_short(text)} with the target {_short(target)}")
-        return Continuation(ids, len(head.ids))
+        return self._continued(text, target.strip())
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Batch:
         """A rectangle of the rows. Any id serves as padding: the mask hides it."""
@@ -215,6 +207,23 @@ class Tokens:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         return Batch(ids, mask)
+
+    def _locate(self, text: str, start: int, end: int) -> Located:
+        found = self._encode(text)
+        lookup = self._last(found, end)
+        self._check_subject(found, start, end)
+        self._check_length(len(found.ids), f"The prompt {_short(text)}")
+        return Located(found.ids, lookup)
+
+    def _continue(self, text: str, target: str) -> Continuation:
+        head, whole = self._encode(text.rstrip(" ")), self._encode(join(text, target))
+        self._check_target(whole, len(whole.text) - len(target))
+        self._check_prompt(head, (0, len(text)))
+        ids = whole.ids
+        if ids[: len(head.ids)] != head.ids or len(ids) == len(head.ids):
+            ids = head.ids + self._apart(text, target)
+        self._check_length(len(ids), f"The prompt {_short(text)} with the target {_short(target)}")
+        return Continuation(ids, len(head.ids))
 
     def _encode(self, text: str) -> Encoded:
         check_whole(text)
@@ -317,7 +326,7 @@ class Tokens:
         """Warn, once of each kind."""
         if about not in self._told:
             self._told.add(about)
-            warnings.warn(message, RetconWarning, stacklevel=4)
+            warnings.warn(message, RetconWarning, stacklevel=5)
 
 
 def _unknown(tokenizer: PreTrainedTokenizerFast) -> int | None:
