@@ -14,7 +14,7 @@ demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
 
 test: $(VENV)/.retcon-dev lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 # Harm to every file and every command, and a count of what goes wrong without a word.
 torture: $(VENV)/.retcon-dev

@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("retcon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests come first, so that no worker has one left when the others are done."""
+    """Files with long tests come first, so that none is left when the other worker is done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -19,8 +19,6 @@ from retcon.study.worker import Worker
 from tiny_study import FAST, task, write_model_and_facts
 
 ray = pytest.importorskip("ray")
-# There is one cluster, and its workers are counted.
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")

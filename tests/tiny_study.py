@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
@@ -62,6 +64,9 @@ def process(folder: Path, text: str, into: str, changes: int | None = None):
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_study"])
+    # What it is forked from imports all this once, where it is told where to look.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
     made = context.Process(target=_run, args=(folder, text, into, changes, dict(os.environ)))
     made.start()
     return made
