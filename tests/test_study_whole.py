@@ -39,12 +39,31 @@ blocks:
 KILLS, BETWEEN = 20, 200
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Model, facts, the file of the study, the finished study, and the cache that it filled."""
+    folder = write_model_and_facts(tmp_path_factory.mktemp("made"), paraphrased=True)
+    (folder / "s.yaml").write_text(TEXT, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("RETCON_CACHE", str(folder / "cache"))
+        start()
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, entries):
-    monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
+def folder(tmp_path, monkeypatch, entries, made):
+    """All but the study, in the working folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("study"))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    (tmp_path / "s.yaml").write_text(TEXT, encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def finished(folder, made):
+    """Put the finished study into a folder here."""
+    return lambda into="study": shutil.copytree(made / "study", into)
 
 
 def start(text: str = TEXT, into: str = "study"):
@@ -81,8 +100,8 @@ def test_killed_again_and_again_a_study_ends_as_if_it_had_not_been(folder):
     assert kept("cut") == kept("whole") and not list(Path("cut").rglob("step-*"))
 
 
-def test_two_processes_on_one_folder_complete_it_together(folder):
-    start(into="whole")
+def test_two_processes_on_one_folder_complete_it_together(folder, finished):
+    finished("whole")
     children = [process(folder, TEXT, "both") for _ in range(2)]
     for child in children:
         child.join(60)
@@ -99,8 +118,10 @@ def test_busy_is_what_another_process_is_still_at(folder):
     assert (ended.done, made.busy) == (ended.cells - 1, {})
 
 
-def test_a_full_disk_stops_the_study_and_it_goes_on_from_there(folder, retcon, monkeypatch):
-    start(into="whole")
+def test_a_full_disk_stops_the_study_and_it_goes_on_from_there(
+    folder, finished, retcon, monkeypatch
+):
+    finished("whole")
     writes, write = iter(range(100)), safetensors.torch.save_file
 
     def full(tensors, path, about):
@@ -133,8 +154,8 @@ def test_interrupted_it_says_how_to_go_on_and_nothing_else(folder, retcon, monke
     assert code == 130 and "retcon study resume study" in err and "as before" not in err
 
 
-def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, retcon):
-    start()
+def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, finished, retcon):
+    finished()
     before, study = kept(), read_study("study")
     place = next(p.cell for p in study.points if p.tuned)
     with (study.cell(str(place)) / "rows.parquet").open("ab") as stream:
@@ -150,8 +171,8 @@ def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, 
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("copied", [True, False])
-def test_cells_in_others_folders_are_told_and_run_again(folder, retcon, sealed, copied):
-    start()
+def test_cells_in_others_folders_are_told_and_run_again(folder, finished, retcon, sealed, copied):
+    finished()
     before, study = kept(), read_study("study")
     one, two = (study.cell(str(p.cell)) for p in study.points[:2])
     if not sealed:  # as they were written before there were digests of whose they are
@@ -177,8 +198,8 @@ def test_cells_in_others_folders_are_told_and_run_again(folder, retcon, sealed, 
     assert code == 0, out
 
 
-def test_a_study_file_that_was_changed_is_not_resumed_by(folder, retcon):
-    start()
+def test_a_study_file_that_was_changed_is_not_resumed_by(folder, finished, retcon):
+    finished()
     before, file = kept(), Path("study/study.yaml")
     file.write_bytes(file.read_bytes().replace(b"batch_size: 2", b"batch_size: 3"))
     code, _, err = retcon("study", "resume", "study")
@@ -193,8 +214,8 @@ def test_a_study_file_that_was_changed_is_not_resumed_by(folder, retcon):
 
 
 @pytest.mark.parametrize("name", ["study.json", "tuned.json"])
-def test_a_damaged_record_is_told_and_can_be_made_again(folder, retcon, name):
-    start()
+def test_a_damaged_record_is_told_and_can_be_made_again(folder, finished, retcon, name):
+    finished()
     before = kept()
     (Path("study") / name).write_text("{", encoding="utf-8")
     code, _, err = retcon("study", "report", "study")
@@ -211,8 +232,8 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("old", "new", "said"), OTHERS, ids=[said for *_, said in OTHERS])
-def test_what_changes_bits_is_as_the_folder_was_begun(folder, old, new, said):
-    start()
+def test_what_changes_bits_is_as_the_folder_was_begun(folder, finished, old, new, said):
+    finished()
     with pytest.raises(InvalidStudy, match=said):
         start(TEXT.replace(old, new))
     if "threads" in new:
@@ -221,8 +242,8 @@ def test_what_changes_bits_is_as_the_folder_was_begun(folder, old, new, said):
             start(TEXT.replace(old, new))
 
 
-def test_another_file_of_facts_of_the_same_name_is_refused(folder):
-    start()
+def test_another_file_of_facts_of_the_same_name_is_refused(folder, finished):
+    finished()
     before, lines = kept(), (folder / "facts.jsonl").read_text(encoding="utf-8")
     (folder / "facts.jsonl").write_text(lines + "\n", encoding="utf-8")
     with pytest.raises(InvalidStudy, match="not the file that this folder was begun with"):
@@ -239,10 +260,10 @@ def test_another_corpus_of_the_same_name_is_refused(folder):
         start(text)
 
 
-def test_other_weights_of_the_same_name_are_refused_and_done_cells_stay(folder, retcon):
+def test_other_weights_of_the_same_name_are_refused_and_done_cells_stay(folder, finished, retcon):
     from safetensors.torch import load_file, save_file
 
-    start()
+    finished()
     before = {k: v for k, v in kept().items() if "." not in k}
     path = folder / "model" / "model.safetensors"
     weights = load_file(path)
