@@ -15,7 +15,7 @@ from machine import cases as take_cases
 from machine import parser_of
 from retcon.cli.console import quiet_libraries, versions
 from retcon.model.load import load
-from retcon.run.measuring import evaluate
+from retcon.run.evaluate import evaluate
 from retcon.scoring.metrics import intervals, summarise
 from targets import LAYER, MICRO_BATCH
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, settings in RULES.items():
         trial = evaluate(model, cases, method="emmet", layers=[LAYER], settings=settings)
         rows = trial.at("immediate")
-        steps = sum(s.target_steps * s.edits for s in trial.steps) / chosen.edits
+        steps = sum(s.report["target_steps"] * s.edits for s in trial.steps) / chosen.edits
         record[name] = {
             "settings": settings,
             "scores": summarise(rows),

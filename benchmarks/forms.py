@@ -36,7 +36,7 @@ from retcon.patch.export.peft import write_peft
 from retcon.patch.export.whole import write_merged
 from retcon.patch.ledger import Ledger
 from retcon.patch.patch import Patch
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from retcon.run.undo import FORMS, check_undo, resolve
 from retcon.scoring.metrics import summarise
 from retcon.scoring.rows import Row

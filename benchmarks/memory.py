@@ -68,7 +68,7 @@ def _child(name: str, edits: int, steps: int) -> None:
             targets=TargetOptions(steps=steps),
             moments=MomentOptions(corpus=str(corpus), corpus_tokens=8192),
         )
-        state = editor.begin(model)
+        state = editor.setup.begin(model)
         phase("moments")
         facts = [case.edit for case in take(starter_cases(), edits, 0)]
         weights = torch.full((len(state.prefixes),), 1 / len(state.prefixes), dtype=torch.float64)
@@ -76,7 +76,7 @@ def _child(name: str, edits: int, steps: int) -> None:
         phase("keys")
         features = editor.features(model, facts, state)
         phase("targets")
-        model.write(editor.edit(model, features, state).deltas)
+        model.write(editor.solve(model, features, state).deltas)
         phase("solve")
     # The parameters are counted once where they are tied.
     needed = sum(parameter.nbytes for parameter in model.model.parameters())

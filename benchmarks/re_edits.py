@@ -18,12 +18,12 @@ from machine import parser_of
 from retcon.cli.options import parse_settings
 from retcon.data.cases import load_cases, take
 from retcon.edits import Case
-from retcon.method.presets import choose
+from retcon.method.presets import resolve
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.report.sameness import SAME
+from retcon.run.driver import fold
 from retcon.run.schedule import Schedule
-from retcon.run.session import run
 from retcon.scoring.intervals import Estimate, combine, mean
 from retcon.scoring.metrics import case_means, estimate
 from retcon.scoring.rows import Row
@@ -62,12 +62,12 @@ def final(
     settings: dict[str, object],
 ) -> dict[str, list[Row]]:
     """The final rows of some groups of cases, when a stream has been written in batches."""
-    choice = choose(model.outline, method="memit", layers=[0], settings=settings)
-    editor = choice.method.build(choice.layers, choice.settings)
-    state = editor.begin(model)
+    recipe = resolve(model.outline, method="memit", layers=[0], settings=settings)
+    method = recipe.build()
+    state = method.setup.begin(model)
     found: dict[str, list[Row]] = {}
-    for step in run(model, editor, state, [c.edit for c in stream], schedule):
-        if step.last:
+    for steps in fold(model, method, state, [c.edit for c in stream], schedule):
+        if steps[-1].last:
             found = {name: score_cases(model, cases, when="final") for name, cases in asked.items()}
     return found
 

@@ -3,8 +3,8 @@
     python benchmarks/recursion.py [--edits 4096] [--batch 64] [--width 1536] [--threads 2]
 
 Synthetic keys from N(0, C) with a spectrum that falls from 1 to 1e-6, ρ = 300; a solve is
-`write_keys` and `Metric.remember`. Medians by quarter of the run, and the first batches, which have
-little to remember and are cheaper.
+`write_keys` and `Preservation.remember`. Medians by quarter of the run, and the first batches,
+which have little to remember and are cheaper.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
 
 
@@ -24,7 +24,7 @@ def seconds(edits: int, batch: int, width: int) -> list[float]:
     moment = torch.zeros(width, width, dtype=torch.float64)
     moment.diagonal().copy_(scale.square())
     moment.addr_(scale, scale)
-    metric, taken = Metric.of(moment, overwrite=True), []
+    metric, taken = Preservation.of(moment, overwrite=True), []
     for _ in range(edits // batch):
         keys = torch.randn(batch, width, generator=generator, dtype=torch.float64) * scale
         started = time.perf_counter()

@@ -92,9 +92,9 @@ def extra_ridge(model: ModelHandle, *, count: int, tokens: int) -> Figures:
         )
         edits = [case.edit for case in cases(count, seed=0)]
         started = time.perf_counter()
-        state = editor.begin(model)
+        state = editor.setup.begin(model)
         features = editor.features(model, edits, state)
-        deltas = editor.edit(model, features, state).deltas
+        deltas = editor.solve(model, features, state).deltas
         with model.scratch():
             model.write(deltas)
             first = time.perf_counter() - started

@@ -16,19 +16,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
-from retcon.method.base import Editor, Features, State
+from retcon.method.base import Features, Method
 from retcon.model.handle import ModelHandle
 
 
 def extra_ridge_seconds(
-    model: ModelHandle, editor: Editor, features: Features, state: State
+    model: ModelHandle, method: Method[Any, Any, Any], features: Features, state: Any
 ) -> float:
-    """Seconds from a further λ, that of the editor, to edited weights, which are undone afterwards.
+    """Seconds from a further λ, that of the method, to edited weights, which are undone afterwards.
 
     features, state: of the first run. Divided by its seconds this is `extra_ridge_ratio`.
     """
@@ -36,7 +37,7 @@ def extra_ridge_seconds(
     def once() -> float:
         with model.scratch():
             started = time.perf_counter()
-            model.write(editor.edit(model, features, state).deltas)
+            model.write(method.solve(model, features, state).deltas)
             return time.perf_counter() - started
 
     return statistics.median(once() for _ in range(3))
@@ -70,7 +71,7 @@ def _child(edits: int, width: int, repeats: int) -> None:
     # Full, so that nothing is zero: a rank-one part costs no product of d³.
     moment.addr_(scale, scale)
     started = time.perf_counter()
-    metric = Metric.of(moment, overwrite=True)
+    metric = Preservation.of(moment, overwrite=True)
     factor = time.perf_counter() - started
     forget_peak()
     resident = peak_bytes()

@@ -28,7 +28,7 @@ from retcon.model.load import load
 from retcon.patch.ledger import Ledger
 from retcon.patch.patch import load_patch
 from retcon.patch.verify import verify, verify_file
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from retcon.scoring.score import score_cases
 from retcon.study.packing import pack
 from retcon.study.reading import read_file, read_study

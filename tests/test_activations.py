@@ -29,7 +29,7 @@ from retcon.features.second_moments import (
     load_moments,
 )
 from retcon.features.targets import TargetOptions, default_micro_batch, optimise_targets
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
 from retcon.model.tokens import Tokens
 
 EDITS = [
@@ -317,11 +317,11 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
 
 def test_second_moments_of_half_precision_models_are_summed_in_single(cache):
     """bfloat16 sums would not be positive definite."""
-    from retcon.algebra.preservation import Metric
+    from retcon.algebra.preservation import Preservation
 
     model = pico(dtype=torch.bfloat16)
     got = collect_moments(model, iter(TEXTS * 4), [1], tokens=10_000, document_tokens=512)[1]
-    Metric.of(got.mean, jitter=1e-6)
+    Preservation.of(got.mean, jitter=1e-6)
 
 
 def test_moments_of_an_edited_model_are_its_own(cache, tmp_path):

@@ -5,23 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from folding import run
 from pico import pico
-from retcon.algebra.preservation import Metric
+from retcon.algebra.compatible import compatible
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
 from retcon.data.cases import load_cases
 from retcon.data.held_out import held_out
 from retcon.edits import Case, Edit
 from retcon.errors import Collapsed, InvalidSetting, UnknownName
-from retcon.method.registry import find_method
-from retcon.run import folding, probing
+from retcon.method.entries import find_method
+from retcon.run import monitor
 from retcon.run import schedule as schedule_module
-from retcon.run.batch_rules import Aimd, compatible
+from retcon.run.edit import edit as make
+from retcon.run.evaluate import evaluate
 from retcon.run.guard import Guard
-from retcon.run.making import edit as make
-from retcon.run.measuring import evaluate
-from retcon.run.probing import Probe
+from retcon.run.monitor import Monitor
+from retcon.run.rules.aimd import Aimd
 from retcon.run.schedule import Schedule
-from retcon.run.session import run
 from retcon.run.signals import Signals
 from retcon.run.steps import Past
 from test_identities import problem
@@ -40,7 +41,7 @@ def fold(schedule, refresh="never", guard="off", past=(), model=None, **settings
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0, **settings})
     plan = Schedule.parse(schedule, refresh, guard)
     steps, bits = [], []
-    for step in run(model, editor, editor.begin(model), EDITS, plan, past=past):
+    for step in run(model, editor, editor.setup.begin(model), EDITS, plan, past=past):
         steps.append(step)
         bits.append(model.weights_hash())
     return steps, bits
@@ -52,7 +53,7 @@ def scripted(monkeypatch, script):
     def measure(_self, batch, earlier, step_norm):
         return script(len(batch), len(earlier))._replace(step_norm=step_norm)
 
-    monkeypatch.setattr(Probe, "measure", measure)
+    monkeypatch.setattr(Monitor, "measure", measure)
 
 
 def test_schedules_are_read_and_said():
@@ -134,7 +135,7 @@ def test_energy_is_what_a_batch_costs():
     C, K, R = problem(3, 12)
     K[6:] = K[:6] + 0.05 * K[6:]
     R[6:] = R[:6]
-    M = Metric.of(C, jitter=0.0)
+    M = Preservation.of(C, jitter=0.0)
 
     def cost(rows):
         D = R[rows].mT @ write_keys(K[rows], M, 50.0).rows
@@ -153,7 +154,7 @@ def test_energy_parts_facts_that_pull_the_same_way():
     shared = torch.ones(1, 24, dtype=torch.float64)
     own = torch.eye(24, dtype=torch.float64)[:10]
     K, R = shared + 2 * own, torch.ones(10, 3, dtype=torch.float64)
-    M = Metric.of(C, jitter=0.0)
+    M = Preservation.of(C, jitter=0.0)
     assert compatible(K, R, M, 1e3) < 10
     signs = torch.tensor([1.0, -1.0] * 5, dtype=torch.float64).unsqueeze(1)
     assert compatible(K, R * signs, M, 1e3) == 10
@@ -166,7 +167,11 @@ def test_energy_schedules_run(entries):
     editor = find_method("memit").build((0, 1), FAST)
     model = pico()
     with pytest.raises(InvalidSetting, match="several"):
-        list(run(model, editor, editor.begin(model), EDITS, Schedule.parse("adaptive-energy:4")))
+        list(
+            run(
+                model, editor, editor.setup.begin(model), EDITS, Schedule.parse("adaptive-energy:4")
+            )
+        )
 
 
 @pytest.mark.parametrize("action", ["warn", "stop", "rollback"])
@@ -225,23 +230,23 @@ def test_a_probe_is_deterministic_and_asks_for_the_last_target(entries):
     model = pico()
     cases = load_cases("starter")[:12]
     edits = [case.edit for case in cases]
-    one = Probe(model).measure(edits[:4], edits[4:], 0.5)
-    assert one == Probe(model).measure(edits[:4][::-1], edits[4:][::-1], 0.5)
+    one = Monitor(model).measure(edits[:4], edits[4:], 0.5)
+    assert one == Monitor(model).measure(edits[:4][::-1], edits[4:][::-1], 0.5)
     assert one.log_perplexity > 0 and 0 <= one.efficacy <= 1 and one.retention is not None
-    assert Probe(model).measure(edits[:2], [], 0.0).retention is None
+    assert Monitor(model).measure(edits[:2], [], 0.0).retention is None
     # What is edited again is asked with its new target only.
-    assert Probe(model).measure(edits[:2], edits[:2], 0.0).retention is None
+    assert Monitor(model).measure(edits[:2], edits[:2], 0.0).retention is None
 
 
 def test_a_model_of_other_words_is_asked_for_text_of_its_own(entries, monkeypatch):
     """Of a text that is nothing but unknown words a model's perplexity tells nothing."""
     foreign = held_out(passages=2)
     foreign = replace(foreign, texts=tuple(f"<s><s> {text}" for text in foreign.texts))
-    monkeypatch.setattr(probing, "held_out", lambda **_: foreign)
+    monkeypatch.setattr(monitor, "held_out", lambda **_: foreign)
     model = pico()
-    seen = Probe(model).measure(EDITS[:1], [], 0.0)
+    seen = Monitor(model).measure(EDITS[:1], [], 0.0)
     assert 0 < seen.log_perplexity < float("inf")
-    assert seen == Probe(model).measure(EDITS[:1], [], 0.0)
+    assert seen == Monitor(model).measure(EDITS[:1], [], 0.0)
     plan = Schedule.parse("sequential-batch:2", guard="warn")
     settings = {**FAST, "ridge": 5.0}
     cases = [Case(edit=edit) for edit in EDITS]
@@ -256,7 +261,7 @@ def test_rules_and_guards_refuse_methods_that_give_nothing_to_go_by(entries):
         editor = find_method(method).build((1,), settings)
         plan = Schedule.parse(schedule, guard=guard)
         with pytest.raises(InvalidSetting) as error:
-            list(run(model, editor, editor.begin(model), EDITS, plan))
+            list(run(model, editor, editor.setup.begin(model), EDITS, plan))
         return str(error.value)
 
     for schedule, guard in (("adaptive-aimd:2", "off"), ("sequential-batch:2", "warn")):
@@ -272,7 +277,7 @@ def test_aimd_does_not_outgrow_a_method_of_single_facts(monkeypatch, entries):
     model = pico()
     editor = find_method("rome").build((1,), FAST)
     plan = Schedule.parse("adaptive-aimd:1")
-    steps = list(run(model, editor, editor.begin(model), EDITS[:3], plan))
+    steps = list(run(model, editor, editor.setup.begin(model), EDITS[:3], plan))
     assert [len(step.edits) for step in steps] == [1, 1, 1]
 
 
@@ -284,7 +289,7 @@ def test_energy_parts_two_hard_constraints_at_one_key(noise, ridge):
         C, K, R = problem(seed, 4)
         unlike = torch.randn(K.shape[1], generator=torch.Generator().manual_seed(seed)).double()
         K[2] = K[1] * (1 + noise * unlike)
-        assert compatible(K, R, Metric.of(C, jitter=0.0), ridge) == 2
+        assert compatible(K, R, Preservation.of(C, jitter=0.0), ridge) == 2
 
 
 def test_energy_goes_by_the_ridge_of_the_batch(monkeypatch, entries):
@@ -295,6 +300,6 @@ def test_energy_goes_by_the_ridge_of_the_batch(monkeypatch, entries):
         seen.append((len(keys), ridge))
         return len(keys)
 
-    monkeypatch.setattr(folding, "compatible", spied)
+    monkeypatch.setattr("retcon.method.locate_then_edit.compatible", spied)
     fold("adaptive-energy:4", ridge=5.0, ridge_batch=2)
     assert seen == [(4, 10.0), (4, 10.0), (1, 2.5)]

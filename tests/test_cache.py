@@ -21,7 +21,7 @@ from retcon.features.contexts import ContextOptions
 from retcon.features.remember import recall_keys, recall_targets
 from retcon.features.targets import TargetOptions
 from retcon.model.tokens import Tokens
-from retcon.run.measuring import evaluate
+from retcon.run.evaluate import evaluate
 from retcon.scoring.score import score_cases
 
 EDITS = [

@@ -8,9 +8,9 @@ import pytest
 from pico import pico, tokenizer
 from retcon.edits import Case, Edit
 from retcon.errors import CollidingEdits, RetconWarning
-from retcon.method.registry import find_method
-from retcon.run.making import edit
-from retcon.run.measuring import evaluate
+from retcon.method.entries import find_method
+from retcon.run.edit import edit
+from retcon.run.evaluate import evaluate
 from retcon.run.schedule import Schedule
 from retcon.run.shared_keys import clashes, grouped, warned_of
 
@@ -74,8 +74,8 @@ def no_work(monkeypatch):
     def begin(*_args, **_kwargs):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("retcon.method.locate_then_edit.LocateThenEdit.begin", begin)
-    monkeypatch.setattr("retcon.run.measuring.score_cases", begin)
+    monkeypatch.setattr("retcon.method.locate_then_edit.LocateThenEdit.features", begin)
+    monkeypatch.setattr("retcon.run.evaluate.score_cases", begin)
 
 
 def test_it_is_said_before_the_work_in_python(no_work):

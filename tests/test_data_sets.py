@@ -71,7 +71,7 @@ def test_zsre_writes_its_first_answer(name, tmp_path):
 
 def test_zsre_portability_is_about_the_counterfactual_and_comes_only_with_it(tmp_path):
     path = write(tmp_path, EVALUATION)
-    (written,), (other,) = load_cases(path), load_cases(path, zsre_target="alt")
+    (written,), (other,) = load_cases(path), load_cases(path, options={"target": "alt"})
     assert written.portability == () and other.edit.target == "film"
     assert other.portability == (
         Probe(prompt="Who founded the film company Bad Robot?", answer="J.J. Abrams"),
@@ -84,7 +84,7 @@ def test_zsre_without_answers_has_only_a_true_one(tmp_path):
     (case,) = load_cases(path)
     assert (case.edit.id, case.edit.target) == ("7", "Delhi")
     with pytest.raises(InvalidData, match=r"line 1.*no counterfactual"):
-        load_cases(path, zsre_target="alt")
+        load_cases(path, options={"target": "alt"})
 
 
 def test_zsre_locality_ends_in_one_question_mark_and_keeps_its_prefix(tmp_path):
@@ -261,7 +261,7 @@ def test_real_files(name, cases, portability, locality, data: Path):
 @pytest.mark.real
 def test_real_zsre_portability_speaks_of_the_counterfactual(data: Path):
     path = data / "zsre" / "zsre_mend_eval.jsonl.gz"
-    cases = load_cases(path, zsre_target="alt")
+    cases = load_cases(path, options={"target": "alt"})
     assert all(len(case.portability) == 1 for case in cases)
     answers = [case.edit.target for case in load_cases(path)]
 

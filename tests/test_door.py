@@ -22,7 +22,7 @@ from retcon.model.handle import ModelHandle
 from retcon.model.load import checkpoint_folder, load, outline
 from retcon.patch.export.whole import write_merged
 from retcon.patch.patch import Patch, Provenance, load_patch
-from retcon.run.making import edit
+from retcon.run.edit import edit
 
 FACT = Edit.parse("The capital of {France} is", "Rome")
 FAST = {"corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1, "steps": 2}

@@ -9,8 +9,8 @@ from pico import pico, tokenizer
 from retcon.cli.general import _finite
 from retcon.data.held_out import held_out
 from retcon.edits import Case, Edit
-from retcon.run.making import edit as make
-from retcon.run.measuring import evaluate, evaluate_measured
+from retcon.run.edit import edit as make
+from retcon.run.evaluate import evaluate, evaluate_measured
 from retcon.scoring.perplexity import perplexity
 from retcon.scoring.rows import Row, alike
 from test_cli import FACTS, FAST, SETTINGS
@@ -107,8 +107,8 @@ def test_mistakes_are_named(folder, retcon):
     assert code == 2 and "at least 1" in " ".join(err.split())
     code, _, err = retcon(*base, "--drift-text", "nowhere.txt")
     assert code == 2 and "nowhere.txt" in err
-    code, _, err = retcon(*base, "--zsre-target", "alternative")
-    assert code == 2 and "answers" in err
+    code, _, err = retcon(*base, "--option", "target=alt")
+    assert code == 2 and "option of the data set plain 'target'" in " ".join(err.split())
     paragraph = "The capital city of France is Paris, and that of Italy is Rome. " * 4
     (folder / "text.txt").write_text("\n".join([paragraph] * 40), encoding="utf-8")
     words = [*EMMET, "--set", "corpus=text.txt", "--drift-text", "text.txt"]
@@ -128,7 +128,7 @@ def test_a_measured_trial_is_the_trial():
     model = pico()
     before = model.weights_hash()
     found = evaluate_measured(model, cases, lambda m: m.weights_hash(), **options)
-    assert found.trial.rows == evaluate(model, cases, **options).rows
+    assert found.run.rows == evaluate(model, cases, **options).rows
     assert found.measures["pre"] == before == model.weights_hash()
     assert found.measures["final"] != before and set(found.measures) == {"pre", "final"}
 

@@ -13,7 +13,7 @@ import pytest
 from golden.record import COMMITTED, STUDY, difference, read, record_of
 from golden.runs import Workshop
 from golden.scenarios import pico_scenarios, real_scenarios
-from retcon.method.registry import methods
+from retcon.method.entries import methods
 from retcon.run.guard import ACTIONS
 
 RECORD = read(COMMITTED)

@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from folding import run
 from pico import pico
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.whitening import Cholesky, Projection, Root
 from retcon.errors import Collapsed
-from retcon.method.registry import find_method
-from retcon.run.guard import Guard, first_written
-from retcon.run.making import edit as make
-from retcon.run.probing import Probe, weighed
+from retcon.method.entries import find_method
+from retcon.run.edit import edit as make
+from retcon.run.guard import Guard
+from retcon.run.monitor import Monitor
 from retcon.run.schedule import Schedule
-from retcon.run.session import run
-from retcon.run.signals import Signals
+from retcon.run.signals import Signals, first_written
 from test_cli import FACTS, SETTINGS, folder  # noqa: F401
 from test_identities import problem
 from test_methods import EDITS, FAST
@@ -28,7 +28,7 @@ WARN = Guard(action="warn")
 
 def scripted(monkeypatch, script):
     """A probe that sees what a test wants it to see. script: facts written → Signals."""
-    monkeypatch.setattr(Probe, "measure", lambda _, batch, earlier, norm: script(len(earlier)))
+    monkeypatch.setattr(Monitor, "measure", lambda _, batch, earlier, norm: script(len(earlier)))
 
 
 def test_a_batch_that_moved_nothing_is_no_measure():
@@ -87,7 +87,7 @@ def test_the_energy_of_a_change_is_its_naive_trace(which):
         # In a null space every direction costs the same, and there a change lies.
         D, M = whitening.whiten(D), torch.eye(24, dtype=torch.float64)
     naive = float((D @ M @ D.mT).trace())
-    metric = Metric.over(whitening, M)
+    metric = Preservation.over(whitening, M)
     assert metric.energy(D) == pytest.approx(naive, rel=1e-9)
     assert torch.allclose(whitening.unwhiten(whitening.weigh(D)), D)
     # Keys that were written since do not count.
@@ -98,41 +98,40 @@ def test_the_energy_of_a_change_is_its_naive_trace(which):
 def test_the_energy_is_that_of_the_whole_change(layers, cache):
     model = pico()
     editor = find_method("memit").build(layers, {**FAST, "ridge": 5.0})
-    state, plan = editor.begin(model), Schedule.parse("sequential-batch:2")
+    state, plan = editor.setup.begin(model), Schedule.parse("sequential-batch:2")
     start = {layer: model.master(layer).double().clone() for layer in layers}
-    seen, facts = FINE, 0
-    for step in run(model, editor, state, EDITS, plan):
-        seen = weighed(FINE, model, state.metrics, before=seen, facts=len(step.edits))
-        facts += len(step.edits)
+    for _ in run(model, editor, state, EDITS, plan):
         naive = 0.0
         for layer in layers:
-            factor = state.metrics[layer].base.factor
+            factor = state.memory.preservations[layer].base.factor
             D = model.master(layer).double() - start[layer]
             naive += float((D @ (factor @ factor.mT) * D).sum())
-        assert seen.energy == pytest.approx(naive, rel=1e-9) and seen.facts == facts
-    assert weighed(FINE, model, {}, before=FINE, facts=2) == FINE
+        assert editor.energy(model, state) == pytest.approx(naive, rel=1e-9)
 
 
 def test_facts_count_from_the_first_that_moved_anything(cache):
+    """A batch of facts that the model says already costs nothing, and is no measure."""
     model = pico()
+    settings = {**FAST, "ridge": 5.0, "stop_below": 1e6}
+    editor = find_method("memit").build((1,), settings)
+    plan = Schedule.parse("sequential-batch:2", guard="warn")
+    still = list(run(model, editor, editor.setup.begin(model), EDITS, plan))
+    assert [step.signals.energy for step in still] == [0.0] * 3
+    assert [step.signals.facts for step in still] == [2, 2, 1]
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
-    state = editor.begin(model)
-    known = weighed(FINE, model, state.metrics, before=FINE, facts=9)
-    assert known.energy == 0.0
-    patch = make(model, EDITS[:1], method="memit", layers=(1,), settings={**FAST, "ridge": 5.0})
-    with patch.applied(model):
-        new = weighed(FINE, model, state.metrics, before=known, facts=1)
-    assert new.facts == 1 and new.energy == new.energy_a_fact > 0
+    moved = list(run(model, editor, editor.setup.begin(model), EDITS, plan))
+    assert [step.signals.facts for step in moved] == [2, 4, 5]
+    assert all(s.signals.energy_a_fact == s.signals.energy / s.signals.facts for s in moved)
 
 
 def test_the_energy_is_the_controller_s(cache):
     """What lyaplock's ridge follows, and what the guard sees, is one number."""
     model = pico()
     editor = find_method("lyaplock").build((1,), {**FAST, "ridge": 20.0, "budget": 1.5})
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     for step in run(model, editor, state, EDITS, Schedule.parse("sequential-batch:2")):
-        seen = weighed(FINE, model, state.metrics, before=FINE, facts=2)
-        assert seen.energy == pytest.approx(step.update.energy[1], rel=1e-4)
+        energy = step.update.report.layer["energy"][1]
+        assert editor.energy(model, state) == pytest.approx(energy, rel=1e-4)
 
 
 def test_a_guarded_run_is_compared_with_its_first_batch_that_wrote(monkeypatch, entries):
@@ -150,12 +149,12 @@ def test_a_guarded_run_knows_its_energy(cache):
     """On the weights with the batch, whether it stays or not; nothing where there is no metric."""
     model, plan = pico(), Schedule.parse("sequential-batch:2", guard="warn")
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
-    state, before = editor.begin(model), FINE
+    state = editor.setup.begin(model)
     for step in run(model, editor, state, EDITS, plan):
-        before = weighed(FINE, model, state.metrics, before=before, facts=len(step.edits))
-        assert step.signals[-2:] == before[-2:] and step.signals.energy > 0
+        assert step.signals[-2:] == (editor.energy(model, state), step.at)
+        assert step.signals.energy > 0
     editor = find_method("finetune").build((1,), {"steps": 2})
-    for step in run(model, editor, editor.begin(model), EDITS, plan):
+    for step in run(model, editor, editor.setup.begin(model), EDITS, plan):
         assert step.signals[-2:] == (None, 0)
 
 

@@ -15,7 +15,7 @@ from retcon.features.second_moments import MomentOptions, load_moments
 from retcon.features.sharing import pull_moments, push_moments
 from retcon.patch.patch import load_patch
 from retcon.patch.sharing import FILE, pull_patch, push_patch
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from test_methods import EDITS, FAST
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import emmet_primal, memit_primal, rome_primal, sum_of_outer_products
 from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.gram import add_gram, all_finite, mirror
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import Collision, write_keys
 from retcon.errors import CapacityExceeded, InvalidSetting, NotFinite, SingularCovariance
 
@@ -31,15 +31,15 @@ def problem(seed: int, n: int, d: int = 24, out: int = 7, condition: float = 1e3
     return C, draw(n, d) @ torch.linalg.cholesky(C).mT, draw(n, out)
 
 
-def metric(C: torch.Tensor) -> Metric:
-    return Metric.of(C, jitter=0.0)
+def metric(C: torch.Tensor) -> Preservation:
+    return Preservation.of(C, jitter=0.0)
 
 
 def delta(K, R, M, ridge, **more):
     return R.mT @ write_keys(K, M, ridge, **more).rows
 
 
-def remember(M: Metric, K: torch.Tensor, ridge: float) -> Metric:
+def remember(M: Preservation, K: torch.Tensor, ridge: float) -> Preservation:
     """The metric after K was written."""
     return M.remember(write_keys(K, M, ridge).memory, ridge)
 
@@ -183,9 +183,9 @@ def test_capacity():
 def test_a_factor_may_take_the_memory_of_its_moment():
     C, _, _ = problem(5, 1)
     kept = C.clone()
-    M = Metric.of(C, jitter=1e-6)
+    M = Preservation.of(C, jitter=1e-6)
     assert torch.equal(C, kept) and M.whitening.factor.data_ptr() != C.data_ptr()
-    lean = Metric.of(C, jitter=1e-6, overwrite=True)
+    lean = Preservation.of(C, jitter=1e-6, overwrite=True)
     assert lean.whitening.factor.data_ptr() == C.data_ptr()
     M, lean = M.whitening, lean.whitening
     assert torch.equal(lean.factor, M.factor)
@@ -221,15 +221,15 @@ def test_bad_numbers_are_refused():
     with pytest.raises(NotFinite):
         write_keys(K * float("nan"), metric(C), 1.0)
     with pytest.raises(NotFinite):
-        Metric.of(C * float("inf"))
+        Preservation.of(C * float("inf"))
     with pytest.raises(SingularCovariance, match="jitter"):
-        Metric.of(K.mT @ K, jitter=1e-20)
+        Preservation.of(K.mT @ K, jitter=1e-20)
 
 
 def test_jitter_makes_a_dead_unit_harmless():
     C, K, R = problem(1, 3)
     C[5], C[:, 5], K[:, 5] = 0, 0, 0
-    assert torch.isfinite(delta(K, R, Metric.of(C), 0.0)).all()
+    assert torch.isfinite(delta(K, R, Preservation.of(C), 0.0)).all()
 
 
 @given(seeds, st.integers(1, 6))

@@ -140,7 +140,7 @@ def test_a_cell_that_nobody_foresaw_stops_no_other(folder, monkeypatch, retcon):
     Path("s.yaml").write_text(STUDY, encoding="utf-8")
     from retcon.study import worker
 
-    original, calls = worker.watch, []
+    original, calls = worker.run, []
 
     def fail_once(*args, **kwargs):
         calls.append(1)
@@ -148,7 +148,7 @@ def test_a_cell_that_nobody_foresaw_stops_no_other(folder, monkeypatch, retcon):
             raise ValueError("of a kind that nobody foresaw")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(worker, "watch", fail_once)
+    monkeypatch.setattr(worker, "run", fail_once)
     code, out, err = retcon("study", "run", "s.yaml", "--out", "s")
     out = " ".join(out.split())
     assert code == 2 and "1 cell could not be run" in err and "Traceback" not in err

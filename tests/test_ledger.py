@@ -26,7 +26,7 @@ from retcon.patch.ledger import Ledger
 from retcon.patch.patch import load_patch
 from retcon.patch.sources import read_source
 from retcon.patch.verify import verify
-from retcon.run.making import edit as make
+from retcon.run.edit import edit as make
 from retcon.run.schedule import Schedule
 from retcon.run.undo import check_undo, resolve
 from retcon.sealed import load_record, save_record

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from folding import run
 from oracles import joint_solution, memit_primal
 from pico import pico
 from retcon.edits import Edit
@@ -12,10 +13,9 @@ from retcon.errors import CollidingEdits, InvalidSetting, RetconWarning
 from retcon.features.contexts import locate
 from retcon.features.keys import read_at_lookup
 from retcon.features.targets import optimise_targets
+from retcon.method.entries import find_method
 from retcon.method.norm_anchor import anchored, length_of
-from retcon.method.registry import find_method
 from retcon.run.schedule import Schedule
-from retcon.run.session import run
 from retcon.run.steps import Past
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
@@ -38,7 +38,7 @@ def fold(editor, edits, schedule="sequential-batch:2", refresh="never", past=())
     layer = editor.layers[-1]
     before, steps, W = model.master(layer).clone(), [], None
     plan = Schedule.parse(schedule, refresh)
-    for step in run(model, editor, editor.begin(model), edits, plan, past=past):
+    for step in run(model, editor, editor.setup.begin(model), edits, plan, past=past):
         steps.append(step)
         W = model.master(layer).clone()
     return steps, W, before
@@ -46,8 +46,8 @@ def fold(editor, edits, schedule="sequential-batch:2", refresh="never", past=())
 
 def frozen(editor, edits):
     model = pico(dtype=torch.float64)
-    state = editor.begin(model)
-    factor = state.metrics[editor.layers[-1]].whitening
+    state = editor.setup.begin(model)
+    factor = state.memory.preservations[editor.layers[-1]].whitening
     return model, state, editor.features(model, edits, state), factor
 
 
@@ -69,7 +69,7 @@ def test_of_two_edits_of_one_fact_in_a_batch_the_last_counts(entries):
     _, wanted, _ = fold(editor, [EDITS[0], AGAIN, *EDITS[2:]], "sequential-batch:6")
     assert (got - wanted).norm() < 1e-5 * (wanted - before).norm()
     assert not steps[0].update.deltas[1].right[1].any()
-    assert [len(steps[0].update.facts), steps[0].update.deltas[1].rank] == [6, 7]
+    assert [len(steps[0].update.increment.learned.names), steps[0].update.deltas[1].rank] == [6, 7]
 
 
 def test_a_hard_constraint_is_not_edited_again(entries):
@@ -81,18 +81,18 @@ def test_a_budget_that_is_never_spent_is_carried_memit(entries):
     _, wanted, before = fold(build(), [*EDITS, AGAIN])
     steps, got, _ = fold(build("lyaplock", budget=1e9), [*EDITS, AGAIN])
     assert (got - wanted).norm() < 1e-5 * (wanted - before).norm()
-    assert all(step.update.energy[1] > 0 for step in steps)
+    assert all(step.update.report.layer["energy"][1] > 0 for step in steps)
 
 
 def test_a_small_budget_raises_the_ridge_as_written(entries):
     """w ← max(1, w + D/(αD₁) − 1), and the weights are the joint solution with the last ridge."""
     editor = build("lyaplock", budget=0.5)
     steps, W, before = fold(editor, EDITS)
-    energies, weight = [step.update.energy[1] for step in steps], 1.0
+    energies, weight = [step.update.report.layer["energy"][1] for step in steps], 1.0
     for energy in energies[:-1]:
         weight = max(1.0, weight + energy / (0.5 * energies[0]) - 1)
-    assert weight > 1.5 and steps[0].update.ridge == 5.0
-    assert steps[-1].update.ridge == pytest.approx(5.0 * weight)
+    assert weight > 1.5 and steps[0].update.report.batch["ridge"] == 5.0
+    assert steps[-1].update.report.batch["ridge"] == pytest.approx(5.0 * weight)
     _, _, features, whitening = frozen(editor, EDITS)
     C = whitening.factor @ whitening.factor.mT
     wanted = joint_solution(C, features.keys, features.targets.delta.double(), 5.0 * weight)
@@ -119,21 +119,24 @@ def test_what_a_layer_should_give_does_not_depend_on_what_it_has_too_much(layers
     model, state, features, _ = frozen(editor, EDITS)
     g = torch.Generator().manual_seed(0)
     error = torch.randn(model.master(1).shape, generator=g, dtype=torch.float64)
-    off = state._replace(errors={1: error})
-    wanted = editor.edit(model, features, state).values[1]
-    assert torch.allclose(editor.edit(model, features, off).values[1], wanted, atol=1e-9)
+    off = state._replace(memory=state.memory._replace(errors={1: error}))
+    wanted = editor.solve(model, features, state).increment.learned.values[1]
+    assert torch.allclose(
+        editor.solve(model, features, off).increment.learned.values[1], wanted, atol=1e-9
+    )
 
 
 def test_prune_goes_by_the_weights_before_the_first_edit(entries):
     """However large W has become since."""
     editor = build(process="prune")
     model, state, features, _ = frozen(editor, EDITS)
-    assert torch.equal(state.start[1], model.master(1))
-    plain = build().edit(model, features, state).deltas[1].dense()
+    assert torch.equal(state.memory.start[1], model.master(1))
+    plain = build().solve(model, features, state).deltas[1].dense()
 
     def pruned(scale):
-        start = {1: state.start[1] * scale}
-        return editor.edit(model, features, state._replace(start=start)).deltas[1].dense()
+        start = {1: state.memory.start[1] * scale}
+        other = state._replace(memory=state.memory._replace(start=start))
+        return editor.solve(model, features, other).deltas[1].dense()
 
     assert torch.allclose(pruned(1e3), plain, atol=1e-6)
     assert (pruned(1.0) - plain).norm() > 1e-3 * plain.norm()
@@ -146,7 +149,8 @@ def test_prune_goes_by_the_weights_before_the_first_edit(entries):
 @pytest.mark.parametrize("name", ["memit", "lyaplock"])
 def test_runs_go_on_from_their_steps(name, settings, entries, tmp_path):
     """Also across a re-edit, and through what a study keeps on disk."""
-    from retcon.run.trial import Seen, StepRecord
+    from retcon.run.looks import Stage
+    from retcon.run.record import StepRecord
     from retcon.study.store import CellFolder
 
     editor = build(name, **settings)
@@ -155,7 +159,7 @@ def test_runs_go_on_from_their_steps(name, settings, entries, tmp_path):
     folder = CellFolder(tmp_path)
     for i, step in enumerate(steps[:3]):
         record = StepRecord.of(pico(), step)
-        folder.commit(i, Seen([step], [record], []), carried=True, end=None)
+        folder.commit(i, Stage([step], [record], []), carried=True, end=None)
     parts, damage = folder.parts()
     assert damage is None
     past = [one for part in parts for one in part.past]
@@ -167,7 +171,7 @@ def test_runs_go_on_from_their_steps(name, settings, entries, tmp_path):
 def test_encore_penalises_the_norm_too(entries):
     """M = C + (μ/λ)I: R Kᵀ(λC + μI + KKᵀ)⁻¹."""
     model, state, features, own = frozen(build("encore", plain=20.0), EDITS)
-    got = build("encore", plain=20.0).edit(model, features, state).deltas[1].dense()
+    got = build("encore", plain=20.0).solve(model, features, state).deltas[1].dense()
     _, _, _, plain = frozen(build(), EDITS)
     C = plain.factor @ plain.factor.mT
     # Each jitter is a share of its own diagonal.
@@ -181,7 +185,7 @@ def test_alphaedit_leaves_kept_directions_alone(entries):
     editor = build("alphaedit", null_threshold=1.0, null_relative=True)
     model, state, features, projection = frozen(editor, EDITS)
     assert 0 < projection.rank < projection.width
-    change = editor.edit(model, features, state).deltas[1].dense()
+    change = editor.solve(model, features, state).deltas[1].dense()
     inside = projection.whiten(torch.eye(projection.width, dtype=torch.float64))
     kept = change - change @ inside
     # Factors are kept in float32.
@@ -191,19 +195,18 @@ def test_alphaedit_leaves_kept_directions_alone(entries):
 def test_passes_ask_again_for_what_is_left(entries):
     model, state, features, _ = frozen(build(ridge=50.0), EDITS)
     reached = [
-        float(build(ridge=50.0, passes=p).edit(model, features, state).reached.mean())
+        build(ridge=50.0, passes=p).solve(model, features, state).report.batch["reached"]
         for p in (1, 2, 4)
     ]
     assert reached[0] < reached[1] < reached[2] < 1
-    left = 1 - build(ridge=50.0, passes=1).edit(model, features, state).reached
-    twice = build(ridge=50.0, passes=2).edit(model, features, state)
-    once = build(ridge=50.0).edit(model, features, state)
+    twice = build(ridge=50.0, passes=2).solve(model, features, state)
+    once = build(ridge=50.0).solve(model, features, state)
     share = (features.keys.float() @ once.deltas[1].right.mT).double()
     wanted = features.targets.delta.double()
     rest = wanted - share @ wanted
     assert torch.allclose(
         twice.deltas[1].left.double(), wanted + rest, rtol=1e-4, atol=1e-5
-    ) and bool((left > 0).all())
+    ) and all(share < 1 for share in once.report.edit["reached"])
 
 
 def test_a_fact_that_is_edited_again_in_passes_keeps_nothing_of_its_old_target(entries):
@@ -247,8 +250,8 @@ def test_the_anchor_is_that_of_the_first_batch(entries):
     _, _, features, _ = frozen(editor, EDITS[:2])
     # Two passes of other sizes: equal up to float32 rounding, not to the last digit.
     anchor = length_of(features.stood, features.targets.delta)
-    assert steps[0].update.anchor == pytest.approx(anchor, rel=1e-5)
-    assert {step.update.anchor for step in steps} == {steps[0].update.anchor}
+    assert steps[0].update.increment.anchor == pytest.approx(anchor, rel=1e-5)
+    assert {step.update.increment.anchor for step in steps} == {steps[0].update.increment.anchor}
 
 
 def block_outputs(model, edits, layer):
@@ -262,7 +265,7 @@ def test_undivided_targets_are_reached_at_each_layer(spread, entries):
     """With a tiny ridge and bare keys, every layer gives what it was to give."""
     editor = build(layers=(0, 1), ridge=1e-5, spread=spread, prefixes=0)
     model, state, features, _ = frozen(editor, EDITS)
-    update = editor.edit(model, features, state)
+    update = editor.solve(model, features, state)
     with model.scratch():
         model.write({0: update.deltas[0]})
         first = features.targets.anchor.double() + features.targets.delta.double()

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from folding import solve
 from pico import pico
 from retcon.errors import CollidingEdits
 from retcon.features.targets import optimise_targets
 from retcon.run.schedule import Schedule
-from retcon.run.session import solve
 from test_lifelong import AGAIN, EDITS, SISTER, build, fold, frozen
 
 ONE, OTHER = EDITS[2], SISTER
@@ -23,7 +23,7 @@ def test_facts_with_one_key_share_a_target_and_a_row(entries):
     assert torch.equal(features.targets.delta[0], features.targets.delta[1])
     tied = optimise_targets(model, edits[:2], state.prefixes, 1, editor.targets, tied=True)
     assert torch.equal(features.targets.delta[:2], tied.delta)
-    update = editor.edit(model, features, state)
+    update = editor.solve(model, features, state)
     assert not update.deltas[1].right[0].any() and update.deltas[1].right[1].any()
     moved = features.keys @ update.deltas[1].dense().mT
     assert torch.allclose(moved, features.targets.delta.double(), rtol=1e-3, atol=1e-4)
@@ -49,21 +49,21 @@ def test_of_a_merged_fact_that_is_edited_again_the_last_edit_counts(entries):
 def test_a_new_fact_beside_a_held_one_of_its_key_takes_its_place(entries):
     editor = build(merge_subjects=True)
     steps, _, _ = fold(editor, [ONE, EDITS[0], OTHER, AGAIN], refresh="each-batch")
-    assert steps[1].update.facts == (OTHER.head, AGAIN.head)
+    assert steps[1].update.increment.learned.names == (OTHER.head, AGAIN.head)
     rows = steps[1].update.deltas[1].right
     model = pico(dtype=torch.float64)
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     with model.scratch():
         for step in steps:
             model.write(step.update.deltas)
-            state = editor.carry(state, step.update)
-    assert rows[0].any() and state.held.facts == (ONE.head, EDITS[0].head, AGAIN.head)
+            state = editor.carry(state, step.update.increment)
+    assert rows[0].any() and state.memory.facts.names == (ONE.head, EDITS[0].head, AGAIN.head)
 
 
 def test_batches_on_the_untouched_model_share_nothing(entries):
     """However many are worked on together, a fact of another batch has no part in a target."""
     editor, model = build(merge_subjects=True), pico(dtype=torch.float64)
     plan = Schedule.parse("single")
-    both = list(solve(model, editor, editor.begin(model), [ONE, OTHER], plan))
-    alone = list(solve(model, editor, editor.begin(model), [OTHER], plan))
+    both = list(solve(model, editor, editor.setup.begin(model), [ONE, OTHER], plan))
+    alone = list(solve(model, editor, editor.setup.begin(model), [OTHER], plan))
     assert torch.equal(both[1].features.targets.delta, alone[0].features.targets.delta)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from folding import run
 from oracles import emmet_primal, memit_primal, rome_primal
 from pico import pico
 from retcon.edits import Edit
@@ -17,12 +18,11 @@ from retcon.errors import (
     UnsupportedModel,
 )
 from retcon.features.targets import Targets
-from retcon.method.base import Features
-from retcon.method.presets import choose, families
-from retcon.method.registry import find_method, methods
-from retcon.run.making import edit as make
+from retcon.method.entries import find_method, methods
+from retcon.method.key_features import KeyFeatures
+from retcon.method.presets import families, resolve
+from retcon.run.edit import edit as make
 from retcon.run.schedule import Schedule
-from retcon.run.session import run
 
 EDITS = [
     Edit.parse("The mother tongue of {Danielle Darrieux} is", "English", id="a"),
@@ -71,7 +71,7 @@ def test_runs_under_every_schedule_and_leaves_no_trace(
 ):
     model, plan = pico(), Schedule.parse(schedule)
     editor = build(name, layers, settings)
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     original = model.weights_hash()
     if most is not None and plan.batch_size > most:
         with pytest.raises(InvalidSetting, match="emmet"):
@@ -110,10 +110,10 @@ def test_order_inside_a_batch_does_not_matter(name, layers, settings, most, exac
         pytest.skip("this method has no batches")
     model = pico(dtype=torch.float64)
     editor = build(name, layers, settings)
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
 
     def dense(edits):
-        update = editor.edit(model, editor.features(model, edits, state), state)
+        update = editor.solve(model, editor.features(model, edits, state), state)
         return [delta.dense() for delta in update.deltas.values()]
 
     for one, other in zip(dense(EDITS), dense(EDITS[::-1]), strict=True):
@@ -124,10 +124,10 @@ def test_single_layer_updates_are_the_primal_formulas(cache):
     model = pico(dtype=torch.float64)
     for name, settings in (("emmet", {}), ("memit", {"ridge": 20.0}), ("rome", {})):
         editor = build(name, (1,), settings)
-        state = editor.begin(model)
+        state = editor.setup.begin(model)
         features = editor.features(model, EDITS[:1] if name == "rome" else EDITS, state)
-        update = editor.edit(model, features, state)
-        factor = state.metrics[1].whitening.factor
+        update = editor.solve(model, features, state)
+        factor = state.memory.preservations[1].whitening.factor
         C = factor @ factor.mT
         delta = features.targets.delta.double()
         wanted = {
@@ -142,9 +142,9 @@ def test_published_rome_holds_at_the_bare_key_and_r_rome_at_the_averaged_one(cac
     model = pico(dtype=torch.float64)
     for consistent in (False, True):
         editor = build("rome", (1,), {"consistent_keys": consistent})
-        state = editor.begin(model)
+        state = editor.setup.begin(model)
         features = editor.features(model, EDITS[:1], state)
-        update = editor.edit(model, features, state)
+        update = editor.solve(model, features, state)
         weight = model.site(1).weight.double()
         after = weight + update.deltas[1].dense()
         wanted = features.bare @ weight.mT + features.targets.delta.double()
@@ -159,12 +159,12 @@ def test_rome_s_wanted_value_stays_when_the_weights_move_on(consistent, cache):
     """Features of an earlier moment: the same value is reached on later weights."""
     model = pico(dtype=torch.float64)
     editor = build("rome", (1,), {"consistent_keys": consistent})
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     first, second = (editor.features(model, [edit], state) for edit in EDITS[:2])
     held = second.keys if consistent else second.bare
     with model.scratch():
         for features in (first, second):
-            update = editor.edit(model, features, state)
+            update = editor.solve(model, features, state)
             model.write(update.deltas)
         reached = held @ model.master(1).double().mT
     wanted = second.outputs + second.targets.delta.double()
@@ -195,9 +195,9 @@ def test_memit_closes_the_gap_layer_by_layer(cache):
     model = pico()
     # Without prefixes, keys are those of the bare prompts, at which the gap is measured.
     editor = build("memit", (0, 1, 2), {"ridge": 1e-4, "prefixes": 0})
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     features = editor.features(model, EDITS, state)
-    update = editor.edit(model, features, state)
+    update = editor.solve(model, features, state)
     located = [locate(model.tokens, edit, "") for edit in EDITS]
     wanted = features.targets.anchor + features.targets.delta
 
@@ -213,7 +213,7 @@ def test_memit_closes_the_gap_layer_by_layer(cache):
     assert gaps[3] < 1e-2 * gaps[0] and gaps[3] < gaps[2]
 
 
-def frozen(model, editor, state) -> Features:
+def frozen(model, editor, state) -> KeyFeatures:
     return editor.features(model, EDITS, state)
 
 
@@ -222,11 +222,11 @@ def frozen(model, editor, state) -> Features:
 def test_every_batching_and_order_of_frozen_features_gives_the_same_weights(ridge, sizes, cache):
     model = pico(dtype=torch.float64)
     editor = build("memit", (1,), {"ridge": ridge})
-    start = editor.begin(model)
+    start = editor.setup.begin(model)
     features = frozen(model, editor, start)
-    whole = editor.edit(model, features, start)
+    whole = editor.solve(model, features, start)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(sum(sizes[:2])))
-    shuffled = Features(
+    shuffled = KeyFeatures(
         tuple(features.edits[i] for i in order),
         Targets(*(field[order] for field in features.targets[:-1]), True),
         features.keys[order],
@@ -237,8 +237,8 @@ def test_every_batching_and_order_of_frozen_features_gives_the_same_weights(ridg
     with model.scratch():
         before = model.master(1).clone()
         for size in sizes:
-            update = editor.edit(model, shuffled.select(slice(first, first + size)), state)
-            state = editor.carry(state, update)
+            update = editor.solve(model, shuffled.select(slice(first, first + size)), state)
+            state = editor.carry(state, update.increment)
             model.write(update.deltas)
             first += size
         carried = model.master(1) - before
@@ -251,14 +251,14 @@ def test_every_batching_and_order_of_frozen_features_gives_the_same_weights(ridg
 def test_without_accumulation_batches_differ(cache):
     model = pico(dtype=torch.float64)
     editor = build("memit", (1,), {"ridge": 5.0, "accumulate": False})
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     features = frozen(model, editor, state)
-    whole = editor.edit(model, features, state)
+    whole = editor.solve(model, features, state)
     with model.scratch():
         before = model.master(1).clone()
         for i in range(5):
-            update = editor.edit(model, features.select(slice(i, i + 1)), state)
-            state = editor.carry(state, update)
+            update = editor.solve(model, features.select(slice(i, i + 1)), state)
+            state = editor.carry(state, update.increment)
             model.write(update.deltas)
         carried = model.master(1) - before
     assert (carried - whole.deltas[1].dense()).norm() > 1e-2 * carried.norm()
@@ -332,9 +332,9 @@ def test_presets_resolve_and_have_sources():
 
 def test_a_model_without_presets_names_layers_to_try():
     with pytest.raises(InvalidSetting, match="--layer 1"):
-        choose(pico().outline)
+        resolve(pico().outline)
     with pytest.raises(InvalidSetting, match="--method memit"):
-        choose(pico().outline, method="memit")
+        resolve(pico().outline, method="memit")
     with pytest.raises(InvalidSetting, match="ascending"):
-        choose(pico().outline, method="memit", layers=(2, 1))
-    assert choose(pico().outline, method="memit", layers=(1,)).preset is None
+        resolve(pico().outline, method="memit", layers=(2, 1))
+    assert resolve(pico().outline, method="memit", layers=(1,)).preset is None

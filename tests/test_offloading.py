@@ -12,7 +12,7 @@ from retcon.errors import UnsupportedModel
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.model.offload import Away, read_again
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from retcon.scoring.score import score_cases
 
 FACTS = {

@@ -13,7 +13,7 @@ from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.model.generate import greedy
 from retcon.model.overlay import Overlay
-from retcon.run.measuring import evaluate
+from retcon.run.evaluate import evaluate
 from retcon.scoring.exact_match import exact_matches, says_target
 from retcon.scoring.score import Look, score_cases, score_looks
 

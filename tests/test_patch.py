@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pico import pico
 from retcon.errors import InvalidPatch, InvalidSetting, PatchMismatch, StorageError
 from retcon.patch.patch import load_patch
-from retcon.run.making import edit as make
+from retcon.run.edit import edit as make
 from test_methods import EDITS, FAST
 
 
@@ -102,13 +102,13 @@ def test_a_change_is_compacted_where_it_has_more_rows_than_its_matrix():
 
 def test_one_batch_applied_is_the_weights_of_the_run(cache):
     """What a run had in the weights is what its patch puts there, bit for bit."""
-    from retcon.method.registry import find_method
+    from folding import run
+    from retcon.method.entries import find_method
     from retcon.run.schedule import Schedule
-    from retcon.run.session import run
 
     model = pico()
     editor = find_method("emmet").build((1,), FAST)
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     plan = Schedule(batch_size=5, carry=True)
     hashes = [model.weights_hash() for _ in run(model, editor, state, EDITS, plan)]
     patch = make(model, EDITS, method="emmet", layers=(1,), settings=FAST)

@@ -5,8 +5,8 @@ import pytest
 from oracles import scores_by_loop
 from retcon.data.cases import load_cases, starter_cases, take
 from retcon.edits import Edit
-from retcon.method.presets import choose, describe
-from retcon.run.making import edit as make
+from retcon.method.presets import describe, resolve
+from retcon.run.edit import edit as make
 from retcon.scoring.exact_match import says_target
 from retcon.scoring.metrics import summarise
 from retcon.scoring.score import score_cases
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 def test_structure_and_preset(smollm2):
     found = describe(smollm2.outline)
     assert (found["d_in"], found["d_out"], found["layers"]) == (1536, 576, "0 to 29")
-    assert choose(smollm2.outline).method.name == "emmet"
+    assert resolve(smollm2.outline).method.name == "emmet"
 
 
 def test_scores_of_the_unedited_model_are_the_literature_s(smollm2, data):

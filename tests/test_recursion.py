@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import joint_solution
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.feedback import compressed, largest, rounded, with_feedback
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
 from retcon.algebra.whitening import Projection, Root
 from retcon.errors import InvalidSetting
@@ -38,7 +38,7 @@ def fold(K, V, M, ridge, parts, W=None):
 def test_absorbed_and_factored_memory_are_one(seed, sizes, ridge):
     """More facts than an eighth of the width: coordinates absorb them, and nothing changes."""
     C, K, V = problem(seed, sum(sizes))
-    got, M = fold(K, V, Metric.of(C, jitter=0.0), ridge, batches(seed, sizes))
+    got, M = fold(K, V, Preservation.of(C, jitter=0.0), ridge, batches(seed, sizes))
     assert isinstance(M.whitening, Root) == (M.count > 3) and M.count == len(K)
     assert close(got, joint_solution(C, K, V, ridge), 1e7)
 
@@ -46,7 +46,7 @@ def test_absorbed_and_factored_memory_are_one(seed, sizes, ridge):
 @given(seeds)
 def test_hard_constraints_stay_hard(seed):
     C, K, V = problem(seed, 22)
-    W, M = fold(K, V, Metric.of(C, jitter=0.0), 0.0, torch.arange(22).split(3))
+    W, M = fold(K, V, Preservation.of(C, jitter=0.0), 0.0, torch.arange(22).split(3))
     assert not isinstance(M.whitening, Root) and close(K @ W.mT, V, 1e8)
 
 
@@ -54,7 +54,7 @@ def test_hard_constraints_stay_hard(seed):
 def test_the_three_forms_agree(seed, sizes, ridge):
     """The recursion, the cumulative form, and a step around any editor with W k = v (SimIE)."""
     C, K, V = problem(seed, sum(sizes))
-    M = Metric.of(C, jitter=0.0)
+    M = Preservation.of(C, jitter=0.0)
     recursive, _ = fold(K, V, M, ridge, batches(seed, sizes))
     total = Cumulative.over(M.whitening, torch.zeros_like(recursive))
     wrapped, memory = torch.zeros_like(recursive), M
@@ -71,7 +71,7 @@ def test_the_three_forms_agree(seed, sizes, ridge):
 @given(seeds, sizes, st.lists(ridges, min_size=8, max_size=8))
 def test_a_ridge_that_changes_is_that_of_the_last_solve(seed, sizes, changing):
     C, K, V = problem(seed, sum(sizes))
-    total = Cumulative.over(Metric.of(C, jitter=0.0).whitening, V.mT @ K * 0)
+    total = Cumulative.over(Preservation.of(C, jitter=0.0).whitening, V.mT @ K * 0)
     for part, ridge in zip(batches(seed, sizes), changing, strict=False):
         total = total.add(K[part], V[part])
         _ = total.solve(ridge)
@@ -86,7 +86,7 @@ def test_a_ridge_that_changes_is_that_of_the_last_solve(seed, sizes, changing):
 def test_a_deleted_fact_was_never_added(seed, gone, ridge):
     """In the sums, and in the recursion: out of the metric, and what it wrote out of W."""
     C, K, V = problem(seed, 16)
-    M = Metric.of(C, jitter=0.0)
+    M = Preservation.of(C, jitter=0.0)
     wanted = joint_solution(C, K[gone:], V[gone:], ridge)
     total = Cumulative.over(M.whitening, V.mT @ K * 0).add(K, V).remove(K[:gone], V[:gone])
     assert total.count == 16 - gone and close(total.solve(ridge).total, wanted, 1e7)
@@ -106,7 +106,7 @@ def test_a_deleted_fact_was_never_added(seed, gone, ridge):
 def test_a_replaced_value_needs_no_other_metric(seed, ridge):
     """W is linear in the values: another one is written by its fact's own row."""
     C, K, V = problem(seed, 10)
-    M = Metric.of(C, jitter=0.0)
+    M = Preservation.of(C, jitter=0.0)
     W, memory = fold(K, V, M, ridge, torch.arange(10).split(3))
     new = V.clone()
     new[2] = V[7]
@@ -119,7 +119,7 @@ def test_a_replaced_value_needs_no_other_metric(seed, ridge):
 def test_a_hard_constraint_cannot_be_taken_out_of_the_metric_alone():
     C, K, _ = problem(0, 3)
     with pytest.raises(InvalidSetting, match="hard constraint"):
-        remember(Metric.of(C), K, 0.0).forget(K[:1], 0.0)
+        remember(Preservation.of(C), K, 0.0).forget(K[:1], 0.0)
 
 
 PROCESSES = {
@@ -136,7 +136,7 @@ def test_feedback_makes_post_processing_harmless(name, seed):
     C, K, V = problem(seed, 15)
     base = torch.randn(7, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     process = PROCESSES[name](base)
-    M, W, error = Metric.of(C, jitter=0.0), torch.zeros_like(base), torch.zeros_like(base)
+    M, W, error = Preservation.of(C, jitter=0.0), torch.zeros_like(base), torch.zeros_like(base)
     plain = W
     parts = torch.arange(15).split(4)
     for i, part in enumerate(parts):
@@ -157,7 +157,7 @@ def test_feedback_makes_post_processing_harmless(name, seed):
 def test_novelty_is_measured_against_the_base(seed, n):
     """A key that was written is hardly new, whether it has been absorbed or not."""
     C, K, _ = problem(seed, 12)
-    few, many = Metric.of(C, jitter=0.0), Metric.of(C, jitter=0.0)
+    few, many = Preservation.of(C, jitter=0.0), Preservation.of(C, jitter=0.0)
     few = remember(few, K[:1], 1e-6)
     many = remember(many, K[:8], 1e-6)
     for M in (few, many):
@@ -181,7 +181,7 @@ def test_on_a_null_space_kept_directions_stay_untouched(seed, n, ridge):
     values, vectors = torch.linalg.eigh(C)
     threshold = float(values[[6, 15][seed % 2]])
     kept = vectors[:, values >= threshold]
-    M = Metric.on_null_space(C, threshold)
+    M = Preservation.on_null_space(C, threshold)
     assert M.whitening.inside == (len(kept.mT) > 12)
     P = torch.eye(24, dtype=K.dtype) - kept @ kept.mT
     got = R.mT @ write_keys(K, M, ridge).rows
@@ -192,20 +192,20 @@ def test_on_a_null_space_kept_directions_stay_untouched(seed, n, ridge):
 
 def test_null_spaces_and_identities():
     C, K, R = problem(2, 4)
-    assert Metric.identity(C).whitening.rank == 24
-    got = R.mT @ write_keys(K, Metric.identity(C), 2.0).rows
+    assert Preservation.identity(C).whitening.rank == 24
+    got = R.mT @ write_keys(K, Preservation.identity(C), 2.0).rows
     assert close(got, R.mT @ torch.linalg.inv(K @ K.mT + 2 * torch.eye(4).double()) @ K, 1e3)
     assert Projection.null_space(C, 1e9, relative=False).rank == 24
     share = Projection.null_space(7 * C, 1.0, relative=True).rank
     assert share == Projection.null_space(C, 1.0, relative=True).rank
     with pytest.raises(InvalidSetting, match="null_threshold"):
-        Metric.on_null_space(C, 1e-30)
+        Preservation.on_null_space(C, 1e-30)
 
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_past_keys_on_a_null_space_are_remembered(hard):
     C, K, V = problem(4, 9)
-    M = Metric.on_null_space(C, 1.0, relative=True)
+    M = Preservation.on_null_space(C, 1.0, relative=True)
     ridge = 0.0 if hard else 3.0
     whole = V.mT @ write_keys(K, M, ridge).rows
     parts, _ = fold(K, V, M, ridge, torch.arange(9).split(2))

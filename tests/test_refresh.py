@@ -1,14 +1,16 @@
 """When targets are made anew, and what then depends on the batch size."""
 
+from math import isfinite
+
 import pytest
 import torch
 
+from folding import run
 from pico import pico
 from retcon.edits import Edit
 from retcon.errors import InvalidSetting, UnknownName
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
 from retcon.run.schedule import Refresh, Schedule
-from retcon.run.session import run
 from retcon.run.steps import Past
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
@@ -25,7 +27,7 @@ def fold(schedule: str, refresh: str, layers=(1,), past=(), **settings):
     editor = find_method("memit").build(layers, {**FAST, "ridge": 5.0, **settings})
     plan = Schedule.parse(schedule, refresh)
     steps = []
-    for step in run(model, editor, editor.begin(model), EDITS, plan, past=past):
+    for step in run(model, editor, editor.setup.begin(model), EDITS, plan, past=past):
         steps.append(step)
         weights = {layer: model.master(layer).clone() for layer in layers}
     return steps, weights
@@ -59,7 +61,7 @@ def test_refreshed_targets_do_depend_on_the_batch_size(entries):
 
 def test_per_fact_a_batch_of_another_size_has_another_ridge(entries):
     steps, _ = fold("sequential-batch:4", "never", ridge_batch=2)
-    assert [step.update.ridge for step in steps] == [10.0, 5.0]
+    assert [step.update.report.batch["ridge"] for step in steps] == [10.0, 5.0]
 
 
 def test_never_makes_targets_once_and_each_batch_every_time(entries):
@@ -108,26 +110,27 @@ def test_facts_that_the_model_knows_are_no_reason_to_make_targets_anew(entries):
     steps, _ = fold("sequential-batch:2", "stale:0.1", stop_below=1e6)
     assert not any(step.features.targets.delta.any() for step in steps)
     assert [step.staleness for step in steps] == [None, 0, 0]
-    assert all(step.update.reached.isfinite().all() for step in steps)
+    assert all(isfinite(x) for step in steps for x in step.update.report.edit["reached"])
 
 
 def test_drift_is_what_the_outputs_have_moved(entries):
     model = pico(dtype=torch.float64)
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
-    state = editor.begin(model)
+    state = editor.setup.begin(model)
     features = editor.features(model, EDITS, state)
     # What a subject's prompt comes from activations in float32.
-    assert editor.drift(model, features).max() < 1e-12
+    assert editor.staleness(model, features).max() < 1e-12
     with model.scratch():
-        update = editor.edit(model, features, state)
+        update = editor.solve(model, features, state)
         model.write(update.deltas)
         moved = features.keys @ update.deltas[1].dense().mT
         wanted = moved.norm(dim=-1) / features.targets.delta.double().norm(dim=-1)
-        assert torch.allclose(editor.drift(model, features), wanted, rtol=1e-6)
+        assert torch.allclose(editor.staleness(model, features), wanted, rtol=1e-6)
+        reached = torch.tensor(update.report.edit["reached"], dtype=torch.float64)
+        left = (moved - features.targets.delta).norm(dim=-1)
         assert torch.allclose(
-            update.reached, 1 - (moved - features.targets.delta).norm(dim=-1)
-            / features.targets.delta.double().norm(dim=-1), atol=1e-5,
-        )  # fmt: skip
+            reached, 1 - left / features.targets.delta.double().norm(dim=-1), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("layers", [(1,), (0, 1)])

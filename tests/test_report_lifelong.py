@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from made_study import lifelong_grid, make_study, small_grid
-from retcon.method.registry import find_method, methods
+from retcon.method.entries import find_method, methods
 from retcon.report import general, lifelong
 from retcon.report.arms import Results
 from retcon.report.page import make_report, to_html

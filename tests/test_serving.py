@@ -17,7 +17,7 @@ from retcon.patch.export.gguf import FILE, write_gguf
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
 from retcon.patch.patch import Patch
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from retcon.scoring.harness import harness_task
 from test_methods import EDITS, FAST
 

@@ -23,7 +23,7 @@ from retcon.errors import RetconWarning, StorageError
 from retcon.files import sweep, whole_folder, write_whole
 from retcon.locking import claimed, locked
 from retcon.patch.ledger import Ledger
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from test_export import some_patch
 from tiny_study import FAST, finish, task, write_model_and_facts
 

@@ -7,10 +7,11 @@ import pytest
 
 from pico import pico
 from retcon.edits import Case, Edit
-from retcon.method.registry import find_method
-from retcon.run.probing import Probe
+from retcon.method.entries import find_method
+from retcon.run.looks import Looks
+from retcon.run.looks import run as watch
+from retcon.run.monitor import Monitor
 from retcon.run.schedule import Schedule
-from retcon.run.trial import Looks, watch
 
 FAST = {"steps": 4, "corpus_tokens": 300, "document_tokens": 32, "jitter": 1e-3, "prefixes": 1}
 EDITS = [
@@ -26,7 +27,7 @@ def asked(schedule, edits):
     cases, seen = [Case(edit=edit) for edit in edits], defaultdict(set)
     looks = Looks(when=("immediate", "retention", "final"))
     plan = Schedule.parse(schedule)
-    for one in watch(model, editor, editor.begin(model), cases, plan, looks=looks):
+    for one in watch(model, editor, editor.setup.begin(model), cases, plan, looks=looks):
         for row in one.rows:
             seen[row.when, row.step].add(row.case)
     return dict(seen)
@@ -53,6 +54,6 @@ def test_nor_of_two_edits_of_a_fact_in_one_batch_the_first(schedule, entries):
 
 def test_a_probe_asks_for_the_last_target_of_a_batch(entries):
     model = pico()
-    both = Probe(model).measure([EDITS[0], AGAIN, EDITS[1]], [], 0.0)
-    assert both == Probe(model).measure([AGAIN, EDITS[1]], [], 0.0)
+    both = Monitor(model).measure([EDITS[0], AGAIN, EDITS[1]], [], 0.0)
+    assert both == Monitor(model).measure([AGAIN, EDITS[1]], [], 0.0)
     assert both.efficacy in (0.0, 0.5, 1.0)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from retcon.errors import InvalidStudy
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
+from retcon.method.identity import differing, identity
 from retcon.run.planning import costs
-from retcon.study.cells import Cell, begun_from
+from retcon.study.cells import Cell
 from retcon.study.estimates import estimate
-from retcon.study.planning import outline_of, plan
+from retcon.study.planning import canonical, outline_of, plan
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
-from retcon.study.slots import differing, slots
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
@@ -51,7 +51,7 @@ def test_each_method_has_cells_of_its_own(folder):  # noqa: F811
 
 def test_cells_of_the_equation_keep_their_names():
     editor = find_method("memit").build((1,), {})
-    assert slots(editor) == differing(editor)
+    assert identity(editor) == differing(editor)
 
 
 @pytest.mark.parametrize("study", ["smollm2", "smollm2-lifelong", "toy-lifelong"])
@@ -59,13 +59,13 @@ def test_cells_that_were_published_are_found_again(study):
     found = sorted((ROOT / "docs" / "results" / study / "cells").glob("*/cell.json"))
     for path in found:
         cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
-        assert cell.id == cell.canonical().id == path.parent.name
-        alone = not cell.plan.rule and (not cell.plan.carry or cell.plan.batch_size == cell.n)
+        assert cell.id == canonical(cell).id == path.parent.name
+        alone = not cell.plan.adapts and (not cell.plan.carry or cell.plan.batch_size == cell.n)
         if alone and "accumulate" in cell.settings:
             # The same as it is said with the other value, the default.
             said = {k: v for k, v in cell.editor.items() if k != "accumulate"}
             changes = {"editor": said, "settings": {**cell.settings, "accumulate": True}}
-            assert cell.model_copy(update=changes).canonical().id == cell.id
+            assert canonical(cell.model_copy(update=changes)).id == cell.id
     assert found
 
 
@@ -122,7 +122,7 @@ def test_a_run_goes_on_from_its_parts(method, tmp_path, monkeypatch, entries):
     monkeypatch.chdir(write_model_and_facts(tmp_path))
     settings = find_method(method).resolve(OWN[method])
     editor = find_method(method).build((1,), settings)
-    own = {"editor": json.loads(json.dumps(slots(editor))), "schedule": "sequential-batch:2"}
+    own = {"editor": json.loads(json.dumps(identity(editor))), "schedule": "sequential-batch:2"}
     monkeypatch.setattr("tiny_study.FAST", {})
 
     def cell(name):
@@ -152,21 +152,25 @@ def test_a_state_is_shared_by_cells_that_begin_alike_and_no_others(tmp_path, mon
     from tiny_study import write_model_and_facts
 
     monkeypatch.chdir(write_model_and_facts(tmp_path))
-    memit, stronger = (task(tmp_path, settings={"ridge": r}).cell for r in (1.0, 9.0))
+
+    def setup(method="memit", **settings):
+        cell = task(tmp_path, method=method, settings=settings).cell
+        return find_method(method).build(cell.layers, cell.settings).setup
+
     null = {"null_threshold": 1.0, "null_relative": True}
-    alpha = task(tmp_path, method="alphaedit", settings=null).cell
-    encore = [task(tmp_path, method="encore", settings={"ridge": r}).cell for r in (1.0, 9.0)]
-    assert begun_from(memit) == begun_from(stronger) != begun_from(alpha)
-    assert begun_from(encore[0]) != begun_from(encore[1]) != begun_from(memit)
+    memit, alpha = setup(), setup("alphaedit", **null)
+    encore = [setup("encore", ridge=ridge) for ridge in (1.0, 9.0)]
+    assert setup(ridge=1.0) == setup(ridge=9.0) != alpha
+    assert encore[0] != encore[1] != memit
     for step in ({"process": "prune"}, {"budget": 2.0}, {"budget": 2.0, "process": "prune"}):
-        assert begun_from(task(tmp_path, settings=step).cell) != begun_from(memit)
-    assert begun_from(task(tmp_path, settings={"process": "rect"}).cell) == begun_from(memit)
-    lock = task(tmp_path, method="lyaplock", schedule="single").cell.canonical()
+        assert setup(**step) != memit
+    assert setup(process="rect") == memit
+    lock = canonical(task(tmp_path, method="lyaplock", schedule="single").cell)
     assert find_method("lyaplock").build(lock.layers, lock.settings).accumulate
     worker = Worker(1)
-    model = worker.model(memit.name, memit.dtype)
-    for cell in (memit, alpha):
-        editor = find_method(cell.method).build(cell.layers, cell.settings)
-        state = worker._begin(model, cell, editor, lambda *_: None)
-        fresh = editor.begin(model).metrics[1].whitening
-        assert type(state.metrics[1].whitening) is type(fresh)
+    model = worker.model(str(tmp_path / "model"), "float32")
+    for cell in (task(tmp_path).cell, task(tmp_path, method="alphaedit", settings=null).cell):
+        method = find_method(cell.method).build(cell.layers, cell.settings)
+        state = worker._begin(model, method, lambda *_: None)
+        fresh = method.setup.begin(model).memory.preservations[1].whitening
+        assert type(state.memory.preservations[1].whitening) is type(fresh)

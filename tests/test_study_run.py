@@ -19,6 +19,7 @@ from retcon.data.tasks import Item, Option, Task
 from retcon.errors import StorageError
 from retcon.scoring.readings import Checkpoint, change, ratio
 from retcon.scoring.suites import General
+from retcon.study.planning import canonical
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
 from tiny_study import finish, task, write_model_and_facts
@@ -194,17 +195,17 @@ def test_two_processes_never_run_one_cell(folder):
 
 def test_names_for_the_same_weights_are_one_cell(folder):
     soft = task(folder, method="emmet", settings={"ridge": 300.0}).cell
-    assert soft.canonical().id == task(folder, settings={"ridge": 300.0}).cell.canonical().id
-    one = task(folder, schedule="batch:6", refresh="never").cell.canonical()
-    assert one.id == task(folder, schedule="sequential-batch:9").cell.canonical().id
-    assert one.id != task(folder, schedule="sequential-batch:3").cell.canonical().id
+    assert canonical(soft).id == canonical(task(folder, settings={"ridge": 300.0}).cell).id
+    one = canonical(task(folder, schedule="batch:6", refresh="never").cell)
+    assert one.id == canonical(task(folder, schedule="sequential-batch:9").cell).id
+    assert one.id != canonical(task(folder, schedule="sequential-batch:3").cell).id
 
 
 @pytest.mark.parametrize("schedule", ["single", "batch:4", "batch:6"])
 def test_a_budget_is_run_in_batches_that_do_not_meet_too(folder, schedule):
     """It needs `accumulate`, which says nothing else there."""
     made = task(folder, settings={"budget": 60.0}, schedule=schedule)
-    finish(made._replace(cell=made.cell.canonical()))
+    finish(made._replace(cell=canonical(made.cell)))
 
 
 def test_texts_are_kept_where_they_are_asked_for(folder):

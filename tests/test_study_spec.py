@@ -13,9 +13,9 @@ from pytest import approx
 from retcon.data.cases import seeded, take
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidStudy, RetconError
-from retcon.method.registry import find_method, methods
+from retcon.method.entries import find_method, methods
 from retcon.model.load import load
-from retcon.run.measuring import evaluate
+from retcon.run.evaluate import evaluate
 from retcon.sealed import load_record, save_record
 from retcon.study.estimates import estimate
 from retcon.study.facts import Facts
@@ -115,7 +115,7 @@ BAD_FILES = [
     (text(BATCH, more="tuning: {ridges: [-1], n: 2}\n"), "numbers, 0 or more"),
     (text(BATCH, BATCH).replace("name: b1", "name: b0"), "two blocks have the name 'b0'"),
     (text(BATCH).replace("name: tiny", "name: tiny\ntext: x"), "unknown key text"),
-    (text(BATCH).replace("true}", "true, zsre_target: alto}"), "data.zsre_target"),
+    (text(BATCH).replace("true}", "true, options: alto}"), "data.options"),
     (HEAD, "the file lacks the key blocks"),
     ("", "no study file"),
 ]
@@ -347,7 +347,7 @@ def test_what_is_written_of_zsre_is_chosen_by_the_study(folder, entries):
     written = text("schedule: batch, batch_size: 2, n: 2")
 
     def asked(target: str):
-        return parse_spec(written.replace("true}", f"true, zsre_target: {target}}}"))
+        return parse_spec(written.replace("true}", f"true, options: {{target: {target}}}}}"))
 
     untold, first, other = (plan(s) for s in (parse_spec(written), asked("answers"), asked("alt")))
     assert untold.cells[0].id == first.cells[0].id != other.cells[0].id
@@ -357,7 +357,7 @@ def test_what_is_written_of_zsre_is_chosen_by_the_study(folder, entries):
         assert all(bool(c.portability) == (target == "Rome") for c in cases)
     assert not run_study(asked("alt"), folder / "done").failed
     done = read_study(folder / "done")
-    assert done.record.data.zsre_target == "alt"
+    assert done.record.data.options == {"target": "alt"}
     rows = done.scored(done.points[0].cell, "immediate")
     assert {row.kind for row in rows} >= {"portability", "locality"}
 

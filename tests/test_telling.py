@@ -165,7 +165,7 @@ def test_a_second_signal_does_not_cut_off_what_the_first_has_begun():
     assert received.code == 143
 
 
-def test_ctrl_c_twice_ends_also_what_cleans_up():
+def test_ctrl_c_twice_ends_also_what_cleans_up(heeded):
     with like_ctrl_c() as received:
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
@@ -265,7 +265,7 @@ TOLD = {
 @pytest.mark.parametrize("method", TOLD)
 def test_all_that_may_take_long_is_told_to_its_end(method, cache):
     from retcon.edits import Case, Edit
-    from retcon.run.measuring import evaluate
+    from retcon.run.evaluate import evaluate
     from retcon.scoring.fluency import generate
 
     said = {}

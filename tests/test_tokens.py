@@ -15,8 +15,8 @@ from retcon.errors import InvalidEdit, RetconWarning
 from retcon.model.generate import sample
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Tokens, by_length
-from retcon.run.making import edit as make_patch
-from retcon.run.measuring import evaluate
+from retcon.run.edit import edit as make_patch
+from retcon.run.evaluate import evaluate
 from retcon.scoring.exact_match import continuations
 from retcon.scoring.score import score_targets
 from retcon.writing_systems import blank

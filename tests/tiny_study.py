@@ -11,10 +11,10 @@ from unittest import mock
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
+from retcon.method.identity import differing
 from retcon.study.cells import Cell
 from retcon.study.runner import run_study
-from retcon.study.slots import differing
 from retcon.study.spec import parse_spec
 from retcon.study.worker import Task, Worker
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from retcon.model.load import load
     from retcon.patch.ledger import Ledger
     from retcon.patch.patch import Patch, load_patch
-    from retcon.run.making import edit
-    from retcon.run.measuring import evaluate
+    from retcon.run.edit import edit
+    from retcon.run.evaluate import evaluate
     from retcon.run.schedule import Schedule
 
 __version__ = "0.1.0"
@@ -26,8 +26,8 @@ _HOMES = {
     "Patch": "retcon.patch.patch",
     "RetconError": "retcon.errors",
     "Schedule": "retcon.run.schedule",
-    "edit": "retcon.run.making",
-    "evaluate": "retcon.run.measuring",
+    "edit": "retcon.run.edit",
+    "evaluate": "retcon.run.evaluate",
     "load": "retcon.model.load",
     "load_cases": "retcon.data.cases",
     "load_patch": "retcon.patch.patch",

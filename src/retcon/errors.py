@@ -28,6 +28,10 @@ class InvalidSetting(RetconError):
     """A setting with a value of the wrong type or out of range."""
 
 
+class InvalidPlugin(RetconError):
+    """A plugin that cannot be loaded, or that takes a name which is taken."""
+
+
 class UnknownName(RetconError):
     """A method, layer, setting or alias that does not exist; the message lists what does."""
 

@@ -14,7 +14,7 @@ import polars as pl
 import retcon
 from golden.scenarios import FAST, REAL, REAL_MODEL, RIDGES, Scenario
 from pico import pico, tokenizer
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
 
 _TEXT = [
     "The mother tongue of Danielle Darrieux is French. She was born in the city of Paris.",
@@ -174,7 +174,8 @@ def _batch(step: Any) -> list[Any]:
 
 
 def _numbers(step: Any) -> list[float | None]:
-    return [step.ridge, step.staleness, step.novelty, step.reached,
+    told = step.report
+    return [told.get("ridge"), step.staleness, told.get("novelty"), told.get("reached"),
             *step.delta_norm.values(), *step.total_norm.values()]  # fmt: skip
 
 

@@ -56,8 +56,8 @@ def preload() -> None:
     import torch
 
     import retcon.cli.main
-    import retcon.run.making
-    import retcon.run.measuring
+    import retcon.run.edit
+    import retcon.run.evaluate
     import retcon.study.runner  # noqa: F401
 
     torch.set_num_threads(1)

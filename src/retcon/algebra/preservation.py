@@ -27,7 +27,7 @@ _ABSORBED_FROM = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Preservation:
     """A positive definite metric on key space, in whitened coordinates.
 
     base: the coordinates of M₀. whitening: those in use, which may have absorbed written keys.
@@ -50,7 +50,7 @@ class Metric:
         *,
         jitter: float = 1e-8,
         overwrite: bool = False,
-    ) -> "Metric":
+    ) -> "Preservation":
         """M₀ = C + jitter, factored (`Cholesky.of`).
 
         Raises:
@@ -61,7 +61,7 @@ class Metric:
     @classmethod
     def on_null_space(
         cls, moment: Float64[Tensor, "d_in d_in"], threshold: float, *, relative: bool = False
-    ) -> "Metric":
+    ) -> "Preservation":
         """M₀ = I on the null space of C, and infinite elsewhere (`Projection.null_space`).
 
         Raises:
@@ -70,12 +70,12 @@ class Metric:
         return cls.over(Projection.null_space(moment, threshold, relative=relative), moment)
 
     @classmethod
-    def identity(cls, like: Float64[Tensor, "d_in d_in"]) -> "Metric":
+    def identity(cls, like: Float64[Tensor, "d_in d_in"]) -> "Preservation":
         """M₀ = I."""
         return cls.over(Projection.identity(like), like)
 
     @classmethod
-    def over(cls, whitening: Whitening, like: Float64[Tensor, "d_in d_in"]) -> "Metric":
+    def over(cls, whitening: Whitening, like: Float64[Tensor, "d_in d_in"]) -> "Preservation":
         """A base metric with nothing written."""
         empty = like.new_zeros(0, whitening.width)
         return cls(base=whitening, whitening=whitening, written=empty)
@@ -112,7 +112,7 @@ class Metric:
         """tr(D M₀ Dᵀ) of a change, whatever has been written."""
         return energy(self.base.weigh(change))
 
-    def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
+    def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Preservation":
         """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
 
         rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
@@ -129,7 +129,7 @@ class Metric:
         many = len(grown.written) > _ABSORBED_FROM * self.width
         return grown._absorbed() if many and grown.soft else grown
 
-    def forget(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Metric":
+    def forget(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Preservation":
         """The metric as if keys that were written with `ridge` never had been: M − KᵀK/ρ.
 
         Raises:
@@ -148,7 +148,7 @@ class Metric:
         root = Root.of(whole.whitening).after(rows, -1)
         return replace(whole, whitening=root, count=self.count - len(keys))
 
-    def _absorbed(self) -> "Metric":
+    def _absorbed(self) -> "Preservation":
         """The same metric in coordinates of which B is a part."""
         root = Root.of(self.whitening)
         if len(self.written):

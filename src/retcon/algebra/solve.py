@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.errors import CapacityExceeded, CollidingEdits, InvalidSetting, NotFinite
 
 # Below this share of its own (squared, whitened) length a key counts as a copy of the keys before
@@ -28,7 +28,7 @@ class Written(NamedTuple):
     """The solution of the equation.
 
     rows: A. novelty: how much of each key was new (1) or a copy (0). memory: the rows that the
-    keys add to the metric's B, for `Metric.remember`.
+    keys add to the metric's B, for `Preservation.remember`.
     """
 
     rows: Float64[Tensor, "n d_in"]
@@ -38,7 +38,7 @@ class Written(NamedTuple):
 
 def write_keys(
     keys: Float64[Tensor, "n d_in"],
-    metric: Metric,
+    metric: Preservation,
     ridge: float,
     *,
     read: Float64[Tensor, "n d_in"] | None = None,

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,8 +57,16 @@ def _options(
         bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", help="Run this Python file first: methods, batch rules, …"),
+    ] = None,
 ) -> None:
     """Rewrite facts inside language models, keep each edit, and measure what it costs."""
+    from retcon.registry import load_plugin
+
+    for path in plugin or ():
+        load_plugin(path)
 
 
 app.command("edit")(edit.edit)

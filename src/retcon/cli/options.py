@@ -42,6 +42,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method, name=value. May be repeated."),
 ]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the data set, name=value. May be repeated."),
+]
 SkipBad = Annotated[
     bool,
     typer.Option("--skip-bad", help="Go on without records of which no fact can be made."),
@@ -163,12 +167,12 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
     return tuple(found)
 
 
-def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
-    """`--set name=value` as a mapping."""
+def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, object]:
+    """`--set name=value` as a mapping; or of another option of that form."""
     settings: dict[str, object] = {}
     for pair in pairs or ():
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not name:
-            raise InvalidSetting(f"--set takes name=value, not {pair!r}.")
+            raise InvalidSetting(f"{option} takes name=value, not {pair!r}.")
         settings[name] = value
     return settings

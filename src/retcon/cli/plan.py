@@ -25,22 +25,22 @@ def print_plan(
     """
     check_writable(json)
     quiet_libraries()
-    from retcon.method.presets import choose
+    from retcon.method.presets import resolve
     from retcon.model.load import find_dtype, outline
     from retcon.run.planning import measured_rate, plan
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:
         found = outline(model.name, revision=model.revision, progress=progress)
-    choice = choose(found, method=edit.method, layers=edit.layers, settings=edit.settings)
+    recipe = resolve(found, method=edit.method, layers=edit.layers, settings=edit.settings)
     rate = measured_rate() if gflops is None else gflops * 1e9
-    made = plan(found, choice, edits, bytes_per_weight=size, rate=rate)
-    where = f"at layer {', '.join(map(str, choice.layers))}" if choice.layers else "in no layer"
-    title = f"Plan for {model.name}: {edits:,} facts by {choice.method.name} {where}"
+    made = plan(found, recipe, edits, bytes_per_weight=size, rate=rate)
+    where = f"at layer {', '.join(map(str, recipe.layers))}" if recipe.layers else "in no layer"
+    title = f"Plan for {model.name}: {edits:,} facts by {recipe.name} {where}"
     out.print(table(title, ["memory", "estimate", "of what"], _memory(made, model.dtype)))
     _print_times(made, edits, given=gflops is not None)
-    said = {"model": model.name, "dtype": model.dtype, "method": choice.method.name,
-            "layers": list(choice.layers), "settings": choice.settings, "edits": edits}  # fmt: skip
+    said = {"model": model.name, "dtype": model.dtype, "method": recipe.name,
+            "layers": list(recipe.layers), "settings": recipe.settings, "edits": edits}  # fmt: skip
     memory = {**made.memory._asdict(), "together": made.memory.together}
     write_json(json, {**said, **made._asdict(), "memory": memory})
 

@@ -9,21 +9,19 @@ and `id`. Whatever is wrong is reported with its place, and nothing is left out 
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.counterfact import CounterFact
-from retcon.data.knowedit import KnowEdit
-from retcon.data.mquake import Mquake, mquake_cases
-from retcon.data.plain import Fact
-from retcon.data.reading import did_you_mean, guarded, parsed, validated
+from retcon.data.reading import Record, did_you_mean, guarded, parsed, validated
 from retcon.data.records import Bad, Placed, records
+from retcon.data.sets import Dataset, Place, dataset_of
+from retcon.data.sets.plain import Fact
 from retcon.data.text import read_text
-from retcon.data.zsre import Zsre, ZsreTarget
 from retcon.edits import Case
-from retcon.errors import InvalidData, RetconWarning
+from retcon.errors import InvalidData, InvalidSetting, RetconWarning
+from retcon.settings import NONE, Settings
 from retcon.toyworld.world import FACTS, toy_cases
 
 # Cases that come with the package, or are made by it.
@@ -31,50 +29,51 @@ NAMED = ("starter", *FACTS)
 # How many bad records, and unknown keys, are named.
 _SHOWN = 10
 
-Form = Fact | CounterFact | Zsre | KnowEdit | Mquake
-
 
 class FactFile(NamedTuple):
-    """The cases of a file, and what was left out of it."""
+    """The cases of a file, what was left out of it, and the options that are no defaults."""
 
     cases: list[Case]
     skipped: tuple[Bad, ...] = ()
+    options: Mapping[str, object] = NONE
 
 
-def load_cases(
-    path: Path | str, *, zsre_target: ZsreTarget = "answers", skip_bad: bool = False
-) -> list[Case]:
+def load_cases(path: Path | str, *, skip_bad: bool = False, options: Settings = NONE) -> list[Case]:
     """All cases of a file, in its order: a JSON array, or a record a line.
 
     Either may be gzipped. The name `starter` gives the facts that come with the package, `toyworld`
-    and `toyworld-small` those of its invented world. zsre_target: what is written of a zsRE record
-    that has both, see `retcon.data.zsre`; it says nothing about other sets. skip_bad: go on without
-    the records of which no case can be made; a `RetconWarning` says which.
+    and `toyworld-small` those of its invented world.
+
+    Args:
+        skip_bad: go on without the records of which no case can be made; a `RetconWarning` says
+            which.
+        options: of the file's data set, by name, as `{"target": "alt"}` of zsRE.
 
     Raises:
+        UnknownName, InvalidSetting: an option that the data set does not have.
         InvalidData: no such file, or something in it is wrong; the message says where.
     """
-    return read_facts(path, zsre_target=zsre_target, skip_bad=skip_bad).cases
+    return read_facts(path, skip_bad=skip_bad, options=options).cases
 
 
-def read_facts(
-    path: Path | str, *, zsre_target: ZsreTarget = "answers", skip_bad: bool = False
-) -> FactFile:
+def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = NONE) -> FactFile:
     """As `load_cases`, with the records that were skipped.
 
     Raises:
-        InvalidData: as `load_cases`.
+        InvalidData, UnknownName, InvalidSetting: as `load_cases`.
     """
-    if str(path) == "starter":
-        return FactFile(starter_cases())
-    if str(path) in FACTS:
-        return FactFile(list(toy_cases(str(path))))
+    name = str(path)
+    if name in NAMED:
+        if options:
+            raise InvalidSetting(f"The facts {name!r} have no options: leave them out.")
+        return FactFile(starter_cases() if name == "starter" else list(toy_cases(name)))
     source = str(path)
     found = list(records(read_text(Path(path)), source))
     if not found:
         raise InvalidData(f"{source} holds no facts.")
     form = _form(found)
-    read = _distinct([_read(one, form, n, zsre_target) for n, one in enumerate(found)])
+    chosen = form.chosen(options)
+    read = _distinct([_read(one, form, n, chosen) for n, one in enumerate(found)])
     good = [one for one in read if isinstance(one, _Good)]
     bad = [one for one in read if isinstance(one, Bad)]
     if bad and not (skip_bad and good):
@@ -82,9 +81,9 @@ def read_facts(
     if bad:
         _warn(f"{_share(bad, len(found))} of {source} were skipped:{_listed(bad, source)}")
     _tell_unread(good, form, source)
-    chains = [one.valid for one in good if isinstance(one.valid, Mquake)]
-    cases = mquake_cases(chains) if chains else [case for one in good for case in one.cases]
-    return FactFile(cases, tuple(bad))
+    if form.together is not None:
+        return FactFile(form.together([one.valid for one in good]), tuple(bad), chosen)
+    return FactFile([case for one in good for case in one.cases], tuple(bad), chosen)
 
 
 def starter_cases() -> list[Case]:
@@ -141,47 +140,31 @@ class _Good(NamedTuple):
     """A record that is valid, and the cases that it makes by itself."""
 
     where: str
-    valid: Form
+    valid: Record
     cases: list[Case]
 
 
-def _form(found: Sequence[Placed | Bad]) -> type[Form]:
-    """The form of a file: that of most of its records, by keys that no other form has."""
-    forms = Counter(_form_of(one.value) for one in found if isinstance(one, Placed))
-    return forms.most_common(1)[0][0] if forms else Fact
+def _form(found: Sequence[Placed | Bad]) -> Dataset:
+    """The data set of a file: that of most of its records."""
+    sets = {one.name: one for one in (dataset_of(each.value) for each in _placed(found))}
+    counts = Counter(dataset_of(each.value).name for each in _placed(found))
+    return sets[counts.most_common(1)[0][0]] if counts else dataset_of(None)
 
 
-def _form_of(value: object) -> type[Form]:
-    if not isinstance(value, dict):
-        return Fact
-    if "requested_rewrite" in value:
-        return Mquake if isinstance(value["requested_rewrite"], list) else CounterFact
-    if {"src", "loc"} & value.keys():
-        return Zsre
-    return KnowEdit if "target_new" in value else Fact
+def _placed(found: Sequence[Placed | Bad]) -> list[Placed]:
+    return [one for one in found if isinstance(one, Placed)]
 
 
-def _read(record: Placed | Bad, form: type[Form], index: int, target: ZsreTarget) -> _Good | Bad:
+def _read(record: Placed | Bad, form: Dataset, index: int, options: Settings) -> _Good | Bad:
     if isinstance(record, Bad):
         return record
-    where = record.where
+    where, place = record.where, Place(record.number, index)
     try:
-        valid = validated(form, record.value, where)
-        made = guarded(where, lambda: _made(valid, record.number, index, target))
+        valid = validated(form.record, record.value, where)
+        cases = guarded(where, lambda: form.cases(valid, place, **options))
     except InvalidData as error:
         return Bad(where, str(error).removeprefix(f"{where}: "))
-    return _Good(where, valid, made)
-
-
-def _made(valid: Form, number: int, index: int, target: ZsreTarget) -> list[Case]:
-    """The cases of a record. number: its line; index: how many records are before it."""
-    if isinstance(valid, Mquake):
-        return mquake_cases([valid])
-    if isinstance(valid, Zsre):
-        return [valid.case(index, target)]
-    if isinstance(valid, KnowEdit):
-        return [valid.case(index)]
-    return [valid.case(number) if isinstance(valid, Fact) else valid.case()]
+    return _Good(where, valid, cases)
 
 
 def _distinct(read: Sequence[_Good | Bad]) -> list[_Good | Bad]:
@@ -221,7 +204,8 @@ def _refusal(bad: Sequence[Bad], found: Sequence[Placed | Bad], source: str) -> 
 
 
 def _like_a_fact(value: object) -> bool:
-    return _form_of(value) is not Fact or (isinstance(value, dict) and "prompt" in value)
+    form = dataset_of(value)
+    return form.name != "plain" or (isinstance(value, dict) and form.recognises(value))
 
 
 def _share(bad: Sequence[Bad], number: int) -> str:
@@ -234,16 +218,16 @@ def _listed(bad: Sequence[Bad], source: str, most: int = _SHOWN) -> str:
     return "".join(lines + more)
 
 
-def _tell_unread(good: Sequence[_Good], form: type[Form], source: str) -> None:
+def _tell_unread(good: Sequence[_Good], form: Dataset, source: str) -> None:
     """Name the keys that nothing has read."""
     counts = Counter(key for one in good for key in set(one.valid.unread()))
-    known = list(form.model_fields)
+    known = list(form.record.model_fields)
     said = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common(_SHOWN)]
     if said:
         more = f" and {len(counts) - _SHOWN:,} others" if len(counts) > _SHOWN else ""
         _warn(
-            f"{source}, read as {form.__name__}: keys that are not known are left out, here with "
-            f"the number of records that have them: {', '.join(said)}{more}."
+            f"{source}, read as {form.record.__name__}: keys that are not known are left out, here "
+            f"with the number of records that have them: {', '.join(said)}{more}."
         )
 
 

@@ -14,10 +14,9 @@ that is from the first batch (`method.norm_anchor`).
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor, Ridge, RidgeBatch
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.options import MetricOptions, ResidualOptions
-from retcon.method.registry import method
+from retcon.method.options import PreservationOptions, ResidualOptions, Ridge, RidgeBatch
 
 
 @method("alphaedit", title="AlphaEdit", paper="https://arxiv.org/abs/2410.02355")
@@ -27,12 +26,12 @@ def alphaedit(
     ridge: Ridge = 10.0,
     ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
-    metric: MetricOptions = MetricOptions(base="null-space"),
+    metric: PreservationOptions = PreservationOptions(base="null-space"),
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
     moments: MomentOptions = MomentOptions(),
     residuals: ResidualOptions = ResidualOptions(),
-) -> Editor:
+) -> LocateThenEdit:
     """Batches of facts in the null space of ordinary text.
 
     ridge: ρ, of ‖ΔW‖² in the null space. ridge_batch: the batch size that the ridge is meant for

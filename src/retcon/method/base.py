@@ -1,176 +1,144 @@
-"""What a method is: the protocol that schedules know, and what passes between its stages.
+"""What a method is: the protocol that runs know, and what passes between its stages.
 
-The work has three stages, so that a study can do each as rarely as it may:
+The work has stages, so that a study can do each as rarely as it may:
 
-    begin      once per model: prefixes, second moments, one factored metric per layer
-    features   per edits and weights: targets and keys, or gradients; the expensive part
-    edit       ΔW for each layer, and what the next batch should know of it
+    setup.begin    once per model: prefixes, second moments, one factored metric per layer
+    features       per edits and weights: targets and keys, or gradients; the expensive part
+    solve          ΔW for each layer
+    carry          the state of the next batch, from that of this one and what its update adds
+
+State, features and increment are a method's own: nothing outside of it looks into them. What only
+some methods can do are small protocols of their own, `Stale`, `Weighs`, `Rewrites` and others at
+the end of this page.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64
-from pydantic import Field
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.delta import LowRankDelta
-from retcon.algebra.preservation import Metric
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
-from retcon.features.gradients import Answers
-from retcon.features.targets import Targets
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
-# ρ as a setting: what `--set ridge=…` takes.
-Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-RidgeBatch = Annotated[int, Field(ge=0)]
-NOTHING: Mapping[int, Tensor] = MappingProxyType({})
+S = TypeVar("S")
+F = TypeVar("F", bound="Features")
+I = TypeVar("I")  # noqa: E741
+S_co = TypeVar("S_co", covariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
+F_contra = TypeVar("F_contra", contravariant=True)
+
+NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
-class Features(NamedTuple):
-    """What was read from a model for some edits: enough, at one layer, to edit without it.
+@runtime_checkable
+class Features(Protocol):
+    """What was read from a model for some edits, enough to solve for them.
 
-    keys: averaged keys at the first edited layer. bare: the keys of the bare prompts there.
-    outputs: what W, as it was then, gave at the key whose value the target changes (the bare
-    prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value whatever
-    becomes of W; None where several layers are edited, whose residuals are read from the model.
-    wanted: where each layer has a target of its own, what its block should give at the subject.
-    stood: where targets are anchored, what the last edited matrix gave there. answers: of methods
-    that go by gradients, what was read at the tokens of the answers; they have keys of width 0.
+    Attributes:
+        edits: the edits, in their order.
+        cached: of each edit, whether the expensive part was read from the cache.
+        seconds: of each edit, what its own part took when it was made, whenever that was.
     """
 
-    edits: tuple[Edit, ...]
-    targets: Targets
-    keys: Float64[Tensor, "edits d_in"]
-    bare: Float64[Tensor, "edits d_in"]
-    outputs: Float64[Tensor, "edits d_out"] | None
-    wanted: Float64[Tensor, "layers edits hidden"] | None = None
-    stood: Float64[Tensor, "edits hidden"] | None = None
-    answers: Answers | None = None
+    @property
+    def edits(self) -> tuple[Edit, ...]: ...
 
-    @classmethod
-    def without_keys(
-        cls, edits: Sequence[Edit], targets: Targets, answers: Answers | None = None
-    ) -> "Features":
-        """Of a method that reads no key at the subject."""
-        none = torch.zeros(len(edits), 0, dtype=torch.float64)
-        return cls(tuple(edits), targets, none, none, None, answers=answers)
+    @property
+    def cached(self) -> Bool[Tensor, " edits"]: ...
+
+    @property
+    def seconds(self) -> Float[Tensor, " edits"]: ...
 
     def select(self, rows: slice) -> "Features":
         """The features of some of the edits."""
-        return Features(
-            self.edits[rows],
-            self.targets.select(rows),
-            self.keys[rows],
-            self.bare[rows],
-            None if self.outputs is None else self.outputs[rows],
-            None if self.wanted is None else self.wanted[:, rows],
-            None if self.stood is None else self.stood[rows],
-            None if self.answers is None else self.answers.select(rows),
-        )
+        ...
 
 
-class Held(NamedTuple):
-    """Facts that are in the weights and in the metric, so that editing one again replaces it.
+class NoFeatures(NamedTuple):
+    """Edits of which nothing has to be read."""
 
-    facts: as `Edit.fact`; as `Edit.head` where facts with one key are one. ridges: with what they
-    were written. values: by layer, what W should give at their keys.
+    edits: tuple[Edit, ...]
+
+    @property
+    def cached(self) -> Bool[Tensor, " edits"]:
+        """False: there is nothing to keep."""
+        return torch.zeros(len(self.edits), dtype=torch.bool)
+
+    @property
+    def seconds(self) -> Float[Tensor, " edits"]:
+        """0 for each edit."""
+        return torch.zeros(len(self.edits))
+
+    def select(self, rows: slice) -> "NoFeatures":
+        """Some of the edits."""
+        return NoFeatures(self.edits[rows])
+
+
+class Report(NamedTuple):
+    """Numbers that a method tells of a batch. A run's record keeps them under their names.
+
+    Attributes:
+        batch: of the batch as a whole; None where there is no such number.
+        layer: of each edited layer.
+        edit: of each edit, in their order.
     """
 
-    facts: tuple[str, ...]
-    ridges: Float64[Tensor, " facts"]
-    values: Mapping[int, Float64[Tensor, "facts d_out"]]
+    batch: Mapping[str, float | bool | None] = NONE
+    layer: Mapping[str, Mapping[int, float | int]] = NONE
+    edit: Mapping[str, Sequence[float]] = NONE
 
 
-NOBODY = Held((), torch.zeros(0, dtype=torch.float64), NOTHING)
+@dataclass(frozen=True, eq=False)
+class Update(Generic[I]):
+    """The change that a batch asks for.
 
-
-class Control(NamedTuple):
-    """A layer whose ridge follows from what has been spent: see `method.solvers`.
-
-    total: the sums over all facts. start: W₀. first: energy after the first batch (0: none yet).
-    weight: the ridge of the next batch in units of ρ.
-    """
-
-    total: Cumulative
-    start: Float64[Tensor, "d_out d_in"]
-    first: float
-    weight: float
-
-
-class State(NamedTuple):
-    """What an editor carries from batch to batch: prefixes, and the metric of each layer.
-
-    written: ids of the edits that the metrics remember. corpus_tokens: what C was read from.
-    held: the facts, where they can be edited again. errors: by layer, what post-processing has
-    left in W too much. controls: by layer. anchor: the length of values, of the first batch.
-    running: by layer, number, mean and squared deviations of what was read at the answers.
-    start: by layer, W₀, where a change is bounded from there. kept: facts that are put before
-    prompts.
-    """
-
-    prefixes: tuple[str, ...]
-    metrics: dict[int, Metric]
-    written: tuple[str, ...]
-    corpus_tokens: int
-    held: Held = NOBODY
-    errors: Mapping[int, Tensor] = NOTHING
-    controls: Mapping[int, Control] = MappingProxyType({})
-    anchor: float | None = None
-    running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
-    start: Mapping[int, Float[Tensor, "d_out d_in"]] = NOTHING
-    kept: tuple[Edit, ...] = ()
-
-
-class Fit(NamedTuple):
-    """How an optimisation went that belongs to a whole batch: the last loss, and steps."""
-
-    loss: float
-    steps: int
-
-
-class Update(NamedTuple):
-    """The change of each layer, and what is to be remembered of it where edits are carried.
-
-    ids: of its edits. memory: the rows that each layer's metric grows by; empty where nothing is
-    accumulated. ridge: ρ as it was for this batch, where there is one; the largest of its layers.
-    novelty: of each edit's key the share that was new. reached: of each residual the share that was
-    written at the last layer, 1 − ‖ΔW k − r‖ / ‖r‖. Both are NaN where a method has no such thing.
-    facts: of the edits that were written, and rows of the same edits: keys and values, by layer.
-    errors: as in `State`, afterwards. energy: by layer, tr(D M₀ Dᵀ) of the whole change D since W₀
-    where a ridge follows it. directions: by layer, how many a null space has left to write in.
-    anchor, running: as in `State`. fit: of methods that optimise a batch as a whole.
-    kept: edits to be put before prompts, of methods that write no weight.
+    Attributes:
+        ids: of its edits.
+        deltas: ΔW by layer; empty for methods that write no weight.
+        increment: what `carry` adds to the state once the update stays. It is kept on the disk to
+            go on from, so it must be of the batch alone, and not the sum of all before: a
+            NamedTuple, tuple or mapping of tensors, numbers, texts and edits, or None.
+        report: numbers for the record.
     """
 
     ids: tuple[str, ...]
     deltas: dict[int, LowRankDelta]
-    memory: Mapping[int, Float64[Tensor, "edits d_in"]]
-    ridge: float | None
-    novelty: Float64[Tensor, " edits"]
-    reached: Float64[Tensor, " edits"]
-    facts: tuple[str, ...] = ()
-    keys: Mapping[int, Float64[Tensor, "facts d_in"]] = NOTHING
-    values: Mapping[int, Float64[Tensor, "facts d_out"]] = NOTHING
-    errors: Mapping[int, Float64[Tensor, "d_out d_in"]] = NOTHING
-    energy: Mapping[int, float] = MappingProxyType({})
-    anchor: float | None = None
-    directions: Mapping[int, int] = MappingProxyType({})
-    running: Mapping[int, Float64[Tensor, "3 width"]] = NOTHING
-    fit: Fit | None = None
-    kept: tuple[Edit, ...] = ()
+    increment: I
+    report: Report = field(default_factory=Report)
 
 
 @runtime_checkable
-class Editor(Protocol):
-    """Everything a schedule needs to know of a method.
+class Setup(Protocol[S_co]):
+    """All that the beginning of a method depends on, as a frozen dataclass.
 
-    ridge: None where the method has none. accumulate: whether later batches know earlier ones.
+    Methods with equal setups share one state at the beginning: that is the key it is kept under.
+    So `begin` can read nothing that the key does not hold.
+    """
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> S_co:
+        """The state before the first batch.
+
+        Raises:
+            UnsupportedModel: a layer cannot be edited, or not in this way.
+        """
+        ...
+
+
+@runtime_checkable
+class Method(Protocol[S, F, I]):
+    """Everything that a run needs to know of a method.
+
+    Attributes:
+        layers: the layers that are written, in order.
+        max_batch: how many edits one update can hold; None where any number.
+        setup: what the beginning depends on.
     """
 
     @property
@@ -180,42 +148,126 @@ class Editor(Protocol):
     def max_batch(self) -> int | None: ...
 
     @property
-    def ridge(self) -> float | None: ...
+    def setup(self) -> Setup[S]: ...
+
+    def features(
+        self, model: ModelHandle, edits: Sequence[Edit], state: S, progress: Progress = silent
+    ) -> F:
+        """Read what the edits need, on the weights as they are."""
+        ...
+
+    def solve(
+        self, model: ModelHandle, features: F, state: S, progress: Progress = silent
+    ) -> Update[I]:
+        """Solve for the change of each layer; the model is as before afterwards."""
+        ...
+
+    def carry(self, state: S, increment: I) -> S:
+        """The state of the next batch, once an update stays in the weights."""
+        ...
+
+
+# What only some methods can do.
+
+
+@runtime_checkable
+class Stale(Protocol[F_contra]):
+    """A method whose features wait for later batches, and go stale on weights that move."""
+
+    def staleness(self, model: ModelHandle, features: F_contra) -> Float64[Tensor, " edits"]:
+        """How far what each edit is aimed at has moved, in units of the aim; NaN without one."""
+        ...
+
+
+@runtime_checkable
+class Weighs(Protocol[S_contra]):
+    """A method that knows what a change of the weights costs on ordinary text."""
+
+    def energy(self, model: ModelHandle, state: S_contra) -> float:
+        """tr(D M₀ Dᵀ) of the whole change D since the run began, summed over the layers."""
+        ...
+
+
+@runtime_checkable
+class Rewrites(Protocol[S_contra]):
+    """A method by which prompts are given context, and no weight is written."""
+
+    def rewrite(self, cases: Sequence[Case], state: S_contra) -> list[Case]:
+        """The cases as the model is to be asked them."""
+        ...
+
+
+@runtime_checkable
+class Accumulates(Protocol):
+    """A method that says whether later batches know earlier ones."""
 
     @property
     def accumulate(self) -> bool: ...
 
-    def begin(self, model: ModelHandle, progress: Progress = silent) -> State: ...
 
-    def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
-    ) -> Features: ...
+@runtime_checkable
+class Regularised(Protocol):
+    """A method with a ridge ρ; 0 is a hard constraint."""
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
-    ) -> Update: ...
-
-    def carry(self, state: State, update: Update) -> State: ...
-
-    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]: ...
+    @property
+    def ridge(self) -> float: ...
 
 
 @runtime_checkable
-class Rewriting(Protocol):
-    """A method by which prompts are given context, and no weight is written."""
+class WritesKeys(Accumulates, Regularised, Protocol):
+    """A method that writes one value at the end of each subject, so that equal keys meet.
 
-    def rewrite(self, cases: Sequence[Case], state: State) -> list[Case]: ...
+    Attributes:
+        merge_subjects: whether edits with one key get one target, when these are made together.
+    """
+
+    @property
+    def merge_subjects(self) -> bool: ...
 
 
-def check_batch(editor: Editor, size: int) -> None:
+@runtime_checkable
+class Recounts(Protocol[S_contra]):
+    """A method with something to tell of its beginning, for the record of a run."""
+
+    def recount(self, state: S_contra) -> Mapping[str, Any]:
+        """By name: `prefixes`, the texts before prompts; `corpus_tokens`, behind C; or others."""
+        ...
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """A method that may make changes which are no edit's own.
+
+    Attributes:
+        shares_rows: whether it does: its patches have rows for a matrix, not one for each edit.
+    """
+
+    @property
+    def shares_rows(self) -> bool: ...
+
+
+@runtime_checkable
+class Alone(Protocol):
+    """A method with settings that change nothing where a batch is the only one in a model."""
+
+    def settings_alone(self, *, edits_again: bool) -> Mapping[str, object]:
+        """Values of these settings by which such runs are known as one.
+
+        Args:
+            edits_again: whether a fact is edited more than once.
+        """
+        ...
+
+
+def check_batch(method: Method[Any, Any, Any], size: int) -> None:
     """Refuse more edits than one update of the method can hold.
 
     Raises:
         InvalidSetting: there are more.
     """
-    if editor.max_batch is not None and size > editor.max_batch:
+    if method.max_batch is not None and size > method.max_batch:
         raise InvalidSetting(
-            f"This method writes {editor.max_batch} fact at a time, not batches of {size}: a "
+            f"This method writes {method.max_batch} fact at a time, not batches of {size}: a "
             f"batch of ROME edits does not exist. Use emmet, its generalisation to batches, or "
             f"the schedules single and sequential."
         )

@@ -10,9 +10,9 @@ form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with 
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor, Ridge, RidgeBatch
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.registry import method
+from retcon.method.options import Ridge, RidgeBatch
 
 
 @method("emmet", title="EMMET", paper="https://arxiv.org/abs/2403.14236")
@@ -25,7 +25,7 @@ def emmet(
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
     moments: MomentOptions = MomentOptions(),
-) -> Editor:
+) -> LocateThenEdit:
     """Batches of facts, each written exactly (hard constraints).
 
     ridge: ρ; above 0 the constraints soften and the method is MEMIT with λ = ρ.

@@ -12,10 +12,9 @@ on another model μ = 20 means what it does beside that model's C.
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor, Ridge, RidgeBatch
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.options import MetricOptions, ResidualOptions
-from retcon.method.registry import method
+from retcon.method.options import PreservationOptions, ResidualOptions, Ridge, RidgeBatch
 
 
 @method("encore", title="ENCORE", paper="https://arxiv.org/abs/2502.01636")
@@ -25,12 +24,12 @@ def encore(
     ridge: Ridge = 15_000.0,
     ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
-    metric: MetricOptions = MetricOptions(plain=20.0),
+    metric: PreservationOptions = PreservationOptions(plain=20.0),
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(stop_when_said=2),
     moments: MomentOptions = MomentOptions(),
     residuals: ResidualOptions = ResidualOptions(),
-) -> Editor:
+) -> LocateThenEdit:
     """MEMIT with early stopping and a norm penalty.
 
     ridge: λ. ridge_batch: the batch size that the ridge is meant for (0: any). accumulate: keep

@@ -22,7 +22,7 @@ from math import isfinite
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -30,10 +30,10 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.gradients import continuations, target_nll
-from retcon.features.targets import Targets, default_micro_batch
-from retcon.method.base import Editor, Features, Fit, State, Update
+from retcon.features.targets import default_micro_batch
+from retcon.method.base import NoFeatures, Report, Update
+from retcon.method.entries import method
 from retcon.method.options import NotNegative, Positive
-from retcon.method.registry import method
 from retcon.model import hooks
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
@@ -44,8 +44,30 @@ Changes = Mapping[int, Float[Tensor, "d_out d_in"]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxSetup:
+    """The layers, and from where their boxes are measured."""
+
+    layers: tuple[int, ...]
+    bound: Literal["batch", "run"]
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> Changes:
+        """Check the layers, and keep W₀ where the box is measured from it.
+
+        Raises:
+            UnsupportedModel: a layer cannot be edited.
+        """
+        del progress
+        for layer in self.layers:
+            model.site(layer)
+        return {k: model.master(k).clone() for k in self.layers if self.bound == "run"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class FineTune:
-    """Adam on the edited matrices, inside a box. Settings as of `finetune`."""
+    """Adam on the edited matrices, inside a box. Settings as of `finetune`.
+
+    The state is W₀, where the box is measured from it; batches add nothing to it.
+    """
 
     layers: tuple[int, ...]
     steps: int
@@ -57,72 +79,50 @@ class FineTune:
     max_batch: int | None = None
 
     @property
-    def ridge(self) -> None:
-        """It has none."""
-        return None
+    def setup(self) -> BoxSetup:
+        """The layers and the bound."""
+        return BoxSetup(layers=self.layers, bound=self.bound)
 
     @property
-    def accumulate(self) -> bool:
-        """No batch knows of earlier ones, but by the weights."""
-        return False
-
-    def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
-        """Check the layers, and keep W₀ where the box is measured from it.
-
-        Raises:
-            UnsupportedModel: a layer cannot be edited.
-        """
-        del progress
-        for layer in self.layers:
-            model.site(layer)
-        start = {k: model.master(k).clone() for k in self.layers if self.bound == "run"}
-        return State((), {}, (), 0, start=start)
+    def shares_rows(self) -> bool:
+        """Yes: all edits of a batch made the change together."""
+        return True
 
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
-    ) -> Features:
+        self, model: ModelHandle, edits: Sequence[Edit], state: Changes, progress: Progress = silent
+    ) -> NoFeatures:
         """Nothing: all work depends on which facts are in a batch together."""
         del model, state, progress
-        unknown = torch.full((len(edits),), torch.nan)
-        return Features.without_keys(edits, Targets.without_delta(unknown, steps=0))
+        return NoFeatures(tuple(edits))
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
-    ) -> Update:
+    def solve(
+        self, model: ModelHandle, features: NoFeatures, state: Changes, progress: Progress = silent
+    ) -> Update[None]:
         """Optimise the change of all layers together; the model itself is not touched.
 
         Raises:
             NotFinite: the loss is NaN or infinite.
         """
-        changes, fit = self._optimised(model, features.edits, state, progress)
-        unknown = torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
+        changes, loss, steps = self._optimised(model, features.edits, state, progress)
         return Update(
             ids=tuple(edit.id for edit in features.edits),
             deltas={k: LowRankDelta.of_dense(change) for k, change in changes.items()},
-            memory={},
-            ridge=None,
-            novelty=unknown,
-            reached=unknown,
-            fit=fit,
+            increment=None,
+            report=Report(batch={"loss": loss, "target_steps": float(steps)}),
         )
 
-    def carry(self, state: State, update: Update) -> State:
+    def carry(self, state: Changes, increment: None) -> Changes:
         """The same: what has been written is in the weights."""
-        del update
+        del increment
         return state
 
-    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]:
-        """NaN: nothing waits that could go stale."""
-        del model
-        return torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
-
     def _optimised(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress
-    ) -> tuple[Changes, Fit]:
-        """The change of each layer, and how the optimisation went."""
+        self, model: ModelHandle, edits: Sequence[Edit], start: Changes, progress: Progress
+    ) -> tuple[Changes, float, int]:
+        """The change of each layer, the last loss, and the steps it took."""
         texts = continuations(model, edits)
         changes = {k: torch.zeros_like(model.master(k)).requires_grad_() for k in self.layers}
-        boxes = {k: self._box(model, state, k) for k in self.layers}
+        boxes = {k: self._box(model, start, k) for k in self.layers}
         adam = torch.optim.Adam(changes.values(), lr=self.lr)
         loss, step = 0.0, 0
         for step in range(1, self.steps + 1):
@@ -143,7 +143,7 @@ class FineTune:
                 for layer, change in changes.items():
                     change.clamp_(*boxes[layer])
         progress(_TASK, self.steps, self.steps)
-        return {k: change.detach() for k, change in changes.items()}, Fit(loss, step)
+        return {k: change.detach() for k, change in changes.items()}, loss, step
 
     def _loss(self, model: ModelHandle, texts: Sequence[Continuation], changes: Changes) -> float:
         """The mean over all texts, under the changes; its gradient is added to theirs."""
@@ -162,11 +162,11 @@ class FineTune:
         return total
 
     def _box(
-        self, model: ModelHandle, state: State, layer: int
+        self, model: ModelHandle, start: Changes, layer: int
     ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out d_in"]]:
         """Between what each element of the change may lie."""
         now = model.master(layer)
-        moved = now - state.start.get(layer, now).to(now)
+        moved = now - start.get(layer, now).to(now)
         return -self.epsilon - moved, self.epsilon - moved
 
 
@@ -180,7 +180,7 @@ def finetune(
     bound: Literal["batch", "run"] = "batch",
     stop_below: NotNegative = 1e-2,
     micro_batch: Annotated[int, Field(ge=0)] = 0,
-) -> Editor:
+) -> FineTune:
     """Batches of facts by gradient descent on the same matrix, inside a box.
 
     steps: of Adam, at most, and lr: its rate. epsilon: how far any element of W may be moved, from

@@ -22,15 +22,11 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import Annotated
 
-import torch
-from jaxtyping import Float64
 from pydantic import Field
-from torch import Tensor
 
 from retcon.edits import Case, Edit, Probe
-from retcon.features.targets import Targets
-from retcon.method.base import Editor, Features, State, Update
-from retcon.method.registry import method
+from retcon.method.base import NoFeatures, Update
+from retcon.method.entries import method
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 from retcon.writing_systems import join
@@ -38,9 +34,19 @@ from retcon.writing_systems import join
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """A beginning that depends on nothing."""
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> tuple[Edit, ...]:
+        """No fact is kept yet."""
+        del model, progress
+        return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class InContext:
-    """Facts before prompts. Settings as of `in_context`."""
+    """Facts before prompts. Settings as of `in_context`. The state is the facts that are kept."""
 
     shown: int
     threshold: float
@@ -48,58 +54,40 @@ class InContext:
     max_batch: int | None = None
 
     @property
-    def ridge(self) -> None:
-        """It has none."""
-        return None
+    def setup(self) -> Nothing:
+        """Nothing."""
+        return Nothing()
 
     @property
     def accumulate(self) -> bool:
         """Facts of earlier batches are kept."""
         return True
 
-    def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
-        """No fact is kept yet."""
-        del model, progress
-        return State((), {}, (), 0)
-
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
-    ) -> Features:
+        self, model: ModelHandle, edits: Sequence[Edit], state: tuple[Edit, ...],
+        progress: Progress = silent,
+    ) -> NoFeatures:  # fmt: skip
         """Nothing has to be read."""
         del model, state, progress
-        unknown = torch.full((len(edits),), torch.nan)
-        return Features.without_keys(edits, Targets.without_delta(unknown, steps=0))
+        return NoFeatures(tuple(edits))
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
-    ) -> Update:
+    def solve(
+        self, model: ModelHandle, features: NoFeatures, state: tuple[Edit, ...],
+        progress: Progress = silent,
+    ) -> Update[tuple[Edit, ...]]:  # fmt: skip
         """Change no layer; the facts are to be kept."""
         del model, state, progress
-        unknown = torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
-        return Update(
-            ids=tuple(edit.id for edit in features.edits),
-            deltas={},
-            memory={},
-            ridge=None,
-            novelty=unknown,
-            reached=unknown,
-            kept=features.edits,
-        )
+        return Update(tuple(edit.id for edit in features.edits), {}, features.edits)
 
-    def carry(self, state: State, update: Update) -> State:
+    def carry(self, state: tuple[Edit, ...], increment: tuple[Edit, ...]) -> tuple[Edit, ...]:
         """The facts that are kept, each with its last target."""
-        last = {edit.fact: edit for edit in update.kept}
-        before = tuple(edit for edit in state.kept if edit.fact not in last)
-        return state._replace(kept=before + tuple(last.values()))
+        last = {edit.fact: edit for edit in increment}
+        before = tuple(edit for edit in state if edit.fact not in last)
+        return before + tuple(last.values())
 
-    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]:
-        """NaN: nothing waits that could go stale."""
-        del model
-        return torch.full((len(features.edits),), torch.nan, dtype=torch.float64)
-
-    def rewrite(self, cases: Sequence[Case], state: State) -> list[Case]:
+    def rewrite(self, cases: Sequence[Case], state: tuple[Edit, ...]) -> list[Case]:
         """The cases with the facts before every text that the model is given of them."""
-        index = _Index(state.kept)
+        index = _Index(state)
 
         def told(text: str) -> str:
             return index.before(text, self.shown, self.threshold) + text
@@ -163,7 +151,7 @@ def in_context(
     *,
     shown: Annotated[int, Field(ge=1)] = 1,
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5,
-) -> Editor:
+) -> InContext:
     """No edit at all: facts are retrieved and put before the prompt.
 
     shown: how many facts, at most. threshold: the share of a fact's words, weighted by how rare

@@ -4,49 +4,61 @@ A method is a factory that fills in the slots of `LocateThenEdit` (layers, ridge
 targets, …) and a docstring with its equation and paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.algebra.cumulative import Cumulative
+from retcon.algebra.compatible import compatible
 from retcon.algebra.delta import LowRankDelta
-from retcon.algebra.preservation import Metric
 from retcon.algebra.solve import Collision
 from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
-from retcon.errors import CollidingEdits, InvalidSetting, UnsupportedModel
-from retcon.features.block_outputs import replay_outputs
-from retcon.features.contexts import ContextOptions, locate, sample_prefixes
+from retcon.errors import CollidingEdits, InvalidSetting
+from retcon.features.contexts import ContextOptions, locate
 from retcon.features.keys import read_at_lookup, read_keys
 from retcon.features.remember import recall_keys, recall_shared_targets, recall_targets
-from retcon.features.second_moments import MomentOptions, load_moments
+from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions, Targets
-from retcon.method.base import NOBODY, Control, Features, State, Update, check_batch
+from retcon.method.base import Report, Update, check_batch
+from retcon.method.facts import NO_FACTS, Rows
+from retcon.method.key_features import KeyFeatures
+from retcon.method.key_state import KeyIncrement, KeySetup, KeyState
 from retcon.method.norm_anchor import anchored, length_of
-from retcon.method.options import MetricOptions, ResidualOptions, StepOptions, check_together
-from retcon.method.solvers import Rows, Wish, Written, carried, control, process, solve
+from retcon.method.options import (
+    PreservationOptions,
+    ResidualOptions,
+    StepOptions,
+    check_together,
+)
+from retcon.method.solvers import Learned, Solution, Solver, Wish
+from retcon.method.spread import SPREADS, Layer, Spread
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
 _SOLVING = "solving for the change"
-_COVARIANCE, _DIVIDED, _PLAIN = MetricOptions(), ResidualOptions(), StepOptions()
+_COVARIANCE, _DIVIDED, _PLAIN = PreservationOptions(), ResidualOptions(), StepOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocateThenEdit:
     """Read keys, optimise targets, solve the one equation: ROME, EMMET and MEMIT are values of it.
 
-    layers: the layers that are written, in order.
-    ridge: ρ, 0 for hard constraints. ridge_batch: the number of edits that `ridge` is meant for; a
-    batch of n has ρ · n / ridge_batch, so that ρ is the same per fact. 0: ρ is per batch.
-    accumulate: carried edits stay in the metric (M ← M + KᵀK/ρ), and at ρ > 0 a fact that is edited
-    again gets its new value in the place of the old one; of two in one batch, the last counts.
-    read_bare: aim with the averaged key, hold the constraint at the bare prompt's (ROME).
-    exact_value: the averaged key should give t₀ + δ, rather than δ more than it gave (R-ROME).
-    max_batch: how many edits one update may hold.
+    Attributes:
+        layers: the layers that are written, in order.
+        ridge: ρ, 0 for hard constraints.
+        ridge_batch: the number of edits that `ridge` is meant for; a batch of n has
+            ρ · n / ridge_batch, so that ρ is the same per fact. 0: ρ is per batch.
+        accumulate: carried edits stay in the metric (M ← M + KᵀK/ρ), and at ρ > 0 a fact that is
+            edited again gets its new value in the place of the old one; of two in one batch, the
+            last counts.
+        read_bare: aim with the averaged key, hold the constraint at the bare prompt's (ROME).
+        exact_value: the averaged key should give t₀ + δ, rather than δ more than it gave (R-ROME).
+        max_batch: how many edits one update may hold.
+        contexts, targets, moments, metric, residuals, step: what each group says.
     """
 
     layers: tuple[int, ...]
@@ -59,7 +71,7 @@ class LocateThenEdit:
     read_bare: bool = False
     exact_value: bool = False
     max_batch: int | None = None
-    metric: MetricOptions = _COVARIANCE
+    metric: PreservationOptions = _COVARIANCE
     residuals: ResidualOptions = _DIVIDED
     step: StepOptions = _PLAIN
 
@@ -74,39 +86,29 @@ class LocateThenEdit:
             self.ridge, self.metric, self.residuals, self.step, accumulate=self.accumulate
         )
 
-    def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
-        """Check the layers, sample prefixes, and factor the metric of each layer.
+    @property
+    def setup(self) -> KeySetup:
+        """What the beginning depends on."""
+        budgeted = bool(self.step.budget)
+        return KeySetup(
+            layers=self.layers,
+            contexts=self.contexts,
+            moments=self.moments,
+            metric=self.metric,
+            ridge=self.ridge if self.metric.plain else None,
+            budgeted=budgeted,
+            bounded=self.step.process == "prune" and not budgeted,  # which keeps W₀ itself
+        )
 
-        Raises:
-            UnsupportedModel: a layer cannot be edited, or not in this way.
-        """
-        for layer in self.layers:
-            model.site(layer)
-        self._check_post_norm(model)
-        metrics: dict[int, Metric] = {}
-        tokens: list[int] = []
-        for layer, moment in load_moments(model, self.layers, self.moments, progress):
-            progress(self.metric.task, len(metrics), len(self.layers))
-            mean = moment.into_mean().to(model.site(layer).weight.device)
-            jitter = self.moments.jitter
-            metrics[layer] = self.metric.metric(mean, jitter=jitter, ridge=self.ridge)
-            tokens.append(moment.tokens)
-        progress(self.metric.task, len(metrics), len(self.layers))
-        controls: dict[int, Control] = {}
-        if self.step.budget:
-            for layer, metric in metrics.items():
-                start = model.master(layer).double()
-                controls[layer] = Control(
-                    Cumulative.over(metric.whitening, start), start.clone(), 0.0, 1.0
-                )
-        bounded = self.step.process == "prune" and not self.step.budget  # which keeps W₀ itself
-        start = {layer: model.master(layer).clone() for layer in self.layers if bounded}
-        prefixes = sample_prefixes(model, self.contexts)
-        return State(prefixes, metrics, (), min(tokens), controls=controls, start=start)
+    @property
+    def merge_subjects(self) -> bool:
+        """Whether edits with one key get one target."""
+        return self.residuals.merge_subjects
 
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
-    ) -> Features:
+        self, model: ModelHandle, edits: Sequence[Edit], state: KeyState,
+        progress: Progress = silent,
+    ) -> KeyFeatures:  # fmt: skip
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
         first = self.layers[0]
         # The first context is the bare prompt: one pass gives both.
@@ -116,17 +118,18 @@ class LocateThenEdit:
         outputs = wanted = stood = None
         if len(self.layers) == 1:
             outputs = self._valued(keys, bare) @ model.master(first).double().mT
-        elif self.residuals.spread == "forward":
-            wanted = replay_outputs(model, edits, self.layers, targets.delta).double()
+        else:
+            wanted = self._spread.wanted(model, edits, self.layers, targets.delta)
         if self.residuals.anchor_norm != "off":
             module = {self._aim: model.site(self._aim).module}
             located = [locate(model.tokens, edit, "") for edit in edits]
             stood = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
-        return Features(tuple(edits), targets, keys, bare, outputs, wanted, stood)
+        return KeyFeatures(tuple(edits), targets, keys, bare, outputs, wanted, stood)
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
-    ) -> Update:
+    def solve(
+        self, model: ModelHandle, features: KeyFeatures, state: KeyState,
+        progress: Progress = silent,
+    ) -> Update[KeyIncrement]:  # fmt: skip
         """Solve for the change of each layer; the model is as before afterwards.
 
         Raises:
@@ -134,57 +137,41 @@ class LocateThenEdit:
             CollidingEdits: two edits have one key and the constraint is hard.
         """
         check_batch(self, len(features.edits))
-        ridge = self.ridge_of(len(features.edits))
-        facts = [self._name(edit) for edit in features.edits]
-        rows = self._rows(facts, state)
+        names = [self._name(edit) for edit in features.edits]
+        rows = self._rows(names, state)
         if features.stood is not None and state.anchor is None:
             state = state._replace(anchor=length_of(features.stood, features.targets.delta))
         features = self._anchored(features, state)
-        done: dict[int, Written] = {}
-        wishes: dict[int, Wish] = {}
-        with model.scratch():
-            for layer in self.layers:
-                progress(_SOLVING, len(done), len(self.layers))
-                wish = wishes[layer] = self._wish(model, features, state, layer)
-                try:
-                    done[layer] = self._written(model, wish, rows, state, layer, ridge)
-                except Collision as collision:
-                    raise _name_collision(collision, features, rows, state, layer) from collision
-                if layer != self.layers[-1]:
-                    model.write({layer: done[layer].delta})
-        progress(_SOLVING, len(done), len(self.layers))
-        last = wishes[self.layers[-1]]
-        deltas = {layer: written.delta for layer, written in done.items()}
-        chosen, whole = rows.written, self.accumulate
+        wishes, done = self._solved(model, features, rows, state, progress)
+        ridge = state.memory.loosest(self.ridge_of(len(features.edits)))
+        learned = self._learned(names, rows, wishes, done, ridge)
+        last = self.layers[-1]
+        reached = _reached(done[last].delta, wishes[last], rows)
+        novelty = torch.stack([solution.novelty for solution in done.values()]).amin(0)
+        ids = tuple(edit.id for edit in features.edits)
         return Update(
-            ids=tuple(edit.id for edit in features.edits),
-            deltas=deltas,
-            memory={k: w.memory for k, w in done.items()} if whole and not state.controls else {},
-            ridge=ridge * max((control.weight for control in state.controls.values()), default=1.0),
-            novelty=torch.stack([written.novelty for written in done.values()]).amin(0),
-            reached=_reached(deltas[self.layers[-1]], last, rows),
-            facts=tuple(facts[i] for i in chosen) if whole else (),
-            keys={k: wish.keys[chosen] for k, wish in wishes.items() if state.controls},
-            values={k: wish.values[chosen] for k, wish in wishes.items() if whole},
-            errors={k: w.error for k, w in done.items() if w.error is not None},
-            energy={k: w.energy for k, w in done.items() if w.energy is not None},
-            anchor=state.anchor,
-            directions={
-                layer: metric.base.rank
-                for layer, metric in state.metrics.items()
-                if isinstance(metric.base, Projection)
-            },
+            ids=ids,
+            deltas={layer: solution.delta for layer, solution in done.items()},
+            increment=KeyIncrement(ids if self.accumulate else (), learned, state.anchor),
+            report=_report(features.targets, learned, state, novelty, reached),
         )
 
     def ridge_of(self, size: int) -> float:
         """ρ of a batch of so many edits."""
         return self.ridge * (size / self.ridge_batch if self.ridge_batch else 1)
 
-    def carry(self, state: State, update: Update) -> State:
+    def carry(self, state: KeyState, increment: KeyIncrement) -> KeyState:
         """The state of the next batch, once an update stays in the weights."""
-        return carried(state, update, self.step, accumulate=self.accumulate)
+        learned, memory = increment.learned, state.memory
+        memory = memory._replace(errors={**memory.errors, **learned.errors})
+        anchor = increment.anchor if state.anchor is None else state.anchor
+        if self.accumulate:
+            rows = Rows.of(learned.names, memory.facts)
+            facts = memory.facts.with_batch(learned.names, learned.ridge, learned.values, rows)
+            memory = self._solver.remember(memory, learned)._replace(facts=facts)
+        return state._replace(memory=memory, anchor=anchor, written=state.written + increment.ids)
 
-    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]:
+    def staleness(self, model: ModelHandle, features: KeyFeatures) -> Float64[Tensor, " edits"]:
         """How far the output at each key has moved since its target was made, in units of ‖δ‖.
 
         ‖(W − W_τ) k‖ / ‖δ‖ at one layer; over several layers, what the output of the block with
@@ -192,27 +179,82 @@ class LocateThenEdit:
         """
         size = features.targets.delta.double().norm(dim=-1)
         if features.outputs is None:
-            now = self._block_output(model, features, self._aim)
+            now = _block_output(model, features.edits, self._aim)
             moved = now - features.targets.anchor.double()
         else:
             valued = self._valued(features.keys, features.bare)
             moved = valued @ model.master(self.layers[0]).double().mT - features.outputs
         return torch.where(size > 0, moved.norm(dim=-1) / size, torch.nan)
 
+    def check_foreseen(self) -> None:
+        """Refuse a budget, and several layers.
+
+        Raises:
+            InvalidSetting: the method has one of them.
+        """
+        if self.step.budget:
+            raise InvalidSetting(
+                "The rule adaptive-energy foresees what a batch costs from its keys, targets and a "
+                "ridge that stays, and with a budget the ridge moves. Take adaptive-aimd."
+            )
+        if len(self.layers) > 1:
+            raise InvalidSetting(
+                "The rule adaptive-energy foresees the cost of a batch at one layer, and the "
+                "method writes several. Take one layer, or adaptive-aimd."
+            )
+
+    def compatible(self, features: KeyFeatures, state: KeyState) -> int:
+        """How many of the edits, from the first on, do not get into each other's way."""
+        (layer,) = self.layers
+        residual = features.targets.delta.double()
+        ridge = self.ridge_of(len(features.edits))
+        return compatible(features.keys, residual, state.memory.preservations[layer], ridge)
+
+    def energy(self, model: ModelHandle, state: KeyState) -> float:
+        """tr(D M₀ Dᵀ) of the whole change since the run began, summed over the layers."""
+        return sum(
+            metric.energy(model.change(layer, torch.float64))
+            for layer, metric in state.memory.preservations.items()
+        )
+
+    def recount(self, state: KeyState) -> Mapping[str, Any]:
+        """The texts before prompts, and how many tokens C was read from."""
+        return {"prefixes": list(state.prefixes), "corpus_tokens": state.corpus_tokens}
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether steps are processed, or solved for by sums over all facts."""
+        return self.step.process != "none" or bool(self.step.budget)
+
+    def settings_alone(self, *, edits_again: bool) -> Mapping[str, object]:
+        """Without carried edits there is nothing to accumulate.
+
+        Yet a budget needs it, and of two edits of one fact in a batch the last counts only with it.
+        """
+        return {} if edits_again or self.step.budget else {"accumulate": False}
+
     @property
     def _aim(self) -> int:
         """The layer at whose output targets are optimised first."""
-        return self.layers[-1 if self.residuals.spread == "divided" else 0]
+        return self._spread.aim(self.layers)
+
+    @property
+    def _spread(self) -> Spread:
+        return SPREADS[self.residuals.spread]
+
+    @property
+    def _solver(self) -> Solver:
+        return self.step.solver(self.residuals.passes)
 
     def _targets(
         self,
         model: ModelHandle,
         edits: Sequence[Edit],
-        state: State,
+        state: KeyState,
         layer: int,
         progress: Progress = silent,
     ) -> Targets:
-        make = recall_shared_targets if self.residuals.merge_subjects else recall_targets
+        make = recall_shared_targets if self.merge_subjects else recall_targets
         options = self.targets
         if not model.architecture.additive:
             # A block's output does not just add the down-projection's: δ goes to the latter.
@@ -221,15 +263,15 @@ class LocateThenEdit:
 
     def _name(self, edit: Edit) -> str:
         """By which a fact is known again."""
-        return edit.head if self.residuals.merge_subjects else edit.fact
+        return edit.head if self.merge_subjects else edit.fact
 
-    def _rows(self, facts: Sequence[str], state: State) -> Rows:
+    def _rows(self, names: Sequence[str], state: KeyState) -> Rows:
         replaces = self.accumulate and self.ridge > 0
-        if not (replaces or self.residuals.merge_subjects):
-            return Rows(list(range(len(facts))), [], [])
-        return Rows.of(facts, state.held if replaces else NOBODY)
+        if not (replaces or self.merge_subjects):
+            return Rows(list(range(len(names))), [], [])
+        return Rows.of(names, state.memory.facts if replaces else NO_FACTS)
 
-    def _anchored(self, features: Features, state: State) -> Features:
+    def _anchored(self, features: KeyFeatures, state: KeyState) -> KeyFeatures:
         if features.stood is None:
             return features
         assert state.anchor is not None
@@ -237,68 +279,83 @@ class LocateThenEdit:
         delta = anchored(features.stood, features.targets.delta, state.anchor, cap=cap)
         return features._replace(targets=features.targets._replace(delta=delta))
 
-    def _written(
-        self, model: ModelHandle, wish: Wish, rows: Rows, state: State, layer: int, ridge: float
-    ) -> Written:
-        weight = model.master(layer).double()
-        if state.controls:
-            return control(wish, rows, state, layer, ridge, weight, self.step)
-        written = solve(wish, rows, state, layer, ridge, self.residuals.passes)
-        if self.step.process == "none":
-            return written
-        start = state.start.get(layer, weight).double()
-        return process(written, start, self._error(model, state, layer), self.step)
+    def _solved(
+        self,
+        model: ModelHandle,
+        features: KeyFeatures,
+        rows: Rows,
+        state: KeyState,
+        progress: Progress,
+    ) -> tuple[dict[int, Wish], dict[int, Solution]]:
+        """Layer by layer, each on weights to which the layers before are added."""
+        ridge = self.ridge_of(len(features.edits))
+        wishes: dict[int, Wish] = {}
+        done: dict[int, Solution] = {}
+        with model.scratch():
+            for layer in self.layers:
+                progress(_SOLVING, len(done), len(self.layers))
+                wish = wishes[layer] = self._wish(model, features, state, layer)
+                weight = model.master(layer).double()
+                try:
+                    done[layer] = self._solver.solve(wish, rows, state.memory, layer, ridge, weight)
+                except Collision as collision:
+                    raise _name_collision(collision, features, rows, state, layer) from collision
+                if layer != self.layers[-1]:
+                    model.write({layer: done[layer].delta})
+        progress(_SOLVING, len(done), len(self.layers))
+        return wishes, done
 
-    def _error(self, model: ModelHandle, state: State, layer: int) -> Tensor:
-        """What post-processing has left in W too much."""
-        weight = model.master(layer).double()
-        return state.errors.get(layer, torch.zeros_like(weight)).to(weight)
+    def _learned(
+        self,
+        names: Sequence[str],
+        rows: Rows,
+        wishes: Mapping[int, Wish],
+        done: Mapping[int, Solution],
+        ridge: float,
+    ) -> Learned:
+        """What later batches should know, and where nothing is accumulated, only what was lost."""
+        errors = {k: one.error for k, one in done.items() if one.error is not None}
+        energy = {k: one.energy for k, one in done.items() if one.energy is not None}
+        if not self.accumulate:
+            return Learned(ridge, errors=errors, energy=energy)
+        chosen = rows.written
+        return Learned(
+            ridge=ridge,
+            names=tuple(names[i] for i in chosen),
+            rows={k: one.rows for k, one in done.items()},
+            values={k: wish.values[chosen] for k, wish in wishes.items()},
+            errors=errors,
+            energy=energy,
+        )
 
-    def _wish(self, model: ModelHandle, features: Features, state: State, layer: int) -> Wish:
-        """Keys and residuals of a layer, on weights to which the layers before are added.
+    def _wish(self, model: ModelHandle, features: KeyFeatures, state: KeyState, layer: int) -> Wish:
+        """Keys and residuals of a layer.
 
         At the only layer, the wanted value is fixed when the target is optimised, W_τ k + δ, so the
         residual is δ while the weights are those of that moment, and δ − (W − W_τ) k afterwards.
         """
-        weight = stands = model.master(layer).double()
-        if self.step.process != "none":
-            weight = stands - self._error(model, state, layer)
+        stands = model.master(layer).double()
+        weight = self._solver.exact(state.memory, layer, stands)
         if len(self.layers) == 1:
             assert features.outputs is not None
             read = features.bare if self.read_bare else None
             now = (features.keys if read is None else read) @ weight.mT
             wanted = features.outputs + features.targets.delta.double()
             return Wish(features.keys, wanted - now, now, read)
+        edits, place = features.edits, self.layers.index(layer)
         weights = self.contexts.weights(len(state.prefixes))
-        keys = read_keys(model, features.edits, state.prefixes, [layer], weights)[layer]
+        keys = read_keys(model, edits, state.prefixes, [layer], weights)[layer]
+        gap = self._spread.gap(
+            features,
+            self.layers[-1],
+            Layer(
+                layer, place, len(self.layers),
+                output=lambda block: _block_output(model, edits, block),
+                targets=lambda own: self._targets(model, edits, state, own),
+            ),
+        )  # fmt: skip
         # The gap was read from the model, in which the error closes, or widens, a part of it.
-        gap = self._gap(model, features, state, layer) + keys @ (stands - weight).mT
-        return Wish(keys, gap, keys @ weight.mT, None)
-
-    def _gap(
-        self, model: ModelHandle, features: Features, state: State, layer: int
-    ) -> Float64[Tensor, "edits hidden"]:
-        """What one of several layers is to add at the end of each subject."""
-        targets, done = features.targets, self.layers.index(layer)
-        if self.residuals.spread == "divided":
-            wanted = targets.anchor.double() + targets.delta.double()
-            gap = wanted - self._block_output(model, features, self.layers[-1])
-            return gap / (len(self.layers) - done)
-        if self.residuals.spread == "forward":
-            assert features.wanted is not None
-            wanted = features.wanted[done]
-        else:
-            own = targets if not done else self._targets(model, features.edits, state, layer)
-            wanted = own.anchor.double() + own.delta.double()
-        return wanted - self._block_output(model, features, layer)
-
-    def _block_output(
-        self, model: ModelHandle, features: Features, layer: int
-    ) -> Float64[Tensor, "edits hidden"]:
-        """What a block gives now at the end of each bare prompt's subject."""
-        located = [locate(model.tokens, edit, "") for edit in features.edits]
-        block = {layer: model.architecture.blocks[layer]}
-        return read_at_lookup(model, located, block, of_input=False)[layer].double()
+        return Wish(keys, gap + keys @ (stands - weight).mT, keys @ weight.mT, None)
 
     def _valued(
         self, keys: Float64[Tensor, "edits d_in"], bare: Float64[Tensor, "edits d_in"]
@@ -306,13 +363,51 @@ class LocateThenEdit:
         """The keys whose value the targets change."""
         return bare if self.read_bare or self.exact_value else keys
 
-    def _check_post_norm(self, model: ModelHandle) -> None:
-        if len(self.layers) > 1 and not model.architecture.additive:
-            raise UnsupportedModel(
-                f"{model.name} normalises or scales the MLP's output before adding it to the "
-                f"residual stream, so a residual cannot be spread over several layers. Edit one "
-                f"layer: --layer {self.layers[-1]}."
-            )
+
+def _block_output(
+    model: ModelHandle, edits: Sequence[Edit], layer: int
+) -> Float64[Tensor, "edits hidden"]:
+    """What a block gives now at the end of each bare prompt's subject."""
+    located = [locate(model.tokens, edit, "") for edit in edits]
+    block = {layer: model.architecture.blocks[layer]}
+    return read_at_lookup(model, located, block, of_input=False)[layer].double()
+
+
+def _report(
+    targets: Targets,
+    learned: Learned,
+    state: KeyState,
+    novelty: Float64[Tensor, " edits"],
+    reached: Float64[Tensor, " edits"],
+) -> Report:
+    """How targets went, and how much of them was written.
+
+    novelty: of each edit's key the share that was new; the smallest counts for the batch (at ρ = 0,
+    0 collides). reached: of each residual the share that was written at the last layer,
+    1 − ‖ΔW k − r‖ / ‖r‖. directions: how many a null space has left to write in.
+    """
+    bases = {k: metric.base for k, metric in state.memory.preservations.items()}
+    size = targets.delta.norm(dim=-1) / targets.anchor.norm(dim=-1)
+    return Report(
+        batch={
+            "loss": float(targets.loss.mean()),
+            "target_steps": float(targets.steps.float().mean()),
+            "short_passes": targets.short,
+            "ridge": learned.ridge,
+            "reached": float(reached.mean()),
+            "novelty": float(novelty.min()),
+        },
+        layer={
+            "energy": learned.energy,
+            "directions": {k: m.rank for k, m in bases.items() if isinstance(m, Projection)},
+        },
+        edit={
+            "steps": targets.steps.double().tolist(),
+            "size": [round(x, 4) for x in size.tolist()],
+            "novelty": [round(x, 6) for x in novelty.tolist()],
+            "reached": [round(x, 6) for x in reached.tolist()],
+        },
+    )
 
 
 def _reached(delta: LowRankDelta, wish: Wish, rows: Rows) -> Float64[Tensor, " edits"]:
@@ -327,13 +422,13 @@ def _reached(delta: LowRankDelta, wish: Wish, rows: Rows) -> Float64[Tensor, " e
     return found
 
 
-def _only_first(state: State) -> Float64[Tensor, " contexts"]:
+def _only_first(state: KeyState) -> Float64[Tensor, " contexts"]:
     """Weights that pick the bare prompt."""
     return torch.eye(len(state.prefixes), dtype=torch.float64)[0]
 
 
 def _name_collision(
-    collision: Collision, features: Features, rows: Rows, state: State, layer: int
+    collision: Collision, features: KeyFeatures, rows: Rows, state: KeyState, layer: int
 ) -> CollidingEdits:
     """The same error with the names of the two edits."""
     second = features.edits[rows.new[collision.second]]

@@ -14,10 +14,9 @@ of earlier facts, here they are those that were wanted, so that with w = 1 it eq
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor, Ridge
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.options import ResidualOptions, StepOptions
-from retcon.method.registry import method
+from retcon.method.options import ResidualOptions, Ridge, StepOptions
 
 
 @method("lyaplock", title="LyapLock", paper="https://arxiv.org/abs/2505.15702")
@@ -30,7 +29,7 @@ def lyaplock(
     moments: MomentOptions = MomentOptions(),
     residuals: ResidualOptions = ResidualOptions(),
     step: StepOptions = StepOptions(budget=60.0),
-) -> Editor:
+) -> LocateThenEdit:
     """Carried batches under a budget for what is to be preserved.
 
     ridge: λ at the beginning.

@@ -17,10 +17,9 @@ without `feedback`. `passes` iterates the solve, as NSE does, without the rest o
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor, Ridge, RidgeBatch
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.options import ResidualOptions, StepOptions
-from retcon.method.registry import method
+from retcon.method.options import ResidualOptions, Ridge, RidgeBatch, StepOptions
 
 
 @method("memit", title="MEMIT", paper="https://arxiv.org/abs/2210.07229")
@@ -35,7 +34,7 @@ def memit(
     moments: MomentOptions = MomentOptions(),
     residuals: ResidualOptions = ResidualOptions(),
     step: StepOptions = StepOptions(),
-) -> Editor:
+) -> LocateThenEdit:
     """Batches of facts, softly, over one or several layers.
 
     ridge: λ, the weight of what is to be preserved (published: mom2_update_weight).

@@ -3,19 +3,25 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
-from retcon.algebra.preservation import Metric
+from retcon.algebra.feedback import Process, compressed, largest, rounded
+from retcon.algebra.preservation import Preservation
 from retcon.errors import InvalidSetting
+from retcon.method.solvers import Budgeted, OneShot, Processed, Solver
 
+# ρ as a setting: what `--set ridge=…` takes.
+Ridge = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RidgeBatch = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricOptions:
+class PreservationOptions:
     """What the metric M₀ is made of.
 
     base: the `covariance` C of ordinary text; its `null-space` (AlphaEdit, arXiv:2410.02355), in
@@ -45,20 +51,23 @@ class MetricOptions:
         return named.get(self.base, "factoring second moments")
 
     def metric(
-        self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float
-    ) -> Metric:
-        """M₀ of a layer. The moment's memory may be taken.
+        self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float | None
+    ) -> Preservation:
+        """M₀ of a layer. The moment's memory may be taken. ridge: ρ, which only `plain` needs.
 
         Raises:
-            NotFinite, SingularCovariance, InvalidSetting: as `Metric`'s.
+            NotFinite, SingularCovariance, InvalidSetting: as `Preservation`'s.
         """
         if self.base == "null-space":
-            return Metric.on_null_space(moment, self.null_threshold, relative=self.null_relative)
+            return Preservation.on_null_space(
+                moment, self.null_threshold, relative=self.null_relative
+            )
         if self.base == "identity":
-            return Metric.identity(moment)
+            return Preservation.identity(moment)
         if self.plain:
+            assert ridge is not None
             moment.diagonal().add_(self.plain / ridge)
-        return Metric.of(moment, jitter=jitter, overwrite=True)
+        return Preservation.of(moment, jitter=jitter, overwrite=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +128,27 @@ class StepOptions:
                 "Leave feedback out, or set budget=0."
             )
 
+    def solver(self, passes: int) -> Solver:
+        """The solver that takes such steps. passes: as of `ResidualOptions`."""
+        if self.budget:
+            return Budgeted(self._process, self.budget)
+        plain = OneShot(passes)
+        return plain if self.process == "none" else Processed(plain, self._process, self.feedback)
+
+    def _process(self, weight: Float64[Tensor, "d_out d_in"]) -> Process:
+        """Post-processing, measured against a matrix."""
+        if self.process == "bfloat16":
+            return rounded(torch.bfloat16)
+        if self.process == "rect":
+            return largest(weight, self.keep)
+        if self.process == "prune":
+            return compressed(float(torch.linalg.matrix_norm(weight, 2)))
+        return lambda step: step
+
 
 def check_together(
     ridge: float,
-    metric: MetricOptions,
+    metric: PreservationOptions,
     residuals: ResidualOptions,
     step: StepOptions,
     *,

@@ -8,13 +8,14 @@ import tomllib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from retcon.errors import InvalidSetting
 from retcon.features.targets import default_micro_batch
-from retcon.method.registry import Method, Settings, find_method
+from retcon.method.base import Method
+from retcon.method.entries import MethodEntry, Settings, find_method
 from retcon.model.structure import Outline
 
 
@@ -49,13 +50,22 @@ class Family(_Row):
     presets: tuple[Preset, ...]
 
 
-class Choice(NamedTuple):
-    """What will be run: a method, layers and settings, and the preset they start from."""
+class Recipe(NamedTuple):
+    """A method, layers and settings, all of them, and the preset they start from."""
 
-    method: Method
+    entry: MethodEntry
     layers: tuple[int, ...]
     settings: dict[str, object]
     preset: Preset | None
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.entry.name
+
+    def build(self) -> Method[Any, Any, Any]:
+        """The method with these settings, at these layers."""
+        return self.entry.build(self.layers, self.settings)
 
 
 @cache
@@ -84,13 +94,13 @@ def shape_of(model: Outline) -> Shape:
     )
 
 
-def choose(
+def resolve(
     model: Outline,
     *,
     method: str | None = None,
     layers: Sequence[int] | None = None,
     settings: Settings | None = None,
-) -> Choice:
+) -> Recipe:
     """Fill in what was left open from the model's presets; what was given stands.
 
     A method that writes no weight has no layers, whatever is given.
@@ -115,7 +125,7 @@ def choose(
     resolved = chosen.resolve({**base, **(settings or {})})
     if not resolved.get("micro_batch", 1):
         resolved["micro_batch"] = default_micro_batch(model)
-    return Choice(chosen, taken, resolved, preset)
+    return Recipe(chosen, taken, resolved, preset)
 
 
 def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:

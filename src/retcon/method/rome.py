@@ -12,9 +12,8 @@ the down-projection.
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
-from retcon.method.base import Editor
+from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.registry import method
 
 
 @method("rome", title="ROME", paper="https://arxiv.org/abs/2202.05262")
@@ -28,7 +27,7 @@ def rome(
     ),
     targets: TargetOptions = TargetOptions(clamp=4.0, insertion="down"),
     moments: MomentOptions = MomentOptions(),
-) -> Editor:
+) -> LocateThenEdit:
     """One fact an update, written exactly; the original.
 
     consistent_keys: aim and read with one key (R-ROME). accumulate: keep carried facts as hard

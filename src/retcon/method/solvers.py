@@ -1,57 +1,99 @@
-"""From keys and residuals to the change of one layer: where methods solve the one equation.
+"""From keys and residuals to the change of one layer: three ways to solve the one equation.
 
-plain        ΔW = Rᵀ A                                 (`algebra.solve`)
-again        a fact that is held already gets another value through its own row, M⁻¹k/ρ
-processed    Π(ΔW), with what was lost given back      (`algebra.feedback`)
-controlled   all facts anew, with a ridge that follows the energy spent (`algebra.cumulative`):
-             w ← max(1, w + D/(αD₁) − 1) after each batch, ρ_t = ρ w
+OneShot     ΔW = Rᵀ A (`algebra.solve`); a fact that is edited again is written through its own row
+            of before, M⁻¹k/ρ
+Processed   Π(ΔW) of such a change, with what was lost given back (`algebra.feedback`)
+Budgeted    all facts anew with each batch, with a ridge that follows the energy spent
+            (`algebra.cumulative`): w ← max(1, w + D/(αD₁) − 1) after each batch, ρ_t = ρ w
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.delta import LowRankDelta
-from retcon.algebra.feedback import Process, compressed, largest, rounded, with_feedback
+from retcon.algebra.feedback import Process, with_feedback
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
-from retcon.method.base import Control, Held, State, Update
-from retcon.method.options import StepOptions
+from retcon.method.base import NONE
+from retcon.method.facts import NO_FACTS, Rows, WrittenFacts
 
 
-class Rows(NamedTuple):
-    """What becomes of each edit of a batch.
+class Budget(NamedTuple):
+    """A layer whose ridge follows from what has been spent.
 
-    new: those that are written as facts of their own. again: those of a fact that is held, and
-    places: where it is. Others are superseded by a later edit, or by one with their key and target.
+    Attributes:
+        total: the sums over all facts.
+        start: W₀.
+        first: energy after the first batch; 0 before.
+        weight: the ridge of the next batch in units of ρ.
     """
 
-    new: list[int]
-    again: list[int]
-    places: list[int]
+    total: Cumulative
+    start: Float64[Tensor, "d_out d_in"]
+    first: float = 0.0
+    weight: float = 1.0
 
-    @classmethod
-    def of(cls, facts: Sequence[str], held: Held) -> "Rows":
-        """The last edit of each fact counts; where nothing is held, there is nothing to replace."""
-        live = sorted({fact: i for i, fact in enumerate(facts)}.values())
-        where = {fact: i for i, fact in enumerate(held.facts)}
-        again = [i for i in live if facts[i] in where]
-        new = [i for i in live if facts[i] not in where]
-        return cls(new, again, [where[facts[i]] for i in again])
 
-    @property
-    def written(self) -> list[int]:
-        """All that are written, in their order."""
-        return sorted([*self.new, *self.again])
+class Memory(NamedTuple):
+    """What a solver knows of earlier batches, by layer.
+
+    Attributes:
+        preservations: M, the keys written so far in it where they are accumulated.
+        facts: the facts that are written, where they can be edited again.
+        errors: what post-processing has left in W too much.
+        budgets: of `Budgeted`.
+        start: W₀, where a change is bounded from there.
+    """
+
+    preservations: Mapping[int, Preservation]
+    facts: WrittenFacts = NO_FACTS
+    errors: Mapping[int, Float64[Tensor, "d_out d_in"]] = NONE
+    budgets: Mapping[int, Budget] = NONE
+    start: Mapping[int, Float[Tensor, "d_out d_in"]] = NONE
+
+    def error(self, layer: int, weight: Float64[Tensor, "d_out d_in"]) -> Tensor:
+        """What W of a layer has too much."""
+        return self.errors.get(layer, torch.zeros_like(weight)).to(weight)
+
+    def loosest(self, ridge: float) -> float:
+        """The largest ρ of the layers."""
+        return ridge * max((budget.weight for budget in self.budgets.values()), default=1.0)
+
+
+class Learned(NamedTuple):
+    """What a batch adds to the memory.
+
+    Attributes:
+        ridge: ρ, the largest of its layers.
+        names: of the facts that were written; none where nothing is accumulated.
+        rows: by layer, what the facts are remembered by: rows that M grows by, or their keys.
+        values: by layer, what W should give at their keys.
+        errors: by layer, as in `Memory`, afterwards.
+        energy: by layer, tr(D M₀ Dᵀ) of the whole change D, where a ridge follows it.
+    """
+
+    ridge: float
+    names: tuple[str, ...] = ()
+    rows: Mapping[int, Float64[Tensor, "rows d_in"]] = NONE
+    values: Mapping[int, Float64[Tensor, "facts d_out"]] = NONE
+    errors: Mapping[int, Float64[Tensor, "d_out d_in"]] = NONE
+    energy: Mapping[int, float] = NONE
 
 
 class Wish(NamedTuple):
-    """What a layer is asked for: keys, residuals there, and what W gives there now.
+    """What a layer is asked for.
 
-    read: the keys at which a hard constraint must hold, where they are others.
+    Attributes:
+        keys: where.
+        residual: what is to be added there.
+        now: what W gives there.
+        read: the keys at which a hard constraint must hold, where they are others.
     """
 
     keys: Float64[Tensor, "edits d_in"]
@@ -65,41 +107,98 @@ class Wish(NamedTuple):
         return self.now + self.residual
 
 
-class Written(NamedTuple):
-    """A layer's part of an `Update`."""
+class Solution(NamedTuple):
+    """A layer's change, and what is learned of it, as in `Learned`.
+
+    Attributes:
+        novelty: of each edit's key, the share that was new.
+    """
 
     delta: LowRankDelta
-    memory: Float64[Tensor, "new d_in"]
     novelty: Float64[Tensor, " edits"]
+    rows: Float64[Tensor, "rows d_in"]
     error: Float64[Tensor, "d_out d_in"] | None = None
     energy: float | None = None
 
 
-def solve(
-    wish: Wish, rows: Rows, state: State, layer: int, ridge: float, passes: int = 1
-) -> Written:
-    """The plain change, with facts that are edited again. One row of factors per edit."""
-    metric, residual = state.metrics[layer], wish.residual.clone()
-    right = torch.zeros_like(wish.keys)
-    novelty = wish.keys.new_ones(len(wish.keys))
-    if rows.again:
-        own = metric.unwhiten(metric.solve(metric.whiten(wish.keys[rows.again])))
-        right[rows.again] = own / state.held.ridges[rows.places].unsqueeze(1)
-        before = state.held.values[layer][rows.places]
-        share = wish.keys[rows.again] @ own.mT / state.held.ridges[rows.places]
-        residual[rows.again] = _in_passes(wish.values[rows.again] - before, share, passes)
-        moved = (wish.keys[rows.new] @ right[rows.again].mT) @ residual[rows.again]
-        residual[rows.new] -= moved
-    memory = right[:0]
-    if rows.new:
-        read = None if wish.read is None else wish.read[rows.new]
-        written = write_keys(wish.keys[rows.new], metric, ridge, read=read)
-        right[rows.new], memory = written.rows, written.memory
-        novelty[rows.new] = written.novelty
-        share = wish.keys[rows.new] @ written.rows.mT
-        residual[rows.new] = _in_passes(residual[rows.new], share, passes)
-    delta = LowRankDelta(left=residual.float(), right=right.float())
-    return Written(delta, memory, novelty)
+@runtime_checkable
+class Solver(Protocol):
+    """A way to solve for the change of a layer."""
+
+    def exact(
+        self, memory: Memory, layer: int, weight: Float64[Tensor, "d_out d_in"]
+    ) -> Float64[Tensor, "d_out d_in"]:
+        """W as it would be, had every earlier step been written as it was solved."""
+        ...
+
+    def solve(
+        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        weight: Float64[Tensor, "d_out d_in"],
+    ) -> Solution:  # fmt: skip
+        """The change of a layer.
+
+        Raises:
+            Collision: two keys are one and the constraint is hard.
+        """
+        ...
+
+    def remember(self, memory: Memory, learned: Learned) -> Memory:
+        """The memory with the facts of a batch; `facts` themselves are not its business."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """The plain change. passes: as `ResidualOptions.passes`."""
+
+    passes: int = 1
+
+    def exact(
+        self, memory: Memory, layer: int, weight: Float64[Tensor, "d_out d_in"]
+    ) -> Float64[Tensor, "d_out d_in"]:
+        """W: every step was written as it was solved."""
+        del memory, layer
+        return weight
+
+    def solve(
+        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        weight: Float64[Tensor, "d_out d_in"],
+    ) -> Solution:  # fmt: skip
+        """One row of factors per edit; facts that are edited again through their own row."""
+        del weight
+        metric, residual = memory.preservations[layer], wish.residual.clone()
+        right = torch.zeros_like(wish.keys)
+        novelty = wish.keys.new_ones(len(wish.keys))
+        if rows.again:
+            ridges = memory.facts.ridges[rows.places].unsqueeze(1)
+            own = metric.unwhiten(metric.solve(metric.whiten(wish.keys[rows.again])))
+            right[rows.again] = own / ridges
+            before = memory.facts.values[layer][rows.places]
+            share = wish.keys[rows.again] @ own.mT / memory.facts.ridges[rows.places]
+            wanted = wish.values[rows.again] - before
+            residual[rows.again] = _in_passes(wanted, share, self.passes)
+            moved = (wish.keys[rows.new] @ right[rows.again].mT) @ residual[rows.again]
+            residual[rows.new] -= moved
+        remembered = right[:0]
+        if rows.new:
+            read = None if wish.read is None else wish.read[rows.new]
+            written = write_keys(wish.keys[rows.new], metric, ridge, read=read)
+            right[rows.new], remembered = written.rows, written.memory
+            novelty[rows.new] = written.novelty
+            share = wish.keys[rows.new] @ written.rows.mT
+            residual[rows.new] = _in_passes(residual[rows.new], share, self.passes)
+        delta = LowRankDelta(left=residual.float(), right=right.float())
+        return Solution(delta, novelty, remembered)
+
+    def remember(self, memory: Memory, learned: Learned) -> Memory:
+        """M grows by the rows of the new facts."""
+        metrics = {
+            layer: metric.remember(learned.rows[layer], learned.ridge)
+            if layer in learned.rows
+            else metric
+            for layer, metric in memory.preservations.items()
+        }
+        return memory._replace(preservations=metrics)
 
 
 def _in_passes(
@@ -113,111 +212,111 @@ def _in_passes(
     return asked
 
 
-def process(
-    written: Written, weight: Float64[Tensor, "d_out d_in"], error: Tensor, options: StepOptions
-) -> Written:
-    """A plain change, post-processed.
+# Post-processing of a change, by the matrix that it is measured against.
+PostProcess = Callable[[Float64[Tensor, "d_out d_in"]], Process]
 
-    weight: what it is measured against: W, of `prune` W₀. error: what W has too much before.
+
+@dataclass(frozen=True)
+class Processed:
+    """A plain change, post-processed. feedback: give back by each step what the last has lost."""
+
+    plain: OneShot
+    process: PostProcess
+    feedback: bool
+
+    def exact(
+        self, memory: Memory, layer: int, weight: Float64[Tensor, "d_out d_in"]
+    ) -> Float64[Tensor, "d_out d_in"]:
+        """W without what it has too much."""
+        return weight - memory.error(layer, weight)
+
+    def solve(
+        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        weight: Float64[Tensor, "d_out d_in"],
+    ) -> Solution:  # fmt: skip
+        """The plain change, processed as measured against W₀ where that is kept, else against W."""
+        solution = self.plain.solve(wish, rows, memory, layer, ridge, weight)
+        against = memory.start.get(layer, weight).double()
+        error = memory.error(layer, weight)
+        step, after = with_feedback(solution.delta.dense(), error, self.process(against))
+        kept = after if self.feedback else torch.zeros_like(error)
+        return solution._replace(delta=LowRankDelta.of_dense(step), error=kept)
+
+    def remember(self, memory: Memory, learned: Learned) -> Memory:
+        """As after a plain change."""
+        return self.plain.remember(memory, learned)
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """The change that all facts ask for together, whatever the weights have become.
+
+    budget: α; the ridge grows while the energy is above α times that after the first batch.
     """
-    exact = written.delta.dense()
-    step, after = with_feedback(exact, error, _process(weight, options))
-    kept = after if options.feedback else torch.zeros_like(error)
-    return written._replace(delta=LowRankDelta.of_dense(step), error=kept)
+
+    process: PostProcess
+    budget: float
+
+    def exact(
+        self, memory: Memory, layer: int, weight: Float64[Tensor, "d_out d_in"]
+    ) -> Float64[Tensor, "d_out d_in"]:
+        """W: what a step has lost comes back with the next, which solves for all facts anew."""
+        del memory, layer
+        return weight
+
+    def solve(
+        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        weight: Float64[Tensor, "d_out d_in"],
+    ) -> Solution:  # fmt: skip
+        """From W to what the sums over all facts, these too, ask for."""
+        budget, chosen = memory.budgets[layer], rows.written
+        keys, values = wish.keys[chosen], wish.values[chosen]
+        summed = self._summed(memory, layer, keys, values, _among(rows, chosen))
+        total, energy = summed.solve(ridge * budget.weight)
+        step = self.process(budget.start)(total - (weight - budget.start))
+        novelty = wish.keys.new_ones(len(wish.keys))
+        return Solution(LowRankDelta.of_dense(step), novelty, keys, None, energy)
+
+    def remember(self, memory: Memory, learned: Learned) -> Memory:
+        """The sums with the new facts, and the weight that follows from what they have cost."""
+        rows = Rows.of(learned.names, memory.facts)
+        budgets = {
+            layer: self._spent(
+                budget._replace(
+                    total=self._summed(
+                        memory, layer, learned.rows[layer], learned.values[layer], rows
+                    )
+                ),
+                learned.energy[layer],
+            )
+            for layer, budget in memory.budgets.items()
+        }
+        return memory._replace(budgets=budgets)
+
+    def _summed(
+        self,
+        memory: Memory,
+        layer: int,
+        keys: Float64[Tensor, "facts d_in"],
+        values: Float64[Tensor, "facts d_out"],
+        rows: Rows,
+    ) -> Cumulative:
+        """The sums with some facts; those that are written already lose their value of before."""
+        total, start = memory.budgets[layer].total, memory.budgets[layer].start
+        if rows.again:
+            old = memory.facts.values[layer][rows.places]
+            total = total.remove(keys[rows.again], old - keys[rows.again] @ start.mT)
+        chosen = rows.written
+        return total.add(keys[chosen], values[chosen] - keys[chosen] @ start.mT)
+
+    def _spent(self, budget: Budget, energy: float) -> Budget:
+        """The controller's next weight."""
+        first = budget.first or energy
+        spent = energy / (self.budget * first) if first else 0.0
+        return budget._replace(first=first, weight=max(1.0, budget.weight + spent - 1))
 
 
-def control(
-    wish: Wish,
-    rows: Rows,
-    state: State,
-    layer: int,
-    ridge: float,
-    weight: Float64[Tensor, "d_out d_in"],
-    options: StepOptions,
-) -> Written:
-    """The change that all facts ask for together, whatever the weights have become."""
-    held = state.controls[layer]
-    summed = _summed(held, wish.keys, wish.values, rows, state.held, layer)
-    total, energy = summed.solve(ridge * held.weight)
-    step = _process(held.start, options)(total - (weight - held.start))
-    novelty = wish.keys.new_ones(len(wish.keys))
-    return Written(LowRankDelta.of_dense(step), wish.keys[:0], novelty, None, energy)
-
-
-def carried(state: State, update: Update, options: StepOptions, *, accumulate: bool) -> State:
-    """The state of the next batch, once an update stays in the weights."""
-    state = state._replace(errors={**state.errors, **update.errors})
-    if state.anchor is None:
-        state = state._replace(anchor=update.anchor)
-    if not accumulate:
-        return state
-    assert update.ridge is not None
-    rows = Rows.of(update.facts, state.held)
-    controls = {
-        layer: _spent(
-            held._replace(
-                total=_summed(
-                    held, update.keys[layer], update.values[layer], rows, state.held, layer
-                )
-            ),
-            update.energy[layer],
-            options.budget,
-        )
-        for layer, held in state.controls.items()
-    }
-    metrics = {
-        layer: metric.remember(update.memory[layer], update.ridge)
-        if layer in update.memory
-        else metric
-        for layer, metric in state.metrics.items()
-    }
-    held = _hold(state.held, update, rows)
-    written = state.written + update.ids
-    return state._replace(metrics=metrics, written=written, held=held, controls=controls)
-
-
-def _summed(
-    control: Control,
-    keys: Float64[Tensor, "edits d_in"],
-    values: Float64[Tensor, "edits d_out"],
-    rows: Rows,
-    held: Held,
-    layer: int,
-) -> Cumulative:
-    """The sums with these facts; those that are held lose their value of before."""
-    total, start = control.total, control.start
-    if rows.again:
-        old = held.values[layer][rows.places]
-        total = total.remove(keys[rows.again], old - keys[rows.again] @ start.mT)
-    chosen = rows.written
-    return total.add(keys[chosen], values[chosen] - keys[chosen] @ start.mT)
-
-
-def _spent(control: Control, energy: float, budget: float) -> Control:
-    """The controller's next weight."""
-    first = control.first or energy
-    spent = energy / (budget * first) if first else 0.0
-    return control._replace(first=first, weight=max(1.0, control.weight + spent - 1))
-
-
-def _hold(held: Held, update: Update, rows: Rows) -> Held:
-    """The facts that are held after an update."""
-    values: dict[int, Tensor] = {}
-    for layer, asked in update.values.items():
-        before = held.values.get(layer, asked[:0]).clone()
-        before[rows.places] = asked[rows.again]
-        values[layer] = torch.cat([before, asked[rows.new]])
-    assert update.ridge is not None
-    ridge = held.ridges.new_full((len(rows.new),), update.ridge)
-    facts = held.facts + tuple(update.facts[i] for i in rows.new)
-    return Held(facts, torch.cat([held.ridges, ridge]), values)
-
-
-def _process(weight: Float64[Tensor, "d_out d_in"], options: StepOptions) -> Process:
-    if options.process == "bfloat16":
-        return rounded(torch.bfloat16)
-    if options.process == "rect":
-        return largest(weight, options.keep)
-    if options.process == "prune":
-        return compressed(float(torch.linalg.matrix_norm(weight, 2)))
-    return lambda step: step
+def _among(rows: Rows, chosen: list[int]) -> Rows:
+    """The same rows, counted among the chosen edits alone."""
+    at = {i: place for place, i in enumerate(chosen)}
+    return Rows([at[i] for i in rows.new], [at[i] for i in rows.again], rows.places)

@@ -22,34 +22,77 @@ that wait (refresh `stale:T`) is that of the matrix's outputs at their tokens, �
 H‖.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64
 from pydantic import Field
 from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
-from retcon.algebra.preservation import Metric
+from retcon.algebra.preservation import Preservation
 from retcon.algebra.running import normalised, with_rows
 from retcon.algebra.solve import write_keys
 from retcon.edits import Edit
 from retcon.features.gradients import Answers, read_answers
-from retcon.features.targets import Targets, default_micro_batch
-from retcon.method.base import Editor, Features, State, Update
+from retcon.features.targets import default_micro_batch
+from retcon.method.base import NONE, Report, Update
+from retcon.method.entries import method
 from retcon.method.options import Positive
-from retcon.method.registry import method
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+
+# By layer: number, mean and squared deviations of the rows so far.
+Running = Mapping[int, Float64[Tensor, "3 width"]]
+
+
+class GradientFeatures(NamedTuple):
+    """What was read at the tokens of the answers. nll: of each target, before the edit."""
+
+    edits: tuple[Edit, ...]
+    answers: Answers
+    nll: Float[Tensor, " edits"]
+
+    @property
+    def cached(self) -> Bool[Tensor, " edits"]:
+        """False: gradients are not kept."""
+        return torch.zeros(len(self.edits), dtype=torch.bool)
+
+    @property
+    def seconds(self) -> Float[Tensor, " edits"]:
+        """0: all time is shared by edits that are read together."""
+        return torch.zeros(len(self.edits))
+
+    def select(self, rows: slice) -> "GradientFeatures":
+        """The features of some of the edits."""
+        return GradientFeatures(self.edits[rows], self.answers.select(rows), self.nll[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersOnly:
+    """A beginning that depends on nothing but the layers, which are checked."""
+
+    layers: tuple[int, ...]
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> Running:
+        """No row has been seen yet.
+
+        Raises:
+            UnsupportedModel: a layer cannot be edited.
+        """
+        del progress
+        for layer in self.layers:
+            model.site(layer)
+        return NONE
 
 
 @dataclass(frozen=True, kw_only=True)
 class UltraEdit:
     """Normalised gradients at the tokens of the answers, written by one solve a layer.
 
-    Settings as of `ultraedit`.
+    Settings as of `ultraedit`. The state and the increment are the running statistics.
     """
 
     layers: tuple[int, ...]
@@ -59,78 +102,91 @@ class UltraEdit:
     micro_batch: int
     max_batch: int | None = None
 
-    def begin(self, model: ModelHandle, progress: Progress = silent) -> State:
-        """Check the layers; no row has been seen yet.
-
-        Raises:
-            UnsupportedModel: a layer cannot be edited.
-        """
-        del progress
-        for layer in self.layers:
-            model.site(layer)
-        return State((), {}, (), 0)
+    @property
+    def setup(self) -> LayersOnly:
+        """The layers."""
+        return LayersOnly(layers=self.layers)
 
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: State, progress: Progress = silent
-    ) -> Features:
+        self, model: ModelHandle, edits: Sequence[Edit], state: Running, progress: Progress = silent
+    ) -> GradientFeatures:
         """Inputs and gradients at the tokens of the answers, on the weights as they are."""
         del state
         size = self.micro_batch or default_micro_batch(model.outline)
         answers, nll = read_answers(model, edits, self.layers, size, progress)
-        return Features.without_keys(edits, Targets.without_delta(nll, steps=1), answers)
+        return GradientFeatures(tuple(edits), answers, nll)
 
-    def edit(
-        self, model: ModelHandle, features: Features, state: State, progress: Progress = silent
-    ) -> Update:
+    def solve(
+        self, model: ModelHandle, features: GradientFeatures, state: Running,
+        progress: Progress = silent,
+    ) -> Update[Running]:  # fmt: skip
         """Solve for the change of each layer; the model is not touched."""
         del model, progress  # it takes but a moment
         answers = features.answers
-        assert answers is not None
         deltas: dict[int, LowRankDelta] = {}
         running: dict[int, Tensor] = {}
         novelty = answers.owner.new_ones(len(features.edits), dtype=torch.float64)
         reached = novelty
         for layer in self.layers:
-            past = state.running.get(layer) if self.accumulate else None
+            past = state.get(layer) if self.accumulate else None
             value, running[layer] = self._values(answers, layer, past)
             keys = answers.keys[layer]
             every = keys.new_zeros(()).expand(keys.shape[1], keys.shape[1])
-            written = write_keys(keys, Metric.identity(every), self.ridge)
+            written = write_keys(keys, Preservation.identity(every), self.ridge)
             novelty = novelty.scatter_reduce(0, answers.owner, written.novelty, "amin")
             left = value - (keys @ written.rows.mT) @ value
             reached = 1 - _lengths(left, answers) / _lengths(value, answers)
             deltas[layer] = LowRankDelta(
                 left=value.float(), right=written.rows.float(), shared=True
             ).compact()
+        # A fact that is said already has no gradient, so there is nothing to be reached.
+        reached = reached.nan_to_num(nan=1.0)
         return Update(
             ids=tuple(edit.id for edit in features.edits),
             deltas=deltas,
-            memory={},
-            ridge=self.ridge,
-            novelty=novelty,
-            # A fact that is said already has no gradient, so there is nothing to be reached.
-            reached=reached.nan_to_num(nan=1.0),
-            running=running if self.accumulate else {},
+            increment=running if self.accumulate else NONE,
+            report=self._report(features.nll, novelty, reached),
         )
 
-    def carry(self, state: State, update: Update) -> State:
-        """The state of the next batch: the statistics, with this one's rows."""
-        if not self.accumulate:
-            return state
-        return state._replace(
-            running={**state.running, **update.running}, written=state.written + update.ids
-        )
+    def carry(self, state: Running, increment: Running) -> Running:
+        """The statistics with the batch's rows."""
+        return {**state, **increment}
 
-    def drift(self, model: ModelHandle, features: Features) -> Float64[Tensor, " edits"]:
+    def staleness(
+        self, model: ModelHandle, features: GradientFeatures
+    ) -> Float64[Tensor, " edits"]:
         """‖(W − W_τ) H‖ / ‖W_τ H‖ over each edit's tokens, at the layer where it is largest."""
         answers = features.answers
-        assert answers is not None
         moved = [
             _lengths(answers.keys[k] @ model.master(k).double().mT - stood, answers)
             / _lengths(stood, answers)
             for k, stood in answers.outputs.items()
         ]
         return torch.stack(moved).amax(0)
+
+    def settings_alone(self, *, edits_again: bool) -> Mapping[str, object]:
+        """A batch that is alone has no statistics of others."""
+        return {} if edits_again else {"accumulate": False}
+
+    def _report(
+        self,
+        nll: Float[Tensor, " edits"],
+        novelty: Float64[Tensor, " edits"],
+        reached: Float64[Tensor, " edits"],
+    ) -> Report:
+        return Report(
+            batch={
+                "loss": float(nll.mean()),
+                "target_steps": 1.0,
+                "ridge": self.ridge,
+                "reached": float(reached.mean()),
+                "novelty": float(novelty.min()),
+            },
+            edit={
+                "novelty": [round(x, 6) for x in novelty.tolist()],
+                "reached": [round(x, 6) for x in reached.tolist()],
+            },
+        )
 
     def _values(
         self, answers: Answers, layer: int, past: Float64[Tensor, "3 width"] | None
@@ -161,7 +217,7 @@ def ultraedit(
     lr: Positive = 1e-6,
     accumulate: bool = True,
     micro_batch: Annotated[int, Field(ge=0)] = 0,
-) -> Editor:
+) -> UltraEdit:
     """Batches of facts by one gradient each; the fast baseline.
 
     ridge: α, the weight of ‖ΔW‖². lr: how far along the normalised gradient. accumulate: carry the

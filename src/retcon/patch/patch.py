@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import (
@@ -31,8 +31,12 @@ from retcon.edits import Edit
 from retcon.errors import Damaged, InvalidEdit, InvalidPatch, PatchMismatch
 from retcon.model.fingerprints import Weights
 from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
 from retcon.sealed import Owner
 from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from retcon.patch.export import Exported
 
 FORMAT = 1
 # Whose a patch is, its base says; a file may be copied anywhere.
@@ -145,6 +149,36 @@ class Patch:
                 f"for, without other edits saved into its weights; in float16 by retcon.load, "
                 f"since a model that is cast afterwards has other weights."
             )
+
+    def export(
+        self,
+        form: str,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        progress: Progress = silent,
+        **options: object,
+    ) -> "Exported":
+        """Write the patch in a form that other programs read.
+
+        Args:
+            form: `peft`, `gguf`, `merged`, `delta`, or another that a plugin has entered.
+            folder: a new one.
+            model: the base model, by name or folder; the patch's own if nothing is said.
+            options: of the form, by name, as `max_rank=64` of `peft`.
+
+        Raises:
+            UnknownName, InvalidSetting: no such form, or an option that it does not have.
+            NotExportable, PatchMismatch: the patch cannot be written so, or not for that model.
+            StorageError: there is something in the folder already, no space, or no permission.
+        """
+        from retcon.patch.export import export
+
+        return export(
+            self, form, Path(folder), model=model or self.about.model, revision=revision,
+            progress=progress, options=options,
+        )  # fmt: skip
 
     def save(self, path: Path | str) -> None:
         """Write the patch to one file, whole or not at all.

@@ -15,7 +15,6 @@ A batch that trips the guard is looked at before it is written for good: taking 
 bits of before.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Literal
@@ -60,7 +59,7 @@ class Guard:
         return self.action != "off"
 
     def judge(self, untouched: Signals, first: Signals | None, now: Signals) -> str:
-        """What is wrong; empty where nothing is. first: as `first_written` finds it."""
+        """What is wrong; empty where nothing is. first: as `signals.first_written` finds it."""
         moved = growth(untouched, now)
         if not moved <= log(self.perplexity):
             return f"perplexity of ordinary text is {_times(moved)} that of the untouched model"
@@ -75,11 +74,6 @@ class Guard:
         if not dearer <= self.energy:
             return f"a fact costs ordinary text {dearer:.3g} times what it did in the first batch"
         return ""
-
-
-def first_written(seen: Sequence[Signals]) -> Signals | None:
-    """Of the batches that stayed the first that wrote anything; None where none did."""
-    return next((signals for signals in seen if signals.step_norm > 0), None)
 
 
 def _ratio(now: float | None, first: float | None) -> float:

@@ -23,7 +23,7 @@ import torch
 
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import default_micro_batch, kept_numbers
-from retcon.method.presets import Choice
+from retcon.method.presets import Recipe
 from retcon.model.structure import Outline
 
 _SUFFIX, _TARGET = 8, 2
@@ -150,16 +150,16 @@ def _without_targets(
 
 
 def plan(
-    outline: Outline, choice: Choice, edits: int, *, bytes_per_weight: int, rate: float
+    outline: Outline, recipe: Recipe, edits: int, *, bytes_per_weight: int, rate: float
 ) -> Plan:
     """The plan of editing so many facts in one batch at a rate of so many FLOP/s."""
-    found, layers = costs(outline, choice.layers, choice.settings), len(choice.layers)
+    found, layers = costs(outline, recipe.layers, recipe.settings), len(recipe.layers)
     each = found.d_in * (found.d_in + edits + found.d_out)
     return Plan(
         parameters=found.parameters,
         corpus_tokens=found.corpus_tokens,
         gflops=rate / 1e9,
-        memory=_memory(outline, choice, found, edits, bytes_per_weight),
+        memory=_memory(outline, recipe, found, edits, bytes_per_weight),
         target_seconds=edits * found.target / rate,
         solve_seconds=_DOUBLE * 2 * layers * edits * each / rate,
         # Without second moments there is nothing to factor.
@@ -170,13 +170,13 @@ def plan(
 
 
 def _memory(
-    outline: Outline, choice: Choice, found: Costs, edits: int, bytes_per_weight: int
+    outline: Outline, recipe: Recipe, found: Costs, edits: int, bytes_per_weight: int
 ) -> Memory:
-    layers, matrix = len(choice.layers), found.d_in * found.d_out
+    layers, matrix = len(recipe.layers), found.d_in * found.d_out
     master = _MASTER if bytes_per_weight < _MASTER else 0
-    tokens = _whole(choice.settings.get("micro_batch", 0)) or default_micro_batch(outline)
+    tokens = _whole(recipe.settings.get("micro_batch", 0)) or default_micro_batch(outline)
     vocabulary = outline.model.config.get_text_config(decoder=True).vocab_size
-    kept = kept_numbers(outline, behind=max(choice.layers, default=0)) * bytes_per_weight
+    kept = kept_numbers(outline, behind=max(recipe.layers, default=0)) * bytes_per_weight
     return Memory(
         weights=found.parameters * bytes_per_weight,
         moments=found.moment_bytes,

@@ -5,9 +5,9 @@ batch:B           B at a time, each batch on the untouched model
 sequential        one after the other, each on the model that the ones before have made
 sequential-batch:B    the same in batches of B
 adaptive-aimd:B       the same in batches of at least B, which grow while the model holds up, and
-                      where it does not are taken back, halved and written again (`adapting.Aimd`)
+                      where it does not are taken back, halved and written again (`rules.aimd`)
 adaptive-energy:B     the same in batches of at most B, which end where facts get into each other's
-                      way (`adapting.compatible`)
+                      way (`rules.energy`); other rules likewise (`rules`)
 
 Where they stay, a refresh rule says on which weights their targets are made.
 
@@ -17,23 +17,19 @@ stale:T        on those of some batch before, until the values of the facts that
                more than the share T of their targets (in nine of ten facts, by less), or none waits
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TypeVar
 
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.run.guard import Guard
-
-T = TypeVar("T")
+from retcon.run.rules import RULES, BatchRule
 
 # More facts than any run has, and how many wait for one refresh where targets go stale.
 _ALL, _WINDOW = 2**40, 256
 
-_RULED = ("adaptive-aimd", "adaptive-energy")
-_NAMES = ("single", "batch:B", "sequential", "sequential-batch:B", *(f"{r}:B" for r in _RULED))
-
-
+_FIXED, _ADAPTIVE = "fixed", "adaptive-"
+REGIMES = ("single", "batch", "sequential", "sequential-batch")
+_NAMES = ("single", "batch:B", "sequential", "sequential-batch:B")
 _RULES = ("each-batch", "never", "stale:T")
 
 
@@ -98,16 +94,20 @@ UNGUARDED = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """batch_size: edits in one update. carry: earlier updates stay in the weights.
+    """How edits are written.
 
-    refresh: when targets are made anew; it matters only where edits are carried. rule: by which
-    the batch size adapts, `aimd` or `energy`, or none; batch_size is the smallest, or the largest.
+    Attributes:
+        batch_size: edits in one update; of a rule that adapts it, the size that it begins with.
+        carry: earlier updates stay in the weights.
+        refresh: when targets are made anew; it matters only where edits are carried.
+        rule: the name of the rule by which the batch size adapts.
+        guard: what watches the model on the way.
     """
 
     batch_size: int
     carry: bool
     refresh: Refresh = EACH_BATCH
-    rule: str = ""
+    rule: str = _FIXED
     guard: Guard = UNGUARDED
 
     @classmethod
@@ -139,14 +139,17 @@ class Schedule:
         rule = Refresh.parse(refresh)
         if name in ("single", "sequential") and not size:
             return cls(batch_size=1, carry=name == "sequential", refresh=rule)
-        if name not in ("batch", "sequential-batch", *_RULED):
-            raise UnknownName.among("schedule", text, _NAMES)
+        ruled = name.removeprefix(_ADAPTIVE)
+        adapts = name in adaptive_names()
+        if name not in ("batch", "sequential-batch") and not adapts:
+            known = (*_NAMES, *(f"{adaptive}:B" for adaptive in adaptive_names()))
+            raise UnknownName.among("schedule", text, known)
         if not size.isdecimal() or int(size) < 1:
             raise InvalidSetting(
                 f"The schedule {name!r} needs a batch size, as in {name}:64; found {size!r}."
             )
-        ruled = name.removeprefix("adaptive-") if name in _RULED else ""
-        return cls(batch_size=int(size), carry=name != "batch", refresh=rule, rule=ruled)
+        adapted = ruled if adapts else _FIXED
+        return cls(batch_size=int(size), carry=name != "batch", refresh=rule, rule=adapted)
 
     def carried(self) -> "Schedule":
         """The same, if its edits stay.
@@ -162,13 +165,23 @@ class Schedule:
         return self
 
     def __str__(self) -> str:
-        if self.rule:
-            return f"adaptive-{self.rule}:{self.batch_size}"
+        if self.adapts:
+            return f"{_ADAPTIVE}{self.rule}:{self.batch_size}"
         if self.batch_size == 1:
             return "sequential" if self.carry else "single"
         return f"{'sequential-batch' if self.carry else 'batch'}:{self.batch_size}"
 
-    def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
-        """The items in portions, in their order; the last may be smaller."""
-        for start in range(0, len(items), self.batch_size):
-            yield items[start : start + self.batch_size]
+    @property
+    def adapts(self) -> bool:
+        """Whether the batch size does."""
+        return self.rule != _FIXED
+
+    @property
+    def batch_rule(self) -> BatchRule:
+        """The rule for the size of batches."""
+        return RULES.find(self.rule)(self.batch_size)
+
+
+def adaptive_names() -> tuple[str, ...]:
+    """The names of all schedules whose batch size adapts, without it."""
+    return tuple(f"{_ADAPTIVE}{name}" for name in RULES.all() if name != _FIXED)

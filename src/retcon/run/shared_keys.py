@@ -15,8 +15,7 @@ from typing import NamedTuple
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, RetconWarning
 from retcon.features.contexts import locate
-from retcon.method.base import Editor
-from retcon.method.locate_then_edit import LocateThenEdit
+from retcon.method.base import WritesKeys
 from retcon.model.tokens import Tokens
 from retcon.run.schedule import Schedule
 
@@ -36,7 +35,7 @@ class Clash(NamedTuple):
 
 
 def check_keys(
-    tokens: Tokens, editor: Editor, edits: Sequence[Edit], schedule: Schedule
+    tokens: Tokens, method: object, edits: Sequence[Edit], schedule: Schedule
 ) -> tuple[Clash, ...]:
     """The facts that a run writes over one another.
 
@@ -48,7 +47,7 @@ def check_keys(
         located = locate(tokens, edit, "")
         return located.ids[: located.lookup + 1]
 
-    found = clashes(editor, edits, schedule, grouped(edits, key))
+    found = clashes(method, edits, schedule, grouped(edits, key))
     hard = [clash for clash in found if clash.refused]
     if hard:
         raise CollidingEdits(
@@ -59,10 +58,10 @@ def check_keys(
     return found
 
 
-def warned_of(editor: Editor, found: tuple[Clash, ...]) -> tuple[Clash, ...]:
+def warned_of(method: object, found: tuple[Clash, ...]) -> tuple[Clash, ...]:
     """The same, after a warning that names them, where there are any."""
     if found:
-        warnings.warn(explained(editor, found), RetconWarning, stacklevel=3)
+        warnings.warn(explained(method, found), RetconWarning, stacklevel=3)
     return found
 
 
@@ -78,13 +77,13 @@ def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list
 
 
 def clashes(
-    editor: Editor, edits: Sequence[Edit], schedule: Schedule, groups: Sequence[list[int]]
+    method: object, edits: Sequence[Edit], schedule: Schedule, groups: Sequence[list[int]]
 ) -> tuple[Clash, ...]:
     """Which edits get into each other's way, of groups with one key."""
-    if not isinstance(editor, LocateThenEdit):
+    if not isinstance(method, WritesKeys):
         return ()
     met = [part for group in groups for part in _meeting(group, schedule)]
-    found = [_clash(editor, edits, part, schedule) for part in met]
+    found = [_clash(method, edits, part, schedule) for part in met]
     return tuple(clash for clash in found if clash is not None)
 
 
@@ -98,18 +97,18 @@ def _meeting(places: list[int], schedule: Schedule) -> Iterator[list[int]]:
 
 
 def _clash(
-    editor: LocateThenEdit, edits: Sequence[Edit], places: list[int], schedule: Schedule
+    method: WritesKeys, edits: Sequence[Edit], places: list[int], schedule: Schedule
 ) -> Clash | None:
     """What becomes of edits with one key in one model; None where none gets in another's way."""
     chosen = tuple(edits[place] for place in places)
     # Batches that adapt may part any two.
-    size = 1 if schedule.rule else schedule.batch_size
+    size = 1 if schedule.adapts else schedule.batch_size
     batches = len({place // size for place in places})
-    merged = editor.residuals.merge_subjects and len({edit.head for edit in chosen}) == 1
+    merged = method.merge_subjects and len({edit.head for edit in chosen}) == 1
     # Of those in one batch, a merged target is written once.
     solved = batches if merged else len(chosen)
-    remembered = schedule.carry and editor.accumulate
-    if editor.ridge == 0 and solved > (1 if remembered else batches):
+    remembered = schedule.carry and method.accumulate
+    if method.ridge == 0 and solved > (1 if remembered else batches):
         return Clash(chosen, True, batches)
     made = len({place // schedule.refresh.ahead(size) for place in places})
     if len({edit.fact for edit in chosen}) == 1 or (merged and made == 1):
@@ -117,12 +116,12 @@ def _clash(
     return Clash(chosen, False, batches)
 
 
-def explained(editor: Editor, found: Collection[Clash]) -> str:
+def explained(method: object, found: Collection[Clash]) -> str:
     """Which facts they are, what becomes of them, and what to do."""
-    assert isinstance(editor, LocateThenEdit)
+    assert isinstance(method, WritesKeys)
     if any(clash.refused for clash in found):
         return f"{named(found)} A hard constraint (ridge 0) cannot write two values at one key."
-    if editor.residuals.merge_subjects:
+    if method.merge_subjects:
         return (
             f"{named(found)} merge_subjects makes one target for those whose targets are made "
             f"together, and these are in several batches, of which the last counts. Put them into "
@@ -131,7 +130,7 @@ def explained(editor: Editor, found: Collection[Clash]) -> str:
     lost = (
         "What is written is a mean of what they ask for, and as a rule none of them is said "
         "afterwards."
-        if editor.accumulate or any(clash.batches < len(clash.edits) for clash in found)
+        if method.accumulate or any(clash.batches < len(clash.edits) for clash in found)
         else "The last of them counts, and those before it are lost."
     )
     return (

@@ -1,17 +1,20 @@
-"""What a probe of a model in the middle of its edits tells. No torch here."""
+"""Numbers that a monitor reads of a model in the middle of its edits. No torch here."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Signals(NamedTuple):
-    """What a probe has seen.
+    """One reading.
 
-    log_perplexity: of ordinary text, in nats per token; infinite where it is not finite.
-    efficacy: share of the facts that are being written which the model says. retention: the same
-    of a sample of those written earlier. Of no facts either is None. step_norm: ‖ΔW‖/√n of the
-    batch, of the layer where it is largest. energy: tr(D M₀ Dᵀ) of the whole change D, the sum over
-    layers; None where the method has no metric M₀. facts: so many are in D, counted from the first
-    batch on that wrote anything.
+    Attributes:
+        log_perplexity: of ordinary text, in nats per token; infinite where it is not finite.
+        efficacy: share of the facts that are being written which the model says; None of no facts.
+        retention: the same of a sample of those written earlier.
+        step_norm: ‖ΔW‖/√n of the batch, of the layer where it is largest.
+        energy: tr(D M₀ Dᵀ) of the whole change D, the sum over layers; None where the method does
+            not weigh changes.
+        facts: so many are in D, counted from the first batch on that wrote anything.
     """
 
     log_perplexity: float
@@ -30,3 +33,8 @@ class Signals(NamedTuple):
 def growth(before: Signals, after: Signals) -> float:
     """By how many nats a token of ordinary text has become less probable."""
     return after.log_perplexity - before.log_perplexity
+
+
+def first_written(readings: Sequence[Signals]) -> Signals | None:
+    """The first reading after a batch that wrote anything; None where none did."""
+    return next((signals for signals in readings if signals.step_norm > 0), None)

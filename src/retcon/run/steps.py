@@ -1,6 +1,6 @@
-"""What a batch is, once it is solved, and what is kept of it to go on later."""
+"""A batch, once it is solved: what it is made of, and what is kept of it to go on later."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retcon.edits import Edit
 from retcon.method.base import Features, Update
@@ -8,23 +8,35 @@ from retcon.run.signals import Signals
 
 
 class Step(NamedTuple):
-    """One batch, solved: what it is made of and what it took.
+    """One batch, solved.
 
-    index: of the batch. at: edits written when it is. refreshed: whether targets were made for it,
-    rather than taken from those that waited. staleness: of these, just before (None: none waited).
-    seconds: for features and solve, and for the probe where there is one, without scoring; a target
-    that was cached counts with what it took when it was optimised, and one that waited with the
-    batch it was made for.
-    signals: of the probe, where a guard or a rule has one. next_size: of the next batch. tried: how
-    many larger ones were taken back before. note: why, or what the guard has seen. last: whether
-    the run ends with it. undone: whether the guard has taken it back; it is in no weights then.
+    Attributes:
+        index: of the batch.
+        at: edits written when it is.
+        edits: its edits.
+        update: the change it asks for.
+        features: what was read for it.
+        state: the method's, once it is in the weights. Where batches are not carried, only methods
+            that rewrite prompts have another one than at the beginning.
+        refreshed: whether features were read for it, rather than taken from those that waited.
+        staleness: of these, just before; None where none waited.
+        seconds: for features and solve, and for the monitor where there is one, without scoring. A
+            target that was cached counts with what it took when it was optimised, and one that
+            waited with the batch it was made for.
+        signals: of the monitor, where a guard or a rule has one.
+        next_size: of the next batch.
+        tried: how many larger batches were taken back before.
+        note: why, or what the guard has seen.
+        last: whether the run ends with it.
+        undone: whether the guard has taken it back; it is in no weights then.
     """
 
     index: int
     at: int
     edits: tuple[Edit, ...]
-    update: Update
+    update: Update[Any]
     features: Features
+    state: Any
     refreshed: bool
     staleness: float | None
     seconds: float
@@ -45,18 +57,18 @@ class Step(NamedTuple):
 class Past(NamedTuple):
     """A step of an earlier run, to be written again without being solved again."""
 
-    update: Update
+    update: Update[Any]
     refreshed: bool
     signals: Signals | None = None
     next_size: int = 0
 
 
-def shared_seconds(found: Features, took: float) -> float:
-    """Seconds per edit of what is no target's, and so shared by all that were read together."""
-    now = ~found.targets.cached
-    return (took - float(found.targets.seconds[now].sum())) / len(found.edits)
+def shared_seconds(features: Features, took: float) -> float:
+    """Seconds per edit of what is no edit's own, and so shared by all that were read together."""
+    now = ~features.cached
+    return (took - float(features.seconds[now].sum())) / len(features.edits)
 
 
 def own_seconds(part: Features, shared: float) -> float:
-    """What the features of some edits took."""
-    return float(part.targets.seconds.sum()) + shared * len(part.edits)
+    """Seconds that the features of some edits took."""
+    return float(part.seconds.sum()) + shared * len(part.edits)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
-from retcon.method.registry import methods
+from retcon.method.entries import methods
 from retcon.model.handle import ModelHandle
 from retcon.patch.ledger import Entry, Ledger, Undoing
 from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
-from retcon.run.making import edit
+from retcon.run.edit import edit
 from retcon.run.schedule import Schedule
 from retcon.scoring.metrics import summarise
 from retcon.scoring.score import score_cases

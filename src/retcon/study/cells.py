@@ -3,9 +3,10 @@
 import hashlib
 import json
 
-from retcon.data.zsre import ZsreTarget
+from pydantic import Field, model_validator
+
 from retcon.run.schedule import Schedule
-from retcon.study.points import Frozen, Order, Split
+from retcon.study.points import Frozen, Order, Split, renamed_option
 
 # One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
@@ -43,8 +44,13 @@ class Cell(Frozen):
     score: int
     generation: bool
     general: str | None = None
-    zsre_target: ZsreTarget = "answers"
+    data_options: dict[str, object] = Field(default_factory=dict)
     edits_again: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, said: object) -> object:
+        return renamed_option(said, "data_options")
 
     @property
     def id(self) -> str:
@@ -59,42 +65,17 @@ class Cell(Frozen):
         """The schedule, with its refresh rule."""
         return Schedule.parse(self.schedule, self.refresh)
 
-    def canonical(self) -> "Cell":
-        """The one cell of all that give the same rows.
+    def alone(self) -> "Cell | None":
+        """The cell of all that give the same rows because no batch meets another; or None.
 
-        Without carried edits there is nothing to accumulate or to refresh. Yet a budget needs
-        `accumulate`, and of two edits of one fact in a batch the last counts only with it, so
-        there it stays as it was said. A batch that holds all facts is the only one, so it is
-        carried and not carried at once: it is called carried, because it has final scores.
+        A batch that holds all facts is the only one, so it is carried and not carried at once: it
+        is called carried, because it has final scores. Without carried edits nothing is refreshed.
         """
         plan = self.plan
-        if plan.rule:
-            return self
+        if plan.adapts:
+            return None
         if plan.batch_size >= self.n:
             plan = Schedule(batch_size=self.n, carry=True)
         if plan.carry and plan.batch_size < self.n:
-            return self
-        alone: dict[str, object] = {"schedule": str(plan), "refresh": "each-batch"}
-        # A method that cannot be told not to accumulate has but one cell as it is.
-        if "accumulate" in self.settings and not (self.edits_again or _budget(self.editor)):
-            alone["editor"] = {**self.editor, "accumulate": False}
-            alone["settings"] = {**self.settings, "accumulate": False}
-        return self.model_copy(update=alone)
-
-
-def begun_from(cell: Cell) -> list[object]:
-    """What the state depends on that an editor begins with: cells that share it share the state."""
-    own = cell.editor
-    shared = [own.get(name) for name in ("kind", "contexts", "moments", "metric", "bound")]
-    metric, step = own.get("metric"), own.get("step")
-    # W₀ is kept where steps are bounded by it.
-    bounded = isinstance(step, dict) and step.get("process") == "prune"
-    # The norm's penalty is a part of the metric, in units of the ridge.
-    ridge = own.get("ridge") if isinstance(metric, dict) and "plain" in metric else None
-    return [cell.fingerprint, cell.dtype, cell.layers, *shared, _budget(own), bounded, ridge]
-
-
-def _budget(editor: dict[str, object]) -> bool:
-    """Whether all facts are solved for anew with each batch."""
-    step = editor.get("step")
-    return isinstance(step, dict) and "budget" in step
+            return None
+        return self.model_copy(update={"schedule": str(plan), "refresh": "each-batch"})

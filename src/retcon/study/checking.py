@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retcon.errors import InvalidStudy, RetconError, UnknownName
-from retcon.method.registry import Method, find_method
+from retcon.method.base import check_batch
+from retcon.method.entries import MethodEntry, find_method
 from retcon.model.load import find_dtype
+from retcon.run.driver import check_rule
 from retcon.run.schedule import Refresh
-from retcon.run.session import check_batch, check_rule
 from retcon.study.planning import schedule_of
 from retcon.study.spec import Entry, Spec, located
 from retcon.study.tuning import candidates_of
@@ -59,12 +60,12 @@ class _Check:
             settings["ridge"] = candidates[0]
         self._check_settings(method, settings)
         with self._at("settings"):
-            editor = method.build(entry.layers or (0,), settings)
+            built = method.build(entry.layers or (0,), settings)
         with self._at("schedule"):
-            check_batch(editor, entry.batch_size)
-            check_rule(editor, schedule_of(entry))
+            check_batch(built, entry.batch_size)
+            check_rule(built, schedule_of(entry))
 
-    def _check_settings(self, method: Method, settings: dict[str, object]) -> None:
+    def _check_settings(self, method: MethodEntry, settings: dict[str, object]) -> None:
         known = method.settings()
         for name, value in settings.items():
             with self._at("settings", name):

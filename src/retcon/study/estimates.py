@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from retcon.edits import Case
+from retcon.method.base import Shares
+from retcon.method.entries import find_method
 from retcon.model.load import find_dtype
 from retcon.run.planning import Costs, costs
 from retcon.scoring.suites import General
@@ -141,10 +143,8 @@ class _Ledger:
 
 def _own_rows(cell: Cell) -> bool:
     """Whether a change has a row for each edit."""
-    step = cell.editor.get("step")
-    return cell.editor.get("kind") != "FineTune" and not (
-        isinstance(step, dict) and step.keys() & {"process", "budget"}
-    )
+    method = find_method(cell.method).build(cell.layers, cell.settings)
+    return not (isinstance(method, Shares) and method.shares_rows)
 
 
 def _prompts(case: Case) -> int:

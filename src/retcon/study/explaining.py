@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _COUNT, _FROM_0 = "a whole number, 1 or more", "a whole number, 0 or more"
-_REGIMES = "single, batch, sequential, sequential-batch, adaptive-aimd or adaptive-energy"
+_REGIMES = "single, batch, sequential, sequential-batch or adaptive- and the name of a batch rule"
 # What a key takes, where a list of it spans an axis.
 _AXES: Mapping[str, str] = {
     "n": _COUNT, "batch_size": f"{_COUNT}, or n", "seed": "a whole number",
@@ -24,11 +24,13 @@ _TAKES: Mapping[str, str] = {
     "sha256": "a text in quotes",
     "layers": "a list of layers, or a list of such lists",
     "when": "a list of pre, immediate, final and retention",
+    "options": "options of the data set by name, as in {target: alt}",
     "settings": "settings by name, as in {ridge: 300}",
     "generation": "true or false",
     "unique_subjects": "true or false: whether only one fact of a subject is kept",
     "ridges": "a list of 1 to 100 numbers, 0 or more",
     "threads": _COUNT,
+    "plugins": "a list of Python files, beside the study file",
     "blocks": "a list of blocks, each with a name and what it spans",
     "tuning": "ridges, n and score",
     "data": "cases and unique_subjects",

@@ -137,11 +137,11 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         _check_same(wanted, found)
-        facts = read_facts(path, zsre_target=wanted.zsre_target, skip_bad=wanted.skip_bad)
+        facts = read_facts(path, options=wanted.options, skip_bad=wanted.skip_bad)
     tail = spec.tuning.n if spec.tuning else 0
     about = Data(
         cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects,
-        zsre_target=wanted.zsre_target, facts=len(facts.cases), skipped=len(facts.skipped),
+        options=dict(facts.options), facts=len(facts.cases), skipped=len(facts.skipped),
     )  # fmt: skip
     return Facts(about, tuple(facts.cases), tail)
 

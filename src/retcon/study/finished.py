@@ -44,7 +44,7 @@ class FinishedCell(Protocol):
         ...
 
     def steps(self) -> list[dict[str, Any]]:
-        """The record of each batch (`run.trial.StepRecord`)."""
+        """The record of each batch (`run.record.StepRecord`)."""
         ...
 
     def examples(self) -> list[dict[str, str | None]]:

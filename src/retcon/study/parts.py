@@ -4,10 +4,7 @@ The factors of its change and what later batches must know of it where edits are
 rows and records that were taken; sealed as a part of its cell.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +15,16 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
-from retcon.edits import Edit
 from retcon.errors import Damaged
 from retcon.method.base import Update
+from retcon.run.looks import Stage
 from retcon.run.signals import Signals
 from retcon.run.steps import Past, Step
-from retcon.run.trial import Seen, StepRecord
 from retcon.scoring.readings import Checkpoint
 from retcon.scoring.rows import Row
 from retcon.sealed import Owner
-from retcon.sealed_tensors import Tensors, open_tensors, save_tensors
+from retcon.sealed_tensors import open_tensors, save_tensors
+from retcon.study.increments import decode, encode
 
 ROW_SCHEMA = pl.Schema(
     {
@@ -68,7 +65,7 @@ class Part(NamedTuple):
     """
 
     past: list[Past]
-    records: list[StepRecord]
+    records: list[dict[str, Any]]
     rows: pl.DataFrame
     end: End | None
     reading: Checkpoint | None = None
@@ -77,7 +74,7 @@ class Part(NamedTuple):
 def write_part(
     target: Path,
     owner: Owner,
-    seen: Seen,
+    seen: Stage,
     *,
     carried: bool,
     end: End | None,
@@ -89,19 +86,17 @@ def write_part(
         StorageError: no space, or no permission.
     """
     tensors = {"rows": _bytes_of(frame(seen.rows))}
-    for i, step in enumerate(seen.steps):
-        kept = step.update if carried else _scored(step.update)
-        tensors |= {f"{i}.{k}": v for k, v in _tensors(kept).items()}
+    records = [record.as_json() for record in seen.records]
     about = {
         "first": owner["first"],
-        "records": [record._asdict() for record in seen.records],
-        "updates": [_said(step) for step in seen.steps],
+        "records": records,
+        "steps": [_encoded(i, step, tensors, carried=carried) for i, step in enumerate(seen.steps)],
         "end": end,
         "reading": reading,
     }
     save_tensors(target, tensors, owner, about, sync=True)
     # What it takes to write them again is on the disk, and need not be in memory.
-    return Part([], seen.records, frame(seen.rows), end, reading)
+    return Part([], records, frame(seen.rows), end, reading)
 
 
 def frame(rows: Sequence[Row]) -> pl.DataFrame:
@@ -115,34 +110,19 @@ def _bytes_of(frame: pl.DataFrame) -> Tensor:
     return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
 
 
-def _scored(update: Update) -> Update:
-    """What is kept of an update that no other builds on."""
-    return Update(update.ids, {}, {}, update.ridge, update.novelty, update.reached)
-
-
-# What an update holds by layer, beside the factors of its change.
-_BY_LAYER = ("memory", "keys", "values", "errors", "running")
-
-
-def _said(step: Step) -> dict[str, Any]:
-    """What is kept of a step beside its tensors."""
+def _encoded(
+    number: int, step: Step, tensors: dict[str, Tensor], *, carried: bool
+) -> dict[str, Any]:
+    """What it takes to write a step again; of one that is not carried, only whose it was."""
     update = step.update
-    return {
-        "ids": update.ids, "ridge": update.ridge, "refreshed": step.refreshed,
-        "facts": update.facts, "energy": dict(update.energy), "anchor": update.anchor,
-        "shared": any(delta.shared for delta in update.deltas.values()),
-        "kept": [asdict(edit) for edit in update.kept],
-        "signals": step.signals, "next_size": step.next_size,
-    }  # fmt: skip
-
-
-def _tensors(update: Update) -> dict[str, Tensor]:
-    found = {"novelty": update.novelty, "reached": update.reached}
-    for layer, delta in update.deltas.items():
-        found |= {f"left.{layer}": delta.left, f"right.{layer}": delta.right}
-    for name in _BY_LAYER:
-        found |= {f"{name}.{layer}": rows for layer, rows in getattr(update, name).items()}
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+    kept = Past(update if carried else Update(update.ids, {}, None), step.refreshed)
+    about: dict[str, Any] = {"ids": update.ids, "refreshed": step.refreshed, "layers": {}}
+    for layer, delta in kept.update.deltas.items():
+        names = {side: f"{number}.{side}.{layer}" for side in ("left", "right")}
+        tensors |= {name: getattr(delta, side).cpu().contiguous() for side, name in names.items()}
+        about["layers"][layer] = {**names, "shared": delta.shared}
+    about["increment"] = encode(kept.update.increment, tensors, f"{number}.increment")
+    return {**about, "signals": step.signals, "next_size": step.next_size}
 
 
 def part_of(cell: str, first: int) -> Owner:
@@ -158,57 +138,28 @@ def load_part(path: Path, cell: str) -> tuple[int, Part]:
     """
     with open_tensors(path, {"kind": "part", "cell": cell}) as opened:
         tensors = opened.read_all()
-        about = opened.about if opened.sealed else _unsealed(opened, tensors)
+        about = opened.about
+        if "steps" not in about:
+            raise Damaged(f"{opened.path} was written by an earlier Retcon.")
         return about["first"], _part(about, tensors)
-
-
-def _unsealed(opened: Tensors, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a part says that has a checksum of an earlier kind."""
-    about = json.loads(opened.metadata["about"])
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in opened.names:
-        digest.update(name.encode())
-        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
-    if digest.hexdigest() != opened.metadata["sha256"]:
-        raise Damaged(f"{opened.path} is not what was written: its digest does not match.")
-    return about
 
 
 def _part(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
     rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
-    records = [_record(said) for said in about["records"]]
     end = None if about["end"] is None else End(*about["end"])
     said = about.get("reading")
     reading = None if said is None else TypeAdapter(Checkpoint).validate_python(said)
-    return Part(list(_past(about, tensors)), records, rows, end, reading)
+    past = [_past(step, tensors) for step in about["steps"]]
+    return Part(past, about["records"], rows, end, reading)
 
 
-def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Past]:
-    for i, said in enumerate(about["updates"]):
-        own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
-        layers = sorted(int(k.removeprefix("left.")) for k in own if k.startswith("left."))
-        shared = bool(said["shared"])
-        deltas = {
-            n: LowRankDelta(left=own[f"left.{n}"], right=own[f"right.{n}"], shared=shared)
-            for n in layers
-        }
-        groups: dict[str, Any] = {
-            name: {n: own[f"{name}.{n}"] for n in layers if f"{name}.{n}" in own}
-            for name in _BY_LAYER
-        }
-        update = Update(
-            ids=tuple(said["ids"]), deltas=deltas, ridge=said["ridge"], novelty=own["novelty"],
-            reached=own["reached"], facts=tuple(said["facts"]), anchor=said["anchor"],
-            energy={int(k): v for k, v in said["energy"].items()},
-            kept=tuple(Edit(**edit) for edit in said["kept"]), **groups,
-        )  # fmt: skip
-        signals = None if said["signals"] is None else Signals(*said["signals"])
-        yield Past(update, bool(said["refreshed"]), signals, int(said["next_size"]))
-
-
-def _record(said: Mapping[str, Any]) -> StepRecord:
-    """A record as it was: JSON turns the layers that are keys into text."""
-    layered = ("delta_norm", "total_norm", "weight_norm", "energy", "directions")
-    by_layer = {name: said[name] and {int(k): v for k, v in said[name].items()} for name in layered}
-    values: dict[str, Any] = {**said, **by_layer}
-    return StepRecord(**values)
+def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Past:
+    deltas = {
+        int(layer): LowRankDelta(
+            left=tensors[own["left"]], right=tensors[own["right"]], shared=own["shared"]
+        )
+        for layer, own in about["layers"].items()
+    }
+    update = Update(tuple(about["ids"]), deltas, decode(about["increment"], tensors))
+    signals = None if about["signals"] is None else Signals(*about["signals"])
+    return Past(update, bool(about["refreshed"]), signals, int(about["next_size"]))

@@ -15,19 +15,21 @@ from typing import Any, NamedTuple
 
 from retcon.data.corpus import FileCorpus, parse_corpus
 from retcon.errors import InvalidStudy, RetconError, RetconWarning
-from retcon.method.base import Editor
-from retcon.method.presets import choose
+from retcon.method.base import Accumulates, Alone, Method, Regularised, check_batch
+from retcon.method.entries import find_method
+from retcon.method.identity import identity
+from retcon.method.presets import resolve
 from retcon.model.load import find_dtype, outline
 from retcon.model.structure import Outline
+from retcon.registry import plugin_digest
+from retcon.run.driver import check_rule
 from retcon.run.schedule import Refresh, Schedule
-from retcon.run.session import check_batch, check_rule
 from retcon.run.shared_keys import clashes, explained
 from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point, carries
 from retcon.study.reading import Data, Model, Tuned, TuningRule
-from retcon.study.slots import slots
 from retcon.study.spec import MOST_PLACES, Entry, Spec
 from retcon.study.tuning import RULE, WHOM, Tuning, candidates_of, name_of, no_score
 
@@ -77,6 +79,11 @@ class Plan:
         }
         found = {name: parse_corpus(name) for name in sorted(names)}
         return {name: each.identity for name, each in found.items() if isinstance(each, FileCorpus)}
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Of each plugin that the file names, its sha256."""
+        return {name: plugin_digest(Path(name).stem) for name in self.spec.plugins}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -189,30 +196,30 @@ class _Planner:
         if tuning is not None:
             settings["ridge"] = known
         schedule = schedule_of(entry)
-        cell, editor = self._cell(entry, settings, str(schedule))
-        check_batch(editor, entry.batch_size)
-        check_rule(editor, schedule)
+        cell, method = self._cell(entry, settings, str(schedule))
+        check_batch(method, entry.batch_size)
+        check_rule(method, schedule)
         # A method that writes no weight is told at the layers that were named.
         layers = cell.layers or entry.layers or (0,)
         capacity = outline_of(entry.model).site(layers[0]).d_in
-        refused = _refusal(editor, entry, schedule, capacity)
+        refused = _refusal(method, entry, schedule, capacity)
         ready = refused is None and (tuning is None or ridge is not None)
         seen = cell.fingerprint != UNSEEN
         point = Point(
             **entry.model_dump(exclude={"layers", "settings"}),
             layers=layers,
             settings=settings if ready else entry.settings,
-            ridge=editor.ridge if ready or tuning is None else None,
+            ridge=_ridge_of(method) if ready or tuning is None else None,
             tuned=tuning is not None,
-            accumulate=editor.accumulate,
+            accumulate=_accumulates(method),
             capacity=capacity,
             cell=cell.id if ready and seen else None,
             refused=refused,
         )
-        shared = self._shared(entry, editor, schedule) if refused is None else ""
+        shared = self._shared(entry, method, schedule) if refused is None else ""
         return Place(point, cell if ready else None, tuning if refused is None else None, shared)
 
-    def _shared(self, entry: Entry, editor: Editor, schedule: Schedule) -> str:
+    def _shared(self, entry: Entry, method: Method[Any, Any, Any], schedule: Schedule) -> str:
         """What is to be said of facts with one key, as far as their texts tell."""
         groups = self.facts.shared_heads(entry.n, entry.seed, entry.order, "head")
         if not groups:
@@ -220,8 +227,8 @@ class _Planner:
         picked = self.facts.pick(
             n=entry.n, seed=entry.seed, order=entry.order, score=1, split="head"
         )
-        found = clashes(editor, [case.edit for case in picked.cases], schedule, groups)
-        return explained(editor, found) if found else ""
+        found = clashes(method, [case.edit for case in picked.cases], schedule, groups)
+        return explained(method, found) if found else ""
 
     def _ridge(self, tuning: Tuning) -> float | None:
         middle = tuning.ridges[len(tuning.ridges) // 2] if self.guess else None
@@ -229,34 +236,33 @@ class _Planner:
 
     def _cell(
         self, entry: Entry, settings: Mapping[str, Any], schedule: str, **changes: Any
-    ) -> tuple[Cell, Editor]:
+    ) -> tuple[Cell, Method[Any, Any, Any]]:
         """What an entry comes to with some settings."""
         refresh = str(Refresh.parse(entry.refresh))
-        choice = choose(
+        recipe = resolve(
             outline_of(entry.model), method=entry.method, layers=entry.layers, settings=settings
         )
-        editor = choice.method.build(choice.layers, choice.settings)
         kept = {"dtype", "n", "seed", "order", "when", "score", "generation"}
         read = None if entry.general is None else self.general[entry.general].identity
         values: dict[str, Any] = {**entry.model_dump(include=kept), "general": read, **changes}
         cell = Cell(
             **values,
+            settings=recipe.settings,
+            editor=_identity(recipe.build()),
             name=entry.model,
-            method=choice.method.name,
-            settings=choice.settings,
+            method=recipe.name,
             fingerprint=self.models[entry.model, entry.dtype].fingerprint,
-            layers=choice.layers,
-            editor=json.loads(json.dumps(slots(editor))),
+            layers=recipe.layers,
             data=self.facts.about.sha256,
             unique_subjects=self.facts.about.unique_subjects,
-            zsre_target=self.facts.about.zsre_target,
+            data_options=self.facts.about.options,
             edits_again=self.facts.edits_again(
                 n=values["n"], seed=values["seed"], split=values.get("split", "head")
             ),
             schedule=schedule,
             refresh=refresh,
         )
-        return cell.canonical(), editor
+        return canonical(cell), recipe.build()
 
     def _tuning(self, entry: Entry, ridges: tuple[float, ...]) -> Tuning:
         """The cells by which an entry's ridge is chosen: carried ones where its facts are."""
@@ -294,15 +300,47 @@ class _Planner:
             raise InvalidStudy(no_score(self.facts.about.cases))
 
 
-def _refusal(editor: Editor, entry: Entry, schedule: Schedule, capacity: int) -> str | None:
+def canonical(cell: Cell) -> Cell:
+    """The one cell of all that give the same rows."""
+    alone, entry = cell.alone(), find_method(cell.method)
+    method = entry.build(cell.layers, cell.settings)
+    if alone is None or not isinstance(method, Alone):
+        return alone or cell
+    alike = method.settings_alone(edits_again=cell.edits_again)
+    settings = {**cell.settings, **{k: v for k, v in alike.items() if k in cell.settings}}
+    before, after = _identity(method), _identity(entry.build(cell.layers, settings))
+    # What else the cell says of its method stays: it may be of an earlier Retcon.
+    kept = {k: v for k, v in cell.editor.items() if k in after or k not in before}
+    changed = {k: v for k, v in after.items() if k in alike or before.get(k) != v}
+    return alone.model_copy(update={"settings": settings, "editor": {**kept, **changed}})
+
+
+def _identity(method: Method[Any, Any, Any]) -> dict[str, Any]:
+    """A method's part of a cell's identity, as JSON gives it back."""
+    return json.loads(json.dumps(identity(method)))
+
+
+def _refusal(
+    method: Method[Any, Any, Any], entry: Entry, schedule: Schedule, capacity: int
+) -> str | None:
     """Why hard constraints do not fit, where they do not."""
-    together = entry.n if schedule.carry and editor.accumulate else entry.batch_size
-    if editor.ridge != 0 or together <= capacity:
+    together = entry.n if schedule.carry and _accumulates(method) else entry.batch_size
+    if _ridge_of(method) != 0 or together <= capacity:
         return None
     return (
         f"{together} facts as hard constraints (ridge 0) do not fit into a matrix with d_in = "
         f"{capacity}"
     )
+
+
+def _ridge_of(method: Method[Any, Any, Any]) -> float | None:
+    """ρ; None of methods without."""
+    return method.ridge if isinstance(method, Regularised) else None
+
+
+def _accumulates(method: Method[Any, Any, Any]) -> bool:
+    """Whether later batches know earlier ones."""
+    return isinstance(method, Accumulates) and method.accumulate
 
 
 def schedule_of(entry: Entry) -> Schedule:

@@ -1,11 +1,25 @@
 """What a study is made of once its file is read: points, as they were named. No torch here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-Regime = Literal[
-    "single", "batch", "sequential", "sequential-batch", "adaptive-aimd", "adaptive-energy"
+from retcon.run.schedule import REGIMES, adaptive_names
+
+_KNOWN = {"enum": [*REGIMES, *adaptive_names()]}
+
+
+def _known(name: str) -> str:
+    if name not in (*REGIMES, *adaptive_names()):
+        raise ValueError(f"no schedule is called {name!r}")
+    return name
+
+
+# How facts are written, without the batch size; rules that plugins bring are `adaptive-NAME` too.
+Regime = Annotated[
+    str,
+    AfterValidator(_known),
+    WithJsonSchema({"type": "string", "anyOf": [_KNOWN, {"pattern": "^adaptive-"}]}),
 ]
 
 # Facts that are scored come from the head of the seeded order, those for tuning from its tail.
@@ -41,7 +55,7 @@ class Point(Frozen):
     method: str
     layers: tuple[int, ...]
     settings: dict[str, object]
-    schedule: Regime
+    schedule: str
     batch_size: int
     n: int
     seed: int
@@ -67,3 +81,14 @@ class Point(Frozen):
     def held(self) -> int:
         """Facts that are in the weights at once at the end."""
         return self.n if carries(self.schedule) else self.batch_size
+
+
+def renamed_option(said: object, name: str) -> object:
+    """A record of before data sets had options of their own: the one that zsRE had, as such."""
+    if not isinstance(said, dict) or "zsre_target" not in said:
+        return cast(object, said)
+    rest = {
+        key: value for key, value in cast(dict[str, object], said).items() if key != "zsre_target"
+    }
+    target = cast(dict[str, object], said)["zsre_target"]
+    return rest if target == "answers" else {**rest, name: {"target": target}}

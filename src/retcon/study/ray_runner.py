@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retcon.errors import InvalidSetting, RetconError
+from retcon.registry import PLUGINS, loaded_plugins
 from retcon.study.worker import Ended, Task, Worker
 
 # Deaths of a worker, or of the node under it, after which a cell is given up.
@@ -47,7 +48,7 @@ def run_on_ray(
         num_gpus=int(device.startswith("cuda")),
         max_restarts=-1,
         max_task_retries=_RETRIES,
-        runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}},
+        runtime_env={"env_vars": _environment()},
     )(Worker)
     everyone: list[Any] = [made.remote(threads, device) for _ in range(places)]
     try:
@@ -81,6 +82,12 @@ def _share_out(
             # As it was raised, not with the worker's traceback for a message.
             cause = getattr(error, "cause", None)
             raise (cause if isinstance(cause, RetconError) else error) from None
+
+
+def _environment() -> dict[str, str]:
+    """What a worker inherits: this process's settings, and the plugins that it has run."""
+    own = {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}
+    return own | {PLUGINS: os.pathsep.join(map(str, loaded_plugins().values()))}
 
 
 def _whole_path(task: Task) -> Task:

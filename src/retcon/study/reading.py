@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from retcon.data.zsre import ZsreTarget
 from retcon.errors import Damaged, InvalidStudy
 from retcon.scoring.readings import Checkpoint
 from retcon.scoring.rows import Row
 from retcon.sealed import Owner, load_record, load_text
 from retcon.study.finished import FAILED, FinishedCell, LiveCell, cell_of
 from retcon.study.packed import CELLS, Pack, open_pack
-from retcon.study.points import Frozen, Point
+from retcon.study.points import Frozen, Point, renamed_option
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,8 +46,13 @@ class Data(Frozen):
     sha256: str
     unique_subjects: bool
     facts: int
-    zsre_target: ZsreTarget = "answers"
+    options: dict[str, object] = Field(default_factory=dict)
     skipped: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, said: object) -> object:
+        return renamed_option(said, "options")
 
 
 TuningRule = Literal["largest S", "one standard error"]
@@ -107,6 +111,8 @@ class Record(Frozen):
     warnings: tuple[str, ...] = ()
     # Of each text that second moments are read from, what names its content.
     corpora: dict[str, str] = Field(default_factory=dict)
+    # Of each plugin, by its name in the file, its sha256.
+    plugins: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ class Study:
         return TypeAdapter(tuple[Checkpoint, ...]).validate_python(readings)
 
     def steps(self, identity: str) -> list[dict[str, object]]:
-        """What each batch of a finished cell took and did (`run.trial.StepRecord`)."""
+        """What each batch of a finished cell took and did (`run.record.StepRecord`)."""
         return self.finished_cell(identity).steps()
 
     def environment(self, identity: str) -> dict[str, object]:

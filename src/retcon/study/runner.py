@@ -185,8 +185,8 @@ class _Run:
         return Record(
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
-            device=self.spec.device, corpora=made.corpora, tuning=self._rule(),
-            warnings=made.warnings,
+            device=self.spec.device, corpora=made.corpora, plugins=made.plugins,
+            tuning=self._rule(), warnings=made.warnings,
         )  # fmt: skip
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
@@ -296,6 +296,12 @@ def check_same(known: Record, made: Plan) -> None:
             f"{new.sha256}, not {old.sha256}. Bring that one (--data), or run the study into "
             f"another folder."
         )
+    for name, content in made.plugins.items():
+        if known.plugins.get(name, content) != content:
+            raise InvalidStudy(
+                f"The plugin {name} is not the file that this folder was begun with. Bring that "
+                f"one back, or run the study into another folder."
+            )
     for name, content in made.corpora.items():
         if known.corpora.get(name, content) != content:
             raise InvalidStudy(

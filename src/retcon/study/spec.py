@@ -4,7 +4,7 @@ Nothing here knows a model or a method: that comes with `planning`. So a file ca
 its schema printed, at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retcon.data.zsre import ZsreTarget
 from retcon.errors import InvalidStudy
+from retcon.registry import load_plugin, loaded_plugins
 from retcon.sealed import bare
 from retcon.study.explaining import explain
 from retcon.study.loader import line_of, read_yaml
@@ -44,16 +44,15 @@ class DataSpec(_Strict):
 
     cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter`, `toyworld` or
     `toyworld-small`. unique_subjects: keep one fact a subject, the first in the seeded order.
-    sha256: what the file must be, so that a study does not silently become another. zsre_target:
-    what is written of a zsRE record that has both, `answers` (the first of them) or `alt`; other
-    sets have no choice. skip_bad: go on without the records of which no fact can be made; the
-    study says how many.
+    sha256: what the file must be, so that a study does not silently become another. options: of the
+    data set, by name, as {target: alt} of zsRE. skip_bad: go on without the records of which no
+    fact can be made; the study says how many.
     """
 
     cases: str
     unique_subjects: bool
     sha256: str | None = None
-    zsre_target: ZsreTarget = "answers"
+    options: dict[str, Any] = {}
     skip_bad: bool = False
 
 
@@ -130,7 +129,11 @@ class Entry(Frozen):
 
 
 class Spec(_Strict):
-    """A study. Facts are looked for beside its file too, a model's folder in the working one."""
+    """A study. Facts are looked for beside its file too, a model's folder in the working one.
+
+    plugins: Python files beside the study's, which are run: their methods, batch rules and so on
+    can be named in it.
+    """
 
     retcon_study: int
     name: str
@@ -141,6 +144,7 @@ class Spec(_Strict):
     threads: Positive | None = None
     data: DataSpec
     tuning: TuningSpec | None = None
+    plugins: list[str] = []
     defaults: Axes = Axes()
     blocks: Annotated[list[Block], Field(min_length=1)]
     # The file as it was written, and where it was.
@@ -175,6 +179,8 @@ class Spec(_Strict):
 
 
 _INTERNAL = ("text", "folder")
+# By these a folder of results is known, live or packed.
+_RECORD, _PACK = "study.json", "cells.jsonl"
 _OWNERS: Mapping[str, tuple[str, ...]] = {
     "": tuple(set(Spec.model_fields) - set(_INTERNAL)),
     "data": tuple(DataSpec.model_fields),
@@ -226,6 +232,7 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
             f"{path} is of version {said['retcon_study']!r}; this Retcon reads {VERSION}. "
             f"Update Retcon, or write the file for this version (`retcon study schema`)."
         )
+    _load_plugins(said.get("plugins") or (), path)
     try:
         # What is no key of the file: as no key at all, lest it be overwritten here.
         said = {f"{k} " if k in _INTERNAL else k: v for k, v in said.items()}
@@ -238,6 +245,25 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
     except InvalidStudy as error:
         raise InvalidStudy(f"{path}: {error}") from None
     return spec
+
+
+def _load_plugins(names: Iterable[object], path: Path) -> None:
+    """Run the files that a study names, unless they were run already.
+
+    A folder of results runs nothing: its study file stands there without its plugins.
+
+    Raises:
+        InvalidStudy: it is a study's folder, and a plugin was not named on the command line.
+    """
+    for name in map(str, names):
+        if Path(name).stem in loaded_plugins():
+            continue
+        if (path.parent / _RECORD).exists() or (path.parent / _PACK).exists():
+            raise InvalidStudy(
+                f"{path}: the study was run with the plugin {name}, which a folder of results "
+                f"does not run by itself. Name it: retcon --plugin {name} study …"
+            )
+        load_plugin(path.parent / name)
 
 
 def json_schema() -> dict[str, Any]:

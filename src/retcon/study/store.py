@@ -22,7 +22,7 @@ import torch
 from retcon.errors import Damaged, StorageError
 from retcon.files import make_folder, storing, sweep, write_whole
 from retcon.locking import claimed
-from retcon.run.trial import Seen
+from retcon.run.looks import Stage
 from retcon.scoring.fluency import Generation
 from retcon.scoring.readings import Checkpoint
 from retcon.scoring.rows import Row
@@ -85,7 +85,7 @@ class CellFolder:
     def commit(
         self,
         first: int,
-        seen: Seen,
+        seen: Stage,
         *,
         carried: bool,
         end: End | None,
@@ -139,7 +139,7 @@ class CellFolder:
         check_there(self.path)
         rows = pl.concat([frame(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
-        lines = [json.dumps(r._asdict()) for part in parts for r in part.records]
+        lines = [json.dumps(record) for part in parts for record in part.records]
         self._write(STEPS, "\n".join(lines) + "\n")
         self._write(ENVIRONMENT, json.dumps({**environment(), "device": device}, indent=2))
         names = [CELL, ROWS, STEPS, ENVIRONMENT]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from retcon.errors import InvalidStudy
-from retcon.method.registry import find_method
+from retcon.method.entries import find_method
 from retcon.scoring.intervals import Statistic, combine
 from retcon.scoring.metrics import score
 from retcon.study.cells import Cell

@@ -2,34 +2,34 @@
 
 import errno
 import hashlib
-import json
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retcon.edits import Case
 from retcon.errors import InvalidStudy, RetconError, StorageError
 from retcon.features.contexts import check_texts
 from retcon.files import check_writable
 from retcon.locking import holder
-from retcon.method.base import Editor, State
-from retcon.method.registry import find_method
+from retcon.method.base import Method
+from retcon.method.entries import find_method
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.progress import Progress, silent
+from retcon.run.looks import Looks, Rewrite, run, unchanged
 from retcon.run.order import by_keys
 from retcon.run.steps import Step
-from retcon.run.trial import Looks, Telling, as_they_are, watch
 from retcon.scoring.exact_match import continuations
 from retcon.scoring.fluency import Generation, generate
 from retcon.scoring.readings import Checkpoint, Reading
 from retcon.scoring.rows import When
 from retcon.scoring.score import check_cases, score_cases
 from retcon.scoring.suites import General
-from retcon.study.cells import Cell, begun_from
-from retcon.study.store import CellFolder, End, Part, check_there
+from retcon.study.cells import Cell
+from retcon.study.parts import End, Part
+from retcon.study.store import CellFolder, check_there
 
 # Facts of a carried cell that are kept with what the model says before and after.
 _EXAMPLES = 8
@@ -74,7 +74,7 @@ class Worker:
     threads: int
     device: str = "cpu"
     _model: tuple[tuple[str, str], ModelHandle] | None = field(default=None, init=False)
-    _state: tuple[str, State] | None = field(default=None, init=False)
+    _state: tuple[object, Any] | None = field(default=None, init=False)
     _readings: dict[str, Reading] = field(default_factory=dict[str, Reading], init=False)
 
     def model(self, name: str, dtype: str, progress: Progress = silent) -> ModelHandle:
@@ -128,23 +128,23 @@ class Worker:
         """Go on behind the parts of an earlier run. damage: gets what was wrong with these."""
         cell = task.cell
         folder.begin(cell)
+        method = find_method(cell.method).build(cell.layers, cell.settings)
         parts, why = folder.parts()
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
-        editor = find_method(cell.method).build(cell.layers, cell.settings)
         looks = Looks(when=cell.when, among=frozenset(task.scored))
         check_texts(model.tokens, [case.edit for case in task.cases])
         check_cases(model.tokens, looks.chosen(task.cases))
-        state = self._begin(model, cell, editor, progress)
+        state = self._begin(model, method, progress)
         if isinstance(cell.order, str):
             cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order, progress))
             task = task._replace(cases=cases)
         asked = looks.chosen(task.cases) if "pre" in cell.when else []
         pre = score_cases(model, asked, when="pre", progress=progress)
-        run = _Run(model, editor, state, task, folder, looks)
-        before = run.written("pre", progress) if cell.generation else []
+        work = _Work(model, method, state, task, folder, looks)
+        before = work.written("pre", progress) if cell.generation else []
         untouched = self._untouched(model, task.general, progress)
-        parts += run.go_on(parts, progress)
+        parts += work.go_on(parts, progress)
         folder.finish(parts, pre, before, self.device, untouched)
 
     def _untouched(
@@ -169,12 +169,12 @@ class Worker:
             )
         return model
 
-    def _begin(self, model: ModelHandle, cell: Cell, editor: Editor, progress: Progress) -> State:
-        """Prefixes and factored second moments, from the last cell where they are the same."""
-        name = json.dumps(begun_from(cell), sort_keys=True)
-        if self._state is None or self._state[0] != name:
+    def _begin(self, model: ModelHandle, method: Method[Any, Any, Any], progress: Progress) -> Any:
+        """The method's beginning, from the last cell where that had the same."""
+        key = (model.fingerprint, model.dtype, method.setup)
+        if self._state is None or self._state[0] != key:
             self._state = None  # first, so that two factors are never held
-            self._state = (name, editor.begin(model, progress))
+            self._state = (key, method.setup.begin(model, progress))
         return self._state[1]
 
 
@@ -189,12 +189,12 @@ def _check_disk(folder: CellFolder, error: StorageError) -> None:
         raise error from None
 
 
-class _Run(NamedTuple):
+class _Work(NamedTuple):
     """A cell on its way through a model."""
 
     model: ModelHandle
-    editor: Editor
-    state: State
+    method: Method[Any, Any, Any]
+    state: Any
     task: Task
     folder: CellFolder
     looks: Looks
@@ -207,12 +207,12 @@ class _Run(NamedTuple):
         before = continuations(self.model, texts, progress=progress) if texts else []
         made: list[Part] = []
         index = len(past)
-        for seen in watch(
-            self.model, self.editor, self.state, cases, schedule, progress,
+        for seen in run(
+            self.model, self.method, self.state, cases, schedule, progress,
             past=past, looks=self.looks,
         ):  # fmt: skip
             last = schedule.carry and seen.steps[-1].at == len(cases)
-            end = self._at_the_end(before, seen.telling, progress) if last else None
+            end = self._at_the_end(before, seen.rewrite, progress) if last else None
             reading = self._reading(seen.steps[-1], progress) if schedule.carry else None
             made.append(
                 self.folder.commit(index, seen, carried=schedule.carry, end=end, reading=reading)
@@ -233,12 +233,12 @@ class _Run(NamedTuple):
         """The cases that are shown before and after."""
         return self.looks.chosen(self.task.cases)[:_EXAMPLES]
 
-    def _at_the_end(self, before: Sequence[str], telling: Telling, progress: Progress) -> End:
+    def _at_the_end(self, before: Sequence[str], rewrite: Rewrite, progress: Progress) -> End:
         """What is kept of the model when all edits are in it."""
-        texts = [case.edit.text for case in telling(self._examples())]
+        texts = [case.edit.text for case in rewrite(self._examples())]
         after = continuations(self.model, texts, progress=progress) if texts else []
         digest = hashlib.sha256()
-        for layer in self.editor.layers:
+        for layer in self.method.layers:
             digest.update(self.model.master(layer).cpu().contiguous().numpy().tobytes())
         examples = [
             {
@@ -247,13 +247,13 @@ class _Run(NamedTuple):
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
         ]  # fmt: skip
-        written = self.written("final", progress, telling) if self.task.cell.generation else []
+        written = self.written("final", progress, rewrite) if self.task.cell.generation else []
         return End(digest.hexdigest(), examples, [list(text) for text in written])
 
     def written(
-        self, when: When, progress: Progress, telling: Telling = as_they_are
+        self, when: When, progress: Progress, rewrite: Rewrite = unchanged
     ) -> list[Generation]:
         """What the model writes by itself about the scored cases."""
         step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
-        asked = telling(self.looks.chosen(self.task.cases))
+        asked = rewrite(self.looks.chosen(self.task.cases))
         return generate(self.model, asked, when=when, step=step, progress=progress)

@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.prompt import Prompt
 
 from retcon.cli import options
-from retcon.cli.console import bars, out, table, visible, write_json
+from retcon.cli.console import bars, out, table, write_json
 from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidData, RetconError
+from retcon.writing_systems import visible
 
 if TYPE_CHECKING:
     from retcon.model.handle import ModelHandle

@@ -39,7 +39,7 @@ def demo(
     check_writable(output)
     with bars() as progress:
         model = ModelChoice(name=MODEL).load(progress)
-        from retcon.run.making import edit as make
+        from retcon.run.edit import edit as make
         from retcon.scoring.metrics import summarise
         from retcon.scoring.score import score_cases
 

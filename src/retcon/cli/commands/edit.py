@@ -83,7 +83,7 @@ def edit(
         return
     if (edits, gflops) != (None, None):
         raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")
-    cases, skipped = _facts(fact, facts, skip_bad)
+    cases, skipped, _ = _facts(fact, facts, skip_bad)
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases)
@@ -119,7 +119,7 @@ class _Result(NamedTuple):
 def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
     with bars() as progress:
         model = source.load(progress)
-        from retcon.run.making import edit as make
+        from retcon.run.edit import edit as make
         from retcon.scoring.exact_match import continuations
         from retcon.scoring.metrics import summarise
         from retcon.scoring.score import check_cases, score_cases

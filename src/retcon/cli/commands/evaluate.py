@@ -13,14 +13,13 @@ from retcon.cli.console import bars, number, out, quiet_libraries, table, versio
 from retcon.cli.general import GeneralChoice
 from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
-from retcon.errors import InvalidSetting, UnknownName
+from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 from retcon.progress import Progress
 from retcon.scoring.rows import alike
 
 if TYPE_CHECKING:
     from retcon.data.held_out import HeldOut
-    from retcon.data.zsre import ZsreTarget
     from retcon.edits import Case
     from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
@@ -33,9 +32,6 @@ Cases = Annotated[
     typer.Option(
         "--cases", help="CounterFact, zsRE, KnowEdit, MQuAKE, plain JSON lines, or `starter`."
     ),
-]
-ZsreChoice = Annotated[
-    str, typer.Option("--zsre-target", help="What is written of a zsRE record: answers or alt.")
 ]
 Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", show_default="all")]
 Seed = Annotated[int, typer.Option("--seed", help="Which n: order by sha256 of seed:id.")]
@@ -72,7 +68,7 @@ def evaluate(
     refresh: options.Refresh = "each-batch",
     guard: options.Guard = "off",
     patch: PatchFile = None,
-    zsre_target: ZsreChoice = "answers",
+    option: options.DataOption = None,
     skip_bad: options.SkipBad = False,
     drift: whole.Drift = False,
     drift_text: whole.DriftText = None,
@@ -91,7 +87,7 @@ def evaluate(
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
-    found = read_facts(cases, zsre_target=_zsre(zsre_target), skip_bad=skip_bad)
+    found = read_facts(cases, skip_bad=skip_bad, options=options.parse_settings(option, "--option"))
     picked = take(found.cases, n, seed)
     if plan:
         print_plan(source, choice, len(picked), json=json)
@@ -145,12 +141,6 @@ class _Result(NamedTuple):
     whole: Mapping[str, object]
 
 
-def _zsre(target: str) -> "ZsreTarget":
-    if target not in ("answers", "alt"):
-        raise UnknownName.among("zsRE target", target, ("answers", "alt"))
-    return target
-
-
 def _check_alone(choice: EditChoice, plan: bool) -> None:
     """Beside a saved patch there is nothing to choose, and nothing to plan."""
     if choice.given:
@@ -202,10 +192,10 @@ def _with_method(
     general: "General",
     progress: Progress,
 ) -> _Found:
-    from retcon.method.presets import choose
-    from retcon.run.measuring import evaluate_measured
+    from retcon.method.presets import resolve
+    from retcon.run.evaluate import evaluate_measured
 
-    made = choose(
+    made = resolve(
         model.outline, method=choice.method, layers=choice.layers, settings=choice.settings
     )
     corpus = made.settings.get("corpus")
@@ -216,7 +206,7 @@ def _with_method(
         progress=progress,
     )  # fmt: skip
     by_time = {str(when): reading for when, reading in found.measures.items()}
-    return _Found(alike(found.trial.rows), found.trial.describe(), by_time, _name(corpus), apart)
+    return _Found(alike(found.run.rows), found.run.describe(), by_time, _name(corpus), apart)
 
 
 def _with_patch(

@@ -15,7 +15,7 @@ def methods(
 ) -> None:
     """List the editing methods, or show one with its equation, settings and presets."""
     quiet_libraries()
-    from retcon.method.registry import methods as all_methods
+    from retcon.method.entries import methods as all_methods
 
     if name is not None:
         _show(name)
@@ -28,8 +28,8 @@ def methods(
 def _show(name: str) -> None:
     import inspect
 
+    from retcon.method.entries import find_method
     from retcon.method.presets import families
-    from retcon.method.registry import find_method
 
     entry = find_method(name)
     module = inspect.getmodule(entry.factory)

@@ -1,8 +1,7 @@
 """`retcon patch export` and `retcon patch import`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,62 +10,55 @@ from retcon.cli import options
 from retcon.cli.console import bars, number, out, quiet_libraries, table, warn, write_json
 from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidSetting
-from retcon.files import check_writable, whole_folder
+from retcon.files import check_writable
 
 if TYPE_CHECKING:
     from retcon.edits import Case
-    from retcon.model.structure import Outline
-    from retcon.patch.export.lora import Lora
-    from retcon.patch.export.whole import Rounding
+    from retcon.patch.export import Exported
     from retcon.patch.patch import Patch
     from retcon.run.shipping import Efficacy
 
-Form = Literal["peft", "merged", "delta", "gguf"]
 
-
-class _Request(NamedTuple):
-    """What is to be exported, of which model, and how."""
-
-    patch: "Patch"
-    model: str
-    revision: str | None
-    folder: Path
-    dtype: str | None
-    max_rank: int | None
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATCH", help="A patch file, a ledger, or LEDGER@N.", show_default=False
+    ),
+]
+To = Annotated[str, typer.Option("--to", help="peft, gguf, merged or delta.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="A new folder.", show_default=False)]
+Base = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="The base model.", show_default="the patch's"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Of what is written.", show_default="float32; merged: as the base"),
+]
+Rank = Annotated[
+    int | None, typer.Option(help="peft, gguf: the largest rank.", show_default="all rows")
+]
+Cases = Annotated[
+    str | None, typer.Option(help="merged: what to score.", show_default="the patch's facts")
+]
+FormOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the form, name=value. May be repeated."),
+]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="merged: score what was written.")]
 
 
 def export(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATCH", help="A patch file, a ledger, or LEDGER@N.", show_default=False
-        ),
-    ],
-    to: Annotated[Form, typer.Option("--to", help="The form.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A new folder.", show_default=False)
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="MODEL", help="The base model.", show_default="the patch's"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Of what is written.", show_default="float32; merged: as the base"),
-    ] = None,
-    max_rank: Annotated[
-        int | None, typer.Option(help="peft, gguf: the largest rank.", show_default="all rows")
-    ] = None,
-    cases: Annotated[
-        str | None,
-        typer.Option(help="merged: what to score.", show_default="the patch's facts"),
-    ] = None,
+    source: Source,
+    to: To,
+    output: Output,
+    model: Base = None,
+    dtype: Dtype = None,
+    max_rank: Rank = None,
+    cases: Cases = None,
+    option: FormOption = None,
     skip_bad: options.SkipBad = False,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="merged: score what was written.")
-    ] = True,
+    check: Check = True,
     revision: options.Revision = None,
     json: options.Json = None,
 ) -> None:
@@ -75,24 +67,39 @@ def export(
     peft: a LoRA adapter. gguf: one for llama.cpp. merged: the whole model, a new checkpoint.
     delta: ΔW of each matrix.
     """
+    from retcon.patch.export import EXPORT_FORMS
     from retcon.patch.sources import read_source
 
-    if max_rank is not None and to in ("merged", "delta"):
-        raise InvalidSetting("--max-rank is for --to peft and --to gguf; matrices have all ranks.")
-    if cases is not None and (to != "merged" or not check):
+    scored = EXPORT_FORMS.find(to).is_model and check
+    if cases is not None and not scored:
         raise InvalidSetting("--cases says what to score after merging: use --to merged --check.")
     check_writable(json)
     quiet_libraries()
     patch = read_source(source)
-    request = _Request(patch, model or patch.about.model, revision, output, dtype, max_rank)
-    if to == "merged":
-        said = _merged(request, _cases(patch, cases, skip_bad) if check else [])
-    else:
-        said = _delta(request) if to == "delta" else _lora(request, to)
+    base = ModelChoice(name=model or patch.about.model, revision=revision)
+    given = {"dtype": dtype, "max_rank": max_rank, **options.parse_settings(option, "--option")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    asked = _cases(patch, cases, skip_bad) if scored else []
+    with bars() as progress:
+        done = patch.export(
+            to, output, model=base.name, revision=revision, progress=progress, **chosen
+        )
+    _print(done)
+    found = _efficacy(base, patch, output, asked, done.dtype or "float32") if asked else None
     files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
     rows = [[name, _size(size)] for name, size in files.items()]
     out.print(table(str(output), ["file", "size"], rows))
-    write_json(json, {"form": to, "model": request.model, "files": files, **said})
+    said = {**done.record, **({"efficacy": found and found._asdict()} if done.dtype else {})}
+    write_json(json, {"form": to, "model": base.name, "files": files, **said})
+
+
+def _print(done: "Exported") -> None:
+    for one in done.tables:
+        out.print(table(one.title, list(one.columns), [list(row) for row in one.rows]))
+    for note in done.notes:
+        out.print(note, soft_wrap=True)
+    for warning in done.warnings:
+        warn(warning)
 
 
 def import_(
@@ -127,88 +134,21 @@ def import_(
     )
 
 
-def _lora(request: _Request, to: Form) -> dict[str, object]:
-    from retcon.model.load import find_dtype
-    from retcon.patch.export.gguf import write_gguf
-    from retcon.patch.export.lora import lora_of
-    from retcon.patch.export.peft import write_peft
-
-    dtype = find_dtype(request.dtype or "float32")
-    structure = _outline(request)
-    lora = lora_of(request.patch, structure, dtype=dtype, max_rank=request.max_rank)
-    write = write_peft if to == "peft" else write_gguf
-    with whole_folder(request.folder) as work:
-        write(work, request.patch, lora, structure, dtype)
-    _print_lora(lora, served_by_vllm=to == "peft")
-    return {"rank": lora.rank, "errors": {str(k): v for k, v in lora.errors.items()}}
-
-
-def _print_lora(lora: "Lora", *, served_by_vllm: bool) -> None:
-    rows = [
-        [str(layer), str(lora.rank), number(100 * error, 2)] for layer, error in lora.errors.items()
-    ]
-    out.print(table("Factors", ["layer", "rank", "lost by the rank cap, in % of ‖ΔW‖"], rows))
-    if not served_by_vllm:
-        return
-    if lora.vllm_rank is None:
-        warn(f"vLLM serves ranks up to 512; this is {lora.rank}. --max-rank 512 cuts it down.")
-    else:
-        out.print(f"vLLM: --enable-lora --max-lora-rank {lora.vllm_rank}", soft_wrap=True)
-
-
-def _delta(request: _Request) -> dict[str, object]:
-    from retcon.patch.export.whole import write_delta
-
-    if request.dtype not in (None, "float32"):
-        raise InvalidSetting("--to delta is written in float32, in which nothing is lost.")
-    with whole_folder(request.folder) as work:
-        write_delta(work, request.patch, _outline(request))
-    return {}
-
-
-def _merged(request: _Request, cases: "list[Case]") -> dict[str, object]:
-    from retcon.model.checkpoint import Checkpoint
-    from retcon.model.load import find_dtype
-    from retcon.patch.export.whole import write_merged
-
-    dtype = None if request.dtype is None else find_dtype(request.dtype)
-    with bars() as progress:
-        progress("reading the base model", 0, 1)
-        checkpoint = Checkpoint.open(request.model, revision=request.revision, progress=progress)
-        with whole_folder(request.folder) as work:
-            lost = write_merged(work, request.patch, checkpoint, dtype, progress)
-        progress("reading the base model", 1, 1)
-    _print_rounding(lost)
-    kind = next(iter(lost.values())).dtype
-    found = _efficacy(request, cases, kind) if cases else None
-    if found is not None:
-        _print_efficacy(found, len(cases), kind)
-    return {
-        "rounding": {str(k): r._asdict() for k, r in lost.items()},
-        "efficacy": None if found is None else found._asdict(),
-    }
-
-
-def _print_rounding(lost: "Mapping[int, Rounding]") -> None:
-    rows = [
-        [str(layer), r.dtype, number(100 * r.lost, 2), number(100 * r.unmoved, 1)]
-        for layer, r in lost.items()
-    ]
-    columns = ["layer", "stored as", "rounding, in % of ‖ΔW‖", "numbers left as they were, in %"]
-    out.print(table("Merged", columns, rows))
-
-
-def _efficacy(request: _Request, cases: "list[Case]", dtype: str) -> "Efficacy":
+def _efficacy(
+    source: ModelChoice, patch: "Patch", folder: Path, cases: "list[Case]", dtype: str
+) -> "Efficacy":
     """Score base and patch, then what was written; never two models at a time."""
     from retcon.model.load import load
     from retcon.run.shipping import efficacy, native_rows
 
     with bars() as progress:
-        base = ModelChoice(name=request.model, revision=request.revision).load(progress)
-        pre, native = native_rows(base, request.patch, cases, progress)
+        base = source.load(progress)
+        pre, native = native_rows(base, patch, cases, progress)
         del base
-        merged = load(str(request.folder), dtype=dtype)
-        return efficacy(pre, native, merged, cases, progress)
+        merged = load(str(folder), dtype=dtype)
+        found = efficacy(pre, native, merged, cases, progress)
+    _print_efficacy(found, len(cases), dtype)
+    return found
 
 
 def _print_efficacy(found: "Efficacy", facts: int, dtype: str) -> None:
@@ -239,9 +179,3 @@ def _cases(patch: "Patch", file: str | None, skip_bad: bool) -> "list[Case]":
     if file is None:
         return [Case(edit=edit) for edit in patch.edits]
     return load_cases(file, skip_bad=skip_bad)
-
-
-def _outline(request: _Request) -> "Outline":
-    from retcon.model.load import outline
-
-    return outline(request.model, revision=request.revision)

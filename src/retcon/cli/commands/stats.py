@@ -50,7 +50,7 @@ def stats(
         handle = source.load(progress)
         from retcon.features.second_moments import MomentOptions, describe, load_moments
         from retcon.features.sharing import pull_moments
-        from retcon.method.registry import options_from
+        from retcon.method.entries import options_from
 
         moment_options = options_from(MomentOptions(), settings)
         wanted = chosen if chosen is not None else tuple(sorted(handle.architecture.sites))

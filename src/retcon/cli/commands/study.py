@@ -14,12 +14,12 @@ from retcon.cli.console import (
     quiet_libraries,
     show_looked,
     table,
-    visible,
     write_json,
 )
 from retcon.cli.options import Json
 from retcon.errors import InvalidStudy
 from retcon.files import check_writable
+from retcon.writing_systems import visible
 
 if TYPE_CHECKING:
     from retcon.study.spec import Spec

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from retcon.errors import InvalidSetting, MissingExtra, NotExportable
+from retcon.model.load import find_dtype
 from retcon.model.structure import Outline
-from retcon.patch.export.lora import Lora
+from retcon.patch.export import Exported, Job, export_form
+from retcon.patch.export.lora import Lora, Rank, lora_of, recorded, told
 from retcon.patch.patch import Patch
 
 FILE = "adapter.gguf"
@@ -79,3 +81,15 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@export_form("gguf")
+def gguf_adapter(job: Job, *, dtype: str = "float32", max_rank: Rank = None) -> Exported:
+    """A LoRA adapter for llama.cpp.
+
+    dtype: of the factors, float32 or float16. max_rank: the largest rank; by default all rows.
+    """
+    kind, structure = find_dtype(dtype), job.outline()
+    lora = lora_of(job.patch, structure, dtype=kind, max_rank=max_rank)
+    write_gguf(job.folder, job.patch, lora, structure, kind)
+    return Exported(tables=[told(lora)], record=recorded(lora))

@@ -7,16 +7,20 @@ is 1 for all three.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidSetting, NotExportable, PatchMismatch
 from retcon.model.structure import Outline
+from retcon.patch.export import Table
 from retcon.patch.export.rank import balanced, capped, padded
 from retcon.patch.patch import Patch
 
+# The largest rank, as an option; None: all rows are kept.
+Rank = Annotated[int, Field(ge=1)] | None
 # The ranks that vLLM can be started with (--max-lora-rank).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -83,3 +87,14 @@ def check_shapes(patch: Patch, outline: Outline) -> None:
                 f"{outline.name} is {site.d_out} x {site.d_in}. Name the model it was made for "
                 f"({patch.about.model})."
             )
+
+
+def told(lora: Lora) -> Table:
+    """The factors of each layer, to be shown."""
+    rows = [[str(k), str(lora.rank), f"{100 * error:.2f}"] for k, error in lora.errors.items()]
+    return Table("Factors", ["layer", "rank", "lost by the rank cap, in % of ‖ΔW‖"], rows)
+
+
+def recorded(lora: Lora) -> dict[str, object]:
+    """The factors, for a record."""
+    return {"rank": lora.rank, "errors": {str(k): v for k, v in lora.errors.items()}}

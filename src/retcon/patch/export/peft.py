@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidAdapter, InvalidEdit, InvalidPatch
 from retcon.files import write_whole
+from retcon.model.load import find_dtype
 from retcon.model.structure import Outline
+from retcon.patch.export import Exported, Job, export_form
 from retcon.patch.export.card import write_card
-from retcon.patch.export.lora import Lora
+from retcon.patch.export.lora import Lora, Rank, lora_of, recorded, told
 from retcon.patch.patch import Patch, Provenance, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -276,3 +278,19 @@ def _pairs(file: Path, shapes: Mapping[str, tuple[int, ...]], outline: Outline) 
     if not pairs:
         raise InvalidAdapter(f"{file} holds no factors.")
     return pairs
+
+
+@export_form("peft")
+def peft(job: Job, *, dtype: str = "float32", max_rank: Rank = None) -> Exported:
+    """A LoRA adapter for PEFT and vLLM.
+
+    dtype: of the factors. max_rank: the largest rank; by default all rows are kept.
+    """
+    kind, structure = find_dtype(dtype), job.outline()
+    lora = lora_of(job.patch, structure, dtype=kind, max_rank=max_rank)
+    write_peft(job.folder, job.patch, lora, structure, kind)
+    if lora.vllm_rank is None:
+        warning = f"vLLM serves ranks up to 512; this is {lora.rank}. --max-rank 512 cuts it down."
+        return Exported(tables=[told(lora)], warnings=[warning], record=recorded(lora))
+    note = f"vLLM: --enable-lora --max-lora-rank {lora.vllm_rank}"
+    return Exported(tables=[told(lora)], notes=[note], record=recorded(lora))

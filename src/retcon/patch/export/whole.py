@@ -27,8 +27,9 @@ from retcon.model.checkpoint import (
     write_safetensors,
     write_tensor,
 )
-from retcon.model.load import CHECKPOINT_FILES
+from retcon.model.load import CHECKPOINT_FILES, find_dtype
 from retcon.model.structure import Outline
+from retcon.patch.export import Exported, Job, Table, export_form
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import check_shapes
 from retcon.patch.patch import Patch, mismatch
@@ -257,3 +258,33 @@ def _write_index(file: Path, target: Path) -> None:
     size = sum(part.stat().st_size for part in target.glob("*.safetensors"))
     index["metadata"] = {**index.get("metadata", {}), "total_size": size}
     (target / file.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@export_form("merged", is_model=True)
+def merged(job: Job, *, dtype: str | None = None) -> Exported:
+    """The whole model with the patch in its weights, a new checkpoint.
+
+    dtype: of all float tensors; by default each stays as it is stored.
+    """
+    kind = None if dtype is None else find_dtype(dtype)
+    job.progress("reading the base model", 0, 1)
+    checkpoint = Checkpoint.open(job.model, revision=job.revision, progress=job.progress)
+    lost = write_merged(job.folder, job.patch, checkpoint, kind, job.progress)
+    job.progress("reading the base model", 1, 1)
+    rows = [
+        [str(layer), one.dtype, f"{100 * one.lost:.2f}", f"{100 * one.unmoved:.1f}"]
+        for layer, one in lost.items()
+    ]
+    columns = ["layer", "stored as", "rounding, in % of ‖ΔW‖", "numbers left as they were, in %"]
+    return Exported(
+        tables=[Table("Merged", columns, rows)],
+        record={"rounding": {str(layer): one._asdict() for layer, one in lost.items()}},
+        dtype=next(iter(lost.values())).dtype,
+    )
+
+
+@export_form("delta")
+def delta(job: Job) -> Exported:
+    """ΔW of each matrix, in float32, in which nothing is lost."""
+    write_delta(job.folder, job.patch, job.outline())
+    return Exported(record={})

@@ -1,4 +1,4 @@
-"""A trial, and what else is measured of the model: before, and after all edits.
+"""A run that is scored, and what else is measured of the model: before, and after all edits.
 
 There is a model that holds all edits where they carry (`final`; without those that a guard has
 left unwritten), or where one batch is all of them (`immediate`, as that batch's scores are). Where
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from retcon.edits import Case
-from retcon.method.presets import choose
+from retcon.method.base import Recounts
+from retcon.method.presets import resolve
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Deltas
 from retcon.progress import Progress, silent
+from retcon.run.driver import check
+from retcon.run.looks import run
+from retcon.run.record import Run, StepRecord
 from retcon.run.schedule import Schedule
-from retcon.run.session import check
 from retcon.run.shared_keys import check_keys, warned_of
-from retcon.run.trial import StepRecord, Trial, watch
 from retcon.scoring.rows import When
 from retcon.scoring.score import check_cases, score_cases
 
@@ -26,9 +28,9 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Generic[M]):
-    """A trial, and measures of the model by the time at which they were taken."""
+    """A run, and measures of the model by the time at which they were taken."""
 
-    trial: Trial
+    run: Run
     measures: dict[When, M]
 
 
@@ -41,7 +43,7 @@ def evaluate(
     settings: Mapping[str, object] | None = None,
     schedule: Schedule | str = "single",
     progress: Progress = silent,
-) -> Trial:
+) -> Run:
     """Edit the cases by a schedule and score them; the model is as before afterwards.
 
     A `RetconWarning` names facts that are written over one another.
@@ -52,7 +54,7 @@ def evaluate(
     return evaluate_measured(
         model, cases, None, method=method, layers=layers, settings=settings, schedule=schedule,
         progress=progress,
-    ).trial  # fmt: skip
+    ).run  # fmt: skip
 
 
 def evaluate_measured(
@@ -72,17 +74,17 @@ def evaluate_measured(
         UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
     """
     plan = Schedule.of(schedule)
-    choice = choose(model.outline, method=method, layers=layers, settings=settings)
-    editor = choice.method.build(choice.layers, choice.settings)
+    recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
+    chosen = recipe.build()
     edits = [case.edit for case in cases]
-    check(editor, edits, plan)
+    check(chosen, edits, plan)
     check_cases(model.tokens, cases)
-    shared = warned_of(editor, check_keys(model.tokens, editor, edits, plan))
+    shared = warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
     rows = score_cases(model, cases, when="pre", progress=progress)
     measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
-    state = editor.begin(model, progress)
+    state = chosen.setup.begin(model, progress)
     steps: list[StepRecord] = []
-    for seen in watch(model, editor, state, cases, plan, progress):
+    for seen in run(model, chosen, state, cases, plan, progress):
         rows += seen.rows
         steps += seen.records
         step = seen.steps[-1]
@@ -93,8 +95,8 @@ def evaluate_measured(
         elif not plan.carry and step.index == 0 and step.at == len(cases):
             measures["immediate"] = _with(model, step.update.deltas, measure)
     together = tuple(tuple(edit.id for edit in clash.edits) for clash in shared)
-    trial = Trial(rows, steps, choice, plan, state.prefixes, state.corpus_tokens, together)
-    return Measured(trial=trial, measures=measures)
+    begun = chosen.recount(state) if isinstance(chosen, Recounts) else {}
+    return Measured(run=Run(rows, steps, recipe, plan, begun, together), measures=measures)
 
 
 def _with(model: ModelHandle, deltas: Deltas, measure: Callable[[ModelHandle], M]) -> M:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from retcon.data.counterfact import Rewrite
 from retcon.data.reading import Record
+from retcon.data.sets import Place, dataset
+from retcon.data.sets.counterfact import Rewrite
 from retcon.edits import Case, Probe
 
 
@@ -77,3 +78,15 @@ def _probes(record: Mquake, needs: tuple[str, ...]) -> list[Probe]:
         Probe(prompt=question, answer=record.new_answer, aliases=aliases, needs=needs)
         for question in record.questions
     ]
+
+
+@dataset(
+    "mquake",
+    record=Mquake,
+    recognises=lambda said: isinstance(said.get("requested_rewrite"), list),
+    together=mquake_cases,
+)
+def mquake(record: Mquake, place: Place) -> list[Case]:
+    """The facts of a record, by themselves."""
+    del place
+    return mquake_cases([record])

@@ -13,6 +13,7 @@ files already have it.
 from typing import Literal
 
 from retcon.data.reading import NewQuestion, Record, template
+from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidEdit
 
@@ -65,3 +66,12 @@ class Zsre(Record):
 
 def _question(text: str) -> str:
     return text if text.endswith("?") else f"{text}?"
+
+
+@dataset("zsre", record=Zsre, recognises=lambda said: bool({"src", "loc"} & said.keys()))
+def zsre(record: Zsre, place: Place, *, target: ZsreTarget = "answers") -> list[Case]:
+    """The case of a record.
+
+    target: what is written of a record that has both: `answers`, the first of them, or `alt`.
+    """
+    return [record.case(place.index, target)]

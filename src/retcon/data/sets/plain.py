@@ -3,6 +3,7 @@
 from pydantic import ConfigDict
 
 from retcon.data.reading import Record, template
+from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 
 
@@ -66,3 +67,9 @@ class Fact(Strict):
             target=self.target,
             target_old=self.target_old,
         )
+
+
+@dataset("plain", record=Fact, recognises=lambda said: "prompt" in said)
+def plain(record: Fact, place: Place) -> list[Case]:
+    """The case of a line."""
+    return [record.case(place.number)]

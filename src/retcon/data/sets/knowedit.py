@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, model_validator
 
 from retcon.data.reading import Record, Texts, template
+from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 
 # What a toolkit puts where there is no old answer.
@@ -136,3 +137,9 @@ class KnowEdit(Record):
 def _probes(groups: Groups | None) -> tuple[Probe, ...]:
     asked = (one for group in (groups or {}).values() for one in group)
     return tuple(probe for one in asked for probe in one.probes())
+
+
+@dataset("knowedit", record=KnowEdit, recognises=lambda said: "target_new" in said)
+def knowedit(record: KnowEdit, place: Place) -> list[Case]:
+    """The case of a record."""
+    return [record.case(place.index)]

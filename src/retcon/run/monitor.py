@@ -1,15 +1,12 @@
-"""A few cheap numbers that tell whether a model still holds up, taken while edits go into it.
+"""A monitor: a few cheap numbers that tell whether a model still holds up while edits go into it.
 
 They are read on the model as it is: ordinary text, facts written earlier, facts written now.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite
 
-import torch
-
-from retcon.algebra.preservation import Metric
 from retcon.data.held_out import held_out
 from retcon.edits import Edit
 from retcon.errors import NotFinite
@@ -23,7 +20,7 @@ from retcon.scoring.score import score_targets
 _PASSAGES, _LENGTH, _RESERVOIR = 12, 64, 48
 
 
-class Probe:
+class Monitor:
     """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike.
 
     handle: the model before its first edit. Where it does not know the words of the text that comes
@@ -65,27 +62,6 @@ class Probe:
             new, *old = (next(scores) for _ in _targets(edit))
             said += new.nll < old[0].nll if old else new.hits == new.tokens
         return said / len(edits)
-
-
-def weighed(
-    signals: Signals,
-    model: ModelHandle,
-    metrics: Mapping[int, Metric],
-    *,
-    before: Signals,
-    facts: int,
-) -> Signals:
-    """Signals of a model with its energy too, where there are metrics; they are by layer.
-
-    before: signals without the last batch. facts: in that batch. The change is that since W₀, the
-    model outside every open `scratch()`.
-    """
-    if not metrics:
-        return signals
-    energy = sum(
-        metric.energy(model.change(layer, torch.float64)) for layer, metric in metrics.items()
-    )
-    return signals._replace(energy=energy, facts=facts + (before.facts if before.energy else 0))
 
 
 def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:

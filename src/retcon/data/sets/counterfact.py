@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from retcon.data.reading import NewQuestion, Record
+from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit
 
 
@@ -57,3 +58,14 @@ class CounterFact(Record):
             relation=self.requested_rewrite.relation_id,
             portability=() if self.portability is None else (self.portability.probe(),),
         )
+
+
+@dataset(
+    "counterfact",
+    record=CounterFact,
+    recognises=lambda said: isinstance(said.get("requested_rewrite"), dict),
+)
+def counterfact(record: CounterFact, place: Place) -> list[Case]:
+    """The case of a record, under its own id."""
+    del place
+    return [record.case()]

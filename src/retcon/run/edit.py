@@ -7,12 +7,12 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import Collapsed, InvalidSetting, UnsupportedModel
 from retcon.features.contexts import check_texts
-from retcon.method.presets import Choice, choose
+from retcon.method.presets import Recipe, resolve
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
+from retcon.run.driver import check, fold
 from retcon.run.schedule import Schedule
-from retcon.run.session import check, run
 from retcon.run.shared_keys import check_keys, warned_of
 from retcon.run.steps import Step
 
@@ -46,33 +46,33 @@ def edit(
         UnsupportedModel: layers that cannot be edited, or that several devices compute.
         Collapsed: the guard has taken back the first batch, so that nothing is left.
     """
-    choice = choose(model.outline, method=method, layers=layers, settings=settings)
-    if not choice.method.writes:
+    recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
+    if not recipe.entry.writes:
         raise InvalidSetting(
-            f"{choice.method.name} writes no weight, it puts facts before prompts, so there is no "
-            f"patch to make. `retcon eval --method {choice.method.name}` measures it; to edit the "
+            f"{recipe.name} writes no weight, it puts facts before prompts, so there is no "
+            f"patch to make. `retcon eval --method {recipe.name}` measures it; to edit the "
             f"model take another method (`retcon methods`)."
         )
-    _check_together(model, choice.layers)
-    editor = choice.method.build(choice.layers, choice.settings)
-    size = editor.max_batch or len(edits)
+    _check_together(model, recipe.layers)
+    chosen = recipe.build()
+    size = chosen.max_batch or len(edits)
     plan = (
         Schedule(batch_size=max(1, size), carry=True)
         if schedule is None
         else Schedule.of(schedule).carried()
     )
-    check(editor, edits, plan)
+    check(chosen, edits, plan)
     check_texts(model.tokens, edits)
-    warned_of(editor, check_keys(model.tokens, editor, edits, plan))
-    state = editor.begin(model, progress)
-    taken = list(run(model, editor, state, edits, plan, progress))
+    warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
+    state = chosen.setup.begin(model, progress)
+    taken = [step for steps in fold(model, chosen, state, edits, plan, progress) for step in steps]
     if all(step.undone for step in taken):
         raise Collapsed(
             f"The guard has taken back the first batch, so that nothing is written: "
             f"{taken[0].note}. Take smaller batches, a larger ridge or another layer, or the guard "
             f"warn, which writes them whatever it sees."
         )
-    return patch_of(model, choice, plan, taken)
+    return patch_of(model, recipe, plan, taken)
 
 
 def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
@@ -88,14 +88,14 @@ def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
 
 
 def patch_of(
-    model: ModelHandle, choice: Choice, schedule: Schedule, steps: Sequence[Step]
+    model: ModelHandle, recipe: Recipe, schedule: Schedule, steps: Sequence[Step]
 ) -> Patch:
     """The patch that a run of carried batches has written, with what was noted on the way."""
     notes = tuple(f"at {step.at} facts: {step.note}" for step in steps if step.note)
     steps = [step for step in steps if not step.undone]
     deltas = {
         layer: LowRankDelta.stack([step.update.deltas[layer] for step in steps]).compact()
-        for layer in choice.layers
+        for layer in recipe.layers
     }
     records = tuple(
         EditRecord(
@@ -108,11 +108,11 @@ def patch_of(
         model=model.name,
         base=model.live_fingerprint,
         digest=model.live_digest,
-        method=choice.method.name,
-        layers=choice.layers,
+        method=recipe.name,
+        layers=recipe.layers,
         schedule=str(schedule),
         refresh=str(schedule.refresh),
-        settings=json.loads(json.dumps(choice.settings)),
+        settings=json.loads(json.dumps(recipe.settings)),
         edits=records,
         rows="shared" if any(delta.shared for delta in deltas.values()) else "edits",
     )

@@ -1,0 +1,56 @@
+"""Keys and targets of some edits: what locate-then-edit methods read from a model."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from retcon.edits import Edit
+from retcon.features.targets import Targets
+
+
+class KeyFeatures(NamedTuple):
+    """Enough, at one layer, to edit without the model.
+
+    Attributes:
+        edits: the edits.
+        targets: δ of each, and how it was found.
+        keys: averaged over contexts, at the first edited layer.
+        bare: the keys of the bare prompts there.
+        outputs: what W, as it was then, gave at the key whose value the target changes (the bare
+            prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value
+            whatever becomes of W. None where several layers are edited, whose residuals are read
+            from the model.
+        wanted: where each layer has a target of its own, what its block should give at the subject.
+        stood: where the length of values is anchored, what the last edited matrix gave there.
+    """
+
+    edits: tuple[Edit, ...]
+    targets: Targets
+    keys: Float64[Tensor, "edits d_in"]
+    bare: Float64[Tensor, "edits d_in"]
+    outputs: Float64[Tensor, "edits d_out"] | None
+    wanted: Float64[Tensor, "layers edits hidden"] | None = None
+    stood: Float64[Tensor, "edits hidden"] | None = None
+
+    @property
+    def cached(self) -> Bool[Tensor, " edits"]:
+        """Whether each target was read from the cache."""
+        return self.targets.cached
+
+    @property
+    def seconds(self) -> Float[Tensor, " edits"]:
+        """The time that each target took when it was optimised."""
+        return self.targets.seconds
+
+    def select(self, rows: slice) -> "KeyFeatures":
+        """The features of some of the edits."""
+        return KeyFeatures(
+            self.edits[rows],
+            self.targets.select(rows),
+            self.keys[rows],
+            self.bare[rows],
+            None if self.outputs is None else self.outputs[rows],
+            None if self.wanted is None else self.wanted[:, rows],
+            None if self.stood is None else self.stood[rows],
+        )

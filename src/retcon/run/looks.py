@@ -1,0 +1,155 @@
+"""Edit and look: the rows of one method, one schedule and some cases, each with its time.
+
+pre         the untouched model
+immediate   right after the case's own batch
+final       after all edits (only where they carry)
+retention   earlier cases again, after 2, 4, 8, … batches (on demand, only where they carry)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from retcon.edits import Case
+from retcon.method.base import Method, Rewrites
+from retcon.model.handle import ModelHandle
+from retcon.progress import Progress, silent
+from retcon.run.driver import fold
+from retcon.run.record import StepRecord
+from retcon.run.schedule import Schedule
+from retcon.run.steps import Past, Step
+from retcon.scoring.rows import Row
+from retcon.scoring.score import Look, score_cases, score_looks
+
+# How cases are put to the model: as they are, or behind facts that stand before each prompt.
+Rewrite = Callable[[Sequence[Case]], Sequence[Case]]
+
+
+def unchanged(cases: Sequence[Case]) -> Sequence[Case]:
+    """The cases as they are."""
+    return cases
+
+
+class Stage(NamedTuple):
+    """Steps that were worked on together, and what was seen of them.
+
+    Attributes:
+        steps: one, where batches are carried.
+        records: of the steps.
+        rows: scores that were due after them.
+        rewrite: how cases are put to the model after the last of them.
+    """
+
+    steps: list[Step]
+    records: list[StepRecord]
+    rows: list[Row]
+    rewrite: Rewrite = unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What to score, and when.
+
+    Attributes:
+        when: of `immediate`, `final` and `retention`; final and retention only where edits carry.
+        among: ids of the cases that are scored; None: all.
+    """
+
+    when: tuple[str, ...] = ("immediate", "final")
+    among: frozenset[str] | None = None
+
+    def chosen(self, cases: Sequence[Case]) -> list[Case]:
+        """Those of the cases that are scored."""
+        return [c for c in cases if self.among is None or c.edit.id in self.among]
+
+    def scored(self, cases: Sequence[Case], step: Step) -> list[Case]:
+        """Those of a step's own cases that are scored."""
+        return self.chosen(standing(cases[step.at - len(step.edits) : step.at]))
+
+    def rows(
+        self,
+        model: ModelHandle,
+        cases: Sequence[Case],
+        step: Step,
+        progress: Progress,
+        rewrite: Rewrite = unchanged,
+    ) -> list[Row]:
+        """The rows that are due after a carried step.
+
+        Where it is the first and last, its immediate scores are final too. Retention is looked at
+        after 2, 4, 8, … batches, of the cases of the batches before. Final scores are of all cases,
+        also of those that a guard has left unwritten, but for those whose fact has been edited
+        again since: what they said is no longer wanted.
+        """
+        number, last = step.index + 1, step.last
+        rows: list[Row] = []
+        if "immediate" in self.when and not step.undone:
+            asked = rewrite(self.scored(cases, step))
+            rows += score_cases(model, asked, when="immediate", step=number, progress=progress)
+        own = 0 if step.undone else len(step.edits)
+        written, unwritten = standing(cases[: step.at]), cases[step.at :]
+        new = {case.edit.id for case in cases[step.at - own : step.at]}
+        older = self.chosen([case for case in written if case.edit.id not in new])
+        if "retention" in self.when and step.checkpoint and older:
+            older = rewrite(older)
+            rows += score_cases(model, older, when="retention", step=number, progress=progress)
+        if "final" in self.when and last:
+            if number == 1 and rows and step.at == len(cases):
+                return rows + [row._replace(when="final") for row in rows]
+            final = rewrite(self.chosen([*written, *unwritten]))
+            rows += score_cases(model, final, when="final", step=number, progress=progress)
+        return rows
+
+
+def standing(cases: Sequence[Case]) -> list[Case]:
+    """Of cases that were written in this order, those whose fact was not edited again."""
+    last = {case.edit.fact: case.edit.id for case in cases}
+    return [case for case in cases if last[case.edit.fact] == case.edit.id]
+
+
+def run(
+    model: ModelHandle,
+    method: Method[Any, Any, Any],
+    state: Any,
+    cases: Sequence[Case],
+    schedule: Schedule,
+    progress: Progress = silent,
+    *,
+    past: Sequence[Past] = (),
+    looks: Looks = Looks(),
+) -> Iterator[Stage]:
+    """Edit the cases by a schedule, and look after each step, or group of steps.
+
+    While what was seen of a carried step is in the caller's hands, it is in the weights.
+
+    Args:
+        state: what `method.setup.begin` gave.
+        past: the first steps, which an earlier run has solved and seen.
+        looks: what to score, and when.
+
+    Raises:
+        InvalidSetting, InvalidEdit: as `driver.fold`.
+    """
+
+    def rewriting(step: Step) -> Rewrite:
+        rewrites = method if isinstance(method, Rewrites) else None
+        return unchanged if rewrites is None else lambda cases: rewrites.rewrite(cases, step.state)
+
+    edits = [case.edit for case in cases]
+    for steps in fold(model, method, state, edits, schedule, progress, past=past):
+        if schedule.carry:
+            (step,) = steps
+            rewrite = rewriting(step)
+            rows = looks.rows(model, cases, step, progress, rewrite)
+            yield Stage(steps, [StepRecord.of(model, step)], rows, rewrite)
+            continue
+        asked = [
+            Look(
+                rewriting(step)(looks.scored(cases, step)), "immediate", step.index + 1,
+                step.update.deltas,
+            )
+            for step in steps
+            if "immediate" in looks.when
+        ]  # fmt: skip
+        records = [StepRecord.of(model, step) for step in steps]
+        yield Stage(steps, records, score_looks(model, asked, progress))
