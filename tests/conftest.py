@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+from retcon.cli import console
 from retcon.cli.main import run
 from retcon.model.handle import ModelHandle
 
@@ -31,6 +32,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RETCON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RETCON_CACHE_LIMIT", "0")
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal as wide as a test says: workers that run side by side are told another width."""
+    for each in (console.out, console.err):
+        monkeypatch.setattr(each, "_width", None)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture

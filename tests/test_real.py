@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 def test_structure_and_preset(smollm2):
     found = describe(smollm2.outline)
     assert (found["d_in"], found["d_out"], found["layers"]) == (1536, 576, "0 to 29")
-    assert resolve(smollm2.outline).method.name == "emmet"
+    assert resolve(smollm2.outline).name == "emmet"
 
 
 def test_scores_of_the_unedited_model_are_the_literature_s(smollm2, data):
