@@ -98,6 +98,7 @@ def pico(
     dtype: torch.dtype = torch.float32,
     padding_side: str = "right",
     tokens: PreTrainedTokenizerFast | None = None,
+    device: str = "cpu",
 ) -> ModelHandle:
     """A handle on a random model of a family; large enough weights that an edit shows."""
     kind, dimensions = FAMILIES[family]
@@ -113,4 +114,4 @@ def pico(
                     parameter.normal_(std=0.25)
                 elif "norm" not in name and "ln" not in name:
                     parameter.normal_(std=0.1)
-    return ModelHandle(model.to(dtype), tokens, name=f"pico-{family}")
+    return ModelHandle(model.to(device, dtype), tokens, name=f"pico-{family}")

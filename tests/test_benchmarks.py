@@ -28,6 +28,7 @@ SCRIPTS = {
         "--set micro_batch=256 --set steps=2 --json {file}",
         "original ones: True",
     ),
+    "gpu": ("--device cpu --size least --json {file}", "refined_float32_residual"),
     "malformed": ("--files 5", "scores      1 files"),
     "memory": ("--child --model {model} --edits 2 --steps 2", "peak_megabytes_solve"),
     "moments": ("--model {model} --tokens 300", "covariance_all_layers_ratio"),

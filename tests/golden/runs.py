@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 import retcon
 from golden.scenarios import FAST, REAL, REAL_MODEL, RIDGES, Scenario
@@ -78,11 +77,11 @@ class Run(NamedTuple):
 class Workshop:
     """Models and facts for all scenarios: nothing that is run leaves a trace in them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.folder, self.device = folder, device
         for name, texts in (("pico.txt", _TEXT), ("real.txt", _sentences())):
             (folder / name).write_text("\n".join(texts), encoding="utf-8")
-        self.model = cache(_model)
+        self.model = cache(self._model)
 
     def run(self, scenario: Scenario, model: Any = None) -> Run:
         """The rows of a scenario, its batches, and the patch where there is one."""
@@ -103,7 +102,7 @@ class Workshop:
             rows=[[getattr(row, name) for name in _ROW] for row in trial.rows],
             batches=[_batch(step) for step in trial.steps],
             numbers=[value for step in trial.steps for value in _numbers(step)],
-            patch=patch and {str(k): (d.left.numpy(), d.right.numpy())
+            patch=patch and {str(k): (d.left.cpu().numpy(), d.right.cpu().numpy())
                              for k, d in patch.deltas.items()},
         )  # fmt: skip
 
@@ -115,6 +114,8 @@ class Workshop:
         settings = {**FAST, "ridge": RIDGES["memit"], "corpus": str(self.folder / "pico.txt")}
         both = {**settings, "accumulate": [True, False]}
         text = _STUDY.replace("SETTINGS", json.dumps(settings)).replace("BOTH", json.dumps(both))
+        import polars as pl
+
         (self.folder / "study.yaml").write_text(text, encoding="utf-8")
         with contextlib.chdir(self.folder):
             _command("study", "run", "study.yaml", "--out", "out")
@@ -137,6 +138,11 @@ class Workshop:
             return retcon.take(retcon.starter_cases(), 8, 0)
         return retcon.load_cases(self._facts(scenario.facts))
 
+    def _model(self, name: str) -> Any:
+        if name == REAL_MODEL:
+            return retcon.load(name, device=self.device)
+        return pico(name, device=self.device)
+
     def _facts(self, which: str = "apart") -> Path:
         """Five facts in a file, and where it is asked for one more."""
         kinds = {
@@ -156,10 +162,6 @@ class Workshop:
         file = self.folder / "facts.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         return file
-
-
-def _model(name: str) -> Any:
-    return retcon.load(name) if name == REAL_MODEL else pico(name)
 
 
 def _sentences() -> list[str]:

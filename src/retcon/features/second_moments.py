@@ -267,10 +267,17 @@ class _Sums:
     @classmethod
     def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
         begun = None if resume is None else whole(resume, cls.load)
-        if begun is not None:
-            return begun
         widths = {layer: handle.site(layer).d_in for layer in layers}
-        return cls({layer: torch.zeros(d, d, dtype=torch.float64) for layer, d in widths.items()})
+        homes = _homes(handle, widths)
+        if begun is not None:
+            begun.total = {layer: sums.to(homes[layer]) for layer, sums in begun.total.items()}
+            return begun
+        return cls(
+            {
+                layer: torch.zeros(d, d, dtype=torch.float64, device=homes[layer])
+                for layer, d in widths.items()
+            }
+        )
 
     @classmethod
     def load(cls, path: Path, owner: Owner) -> "_Sums":
@@ -304,6 +311,22 @@ class _Sums:
             layer: SecondMoment(total=total, tokens=self.tokens)
             for layer, total in self.total.items()
         }
+
+
+def _homes(handle: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.device]:
+    """Where the sums of each layer are added up.
+
+    On the layer's own GPU where all sums take less than half of what is free there: a product does
+    not have to leave it then. In main memory otherwise.
+    """
+    wanted = {layer: handle.site(layer).device for layer in widths}
+    need = 8 * sum(width**2 for width in widths.values())
+    free = {
+        device: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        for device in {*wanted.values()}
+    }
+    main = torch.device("cpu")
+    return {layer: device if 2 * need < free[device] else main for layer, device in wanted.items()}
 
 
 def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int) -> str:
