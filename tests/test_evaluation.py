@@ -248,6 +248,27 @@ def test_text_sampled_behind_prompts_is_the_same_in_any_company():
     assert texts[0] == alone[0] and texts[1].startswith("The capital city of France")
 
 
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_seed_gives_the_same_text_on_a_device_with_random_numbers_of_its_own(top_k):
+    from retcon.model.generate import sample
+
+    model = pico()
+    head = model.tokens.encode("The capital")
+    usual = sample(model, head, count=8, new_tokens=12, seed=3, top_k=top_k)
+    # What such a device does: draw by other numbers from what the processor has left.
+    own = torch.Generator().manual_seed(77)
+    draw = torch.multinomial
+
+    def drawn(probabilities, num_samples, *, generator=None):
+        ours = bool((probabilities.amax(-1) < 1).any())
+        return draw(probabilities, num_samples, generator=generator if ours else own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retcon.model.generate.draws_alike", lambda _device: False)
+        patch.setattr(torch, "multinomial", drawn)
+        assert sample(model, head, count=8, new_tokens=12, seed=3, top_k=top_k) == usual
+
+
 def test_a_padding_token_without_an_embedding_is_not_asked_for():
     """Checkpoints whose tokenizer was given one, and whose embeddings were not resized."""
     from copy import deepcopy

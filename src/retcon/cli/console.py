@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from retcon import __version__
 from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
@@ -128,7 +129,7 @@ def versions() -> dict[str, str]:
 
     packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
     return {
-        "retcon": version("retcon-llm"),
+        "retcon": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "threads": str(torch.get_num_threads()),

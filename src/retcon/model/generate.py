@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from retcon.errors import NotFinite
@@ -37,6 +42,29 @@ class _Steps(BaseStreamer):
 
     def end(self) -> None:
         """It tells nothing new."""
+
+
+def draws_alike(device: torch.device) -> bool:
+    """Whether a seed means the same random numbers on a device everywhere."""
+    return device.type == "cpu"
+
+
+class DrawOnCpu(LogitsProcessor):
+    """Draws each token by the random numbers of the CPU, and leaves no other to be drawn.
+
+    A GPU has random numbers of its own, so that a seed would give other texts there. top_k: as in
+    `sample`.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = TopKLogitsWarper(top_k) if top_k else None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
+        """Scores of which one in each row is finite."""
+        kept = scores if self._top_k is None else self._top_k(input_ids, scores)
+        probabilities = torch.nn.functional.softmax(kept, dim=-1).cpu()
+        token = torch.multinomial(probabilities, num_samples=1).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 def sample(
@@ -103,6 +131,7 @@ def _sampled(
     if not new_tokens:
         return [list(prompt) for prompt in prompts]
     ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
+    drawing = [] if draws_alike(handle.device) else [DrawOnCpu(top_k)]
     devices = [handle.device] if handle.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
@@ -111,6 +140,7 @@ def _sampled(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
+                logits_processor=LogitsProcessorList(drawing),
                 top_k=top_k,
                 top_p=1.0,
                 temperature=1.0,

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,11 +20,11 @@ import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     ValidationError,
     model_serializer,
 )
 
+from retcon import __version__
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import Damaged, InvalidEdit, InvalidPatch, PatchMismatch
@@ -69,7 +68,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = FORMAT
-    retcon: str = Field(default_factory=lambda: version("retcon-llm"))
+    retcon: str = __version__
     model: str
     base: str
     digest: str | None = None

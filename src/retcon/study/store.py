@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from retcon import __version__
 from retcon.errors import Damaged, StorageError
 from retcon.files import make_folder, storing, sweep, write_whole
 from retcon.locking import claimed
@@ -209,7 +210,7 @@ def environment() -> dict[str, object]:
     packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
     commit = _commit()
     return {
-        "retcon": version("retcon-llm"),
+        "retcon": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
