@@ -20,6 +20,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -105,6 +106,7 @@ class Bench:
         self.until = time.monotonic() + 60 * minutes
         self.figures: Figures = {}
         self.left_out: list[str] = []
+        self.failed: list[str] = []
 
     def part(self, name: str, seconds: float, work: Callable[[], Figures]) -> None:
         """Do a part of the work that needs about so many seconds, if there are so many."""
@@ -115,7 +117,11 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        figures = work()
+        try:
+            figures = work()
+        except Exception:  # the other parts should still be told of
+            self.fail(name)
+            return
         self.wait()
         took = time.perf_counter() - started
         if self.device.type == "cuda":
@@ -123,6 +129,12 @@ class Bench:
         print(f"\n{name} ({took:.1f} s)", flush=True)
         print_figures(figures)
         self.figures |= figures
+
+    def fail(self, name: str) -> None:
+        """Tell that something has ended in an error, and which."""
+        print(f"\n{name} FAILED", flush=True)
+        traceback.print_exc(limit=-6)
+        self.failed.append(name)
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -166,7 +178,11 @@ def equality(bench: Bench, folder: Path) -> Figures:
     shops = [Workshop(_made(folder / str(i)), place) for i, place in enumerate(places)]
     deltas, nats, answers, other = [0.0], [0.0], 0, 0
     for scenario in chosen[: bench.sizes.scenarios + len(ALWAYS)]:
-        old, new = (record_of(shop.run(scenario), full=True) for shop in shops)
+        try:
+            old, new = (record_of(shop.run(scenario), full=True) for shop in shops)
+        except Exception:
+            bench.fail(scenario.name)
+            continue
         found = difference(old, new)
         rounded = "=rect" in scenario.name or "=bfloat16" in scenario.name
         if found.other or found.nats > 1e-3 or found.patch > 1e-2 or found.said:
@@ -421,6 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = {
         "figures": {name: {"value": value} for name, value in bench.figures.items()},
         "left out, for want of time": bench.left_out,
+        "failed": bench.failed,
         "command": " ".join(["python", *sys.argv]),
         "size": size,
         "versions": about(bench.device),
@@ -431,6 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{about(bench.device)}")
     if bench.left_out:
         print(f"Left out, for want of time: {', '.join(bench.left_out)}")
+    if bench.failed:
+        sys.exit(f"Failed: {', '.join(bench.failed)}")
 
 
 if __name__ == "__main__":

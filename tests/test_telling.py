@@ -188,6 +188,18 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, monkeypatch, heeded):
     assert received.code == 143
 
 
+def test_a_signal_that_waits_when_all_is_done_is_forgotten(tmp_path, monkeypatch, heeded):
+    """It would end the interpreter's own end, with a traceback and another exit code."""
+    (tmp_path / "is_the_last.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGTERM)\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with like_ctrl_c() as received:
+        import is_the_last  # pyright: ignore[reportMissingImports]  # noqa: F401
+    time.sleep(0.1)
+    assert received.number is None
+
+
 def test_a_signal_that_was_to_be_ignored_is():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

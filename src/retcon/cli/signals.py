@@ -40,7 +40,7 @@ def like_ctrl_c() -> Generator[Received, None, None]:
 
     So whatever is cleaned up at Ctrl-C is cleaned up then, too. It is not cut off by a second
     signal, unless that is Ctrl-C again. A signal that this process was told to ignore (`nohup`)
-    stays ignored.
+    stays ignored. One that still waits for an import when all is done is forgotten.
     """
     received = Received()
 
@@ -57,6 +57,8 @@ def like_ctrl_c() -> Generator[Received, None, None]:
     try:
         yield received
     finally:
+        if before and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

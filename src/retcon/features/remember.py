@@ -121,8 +121,10 @@ def recall_keys(
 
     shared = {**_shared(handle, layer), "weights": weights.tolist()}
     names = [{**shared, "heads": _heads(handle, edit, prefixes)} for edit in edits]
-    entries = [found.entry["keys"] for found in recall("keys", names, compute)]
-    return torch.stack(entries, dim=1).to(handle.site(layer).device)
+    device = handle.site(layer).device
+    # What the cache has is in main memory.
+    entries = [found.entry["keys"].to(device) for found in recall("keys", names, compute)]
+    return torch.stack(entries, dim=1)
 
 
 def _shared(handle: ModelHandle, layer: int) -> Name:
