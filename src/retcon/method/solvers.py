@@ -170,11 +170,11 @@ class OneShot:
         right = torch.zeros_like(wish.keys)
         novelty = wish.keys.new_ones(len(wish.keys))
         if rows.again:
-            ridges = memory.facts.ridges[rows.places].unsqueeze(1)
+            ridges = memory.facts.ridges[rows.places].to(wish.keys)
             own = metric.unwhiten(metric.solve(metric.whiten(wish.keys[rows.again])))
-            right[rows.again] = own / ridges
+            right[rows.again] = own / ridges.unsqueeze(1)
             before = memory.facts.values[layer][rows.places]
-            share = wish.keys[rows.again] @ own.mT / memory.facts.ridges[rows.places]
+            share = wish.keys[rows.again] @ own.mT / ridges
             wanted = wish.values[rows.again] - before
             residual[rows.again] = _in_passes(wanted, share, self.passes)
             moved = (wish.keys[rows.new] @ right[rows.again].mT) @ residual[rows.again]

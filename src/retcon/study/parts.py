@@ -130,8 +130,8 @@ def part_of(cell: str, first: int) -> Owner:
     return {"kind": "part", "cell": cell, "first": first}
 
 
-def load_part(path: Path, cell: str) -> tuple[int, Part]:
-    """The index of a part's first step, and the part.
+def load_part(path: Path, cell: str, device: str = "cpu") -> tuple[int, Part]:
+    """The index of a part's first step, and the part, of which the updates are on a device.
 
     Raises:
         Damaged: it is not what was written, or another cell's.
@@ -141,15 +141,16 @@ def load_part(path: Path, cell: str) -> tuple[int, Part]:
         about = opened.about
         if "steps" not in about:
             raise Damaged(f"{opened.path} was written by an earlier Retcon.")
-        return about["first"], _part(about, tensors)
+        return about["first"], _part(about, tensors, device)
 
 
-def _part(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+def _part(about: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str) -> Part:
     rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
     end = None if about["end"] is None else End(*about["end"])
     said = about.get("reading")
     reading = None if said is None else TypeAdapter(Checkpoint).validate_python(said)
-    past = [_past(step, tensors) for step in about["steps"]]
+    placed = {name: tensor.to(device) for name, tensor in tensors.items() if name != "rows"}
+    past = [_past(step, placed) for step in about["steps"]]
     return Part(past, about["records"], rows, end, reading)
 
 

@@ -103,17 +103,18 @@ class CellFolder:
             target, part_of(self.cell, first), seen, carried=carried, end=end, reading=reading
         )
 
-    def parts(self) -> tuple[list[Part], str | None]:
+    def parts(self, device: str = "cpu") -> tuple[list[Part], str | None]:
         """The parts of an unfinished run, and what is wrong with the first one that is damaged.
 
-        That one and those behind it are removed: their batches will be run again.
+        That one and those behind it are removed: their batches will be run again. device: on which
+        the run goes on.
         """
         found: list[Part] = []
         expected = 0
         files = sorted(self.path.glob("step-*.safetensors"))
         for number, path in enumerate(files):
             try:
-                first, part = load_part(path, self.cell)
+                first, part = load_part(path, self.cell, device)
                 if first != expected:
                     raise ValueError(f"batch {expected} is missing before it")
             except (Damaged, OSError, ValueError) as error:

@@ -129,7 +129,7 @@ class Worker:
         cell = task.cell
         folder.begin(cell)
         method = find_method(cell.method).build(cell.layers, cell.settings)
-        parts, why = folder.parts()
+        parts, why = folder.parts("cpu" if self.device == "auto" else self.device)
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
         looks = Looks(when=cell.when, among=frozenset(task.scored))
