@@ -40,7 +40,12 @@ from retcon.features.keys import read_keys
 from retcon.features.prefix_cache import Place
 from retcon.features.second_moments import collect_moments
 from retcon.features.target_loss import TargetLoss
-from retcon.features.targets import TargetOptions, default_micro_batch, optimise_targets
+from retcon.features.targets import (
+    TargetOptions,
+    default_micro_batch,
+    optimise_targets,
+    pass_tokens,
+)
 from retcon.model.handle import ModelHandle
 from retcon.toyworld.world import toy_cases, world
 
@@ -83,17 +88,16 @@ class Sizes:
     solve: int
     product: int
     scenarios: int
-    micro_batches: tuple[int, ...]
 
 
 SIZES = {
     "full": Sizes(
         model=LLAMA_3_8B, layer=5, edits=256, steps=25, tokens=16384, solve=4096, product=8192,
-        scenarios=30, micro_batches=(512, 2048, 8192),
+        scenarios=100,
     ),
     "least": Sizes(
         model=SMALL, layer=1, edits=3, steps=2, tokens=300, solve=8, product=64,
-        scenarios=2, micro_batches=(64,),
+        scenarios=2,
     ),
 }  # fmt: skip
 
@@ -178,6 +182,8 @@ def equality(bench: Bench, folder: Path) -> Figures:
     shops = [Workshop(_made(folder / str(i)), place) for i, place in enumerate(places)]
     deltas, nats, answers, other = [0.0], [0.0], 0, 0
     for scenario in chosen[: bench.sizes.scenarios + len(ALWAYS)]:
+        if time.monotonic() > bench.until:
+            break
         try:
             old, new = (record_of(shop.run(scenario), full=True) for shop in shops)
         except Exception:
@@ -261,25 +267,44 @@ def targets(bench: Bench, model: ModelHandle) -> Figures:
         return bench.seconds(work) / len(some)
 
     flops = _useful_flops(model, chosen[:32], layer)
-    run(replace(PUBLISHED, steps=2), chosen[:32])
     figures: Figures = {
-        "targets_default_micro_batch": default_micro_batch(model.outline),
+        "targets_tokens_in_a_pass": pass_tokens(model, layer, PUBLISHED),
         "targets_teraflops_per_step": flops / 1e12,
+        "targets_two_steps_first_seconds_per_edit": run(replace(PUBLISHED, steps=2)),
+        "targets_two_steps_again_seconds_per_edit": run(replace(PUBLISHED, steps=2)),
     }
-    few = replace(PUBLISHED, steps=min(5, sizes.steps))
-    for size in sizes.micro_batches:
-        for together in (32, 128):
-            options = replace(few, micro_batch=size, together=together)
-            took = run(options, chosen[: 128 if together == 128 else 32]) / few.steps
-            figures[f"targets_micro_batch_{size}_together_{together}_seconds_per_step"] = took
+    print_figures(figures)
     for name, rule in (("published", PUBLISHED), ("faster", FASTER)):
-        figures[f"targets_{name}_seconds_per_edit"] = run(replace(rule, steps=sizes.steps))
+        took = run(replace(rule, steps=sizes.steps))
+        figures[f"targets_{name}_seconds_per_edit"] = took
+        print(f"{name}: {took:.4g} s an edit", flush=True)
     rate = sizes.steps * flops / figures["targets_published_seconds_per_edit"]
     figures["targets_published_teraflops"] = rate / 1e12
     if "bfloat16_teraflops" in bench.figures:
-        figures["targets_published_limit_fraction"] = (
-            rate / 1e12 / bench.figures["bfloat16_teraflops"]
-        )
+        share = rate / 1e12 / bench.figures["bfloat16_teraflops"]
+        figures["targets_published_limit_fraction"] = share
+    return figures
+
+
+def small_passes(bench: Bench, model: ModelHandle) -> Figures:
+    """The same steps in passes as small as on a CPU; and without cuDNN's attention."""
+    layer, chosen = bench.sizes.layer, edits(bench.sizes.edits)[:64]
+    two = replace(PUBLISHED, steps=2)
+
+    def run(options: TargetOptions) -> float:
+        work = lambda: optimise_targets(model, chosen, PREFIXES, layer, options)  # noqa: E731
+        return bench.seconds(work) / len(chosen)
+
+    small = replace(two, micro_batch=default_micro_batch(model.outline) + 1)
+    figures = {"two_steps_in_small_passes_seconds_per_edit": run(small)}
+    figures["two_steps_in_small_passes_again_seconds_per_edit"] = run(small)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        for name in ("", "_again"):
+            figures[f"two_steps_without_cudnn{name}_seconds_per_edit"] = run(two)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    figures["two_steps_of_64_seconds_per_edit"] = run(two)
     return figures
 
 
@@ -389,7 +414,6 @@ def whole(bench: Bench, model: ModelHandle, folder: Path) -> Figures:
 def run(bench: Bench, folder: Path) -> None:
     """Every part, one after the other."""
     bench.part("rates", 10, lambda: rates(bench))
-    bench.part("equality", 60, lambda: equality(bench, folder))
     models: list[ModelHandle] = []
 
     def made() -> Figures:
@@ -404,7 +428,10 @@ def run(bench: Bench, folder: Path) -> None:
         bench.part("moments", 30, lambda: moments(bench, model))
         bench.part("edit", 45, lambda: whole(bench, model, folder))
         bench.part("solves", 30, lambda: solves(bench, model.site(bench.sizes.layer).d_in))
-        bench.part("targets", 90, lambda: targets(bench, model))
+        bench.part("small_passes", 20, lambda: small_passes(bench, model))
+        bench.part("targets", 60, lambda: targets(bench, model))
+    models.clear()
+    bench.part("equality", 20, lambda: equality(bench, folder))
 
 
 def about(device: torch.device) -> dict[str, str]:

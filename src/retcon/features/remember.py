@@ -16,7 +16,13 @@ from retcon.cache import Entry, Name, Unfinished, recall
 from retcon.edits import Edit
 from retcon.features.contexts import locate_all
 from retcon.features.keys import read_keys
-from retcon.features.targets import TASK, TargetOptions, Targets, optimise_targets
+from retcon.features.targets import (
+    TASK,
+    TargetOptions,
+    Targets,
+    optimise_targets,
+    together,
+)
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -59,7 +65,7 @@ def recall_targets(
     }  # once a yes or no
     shared = {**_shared(handle, layer), "prefixes": prefixes, "options": told}
     names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
-    recalled = recall("targets", names, compute, together=options.together)
+    recalled = recall("targets", names, compute, together=together(handle, layer, options))
     progress(TASK, len(edits), len(edits))
     device = handle.site(layer).device
     return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])

@@ -23,6 +23,8 @@ from retcon.model.handle import ModelHandle
 # A pass reads all weights, whatever it holds: as long as so many tokens take to compute. Rows of
 # unlike length share a pass as long as filling them up costs less than a pass of their own.
 _PASS_COST = 32
+# On a GPU launching a pass takes as long as computing so many.
+_PASS_COST_ON_GPU = 512
 
 
 @runtime_checkable
@@ -62,13 +64,14 @@ def packed(
     A prediction counts as a token, since its logits need about as much memory. Shorter rows are
     filled up as long as that costs less than a pass of their own.
     """
+    worth = _PASS_COST if rows.device.type == "cpu" else _PASS_COST_ON_GPU
     order = sorted(rows.tolist(), key=lambda row: (lengths[row], row))
     group: list[int] = []
     for row in order:
         longest = lengths[row]
         filled = sum(longest - lengths[i] for i in [*group, row])
         cost = (len(group) + 1) * longest + sum(predictions[i] for i in [*group, row])
-        if group and (filled > _PASS_COST or cost > size):
+        if group and (filled > worth or cost > size):
             yield torch.tensor(group, device=rows.device)
             group = []
         group.append(row)

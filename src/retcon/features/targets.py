@@ -31,6 +31,9 @@ from retcon.model.handle import ModelHandle
 from retcon.model.structure import Outline
 from retcon.progress import Progress, silent
 
+# On a GPU: tokens in a pass beyond which it computes no faster, the share of its free memory that
+# one pass may take, and texts' tokens of an edit in a step, about.
+_FULL_PASS, _FREE_SHARE, _OF_AN_EDIT = 8192, 1 / 2, 32
 # The share of the weights that what one pass keeps for its gradient may take, at most about, and
 # how many numbers that is of a token in a block: of the hidden width, and of the MLP's.
 _KEPT_SHARE = 1 / 4
@@ -49,8 +52,9 @@ class TargetOptions:
     kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
     edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
     the output of the `block` or of its `down`-projection. micro_batch: suffix tokens and
-    predictions in one forward pass (0: what keeps activations below a quarter of the weights),
-    and together: edits optimised side by side; both change results by rounding only, and memory.
+    predictions in one forward pass (0: what keeps activations below a quarter of the weights, and
+    on a GPU what fills it), and together: edits optimised side by side, on a GPU as many more as a
+    pass has room for; both change results by rounding only, and memory.
 
     Approximations, off by default: contexts_per_step: look at so many contexts in each step, in
     turn (0: at all), and stop by what was last seen of each. stop_when_said: an edit is done, too,
@@ -154,6 +158,21 @@ def kept_numbers(outline: Outline, behind: int = -1) -> int:
     return (outline.layers - 1 - behind) * (_KEPT_HIDDEN * site.d_out + _KEPT_INNER * site.d_in)
 
 
+def pass_tokens(model: ModelHandle, layer: int, options: TargetOptions) -> int:
+    """Suffix tokens and predictions in one pass over a model as it is placed.
+
+    What launches a small pass on a GPU takes longer than the pass, so there the default is what
+    fills it, as far as half of its free memory holds what the pass keeps.
+    """
+    usual = default_micro_batch(model.outline)
+    asked = options.micro_batch or usual
+    if model.device.type != "cuda" or asked != usual:
+        return asked
+    free = torch.cuda.mem_get_info(model.device)[0]
+    each = kept_numbers(model.outline, behind=layer) * model.dtype.itemsize
+    return max(asked, min(_FULL_PASS, int(_FREE_SHARE * free / max(1, each))))
+
+
 def optimise_targets(
     handle: ModelHandle,
     edits: Sequence[Edit],
@@ -174,7 +193,7 @@ def optimise_targets(
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
-    size = len(edits) if tied or isinstance(start, Halfway) else options.together
+    size = len(edits) if tied or isinstance(start, Halfway) else together(handle, layer, options)
     total = len(edits) * options.steps
     parts: list[Targets] = []
     for first in range(0, len(edits), size):
@@ -189,6 +208,13 @@ def optimise_targets(
         parts.append(group.optimise(begin, tied=tied))
     progress(TASK, total, total)
     return Targets.join(parts)
+
+
+def together(model: ModelHandle, layer: int, options: TargetOptions) -> int:
+    """How many edits are optimised side by side."""
+    if model.device.type != "cuda":
+        return options.together
+    return max(options.together, pass_tokens(model, layer, options) // _OF_AN_EDIT)
 
 
 class _Group(NamedTuple):
@@ -207,7 +233,7 @@ class _Group(NamedTuple):
         """Their targets, from the beginning or from where an earlier call was cut off."""
         started = time.perf_counter()
         place, options = Place(self.layer, self.options.insertion), self.options
-        size = options.micro_batch or default_micro_batch(self.handle.outline)
+        size = pass_tokens(self.handle, self.layer, options)
         losses = TargetLoss(
             self.handle, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
         )

@@ -12,7 +12,10 @@ folder's files, and believed while they stay.
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from math import gcd
@@ -31,6 +34,8 @@ from retcon.sealed import Owner, digest, load_record, save_record
 _SAMPLES = 4096
 # Raise it where another thing is looked at before a model is found good.
 _FORMAT = 1
+# Tensors of which the digest is computed at a time.
+_HASHING = min(8, os.cpu_count() or 1)
 # Rows of a tensor that are rounded at a time hold about this many numbers.
 _CHUNK = 2**22
 
@@ -65,14 +70,21 @@ class Weights(BaseModel):
     @classmethod
     def read(cls, tensors: Iterable[tuple[str, Tensor]], parameters: Iterable[str]) -> "Weights":
         """Of tensors in the order of their names; of the parameters among them the fingerprint."""
-        named, digests = {*parameters}, dict[str, str]()
+        named, digests = {*parameters}, dict[str, Future[str]]()
         samples, rounded = hashlib.sha256(), hashlib.sha256()
-        for name, tensor in tensors:
-            digests[name] = digest_of(tensor)
-            if name in named:
-                samples.update(_sample(name, tensor))
-                rounded.update(_sample(name, tensor, torch.float16))
-        return cls(fingerprint=samples.hexdigest(), rounded=rounded.hexdigest(), digests=digests)
+        busy: deque[Future[str]] = deque()
+        with ThreadPoolExecutor(max_workers=_HASHING) as threads:
+            for name, tensor in tensors:
+                digests[name] = threads.submit(digest_of, tensor)
+                busy.append(digests[name])
+                if name in named:
+                    samples.update(_sample(name, tensor))
+                    rounded.update(_sample(name, tensor, torch.float16))
+                # Tensors that are read from a disk for this should not pile up.
+                if len(busy) > _HASHING:
+                    busy.popleft().result()
+            found = {name: one.result() for name, one in digests.items()}
+        return cls(fingerprint=samples.hexdigest(), rounded=rounded.hexdigest(), digests=found)
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
