@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from retcon.report.arms import Arm, Results
-from retcon.report.findings.claims import share, spanned
-from retcon.report.names import carried_names
+from retcon.report.conditions import Arm, names_of
+from retcon.report.numbers import share, spanned
+from retcon.report.results import Results
 from retcon.scoring.intervals import Statistic
 from retcon.study.reading import read_study
 
@@ -30,7 +30,7 @@ def kinds_of(results: Results, n: int, orders: Sequence[str]) -> Kinds:
     """The arms of each kind, by name and order: the first order has the name without one."""
     carried = [a for a in results.arms if a.setting.carried and a.setting.n == n]
     arms = [a for a in carried if not orders or str(a.setting.order) in orders]
-    names = carried_names(arms)
+    names = names_of(arms)
     groups: dict[tuple[object, ...], dict[Order, Arm]] = defaultdict(dict)
     for arm in arms:
         groups[arm.setting.but("order")][arm.setting.order] = arm

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from retcon.report.findings import Finding, judge, select
+from retcon.report.results import Results
 from retcon.scoring.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
 from retcon.scoring.rows import Row
 from retcon.sealed import digest_of, load_record, save_record
 from retcon.study.finished import cell_of
 from retcon.study.points import Point, carries
-from retcon.study.reading import Data, Model, Record, Tuned, study_of
+from retcon.study.reading import Data, Model, Record, Study, Tuned, study_of
 
 D_IN, RELATIONS = 512, 24
 PROMPTS = {"rewrite": 1, "paraphrase": 2, "neighbour": 4}
@@ -250,6 +252,12 @@ def lifelong_grid() -> list[Point]:
               **kept),
         *grid("adaptive", {"schedule": ["adaptive-aimd", "adaptive-energy"]}, **kept),
     ]  # fmt: skip
+
+
+def batch_size_findings(study: Study | Results) -> dict[str, Finding]:
+    """The findings of the replicated study, by key."""
+    results = study if isinstance(study, Results) else Results(study)
+    return {finding.key: finding for finding in judge(results, select(["batch-size"]))}
 
 
 def write_cell(folder: Path, place: Point, chances: Model_) -> None:

@@ -13,18 +13,16 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from made_study import Chances, flat, grid, make_study, paper, point, seal_again, small_grid
+from made_study import Chances, grid, make_study, paper, point, seal_again, small_grid
 from oracles import cluster_jackknife
 from retcon.cli.commands.study import app
 from retcon.report import page, tables
-from retcon.report.arms import Results
-from retcon.report.findings import Finding, all_findings
-from retcon.report.findings.claims import Estimate, contrast, equal, not_worse, than_any, towards
+from retcon.report.charts.panels import ranged
 from retcon.report.fluency import fluency
 from retcon.report.headline import headline
 from retcon.report.layers import recommend
-from retcon.report.plots.effects import turned
-from retcon.report.plots.style import ranged
+from retcon.report.ranking import compare
+from retcon.report.results import Results
 from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
 from retcon.scoring.metrics import estimate, summarise
 from retcon.study.reading import Study, read_study
@@ -39,16 +37,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def study(folder) -> Study:
     return read_study(folder)
-
-
-@pytest.fixture(scope="module")
-def findings(study) -> dict[str, Finding]:
-    return {finding.key: finding for finding in all_findings(study)}
-
-
-@pytest.fixture(scope="module")
-def level(tmp_path_factory) -> Study:
-    return read_study(make_study(tmp_path_factory.mktemp("flat"), small_grid(), flat))
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +112,6 @@ def test_more_comparisons_widen():
     assert found.estimate(comparisons=10).low < found.estimate().low
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "direction", "sameness", "best"),
-    [(-3.0, -2.0, "reproduced", "not reproduced", "not reproduced"),
-     (2.0, 3.0, "not reproduced", "not reproduced", "reproduced"),
-     (-0.5, 0.5, "not reproduced", "reproduced", "reproduced"),
-     (-3.0, 0.5, "inconclusive", "inconclusive", "inconclusive"),
-     (None, None, "inconclusive", "inconclusive", "inconclusive")],
-)  # fmt: skip
-def test_the_rule(low, high, direction, sameness, best):
-    effect = Estimate(0.0, low, high, 10)
-    assert (towards(effect, -1), equal(effect), not_worse(effect)) == (direction, sameness, best)
-
-
 def test_scores_of_arms_are_those_of_the_metrics(study):
     results = Results(study)
     arm = next(arm for arm in results.arms if results.has(arm, "final"))
@@ -144,85 +119,6 @@ def test_scores_of_arms_are_those_of_the_metrics(study):
     for metric in ("ES", "PS", "NS"):
         assert results.estimate(arm, "final", metric) == pytest.approx(estimate(rows, metric))
     assert results.estimate(arm, "final", "S").mean == pytest.approx(summarise(rows)["S"])
-
-
-def test_known_effects_are_found(findings):
-    found = {key: finding.verdict for key, finding in findings.items()}
-    assert {found[key] for key in ("a", "b1", "b2", "c")} == {"reproduced"}
-    assert found["e"] == "inconclusive"  # 32 facts at the smaller N cannot tell
-
-
-def test_absent_effects_are_not(level):
-    found = {finding.key: finding for finding in all_findings(level)}
-    assert found["b1"].verdict != "reproduced"
-    assert found["b2"].verdict != "reproduced"
-    # Nothing differs, but 128 facts cannot exclude a difference of one point in them.
-    told = {claim.metric: claim.verdict for claim in found["d"].claims}
-    assert told["ES"] == told["PS"] == "inconclusive"
-
-
-def test_that_no_case_differs_is_not_taken_for_certain(level):
-    results = Results(level)
-    arms = [arm for arm in results.arms if arm.setting.n == 128 and not arm.setting.accumulate]
-    one, other = [arm for arm in arms if arm.setting.refresh == "each-batch"][:2]
-    effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "ES")
-    # t²/√2 of 128 cases, by 24 relations: the rule of three.
-    margin = 2.0687**2 / 2**0.5 * 100 / 128
-    assert effect[:3] == pytest.approx((0, -margin, margin), rel=1e-3)
-    assert margin == pytest.approx(3 * 100 / 128, rel=0.01)
-
-
-def test_a_setting_is_the_best_only_if_it_is_not_worse_than_any_rival():
-    close, unsure, ahead = (
-        Estimate(0.1, -0.6, 0.8, 9), Estimate(0.5, -1.5, 2.5, 9), Estimate(-2.0, -3.0, -1.0, 9)
-    )  # fmt: skip
-    assert than_any({"close": close}) == ("close", "reproduced")
-    # Its mean is lower than that of the close one, and it may be the better by more.
-    assert than_any({"close": close, "unsure": unsure}) == ("unsure", "inconclusive")
-    rivals = {"close": close, "unsure": unsure, "ahead": ahead}
-    assert than_any(rivals) == ("ahead", "not reproduced")
-
-
-def test_the_best_of_a_half_done_sweep_is_not_yet_the_best(tmp_path):
-    late = lambda p: p.block == "layers" and p.layers == (5,)  # noqa: E731
-    half = read_study(make_study(tmp_path, small_grid(), undone=late))
-    found = all_findings(half)[0]
-    assert found.verdict == "inconclusive" and "Layers not done yet: 1;" in found.missing
-
-
-def test_a_factor_alone_leaves_the_claim_open_and_says_what_it_needs(tmp_path):
-    late = lambda p: p.block == "sequential" and p.refresh == "never"  # noqa: E731
-    half = read_study(make_study(tmp_path, small_grid(), undone=late))
-    found = all_findings(half)[-1]
-    assert (found.key, found.verdict) == ("f", "no data")
-    assert found.claims and found.missing.startswith("Needs ")
-
-
-def test_of_two_families_held_still_the_one_with_more_scored_facts_decides(tmp_path):
-    held = {"n": 512, "schedule": "sequential-batch", "refresh": "never"}
-    sizes = {"batch_size": [4, 16, 64]}
-    points = [*grid("few", sizes, score=32, **held), *grid("all", sizes, **held)]
-    found = all_findings(read_study(make_study(tmp_path, points, flat)))[-1]
-    (claim,) = (c for c in found.claims if c.primary)
-    assert claim.effect.cases == 512 and found.verdict == "reproduced"
-
-
-def test_the_headline_answers_the_title_question(findings):
-    said = headline(list(findings.values()))
-    assert "no, one large batch is worse" in said.answers[0]
-    assert "4 reproduced (a, b1, b2, c)" in said.tallies[0]
-
-
-def test_a_factor_that_was_turned_twice_is_one_line_of_one_change():
-    rows = [
-        {"factor": "Order", "place": "alone", "change": f"order 0 → order {k}", "batch_size": size}
-        for k in (1, 2)
-        for size in (4, 16)
-    ]
-    assert [(r["series"], r["batch_size"]) for r in turned(rows)] == [
-        ("Order, alone", 4), ("Order, alone", 16),
-    ]  # fmt: skip
-    assert all(r["change"].endswith("order 1") for r in turned(rows))
 
 
 def test_axes_are_never_of_one_number():
@@ -249,15 +145,7 @@ def test_tables_fit_a_terminal(folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     said = CliRunner().invoke(app, ["report", str(folder)]).output
     assert max(map(len, said.splitlines()[:-1])) <= 120
-    assert "Is a bigger batch better here?" in said and str(folder / "report.html") in said
-
-
-def test_which_factor_matters_is_told(findings):
-    finding = findings["f"]
-    spreads = {c.about["factor"]: c for c in finding.claims if c.about.get("kind") == "spread"
-               and c.metric == "S" and c.about["place"] == "alone"}  # fmt: skip
-    assert spreads["Accumulation off"].verdict == "reproduced"
-    assert "widens the spread of S by +" in finding.effect
+    assert "is best, S" in said and str(folder / "report.html") in said
 
 
 def test_seeds_are_pooled_and_their_cases_kept_apart(tmp_path):
@@ -268,6 +156,54 @@ def test_seeds_are_pooled_and_their_cases_kept_apart(tmp_path):
     assert results.estimate(results.arms[0], "immediate", "ES").cases == 64
 
 
+def test_the_best_condition_comes_first_with_what_differs_from_it(tmp_path):
+    chances = {"memit": Chances(0.95, 0.9, 0.8), "emmet": Chances(0.95, 0.9, 0.79),
+               "rome": Chances(0.8, 0.5, 0.5)}  # fmt: skip
+    told = lambda p, when: paper(p, when) if when == "pre" else chances[p.method]  # noqa: E731
+    places = grid("methods", {"method": [*chances]})
+    results = Results(read_study(make_study(tmp_path, places, told)))
+    (comparison,) = compare(results)
+    ranking, names = comparison.ranking, comparison.names
+    assert [names[key] for key in ranking.scores] == ["MEMIT", "EMMET", "ROME"]
+    assert [names[key] for key in ranking.tied] == ["EMMET"]
+    best, rome = (next(arm for arm in results.arms if arm.setting.method == m)
+                  for m in ("memit", "rome"))  # fmt: skip
+    by_hand = results.contrast([(1.0, rome), (-1.0, best)], "immediate", "S")
+    # Two conditions are compared with the best: their intervals are widened for both.
+    assert ranking.differences[rome.setting] == by_hand.estimate(comparisons=2)
+    (sentence,) = headline([comparison])
+    assert sentence.startswith("Right after each fact’s own batch, 128 facts: MEMIT is best, S ")
+    assert "Not to be told from it: EMMET (" in sentence
+    assert "Worse, in points: ROME (−" in sentence
+
+
+def test_conditions_are_compared_by_time_and_number_of_facts(study):
+    groups = [(one.ranking.when, one.n) for one in compare(Results(study))]
+    assert groups == [("final", 128), ("final", 32), ("immediate", 128)]
+
+
+def test_facts_without_neighbours_are_compared_by_what_there_is(tmp_path):
+    places = grid("methods", {"method": ["memit", "emmet"]}, n=32)
+    folder = make_study(tmp_path, places)
+    for place in places:
+        cell = folder / "cells" / str(place.cell)
+        rows = pl.read_parquet(cell / "rows.parquet")
+        rows.filter(pl.col("kind") == "rewrite").write_parquet(cell / "rows.parquet")
+        seal_again(cell, "rows.parquet")
+    (comparison,) = compare(Results(read_study(folder)))
+    assert comparison.ranking.metric == "ES" and len(comparison.ranking.differences) == 1
+
+
+def test_a_study_that_names_no_findings_is_told_without_any(written, study):
+    report = page.make_report(study)
+    assert report.findings == [] and report.answers == []
+    assert {"verdicts", "methods", "effects"}.isdisjoint(report.charts)
+    assert not list(written.rows.parent.glob("finding-*"))
+    body = page.to_html(report).split("</style>")[1].split("<script")[0]
+    for text in (body, page.to_markdown(report)):
+        assert "paper" not in text and "Verdict" not in text and "reproduced" not in text
+
+
 def test_the_recommended_layer_and_its_ties(study, tmp_path):
     best = recommend(study)[0]
     assert best.layer == (1,) and (5,) not in best.tied
@@ -275,21 +211,6 @@ def test_the_recommended_layer_and_its_ties(study, tmp_path):
     places = [point("layers", layers=(i,)) for i in range(3)]
     tied = recommend(read_study(make_study(tmp_path, places, alike)))[0]
     assert len(tied.tied) == 2
-
-
-def test_times_are_never_mixed(study, findings):
-    for finding in findings.values():
-        assert all({item.when for item in claim.evidence} == {claim.when}
-                   for claim in finding.claims)  # fmt: skip
-    titles = [table.title for table in tables.summary(study, list(findings.values()))]
-    assert sum("immediate" in title for title in titles) == 2
-
-
-def test_an_empty_study_says_what_is_missing(tmp_path):
-    empty = make_study(tmp_path, small_grid(), undone=lambda p: True)
-    for finding in all_findings(read_study(empty)):
-        assert finding.verdict == "no data" and finding.missing.startswith("Needs ")
-    assert page.write_report(empty).html.exists()
 
 
 def test_missing_and_refused_points_are_listed(study):
@@ -332,26 +253,15 @@ def test_the_page_lies_in_the_folder_and_all_else_beside_it(written, folder):
     assert all(path.is_relative_to(folder / "report") for path in beside)
 
 
-def test_the_page_is_whole_and_loads_nothing(written, findings):
+def test_the_page_is_whole_and_loads_nothing(written):
     text = written.html.read_text()
     loads = Loads()
     loads.feed(text)
     assert not [s for s in loads.found if re.match(r"(https?:)?//", s)]
     assert "@import" not in text and "url(http" not in text
-    for finding in findings.values():
-        assert f'id="finding-{finding.key}"' in text and finding.name in text
     assert text.count('class="chart"') == len(written.charts) / 2
     for link in re.findall(r'href="([^#":]+)"', text):
         assert (written.html.parent / link).exists(), link
-
-
-def test_beside_the_page_lie_the_rows_behind_each_finding(written, findings):
-    rows = pl.read_csv(written.rows.parent / "finding-b1-rows.csv")
-    kept = rows.filter(pl.col("metric") == "NS").group_by("cell").agg(pl.col("score").mean())
-    means = dict(kept.iter_rows())
-    small, large = min(means.values()), max(means.values())
-    assert findings["b1"].leading.effect.mean == pytest.approx(small - large)
-    assert "## (b1)" in written.markdown.read_text()
 
 
 def test_the_page_needs_its_extra(folder, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 
 from made_study import lifelong_grid, make_study, small_grid
 from retcon.method.entries import find_method, methods
-from retcon.report import general, lifelong
-from retcon.report.arms import Results
+from retcon.report import general, kinds
+from retcon.report.charts import carried
+from retcon.report.conditions import called
 from retcon.report.page import make_report, to_html
-from retcon.report.titles import called
+from retcon.report.results import Results
 from retcon.study.reading import read_study
 
 
@@ -26,8 +27,13 @@ def results(study):
     return Results(study)
 
 
+def shown(chart):
+    """The rows that a chart draws."""
+    return chart.spec["data"]["values"]
+
+
 def test_kinds_stand_side_by_side(results):
-    data = lifelong.side_by_side(results)
+    data = shown(carried.side_by_side(results))
     names = {record["setting"] for record in data}
     assert len(names) == 7 and any("grow and shrink" in name for name in names)
     best = [record["score"] for record in data if record["metric"] == "S"]
@@ -36,26 +42,26 @@ def test_kinds_stand_side_by_side(results):
 
 def test_plain_studies_are_not_burdened(tmp_path):
     plain = Results(read_study(make_study(tmp_path, small_grid())))
-    assert lifelong.side_by_side(plain) == [] and lifelong.decisions(plain) == []
-    assert lifelong.ridges(plain) == []
-    assert lifelong.difficulty(plain).rows == ()
+    assert carried.side_by_side(plain) is None and carried.decisions(plain) is None
+    assert carried.ridges(plain) is None
+    assert kinds.difficulty(plain).rows == ()
 
 
 def test_decisions_are_told_over_time(results):
-    data = lifelong.decisions(results)
+    data = shown(carried.decisions(results))
     assert len({record["setting"] for record in data}) == 3
     assert sum(record["tried"] for record in data) == 1
 
 
 def test_a_ridge_is_told_over_time_where_it_follows_the_energy(results):
-    data = lifelong.ridges(results)
+    data = shown(carried.ridges(results))
     assert {record["series"] for record in data} == {"LyapLock"}
     assert [record["ridge"] for record in data] == [100.0 * (i + 1) for i in range(8)]
     assert data[-1]["energy"] == 16.0 and data[-1]["edits"] == 128
 
 
 def test_facts_are_followed_as_they_age(results):
-    one = [r for r in lifelong.ages(results) if r["setting"] == "MEMIT"]
+    one = [r for r in shown(carried.ages(results)) if r["setting"] == "MEMIT"]
     # 128 facts in 8 ages; each is asked when written, at the checkpoints behind it, and last.
     first = [record["asked"] for record in one if record["age"] == 0]
     assert first == [16, 32, 64, 128] and [r["asked"] for r in one if r["age"] == 7] == [128]
@@ -63,7 +69,7 @@ def test_facts_are_followed_as_they_age(results):
 
 
 def test_what_tells_how_hard_a_fact_is(results):
-    rows = lifelong.difficulty(results).rows
+    rows = kinds.difficulty(results).rows
     assert len(rows) == 7
     for _, steps, size, novelty, facts in rows:
         # Margins were drawn with the steps; sizes say nothing, and novelties are all equal.
@@ -72,7 +78,7 @@ def test_what_tells_how_hard_a_fact_is(results):
 
 
 def test_every_kind_is_told_with_what_it_does_to_the_rest(results):
-    table = lifelong.kinds(results)
+    table = kinds.kinds(results)
     assert len(table.rows) == 7 and {row[0] for row in table.rows} == {"128"}
     best = [float(row[2].split()[0]) for row in table.rows]
     assert best == sorted(best, reverse=True)
@@ -85,9 +91,9 @@ def test_every_kind_is_told_with_what_it_does_to_the_rest(results):
 
 
 def test_backward_transfer_is_final_minus_immediate(results):
-    arm = lifelong.compared(results)[0]
+    arm = kinds.compared(results)[0]
     ends = [results.estimate(arm, when, "S").mean for when in ("final", "immediate")]
-    told = lifelong.kinds(results).rows[0][6]
+    told = kinds.kinds(results).rows[0][6]
     assert float(told.split()[0].replace("−", "-")) == pytest.approx(ends[0] - ends[1], abs=0.051)
     assert "[" in told
 

@@ -5,12 +5,19 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from made_study import flat, grid, make_study, paper, point, seal_again
+from made_study import (
+    batch_size_findings,
+    flat,
+    grid,
+    make_study,
+    paper,
+    point,
+    seal_again,
+)
 from retcon.report import tables
-from retcon.report.arms import Results
-from retcon.report.findings import all_findings
-from retcon.report.findings.claims import contrast
+from retcon.report.results import Results
 from retcon.report.sameness import SAME, Measurements
+from retcon.report.verdicts import contrast
 from retcon.study.points import Point
 from retcon.study.reading import read_study
 
@@ -50,9 +57,9 @@ def test_the_same_nlls_are_one_measurement_whatever_the_facts_are_few(still):
     one, other, _ = results.arms
     effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "S")
     assert effect[:3] == pytest.approx((0, 0, 0))
-    finding = all_findings(results)[-1]
-    (claim,) = (claim for claim in finding.claims if claim.primary)
-    assert finding.verdict == "reproduced" and "NLLs differ by 0.005 nats at most" in claim.text
+    finding = batch_size_findings(results)["f"]
+    (effect,) = finding.deciding("final")
+    assert finding.verdict == "reproduced" and "NLLs differ by 0.005 nats at most" in effect.text
 
 
 def test_other_nlls_are_another_measurement_though_no_comparison_flips(still):
@@ -63,7 +70,7 @@ def test_other_nlls_are_another_measurement_though_no_comparison_flips(still):
     one, other, _ = results.arms
     effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "ES")
     assert effect.mean == 0 and effect.high > 3
-    assert all_findings(results)[-1].verdict == "inconclusive"
+    assert batch_size_findings(results)["f"].verdict == "inconclusive"
 
 
 def test_a_missing_nll_is_not_the_same_as_one(still):
@@ -90,13 +97,13 @@ def number_study(folder: Path, score: int):
 
 
 def test_a_loss_between_runs_whose_rows_are_the_same_is_refused(tmp_path):
-    found = {f.key: f for f in all_findings(number_study(tmp_path, score=64))}["e"]
+    found = batch_size_findings(number_study(tmp_path, score=64))["e"]
     assert found.times == ("final",)
     assert "At immediate the largest N has no row of its own" in found.missing
 
 
 def test_a_loss_between_runs_that_share_some_rows_is_told(tmp_path):
-    found = {f.key: f for f in all_findings(number_study(tmp_path, score=256))}["e"]
+    found = batch_size_findings(number_study(tmp_path, score=256))["e"]
     assert set(found.times) == {"immediate", "final"} and found.missing is None
 
 
@@ -104,11 +111,11 @@ def test_a_loss_between_runs_that_share_some_rows_is_told(tmp_path):
 def test_nothing_is_concluded_from_the_facts_that_were_written_first(tmp_path, order, score):
     sizes = {"batch_size": [4, 16, 32, 128]}
     places = grid("sequential", sizes, n=128, score=score, order=order, **CARRIED)
-    found = {f.key: f for f in all_findings(read_study(make_study(tmp_path, places, paper)))}
+    found = batch_size_findings(read_study(make_study(tmp_path, places, paper)))
     oldest = order == 0 and score < 128
     for key in ("b2", "c"):
-        leading = found[key].leading
-        assert ("only the facts that were written first are scored" in leading.text) is oldest
+        first = next(effect for effect in found[key].effects if effect.decides)
+        assert ("only the facts that were written first are scored" in first.text) is oldest
         if oldest:
             assert {found[key].verdict_at(when) for when in found[key].times} == {"inconclusive"}
     # It is not that the facts are few: the same number of them tells it in another order.
@@ -120,8 +127,8 @@ def test_one_batch_of_all_facts_belongs_to_every_order(tmp_path):
         *grid("sequential", {"batch_size": [4, 16]}, n=128, order=1, **CARRIED),
         point("whole", n=128, batch_size=128, order=0, **CARRIED),
     ]
-    found = {f.key: f for f in all_findings(read_study(make_study(tmp_path, places, paper)))}
-    assert "one batch − mean of the smaller sizes (2)" in found["b2"].leading.text
+    found = batch_size_findings(read_study(make_study(tmp_path, places, paper)))
+    assert "one batch − mean of the smaller sizes (2)" in found["b2"].effects[0].text
 
 
 def test_draws_of_prefixes_and_corpus_are_runs_of_one_arm(tmp_path):

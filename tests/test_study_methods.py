@@ -104,7 +104,7 @@ def test_a_study_of_all_of_them_is_run_and_read(folder, entries):  # noqa: F811
     found = read_study(folder / "done")
     for point in found.points:
         assert len(found.scored(point.cell, "immediate"))
-    from retcon.report.arms import Results
+    from retcon.report.results import Results
 
     arms = Results(found).arms
     assert {arm.setting.ridge for arm in arms} == {"1", "none"}

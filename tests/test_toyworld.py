@@ -12,7 +12,7 @@ from oracles import answers_weigh_more
 from retcon.data.cases import load_cases
 from retcon.errors import UnknownName
 from retcon.model.load import load, outline
-from retcon.report.arms import Results
+from retcon.report.results import Results
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import load_spec

@@ -1,27 +1,51 @@
-"""The rows behind a finding: its claims with their cells, and the score of each case in them."""
+"""The rows behind findings: verdicts, effects with their cells, and the score of each case."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retcon.escaping import cell
-from retcon.report.arms import Results
 from retcon.report.findings import Finding
-from retcon.report.tables import MISSING, Table
+from retcon.report.numbers import MISSING, points
+from retcon.report.results import Results
+from retcon.report.tables import Table
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-def findings_table(finding: Finding) -> Table:
-    """Every claim of a finding with its effect, interval, verdict and cells."""
+def verdicts(findings: Sequence[Finding]) -> Table:
+    """The claims and what became of them, a line for each time at which one is judged."""
+    rows: list[tuple[str, ...]] = []
+    for finding in findings:
+        name = f"({finding.key}) {finding.title}"
+        if not finding.times:
+            rows.append((name, MISSING, "no data", MISSING))
+        for when in finding.times:
+            effects = "; ".join(points(effect.estimate) for effect in finding.deciding(when))
+            rows.append((name, when, finding.verdict_at(when), effects))
+    note = "Effects with 95 % intervals, clustered by relation."
+    return Table("Verdicts", note, ("claim", "scores", "verdict", "effect"), tuple(rows))
+
+
+def effects_table(finding: Finding) -> Table:
+    """Every effect of a finding with its interval, verdict and cells."""
     rows = [
-        (c.text, c.when, c.metric, _cell(c.effect.mean), _cell(c.effect.low), _cell(c.effect.high),
-         str(c.effect.cases), c.verdict or "measured", "yes" if c.primary else "no",
-         " ".join(dict.fromkeys(item.cell for item in c.evidence)))
-        for c in finding.claims
-    ]  # fmt: skip
+        (
+            effect.text,
+            effect.when,
+            effect.metric,
+            *map(_cell, effect.estimate[:3]),
+            str(effect.estimate.cases),
+            effect.verdict or "measured",
+            "yes" if effect.decides else "no",
+            " ".join(dict.fromkeys(item.cell for item in effect.evidence)),
+        )
+        for effect in finding.effects
+    ]
     columns = ("claim", "when", "metric", "effect", "low", "high", "cases", "verdict", "decides",
                "cells")  # fmt: skip
-    return Table(f"({finding.key}) {finding.name}", finding.claim, columns, tuple(rows))
+    title = f"({finding.key}) {finding.title}"
+    return Table(title, finding.claim.claim, columns, tuple(rows))
 
 
 def _cell(value: float | None) -> str:

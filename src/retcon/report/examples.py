@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from retcon.report.arms import Arm, Results, describe
-from retcon.report.tables import MISSING, Table
+from retcon.report.conditions import Arm, describe
+from retcon.report.numbers import MISSING
+from retcon.report.results import Results
+from retcon.report.tables import Table
 
 
 def told(results: Results) -> Table:

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 
-from retcon.report.arms import Arm, Results
+from retcon.report.conditions import Arm
+from retcon.report.results import Results
 from retcon.report.tables import Table, place, place_columns, setting_fields
 from retcon.scoring.intervals import CaseMeans, Estimate, Statistic, combine, mean
 

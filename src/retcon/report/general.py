@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from retcon.report.arms import Arm, Results
-from retcon.report.names import carried_names
+from retcon.report.conditions import Arm, names_of
+from retcon.report.results import Results
 from retcon.scoring.intervals import Estimate
 from retcon.scoring.readings import Reading, change_over_all, ratio
 
@@ -25,7 +25,7 @@ def kept(results: Results, arm: Arm) -> Estimate | None:
 def over_time(results: Results) -> list[Record]:
     """Both, by how many edits had been written, for arms that were read in between; first seed."""
     arms = [arm for arm in results.arms if len(results.study.general(arm.runs[0].cell)) > 2]
-    names = carried_names(arms)
+    names = names_of(arms)
     found: list[Record] = []
     for arm in arms:
         first, *later = results.study.general(arm.runs[0].cell)

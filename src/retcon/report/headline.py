@@ -1,60 +1,72 @@
-"""What a reader wants first: is the bigger batch better here, and how many claims held."""
+"""The report in a few sentences: which condition is best, and which differ from it."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
-from retcon.report.findings.claims import Finding, Verdict, points
+from retcon.report.findings import Finding
+from retcon.report.numbers import share, spanned
+from retcon.report.ranking import Comparison
+from retcon.report.verdicts import FIRST_WRITTEN, Verdict
 
 TIMES = {
     "immediate": "Right after each fact’s own batch",
     "final": "After the last batch",
 }
-_ORDER: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
+_VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
+# Comparisons that are told of, and conditions that are named in a sentence.
+_MOST_LINES, _MOST_NAMES = 4, 4
 
 
-class Headline(NamedTuple):
-    """answers: to the paper's title, one for each time. tallies: the claims by verdict."""
-
-    answers: tuple[str, ...]
-    tallies: tuple[str, ...]
+def headline(comparisons: Sequence[Comparison]) -> list[str]:
+    """The first comparisons in sentences; the others are in the table of all."""
+    return [in_words(one, comparisons) for one in comparisons[:_MOST_LINES]]
 
 
-def headline(findings: Sequence[Finding]) -> Headline:
-    """Answers and tallies; no answer where one large batch was not set against small ones."""
-    asked = next((f for f in findings if f.key == "b2"), None)
-    answers = tuple(_answer(asked, when) for when in asked.times) if asked else ()
-    tallies = tuple(t for when in TIMES if (t := _tally(findings, when)))
-    open_ = [f.key for f in findings if not f.times]
-    more = (f"Claims without data yet: {', '.join(open_)}.",) if open_ else ()
-    return Headline(answers, (*tallies, *more))
+def in_words(comparison: Comparison, among: Sequence[Comparison]) -> str:
+    """A comparison in sentences: the best, those that may be as good, those that are worse."""
+    ranking, names = comparison.ranking, comparison.names
+    several = len({one.model for one in among}) > 1
+    where = f", {comparison.model}" if several else ""
+    score = f"{ranking.metric.replace('_', ' ')} {share(ranking.scores[ranking.best])}"
+    place = f"{TIMES[ranking.when]}, {comparison.n:,} facts{where}"
+    if len(ranking.scores) == 1:
+        return f"{place}: {names[ranking.best]} has {score}."
+    return " ".join([f"{place}: {names[ranking.best]} is best, {score}.", *_others(comparison)])
 
 
-def _answer(finding: Finding, when: str) -> str:
-    primary = [c for c in finding.claims if c.primary and c.when == when]
-    effects = "; ".join(points(claim.effect) for claim in primary)
-    return f"{TIMES[when]}: {_said(finding, when)} (S {effects})."
+def _others(comparison: Comparison) -> Iterator[str]:
+    ranking, names = comparison.ranking, comparison.names
+    effects = {key: f"{names[key]} ({spanned(d)})" for key, d in ranking.differences.items()}
+    if ranking.tied:
+        yield f"Not to be told from it: {_listed([effects[key] for key in ranking.tied])}."
+    if ranking.worse:
+        yield f"Worse, in points: {_listed([effects[key] for key in ranking.worse])}."
+    apart = len(ranking.scores) - 1 - len(ranking.differences)
+    if apart:
+        yield f"{apart} more share no scored fact with it, and cannot be compared."
+    if comparison.partial:
+        yield f"In some, {FIRST_WRITTEN}: those stand for no others."
 
 
-def _said(finding: Finding, when: str) -> str:
-    """The verdict on one large batch, as an answer: the claim is that it is worse."""
-    verdict = finding.verdict_at(when)
-    if verdict == "reproduced":
-        return "no, one large batch is worse"
-    if verdict == "inconclusive":
-        return "it cannot be told yet"
-    primary = [c for c in finding.claims if c.primary and c.when == when]
-    if all(c.effect.low is not None and c.effect.low > 0 for c in primary):
-        return "yes, one large batch is better"
-    return "no worse and hardly better" if len(primary) == 1 else "not for every method or model"
+def _listed(texts: Sequence[str]) -> str:
+    """Some texts; of many the first few, the last, and how many lie between."""
+    if len(texts) <= _MOST_NAMES:
+        return "; ".join(texts)
+    shown = texts[: _MOST_NAMES - 1]
+    return f"{'; '.join(shown)}; {len(texts) - len(shown) - 1} more, down to {texts[-1]}"
+
+
+def tallies(findings: Sequence[Finding]) -> list[str]:
+    """How many claims have which verdict, a sentence for each time, and those without data."""
+    lines = [line for when in TIMES if (line := _tally(findings, when))]
+    pending = [finding.key for finding in findings if not finding.times]
+    return [*lines, f"Claims without data yet: {', '.join(pending)}."] if pending else lines
 
 
 def _tally(findings: Sequence[Finding], when: str) -> str:
-    judged = [f for f in findings if when in f.times]
-    if not judged:
-        return ""
-    parts: list[str] = []
-    for verdict in _ORDER:
-        keys = [f.key for f in judged if f.verdict_at(when) == verdict]
-        if keys:
-            parts.append(f"{len(keys)} {verdict} ({', '.join(keys)})")
-    return f"Claims by {when} scores: {', '.join(parts)}."
+    judged = [finding for finding in findings if when in finding.times]
+    counts = [
+        f"{len(keys)} {verdict} ({', '.join(keys)})"
+        for verdict in _VERDICTS
+        if (keys := [one.key for one in judged if one.verdict_at(when) == verdict])
+    ]
+    return f"Claims by {when} scores: {', '.join(counts)}." if counts else ""

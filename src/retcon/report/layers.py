@@ -1,9 +1,13 @@
-"""Which layer is best: by S of single edits, each scored right after it was made."""
+"""The best layer: by S of single edits, each scored right after it was made."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from retcon.report.arms import Arm, Results, families
+from retcon.report.conditions import Arm, called, families
+from retcon.report.numbers import share
+from retcon.report.ranking import rank
+from retcon.report.results import Results
+from retcon.report.tables import Table
 from retcon.scoring.intervals import Estimate
 from retcon.study.reading import Study
 
@@ -13,8 +17,9 @@ WHEN = "immediate"
 class Recommendation(NamedTuple):
     """The layer with the highest S, and those that cannot be told from it.
 
-    tied: the interval of the paired difference of S to the best, widened for all the layers that
-    are compared, includes 0. The best of many looks a little better than it is.
+    Attributes:
+        differences: S of each other layer minus that of the best, by layer.
+        tied: layers of which the interval of that difference includes 0.
     """
 
     model: str
@@ -32,31 +37,42 @@ def sweeps(results: Results) -> list[dict[tuple[int, ...], Arm]]:
         alone = arm.setting.batch_size == 1 and not arm.setting.carried
         return alone and results.has(arm, WHEN)
 
-    found: Iterator[dict[object, Arm]] = families(results.arms, "layers", single)
-    swept = [{arm.setting.layers: arm for arm in family.values()} for family in found]
+    swept = [
+        {arm.setting.layers: arm for arm in family.values()}
+        for family in families(results.arms, "layers", single)
+    ]
     return sorted(swept, key=len, reverse=True)
 
 
 def recommend(study: Study | Results) -> list[Recommendation]:
     """The best layer of each sweep in a study; the sweeps of most layers first."""
     results = study if isinstance(study, Results) else Results(study)
-    found = (best_of(results, sweep) for sweep in sweeps(results))
-    return [one for one in found if one is not None]
+    best = (best_of(results, sweep) for sweep in sweeps(results))
+    return [one for one in best if one is not None]
 
 
 def best_of(results: Results, sweep: Mapping[tuple[int, ...], Arm]) -> Recommendation | None:
     """The best layer of one sweep; None where S is not known (no paraphrases or neighbours)."""
-    scores = {layer: results.estimate(arm, WHEN, "S") for layer, arm in sweep.items()}
-    known = {layer: s.mean for layer, s in scores.items() if s.mean is not None}
-    if not known:
+    ranking = rank(results, sweep, WHEN, "S")
+    if ranking is None:
         return None
-    best = max(known, key=lambda layer: known[layer])
-    differences = {
-        layer: found.estimate(comparisons=max(1, len(known) - 1))
-        for layer in known
-        if layer != best
-        and (found := results.contrast([(1.0, sweep[layer]), (-1.0, sweep[best])], WHEN, "S"))
-    }
-    tied = tuple(layer for layer, d in differences.items() if d.high is None or d.high >= 0)
-    setting = sweep[best].setting
-    return Recommendation(setting.model, setting.method, best, scores[best], tied, differences)
+    by_layer = {k: ranking.differences[k] for k in sweep if k in ranking.differences}
+    tied = tuple(layer for layer in by_layer if layer in ranking.tied)
+    setting, score = sweep[ranking.best].setting, ranking.scores[ranking.best]
+    return Recommendation(setting.model, setting.method, ranking.best, score, tied, by_layer)
+
+
+def recommended(results: Results) -> Table:
+    """The best layer of each sweep, and those that cannot be told from it."""
+    rows = [
+        (
+            one.model,
+            called(one.method),
+            "+".join(map(str, one.layer)),
+            share(one.score),
+            ", ".join("+".join(map(str, layer)) for layer in one.tied) or "–",
+        )
+        for one in recommend(results)
+    ]
+    columns = ("model", "method", "layer", "S, immediate", "not to be told from it")
+    return Table("Recommended layer", "", columns, tuple(rows))

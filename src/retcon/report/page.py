@@ -14,18 +14,21 @@ from retcon.errors import MissingExtra
 from retcon.escaping import markdown
 from retcon.files import make_folder, write_whole
 from retcon.report import tables
-from retcon.report.arms import Results
-from retcon.report.evidence import findings_table, harmless, rows_behind
+from retcon.report.charts.every import all_charts
+from retcon.report.charts.style import Chart
+from retcon.report.evidence import effects_table, harmless, rows_behind, verdicts
 from retcon.report.examples import by_probability, told
-from retcon.report.findings import Finding, all_findings
-from retcon.report.findings.claims import MARGIN, points
+from retcon.report.findings import Finding, by_set, judge, select, select_for
 from retcon.report.fluency import fluency
-from retcon.report.headline import headline
-from retcon.report.layers import recommend
-from retcon.report.lifelong import difficulty, kinds
-from retcon.report.plots import Chart, all_charts
+from retcon.report.headline import headline, tallies
+from retcon.report.kinds import difficulty, kinds
+from retcon.report.layers import recommended
+from retcon.report.numbers import points
 from retcon.report.provenance import Provenance, provenance
+from retcon.report.ranking import Comparison, compare
+from retcon.report.results import Results
 from retcon.report.tables import Table
+from retcon.report.verdicts import MARGIN
 from retcon.study.reading import Study, read_study
 
 
@@ -41,9 +44,15 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says, before it is written."""
+    """What a report says, before it is written.
+
+    Attributes:
+        comparisons: the conditions of the study, ranked.
+        findings: the claims that were tested, judged; none where the study file names none.
+    """
 
     results: Results
+    comparisons: Sequence[Comparison]
     findings: Sequence[Finding]
     charts: Mapping[str, Chart]
     tables: Sequence[Table]
@@ -55,26 +64,57 @@ class Report:
         """The study it is of."""
         return self.results.study
 
+    @property
+    def summary(self) -> list[str]:
+        """The conditions that are compared, in sentences."""
+        return headline(self.comparisons)
 
-def make_report(study: Study) -> Report:
-    """Read everything once."""
+    @property
+    def answers(self) -> list[str]:
+        """The findings in sentences: those of their sets, and how many have which verdict."""
+        sets = by_set(self.findings)
+        return [
+            *(line for one, findings in sets for line in one.headline(findings)),
+            *tallies(self.findings),
+        ]
+
+
+def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
+    """Read everything once.
+
+    Args:
+        findings: sets and names of findings, or `none`; without it those of the study file.
+
+    Raises:
+        UnknownName, InvalidStudy: there is no such finding.
+    """
+    claims = select_for(study.record.findings) if findings is None else select(findings)
     results = Results(study)
-    findings = all_findings(results)
-    examples = [table for table in (told(results), by_probability(results)) if table.rows]
-    further = [
-        table for table in (kinds(results), difficulty(results), fluency(results)) if table.rows
-    ]
+    comparisons, judged = compare(results), judge(results, claims)
+    further = [recommended(results), kinds(results), difficulty(results), fluency(results)]
     return Report(
-        results, findings, all_charts(results, findings),
-        [*tables.summary(results, findings), *further],
-        provenance(study), examples,
-    )  # fmt: skip
+        results=results,
+        comparisons=comparisons,
+        findings=judged,
+        charts=all_charts(results, comparisons, judged),
+        tables=[*tables.summary(results, comparisons), *(t for t in further if t.rows)],
+        provenance=provenance(study),
+        examples=[table for table in (told(results), by_probability(results)) if table.rows],
+    )
 
 
-def write_report(folder: Path | str) -> Written:
-    """Write the report of a study's folder, as far as the study has got. See `write`."""
+def write_report(folder: Path | str, findings: Sequence[str] | None = None) -> Written:
+    """Write the report of a study's folder, as far as the study has got.
+
+    Args:
+        findings: see `make_report`.
+
+    Raises:
+        UnknownName, InvalidStudy, DamagedCell, MissingExtra, StorageError: see `make_report` and
+            `write`.
+    """
     _need_extra()
-    return write(make_report(read_study(folder)))
+    return write(make_report(read_study(folder), findings))
 
 
 def write(report: Report) -> Written:
@@ -89,17 +129,23 @@ def write(report: Report) -> Written:
     study = report.study
     out = make_folder(study.folder / "report")
     charts = [path for chart in report.charts.values() for path in _draw(out, chart)]
-    written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in report.tables]
-    for finding in report.findings:
-        written.append(_write(out / f"finding-{finding.key}.csv", findings_table(finding).csv()))
-        if finding.evidence:
-            path = out / f"finding-{finding.key}-rows.csv"
-            write_whole(path, harmless(rows_behind(report.results, finding)).write_csv)
-            written.append(path)
+    shown = [verdicts(report.findings), *report.tables] if report.findings else report.tables
+    written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in shown]
+    written += [path for finding in report.findings for path in _rows_of(report, finding, out)]
     rows = tables.export(study, out / "rows.parquet")
     markdown = _write(out / "report.md", to_markdown(report))
     html = _write(study.folder / "report.html", to_html(report))
     return Written(html, markdown, rows, tuple(charts), tuple(written))
+
+
+def _rows_of(report: Report, finding: Finding, out: Path) -> list[Path]:
+    """The effects of a finding, and the rows behind them."""
+    effects = _write(out / f"finding-{finding.key}.csv", effects_table(finding).csv())
+    if not finding.evidence:
+        return [effects]
+    path = out / f"finding-{finding.key}-rows.csv"
+    write_whole(path, harmless(rows_behind(report.results, finding)).write_csv)
+    return [effects, path]
 
 
 def to_html(report: Report) -> str:
@@ -116,17 +162,17 @@ def to_html(report: Report) -> str:
     )
     environment.filters["slug"] = _slug
     environment.filters["points"] = points
-    shown = {key for finding in report.findings for key in finding.charts}
+    beside = {key for finding in report.findings for key in finding.charts}
+    beside |= {"verdicts", "differences", "conditions"}
     return environment.get_template("report.html.j2").render(
         report=report,
         study=report.study,
+        sets=by_set(report.findings),
         margin=f"{MARGIN:.0f}",
-        headline=headline(report.findings),
-        others=[c for k, c in report.charts.items() if k not in shown and k != "verdicts"],
+        others=[chart for key, chart in report.charts.items() if key not in beside],
         program=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         # "</" would end the script that holds the data.
         specs=_harmless({key: chart.spec for key, chart in report.charts.items()}),
-        recommended=recommend(report.results) if "layers" in report.charts else [],
     )
 
 
@@ -136,33 +182,32 @@ def _harmless(value: object) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """The same in Markdown: verdicts, findings, tables, and how to repeat it."""
+    """The same in Markdown: sentences, verdicts, findings, tables, and how to repeat it."""
     record = report.study.record
-    said = headline(report.findings)
     parts = [f"# {markdown(record.name)}\n", f"{markdown(record.description)}\n"]
-    parts += [f"{markdown(line)}\n" for line in (*said.answers, *said.tallies)]
-    first, *rest = report.tables
-    parts.append(first.markdown())
-    for finding in report.findings:
-        parts.append(_finding(finding, report.charts))
-    parts += [table.markdown() for table in (*rest, *report.examples)]
+    parts += [f"{markdown(line)}\n" for line in (*report.answers, *report.summary)]
+    parts += [verdicts(report.findings).markdown()] if report.findings else []
+    parts += [_finding(finding) for finding in report.findings]
+    parts += [table.markdown() for table in (*report.tables, *report.examples)]
     parts.append("## How it was made\n\n" + report.provenance.markdown())
     return "\n".join(parts)
 
 
-def _finding(finding: Finding, charts: Mapping[str, Chart]) -> str:
+def _finding(finding: Finding) -> str:
+    claim, outcome = finding.claim, finding.outcome
     said = ", ".join(f"{when}: **{finding.verdict_at(when)}**" for when in finding.times)
-    lines = [
-        f"## ({finding.key}) {markdown(finding.name)}", "",
-        f"*Claim.* {markdown(finding.claim)}", "",
-        f"*Paper.* {markdown(finding.paper)}", "", f"*Verdict.* {said or 'no data'}", "",
-        *(markdown(line) + "  " for line in finding.effect.splitlines()), "",
-        *([f"*Missing.* {markdown(finding.missing)}", ""] if finding.missing else []),
-        markdown(finding.explanation), "",
-        *(f"![{markdown(charts[key].title)}](charts/{key}.png)\n"
-          for key in finding.charts if key in charts),
-    ]  # fmt: skip
-    return "\n".join(lines)
+    paragraphs = [
+        f"## ({finding.key}) {markdown(finding.title)}",
+        f"*Claim.* {markdown(claim.claim)}",
+        *([f"*Source.* {markdown(claim.source)}"] if claim.source else []),
+        f"*Verdict.* {said or 'no data'}",
+        "\n".join(markdown(line) + "  " for line in outcome.summary.splitlines()),
+        *([f"*Missing.* {markdown(outcome.missing)}"] if outcome.missing else []),
+        markdown(claim.measured),
+        *(f"![{markdown(chart.title)}](charts/{key}.png)" for key, chart in finding.charts.items()),
+        *(table.markdown() for table in finding.tables),
+    ]
+    return "\n\n".join(part for part in paragraphs if part) + "\n"
 
 
 def _draw(out: Path, chart: Chart) -> list[Path]:

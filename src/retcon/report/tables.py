@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.escaping import cell, markdown
 from retcon.files import write_whole
-from retcon.report import curves
-from retcon.report.arms import OTHERS, SCORES, Arm, Results, describe, varying
-from retcon.report.findings import Finding, all_findings
-from retcon.report.findings.claims import points, share
-from retcon.report.titles import called
+from retcon.report.conditions import Arm, Setting, called, describe, further, varying
+from retcon.report.costs import moved, seconds_per_edit
+from retcon.report.numbers import MISSING, share, spanned
+from retcon.report.ranking import Comparison
+from retcon.report.results import OTHERS, SCORES, Results
 from retcon.scoring.intervals import Estimate
 from retcon.study.points import Point, carries
 from retcon.study.reading import Study, Tuned, TuningRule
@@ -23,7 +22,6 @@ from retcon.study.reading import Study, Tuned, TuningRule
 if TYPE_CHECKING:
     import polars as pl
 
-MISSING = "–"
 _FIELDS = ("model", "dtype", "method", "layers", "ridge", "ridge_batch", "accumulate", "refresh",
            "order", "others")  # fmt: skip
 _TIMES = {
@@ -59,32 +57,54 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
-def summary(study: Study | Results, findings: Sequence[Finding] | None = None) -> list[Table]:
-    """All tables of a study: verdicts, scores by time, costs, tuned ridges, and what is missing."""
-    results = study if isinstance(study, Results) else Results(study)
-    found = all_findings(results) if findings is None else findings
+def summary(results: Results, comparisons: Sequence[Comparison]) -> list[Table]:
+    """Differences, scores by time, runs, costs, tuned ridges, and what is missing."""
     tables = [
-        verdicts(found),
+        differences(comparisons),
         *(scores(results, when, SCORES) for when in _TIMES),
         *(scores(results, when, OTHERS) for when in ("immediate", "final")),
-        runs(results), costs(results), tuned(results.study), missing(results.study),
-    ]  # fmt: skip
+        runs(results),
+        costs(results),
+        tuned(results.study),
+        missing(results.study),
+    ]
     return [table for table in tables if table.rows]
 
 
-def verdicts(findings: Sequence[Finding]) -> Table:
-    """The claims and what became of them, a line for each time at which one is judged."""
-    rows: list[tuple[str, ...]] = []
-    for finding in findings:
-        name = f"({finding.key}) {finding.name}"
-        if not finding.times:
-            rows.append((name, MISSING, "no data", MISSING))
-        for when in finding.times:
-            primary = [c for c in finding.claims if c.primary and c.when == when]
-            effect = "; ".join(points(claim.effect) for claim in primary)
-            rows.append((name, when, finding.verdict_at(when), effect))
-    return Table("Verdicts", "Effects with 95 % intervals, clustered by relation.",
-                 ("claim", "scores", "verdict", "effect"), tuple(rows))  # fmt: skip
+def differences(comparisons: Sequence[Comparison]) -> Table:
+    """Each condition against the best of those that it is compared with, the best first."""
+    rows = [
+        (
+            f"{one.n:,}",
+            one.ranking.when,
+            one.names[key],
+            one.ranking.metric,
+            share(score),
+            "best" if key == one.ranking.best else _against_best(one, key),
+        )
+        for one in comparisons
+        for key, score in one.ranking.scores.items()
+    ]
+    note = (
+        "Paired differences to the best, in points, over the same facts. 95 % intervals are "
+        "widened for all conditions that are compared: the best was picked on these facts."
+    )
+    columns = ("N", "scores", "condition", "metric", "score, %", "difference from the best")
+    several = len({one.model for one in comparisons}) > 1
+    if several:
+        models = [one.model for one in comparisons for _ in one.ranking.scores]
+        columns = ("model", *columns)
+        rows = [(model, *row) for model, row in zip(models, rows, strict=True)]
+    return Table("Differences from the best", note, columns, tuple(rows))
+
+
+def _against_best(comparison: Comparison, key: Setting) -> str:
+    """The difference, and whether it is told from none."""
+    effect = comparison.ranking.differences.get(key)
+    if effect is None:
+        return MISSING
+    tied = key in comparison.ranking.tied
+    return f"{spanned(effect)}{', not told apart' if tied else ''}"
 
 
 def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
@@ -162,7 +182,7 @@ def words(arms: Sequence[Arm]) -> list[str]:
     for arm in arms:
         named = [f for f in fields if f not in usual or getattr(arm.setting, f) != usual[f]]
         known = describe(arm.setting, [f for f in named if f != "others"])
-        extra = others(arm, arms) if "others" in named else ""
+        extra = further(arm, arms) if "others" in named else ""
         said.append(", ".join(part for part in (_schedule(arm), known, extra) if part))
     return [_shorter(one) for one in said]
 
@@ -171,14 +191,6 @@ def _shorter(said: str) -> str:
     for long, short in (("hard constraint", "hard"), ("past keys ", "keys "), ("_", " ")):
         said = said.replace(long, short)
     return said
-
-
-def others(arm: Arm, among: Sequence[Arm]) -> str:
-    """An arm's further settings, those alone in which some arms differ."""
-    every = [json.loads(one.setting.others) for one in among]
-    mine = json.loads(arm.setting.others)
-    varied = [k for k in mine if len({json.dumps(one.get(k)) for one in every}) > 1]
-    return ", ".join(f"{k} {mine[k]}" for k in varied)
 
 
 def _schedule(arm: Arm) -> str:
@@ -207,7 +219,7 @@ def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, .
             s.refresh, s.refresh or MISSING),
         "ridge_batch": f"{s.ridge_batch:,} facts" if s.ridge_batch else "batch",
         "method": called(s.method),
-        "others": others(arm, among) or MISSING,
+        "others": further(arm, among) or MISSING,
     }  # fmt: skip
     return (
         _schedule(arm), f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
@@ -233,12 +245,11 @@ def costs(results: Results) -> Table:
 def costs_of(results: Results, arm: Arm) -> tuple[str, ...]:
     """The four numbers of an arm's costs."""
     steps = results.study.steps(arm.runs[0].cell)
-    seconds = curves.seconds_per_edit(results, arm)
-    moved = curves.moved(steps[-1]) if steps else None
+    share_moved = moved(steps[-1]) if steps else None
     reached = [float(str(s["reached"])) for s in steps if s.get("reached") is not None]
     memory = [int(str(s["peak_memory"])) for s in steps if s.get("peak_memory") is not None]
     return (
-        _number(seconds, 2), _number(moved, 2),
+        _number(seconds_per_edit(results, arm), 2), _number(share_moved, 2),
         _number(100 * sum(reached) / len(reached), 1) if reached else MISSING,
         _number(max(memory) / 2**30, 2) if memory else MISSING,
     )  # fmt: skip

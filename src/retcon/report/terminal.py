@@ -3,34 +3,37 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from retcon.report.arms import SCORES, Arm, Results
-from retcon.report.findings import Finding
-from retcon.report.findings.claims import spanned
-from retcon.report.tables import MISSING, Table, costs_of, missing, tuned, words
+from retcon.report.conditions import Arm
+from retcon.report.findings import Finding, FindingSet, by_set
+from retcon.report.numbers import MISSING, spanned
+from retcon.report.results import SCORES, Results
+from retcon.report.tables import Table, costs_of, missing, tuned, words
 from retcon.scoring.intervals import Estimate
 
 
 def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:
     """Verdicts, scores right after and in the end, costs, ridges, and what is still missing."""
-    found = [
-        _verdicts(findings), _scores(results, "immediate"), _scores(results, "final"),
-        _costs(results), tuned(results.study), missing(results.study),
-    ]  # fmt: skip
-    return [table for table in found if table.rows]
+    tables = [
+        *(_verdicts(*each) for each in by_set(findings)),
+        *(_scores(results, when) for when in ("immediate", "final")),
+        _costs(results),
+        tuned(results.study),
+        missing(results.study),
+    ]
+    return [table for table in tables if table.rows]
 
 
-def _verdicts(findings: Sequence[Finding]) -> Table:
+def _verdicts(of: FindingSet, findings: Sequence[Finding]) -> Table:
     rows: list[tuple[str, ...]] = []
     for finding in findings:
-        name = f"({finding.key}) {finding.name}"
+        name = f"({finding.key}) {finding.title}"
         if not finding.times:
             rows.append((name, MISSING, "no data", finding.missing or MISSING))
         for i, when in enumerate(finding.times):
-            primary = [c for c in finding.claims if c.primary and c.when == when]
-            effects = "\n".join(spanned(claim.effect) for claim in primary)
+            effects = "\n".join(spanned(effect.estimate) for effect in finding.deciding(when))
             rows.append(("" if i else name, when, finding.verdict_at(when), effects))
     columns = ("claim", "scores", "verdict", "effect in points, 95 %")
-    return Table("What became of the paper's claims", "", columns, tuple(rows))
+    return Table(of.title, "", columns, tuple(rows))
 
 
 def _scores(results: Results, when: str) -> Table:

@@ -31,6 +31,7 @@ _TAKES: Mapping[str, str] = {
     "ridges": "a list of 1 to 100 numbers, 0 or more",
     "threads": _COUNT,
     "plugins": "a list of Python files, beside the study file",
+    "findings": "a list of names of findings, as in [batch-size]",
     "blocks": "a list of blocks, each with a name and what it spans",
     "tuning": "ridges, n and score",
     "data": "cases and unique_subjects",

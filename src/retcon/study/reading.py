@@ -113,6 +113,8 @@ class Record(Frozen):
     corpora: dict[str, str] = Field(default_factory=dict)
     # Of each plugin, by its name in the file, its sha256.
     plugins: dict[str, str] = Field(default_factory=dict)
+    # The claims that its report tests.
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

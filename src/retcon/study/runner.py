@@ -186,7 +186,7 @@ class _Run:
             format=FORMAT, name=self.spec.name, description=self.spec.description,
             threads=threads, models=made.models, data=made.data, points=made.points,
             device=self.spec.device, corpora=made.corpora, plugins=made.plugins,
-            tuning=self._rule(), warnings=made.warnings,
+            tuning=self._rule(), warnings=made.warnings, findings=tuple(self.spec.findings),
         )  # fmt: skip
 
     def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:

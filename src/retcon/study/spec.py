@@ -132,7 +132,7 @@ class Spec(_Strict):
     """A study. Facts are looked for beside its file too, a model's folder in the working one.
 
     plugins: Python files beside the study's, which are run: their methods, batch rules and so on
-    can be named in it.
+    can be named in it. findings: claims that the report tests, by the name of a set or of one.
     """
 
     retcon_study: int
@@ -145,6 +145,7 @@ class Spec(_Strict):
     data: DataSpec
     tuning: TuningSpec | None = None
     plugins: list[str] = []
+    findings: list[str] = []
     defaults: Axes = Axes()
     blocks: Annotated[list[Block], Field(min_length=1)]
     # The file as it was written, and where it was.

@@ -166,23 +166,30 @@ def verify(folder: Folder, json: Json = None) -> None:
 
 
 @app.command()
-def report(folder: Folder) -> None:
+def report(
+    folder: Folder,
+    findings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--findings",
+            metavar="NAME",
+            help="Claims to test: a set, as batch-size, a single one, or none; several times for "
+            "several. Default: those of the study file.",
+        ),
+    ] = None,
+) -> None:
     """Write the report of what is done, and show its tables. Needs no torch."""
     from retcon.report import page
-    from retcon.report.headline import headline
     from retcon.report.terminal import brief
     from retcon.study.reading import read_study
 
     with bars() as progress:
         progress("reading the rows", 0, 1)
-        made = page.make_report(read_study(folder))
+        made = page.make_report(read_study(folder), findings)
         progress("reading the rows", 1, 1)
     for one in brief(made.results, made.findings):
         out.print(table(one.title, one.columns, one.rows))
-    said = headline(made.findings)
-    if said.answers:
-        out.print("[bold]Is a bigger batch better here?[/]")
-    for line in (*said.answers, *said.tallies):
+    for line in (*made.answers, *made.summary):
         out.print(line, markup=False)
     with bars() as progress:
         progress("drawing the page", 0, 1)
@@ -282,9 +289,11 @@ def _load(file: Path) -> "Spec":
     with bars() as progress:
         progress("asking the methods", 0, 1)
         quiet_libraries()
+        from retcon.report.findings import select
         from retcon.study.checking import check
 
         check(spec, file)
+        select(spec.findings)
         progress("asking the methods", 1, 1)
     return spec
 

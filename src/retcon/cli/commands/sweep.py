@@ -13,7 +13,8 @@ from retcon.cli.options import parse_layers, parse_settings
 from retcon.errors import InvalidStudy
 
 if TYPE_CHECKING:
-    from retcon.report.arms import Arm, Results
+    from retcon.report.conditions import Arm
+    from retcon.report.results import Results
     from retcon.study.spec import Spec
 
 Layers = Annotated[str, typer.Option("--layers", help="all, or some, as in 0-7 or 1,2,5.")]
@@ -72,8 +73,8 @@ def _study(
 
 
 def _run_and_print(spec: "Spec", folder: Path) -> None:
-    from retcon.report.arms import Results
     from retcon.report.layers import recommend, sweeps
+    from retcon.report.results import Results
     from retcon.study.reading import read_study
 
     run_spec(spec, folder)

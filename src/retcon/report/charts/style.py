@@ -7,8 +7,6 @@ sizes) take an ordered scale. Bars are 95 % intervals.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from retcon.report.arms import SCORES
-
 Spec = dict[str, Any]
 
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e8e6e1"
@@ -94,34 +92,6 @@ def dodged(data: Sequence[Any], field: str) -> list[Any]:
     ]
 
 
-def ranged(data: Sequence[Any], least: float = 4.0) -> list[Any]:
-    """The data with the ends of its panel's axis: scores that are all alike still span something.
-
-    Ends are those of the intervals, `least` points apart or more, and never above 100.
-    """
-    ends: dict[str, tuple[float, float]] = {}
-    for record in data:
-        known = [v for f in ("score", "low", "high") if (v := record[f]) is not None]
-        low, high = ends.get(record["metric"], (100.0, 0.0))
-        ends[record["metric"]] = min(low, *known), max(high, *known)
-    for metric, (low, high) in ends.items():
-        short = max(0.0, least - (high - low))
-        top = min(100.0, high + short / 2)
-        ends[metric] = max(0.0, min(low, top - least)), top
-    return [{**r, "bottom": ends[r["metric"]][0], "top": ends[r["metric"]][1]} for r in data]
-
-
-def _room(x: Spec) -> list[Spec]:
-    """Marks that cannot be seen and hold a panel's axis open."""
-    return [
-        {
-            "mark": {"type": "point", "opacity": 0, "tooltip": False},
-            "encoding": {"x": x, "y": {"field": end, "type": "quantitative"}},
-        }
-        for end in ("bottom", "top")
-    ]
-
-
 def _ordered(data: Sequence[Any]) -> list[str]:
     """The series, methods in one order so that each has its colour in all charts."""
     names = dict.fromkeys(record["series"] for record in data)
@@ -144,70 +114,6 @@ def size_colour() -> Spec:
         "scale": {"scheme": {"name": "viridis", "extent": [0.92, 0.05]}},
         "legend": {"columns": 8, "labelExpr": "format(datum.value, ',')"},
     }  # fmt: skip
-
-
-def panels(
-    data: Sequence[Any],
-    x: Spec,
-    colour: Spec,
-    metrics: Sequence[str] = SCORES,
-    seen: str | None = None,
-) -> Spec:
-    """One panel a score: lines with their intervals; a click in the legend singles a line out.
-
-    seen: the field that says in the tooltip where on the x axis a dot stands.
-    """
-    shown = [m for m in metrics if any(record["metric"] == m for record in data)]
-    score: Spec = {
-        "field": "score", "type": "quantitative", "title": None,
-        "scale": {"zero": False, "nice": 5}, "axis": {"tickCount": 5},
-    }  # fmt: skip
-    faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
-    tooltip = [
-        {"field": colour["field"], "title": "line"},
-        {"field": seen or x["field"], "title": x["title"]},
-        *({"field": f, "title": f, "format": ".1f"} for f in ("score", "low", "high")),
-        {"field": "when"}, {"field": "cases"},
-        *([{"field": "load", "format": ".3f"}] if "load" in data[0] else []),
-    ]  # fmt: skip
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#9aa0a8"},
-            "encoding": {"y": {"field": "untouched", "aggregate": "mean"}},
-        },
-        {
-            "mark": {"type": "rule", "strokeWidth": 1.5},
-            "encoding": {
-                "x": x, "y": {**score, "field": "low"}, "y2": {"field": "high"}, "color": colour,
-                "opacity": faded,
-            },
-        },
-        {
-            "mark": {"type": "line", "strokeWidth": 2},
-            "encoding": {"x": x, "y": score, "color": colour, "opacity": faded},
-        },
-        {
-            "mark": {"type": "circle", "size": 48, "opacity": 1},
-            "params": [{
-                "name": "chosen", "select": {"type": "point", "fields": [colour["field"]]},
-                "bind": "legend",
-            }],
-            "encoding": {
-                "x": x, "y": score, "color": colour, "opacity": faded, "tooltip": tooltip,
-            },
-        },
-    ]  # fmt: skip
-    if all(record["untouched"] is None for record in data):
-        layers = layers[1:]
-    return {
-        "data": {"values": ranged(data)},
-        "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
-        "columns": 4,
-        "spacing": 54,
-        "bounds": "flush",
-        "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
-        "resolve": {"scale": {"y": "independent"}},
-    }
 
 
 PRESERVATION: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},

@@ -1,27 +1,23 @@
-"""What is told of carried edits by many methods: side by side, over time, and fact by fact."""
+"""Tables of carried edits of many kinds: side by side, and what tells how hard a fact is."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import atanh, isnan, nan, tanh
 from typing import Any
 
 import polars as pl
 
-from retcon.report.arms import SCORES, Arm, Results
-from retcon.report.curves import priced, scored, seconds_per_edit
-from retcon.report.findings.claims import share, spanned
+from retcon.report.conditions import PLAIN, Arm, names_of
+from retcon.report.costs import seconds_per_edit
 from retcon.report.general import drift, kept
-from retcon.report.names import PLAIN, carried_names
-from retcon.report.tables import MISSING, Table
+from retcon.report.numbers import MISSING, share, spanned
+from retcon.report.results import SCORES, Results
+from retcon.report.tables import Table
 from retcon.scoring.intervals import combine, jackknife
-from retcon.scoring.metrics import estimate
-from retcon.scoring.rows import Row
-
-Record = dict[str, Any]
 
 # Below so many kinds of carried edits, other charts say it all.
 _KINDS = 3
-_MOST_BARS, _MOST_MAPS, _AGES = 36, 6, 8
+_MOST_ROWS = 36
 _PREDICTORS = {
     "steps": "steps of its target",
     "size": "‖δ‖ / ‖t₀‖",
@@ -52,24 +48,6 @@ def _kinds(arms: Sequence[Arm]) -> int:
     return len({arm.setting.but("batch_size", "accumulate", "ridge", "score") for arm in arms})
 
 
-def side_by_side(results: Results) -> list[Record]:
-    """Final scores of every kind of carried edits, the best S first."""
-    arms = compared(results)
-    names = carried_names(arms)
-    return [
-        {**record, "setting": names[arm.setting], "place": place}
-        for place, arm in enumerate(arms[:_MOST_BARS])
-        for record in scored(results, arm, "final")
-    ]
-
-
-def trade_offs(results: Results) -> list[Record]:
-    """Precision against preservation of every kind, baselines among them."""
-    arms = compared(results)
-    names = carried_names(arms)
-    return priced(results, [(arm, names[arm.setting]) for arm in arms])
-
-
 def kinds(results: Results) -> Table:
     """What every kind of carried edits comes to, and what it costs, by N; the best S first."""
     groups = several(results)
@@ -78,7 +56,7 @@ def kinds(results: Results) -> Table:
          *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
          _backward(results, arm), *_whole(results, arm), _seconds(results, arm))
         for arms in groups
-        for names in [carried_names(arms)]
+        for names in [names_of(arms)]
         for arm in arms
     ]  # fmt: skip
     note = (
@@ -113,70 +91,10 @@ def _seconds(results: Results, arm: Arm) -> str:
     return MISSING if found is None else f"{found:.2f}"
 
 
-def decisions(results: Results) -> list[Record]:
-    """Sizes of batches over time where they adapt, and where targets were made anew."""
-    arms = [a for a in results.arms if a.setting.rule or (a.setting.refresh or "")[:5] == "stale"]
-    names = carried_names(arms)
-    return [
-        {
-            "edits": step["at"], "size": step["edits"], "tried": step.get("tried") or 0,
-            "refreshed": bool(step.get("refreshed")), "setting": names[arm.setting],
-            "note": step.get("note") or "",
-        }
-        for arm in arms
-        for step in results.study.steps(arm.runs[0].cell)
-    ]  # fmt: skip
-
-
-def ridges(results: Results) -> list[Record]:
-    """λ over time, of kinds for which it follows the energy spent: where it was ever raised."""
-    followed = [
-        (arm, steps)
-        for arm in results.arms
-        for steps in [_steps(results, arm.runs[0].cell)]
-        if any(step.get("energy") for step in steps) and len({s["ridge"] for s in steps}) > 1
-    ]
-    names = carried_names([arm for arm, _ in followed])
-    return [
-        {"edits": step["at"], "ridge": step["ridge"], "series": names[arm.setting],
-         "energy": max(step["energy"].values())}
-        for arm, steps in followed
-        for step in steps
-    ]  # fmt: skip
-
-
-def ages(results: Results) -> list[Record]:
-    """ES of facts by when they were written and when they were asked again."""
-    kept = [arm for arm in compared(results) if "retention" in arm.point.when]
-    names = carried_names(kept)
-    return [
-        {**record, "setting": names[arm.setting]}
-        for arm in kept[:_MOST_MAPS]
-        for record in _aged(results, arm)
-    ]
-
-
-def _aged(results: Results, arm: Arm) -> Iterator[Record]:
-    cell = arm.runs[0].cell
-    written = {step["index"] + 1: int(step["at"]) for step in _steps(results, cell)}
-    width = max(1, -(-arm.setting.n // _AGES))
-    own = {row.case: written[row.step] for row in results.study.scored(cell, "immediate")}
-    found: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for when in ("immediate", "retention", "final"):
-        for row in results.study.scored(cell, when):
-            if row.kind == "rewrite" and row.case in own and row.step in written:
-                found[(own[row.case] - 1) // width, written[row.step]].append(row)
-    for (age, asked), rows in sorted(found.items()):
-        mean = estimate(rows, "ES").mean
-        if mean is not None:
-            yield {"since": f"{age * width + 1:,}–{(age + 1) * width:,}", "age": age,
-                   "asked": asked, "score": mean, "cases": len({r.case for r in rows})}  # fmt: skip
-
-
 def difficulty(results: Results) -> Table:
     """Whether anything that is known of a fact before it is written tells how it ends."""
-    arms = [arm for arm in compared(results) if arm.runs][:_MOST_BARS]
-    names = carried_names(arms)
+    arms = [arm for arm in compared(results) if arm.runs][:_MOST_ROWS]
+    names = names_of(arms)
     rows = [
         (
             names[arm.setting],

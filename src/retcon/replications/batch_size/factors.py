@@ -4,27 +4,29 @@ A factor is switched by itself: two families of carried arms that are equal in e
 factor and the batch size. All scores are final ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
 from typing import NamedTuple
 
-from retcon.report.arms import SCORES, Arm, Results, Setting, describe
-from retcon.report.findings.batch import shared
-from retcon.report.findings.claims import (
+from retcon.replications.batch_size import charts
+from retcon.replications.batch_size.paper import BATCH_SIZE, distance
+from retcon.replications.batch_size.sequence import extremes, paired
+from retcon.report.conditions import Arm, Setting, called, describe
+from retcon.report.families import Family, carried_by_size, shared
+from retcon.report.findings import Outcome, finding, needs
+from retcon.report.numbers import points
+from retcon.report.results import SCORES, Results
+from retcon.report.sameness import SAME
+from retcon.report.verdicts import (
     MARGIN,
-    Claim,
-    Finding,
+    Effect,
     Verdict,
     contrast,
-    make,
-    points,
-    strangeness,
-    towards,
+    effect_of,
+    judge_higher,
+    measure,
 )
-from retcon.report.findings.sequence import carried, extremes, paired
-from retcon.report.sameness import SAME
-from retcon.report.titles import called
 from retcon.scoring.intervals import Estimate, combine
 
 WHEN = "final"
@@ -44,8 +46,8 @@ class Switch(NamedTuple):
     """A factor turned: families of batch sizes before and after, and where all else stands."""
 
     factor: str
-    off: dict[int, Arm]
-    on: dict[int, Arm]
+    off: Family
+    on: Family
     place: str
 
     @property
@@ -54,51 +56,53 @@ class Switch(NamedTuple):
         return sorted(set(self.off) & set(self.on))
 
 
-def what_batch_size_is(results: Results) -> Finding:
-    """Whether batch size matters with all else held, and which factor makes it matter."""
-    found = Finding(
-        key="f",
-        name="What batch size is",
-        claim="Batch size as such does nothing: where past keys are kept, targets frozen and λ is "
-        f"one number, all sequential batch sizes end within {MARGIN:.0f} point of S. What is seen "
-        "between sizes comes from factors that move with it.",
-        paper="Not in the paper, whose runs forget past keys and refresh targets: there S differs "
-        "by up to 2.3 points between sizes at N = 4,096 (figures 4 and 5).",
-        explanation="The spread is the highest minus the lowest score over batch sizes. Where the "
-        f"NLLs of all prompts agree to {SAME} nats a token, far less than other weights make, the "
-        "sizes are one measurement, and no other facts would part them; else that the spread is "
-        "small is judged by the upper limits of all pairs of sizes. That a factor widens it, by "
-        "the gap between the two extreme sizes with the factor on, minus the gap between the same "
-        "two with it off, over the same facts, with the interval widened for the choice of the "
-        "pair. One factor is turned at a time, once from the still setting and once from the "
-        "paper's.",
-        charts=("factors", "effects"),
-    )
-    curves = [curve for curve in carried(results, WHEN) if len(curve) > 1]
+@finding(
+    "f",
+    set=BATCH_SIZE,
+    title="What batch size is",
+    claim="Batch size as such does nothing: where past keys are kept, targets frozen and λ is "
+    f"one number, all sequential batch sizes end within {MARGIN:.0f} point of S. What is seen "
+    "between sizes comes from factors that move with it.",
+    source="Not in the paper, whose runs forget past keys and refresh targets: there S differs "
+    "by up to 2.3 points between sizes at N = 4,096 (figures 4 and 5).",
+    measured="The spread is the highest minus the lowest score over batch sizes. Where the "
+    f"NLLs of all prompts agree to {SAME} nats a token, far less than other weights make, the "
+    "sizes are one measurement, and no other facts would part them; else that the spread is "
+    "small is judged by the upper limits of all pairs of sizes. That a factor widens it, by "
+    "the gap between the two extreme sizes with the factor on, minus the gap between the same "
+    "two with it off, over the same facts, with the interval widened for the choice of the "
+    "pair. One factor is turned at a time, once from the still setting and once from the "
+    "paper's.",
+    charts=(charts.factors, charts.turned_on),
+)
+def what_batch_size_is(results: Results) -> Outcome:
+    """The spread over sizes with all else held, and which factor widens it."""
+    curves = [curve for curve in carried_by_size(results, WHEN, distance) if len(curve) > 1]
     turned = switches(curves)
-    claims = [*_still(results, curves), *(c for s in turned for c in _switched(results, s))]
-    if not claims:
-        return found.needs(
+    effects = [*_still(results, curves), *(e for s in turned for e in _switched(results, s))]
+    if not effects:
+        return needs(
             "final scores of carried edits in two batch sizes, with one of these turned: "
             + ", ".join(FACTORS.values())
         )
-    found = replace(found, effect=_verdict_text(claims), claims=tuple(claims))
-    if any(claim.primary for claim in claims):
-        return found
-    return found.needs(
+    outcome = Outcome(effects, _in_words(effects))
+    if any(effect.decides for effect in effects):
+        return outcome
+    needed = needs(
         "final scores of carried edits with past keys kept, targets frozen and one λ, in two "
         "batch sizes or more; factors that were turned elsewhere are below"
     )
+    return replace(outcome, missing=needed.missing)
 
 
 def _is_still(setting: Setting) -> bool:
     return bool(setting.accumulate) and setting.refresh == "never" and setting.ridge_batch == 0
 
 
-def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
+def _still(results: Results, curves: list[Family]) -> list[Effect]:
     """Families in which nothing but batch size moves: all sizes should score alike."""
-    found: list[Claim] = []
-    still = [c for c in curves if _is_still(shared(c))]
+    effects: list[Effect] = []
+    still = [curve for curve in curves if _is_still(shared(curve))]
     for curve in sorted(still, key=lambda c: _standing(results, c)):
         setting = shared(curve)
         for metric in ("S", *SCORES[:3]):
@@ -110,13 +114,19 @@ def _still(results: Results, curves: list[dict[int, Arm]]) -> list[Claim]:
                 f"{setting.dtype}): spread of {metric} over {len(curve)} sizes"
                 f"{_apart(results, curve)}"
             )
-            claim = make(
-                text, WHEN, metric, width, _small(width), curve.values(),
-                primary=metric == "S" and not any(c.primary for c in found), algebra=True,
-                factor="none",
-            )  # fmt: skip
-            found.append(claim)
-    return found
+            first = metric == "S" and not any(effect.decides for effect in effects)
+            effect = effect_of(
+                text,
+                WHEN,
+                metric,
+                width,
+                _small(width),
+                curve.values(),
+                decides=first,
+                any_facts=True,
+            )
+            effects.append(effect)
+    return effects
 
 
 def _apart(results: Results, curve: Mapping[int, Arm]) -> str:
@@ -166,7 +176,7 @@ def _small(width: Estimate) -> Verdict:
     return "not reproduced" if width.low > MARGIN else "inconclusive"
 
 
-def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
+def switches(curves: list[Family]) -> list[Switch]:
     """Pairs of families that differ in one factor, all else still, or all else as in the paper.
 
     Of several the one of most sizes, of those whose scored facts stand for all.
@@ -185,7 +195,7 @@ def switches(curves: list[dict[int, Arm]]) -> list[Switch]:
                 if place and len([s for s in switch.sizes if s < before.n]) > 0:
                     rank = (
                         place == "paper", before.first_written, -len(switch.sizes), -before.n,
-                        *strangeness(before),
+                        *distance(before),
                     )  # fmt: skip
                     found.append((rank, switch))
     order = list(FACTORS)
@@ -220,33 +230,39 @@ def _held(setting: Setting, factor: str, *, accumulate: bool, refresh: str) -> S
     return setting._replace(**{factor: values[factor]}) if factor in values else setting
 
 
-def _switched(results: Results, switch: Switch) -> list[Claim]:
-    """What a factor does to the spread, and to each batch size by itself."""
-    told = "alone" if switch.place == "still" else "in the paper's setting"
+def _switched(results: Results, switch: Switch) -> list[Effect]:
+    """The effect of a factor on the spread, and on each batch size by itself."""
+    place = "alone" if switch.place == "still" else "in the paper's setting"
     name = FACTORS[switch.factor]
     before, after = (describe(shared(c), [switch.factor]) for c in (switch.off, switch.on))
-    label = f"{name}, {told} ({before} → {after})"
-    claims: list[Claim] = []
+    label = f"{name}, {place} ({before} → {after})"
+    effects: list[Effect | None] = []
     for metric in ("S", *SCORES[:3]):
         widening = _widening(results, switch, metric)
         if widening is not None:
-            effect, arms = widening
-            claim = make(
-                f"{label}: change of the spread of {metric}", WHEN, metric, effect,
-                towards(effect, 1), arms, factor=name, place=told, kind="spread",
-            )  # fmt: skip
-            claims.append(claim)
-        for size in switch.sizes:
-            one, other = switch.on[size], switch.off[size]
-            effect = contrast(results, [(1.0, one), (-1.0, other)], WHEN, metric)
-            if effect is not None and one.cells != other.cells:
-                text = f"{label}: {metric} at batches of {size:,}"
-                claim = make(
-                    text, WHEN, metric, effect, None, [one, other], factor=name, place=told,
-                    kind="level", batch_size=size, change=f"{before} → {after}",
-                )  # fmt: skip
-                claims.append(claim)
-    return claims
+            estimate, arms = widening
+            text = f"{label}: change of the spread of {metric}"
+            verdict = judge_higher(estimate)
+            about = {"factor": name, "place": place, "kind": "spread"}
+            effect = effect_of(text, WHEN, metric, estimate, verdict, arms)
+            effects.append(effect._replace(about=about))
+        effects += [
+            measure(
+                results,
+                f"{label}: {metric} at batches of {size:,}",
+                [(1.0, switch.on[size]), (-1.0, switch.off[size])],
+                WHEN,
+                metric,
+                factor=name,
+                place=place,
+                kind="level",
+                batch_size=size,
+                change=f"{before} → {after}",
+            )
+            for size in switch.sizes
+            if switch.on[size].cells != switch.off[size].cells
+        ]
+    return [effect for effect in effects if effect is not None]
 
 
 def _widening(results: Results, switch: Switch, metric: str) -> tuple[Estimate, list[Arm]] | None:
@@ -262,31 +278,34 @@ def _widening(results: Results, switch: Switch, metric: str) -> tuple[Estimate, 
     return (effect, [arm for _, arm in terms]) if effect else None
 
 
-def _verdict_text(claims: list[Claim]) -> str:
+def _in_words(effects: Sequence[Effect]) -> str:
     """The decomposition in sentences that are made from its numbers."""
     sentences: list[str] = []
-    still = next((c for c in claims if c.primary), None)
+    still = next((effect for effect in effects if effect.decides), None)
     if still:
-        said = {
+        answer = {
             "reproduced": "batch size does not matter",
             "not reproduced": "batch size still matters",
         }.get(still.verdict or "", "it cannot be told whether batch size matters")
-        sentences.append(f"With everything else held still, {said}: spread {points(still.effect)}.")
+        spread = points(still.estimate)
+        sentences.append(f"With everything else held still, {answer}: spread {spread}.")
     else:
         sentences.append("No family holds everything but batch size still, so this is open.")
     words: dict[Verdict | None, str] = {
-        "reproduced": "widens the spread of S by", "not reproduced": "does not widen it:",
-        "inconclusive": "may or may not widen it:", None: "",
-    }  # fmt: skip
-    for claim in claims:
-        if claim.about.get("kind") == "spread" and claim.metric == "S":
-            who = claim.text.split(": change of")[0]
-            slight = "" if not _slight(claim) else f", less than {MARGIN:.0f} point"
-            sentences.append(f"{who} {words[claim.verdict]} {points(claim.effect)}{slight}.")
+        "reproduced": "widens the spread of S by",
+        "not reproduced": "does not widen it:",
+        "inconclusive": "may or may not widen it:",
+        None: "",
+    }
+    for effect in effects:
+        if effect.about.get("kind") == "spread" and effect.metric == "S":
+            who = effect.text.split(": change of")[0]
+            slight = f", less than {MARGIN:.0f} point" if _is_slight(effect) else ""
+            sentences.append(f"{who} {words[effect.verdict]} {points(effect.estimate)}{slight}.")
     return "\n".join(sentences)
 
 
-def _slight(claim: Claim) -> bool:
-    """Widens, but by less than is of interest."""
-    high = claim.effect.high
-    return claim.verdict == "reproduced" and high is not None and high < MARGIN
+def _is_slight(effect: Effect) -> bool:
+    """Whether it widens the spread, but by less than is of interest."""
+    high = effect.estimate.high
+    return effect.verdict == "reproduced" and high is not None and high < MARGIN

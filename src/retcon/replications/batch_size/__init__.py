@@ -1,0 +1,9 @@
+"""The claims of "Is Bigger Edit Batch Size Always Better?" (arXiv:2405.00664), and one more.
+
+The paper edits Llama-3-8B with ROME, MEMIT and EMMET, and scores after every batch. (a) to (e) are
+its claims; (f) asks what batch size is.
+"""
+
+from retcon.replications.batch_size import batch, factors, layer, sequence, single
+
+__all__ = ["batch", "factors", "layer", "sequence", "single"]

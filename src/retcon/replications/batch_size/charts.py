@@ -1,0 +1,151 @@
+"""Charts of the findings: those of any study, for the setting nearest to the paper's, and two."""
+
+from collections.abc import Sequence
+
+from retcon.replications.batch_size.paper import distance
+from retcon.report.charts import by_layer, sizes
+from retcon.report.charts.effects import BLUE, bars
+from retcon.report.charts.panels import Record
+from retcon.report.charts.style import (
+    Chart,
+    Spec,
+    distinct,
+    dodged,
+    log2_axis,
+    series_colour,
+    titled,
+)
+from retcon.report.findings import Outcome
+from retcon.report.results import SCORES, Results
+from retcon.report.verdicts import MARGIN, Effect
+
+
+def layers(results: Results, outcome: Outcome) -> Chart | None:
+    """Single edits by layer."""
+    return by_layer.layers(results)
+
+
+def batch(results: Results, outcome: Outcome) -> Chart | None:
+    """Each batch on the untouched model, by batch size."""
+    return sizes.batch(results, distance)
+
+
+def sequential_immediate(results: Results, outcome: Outcome) -> Chart | None:
+    """Immediate scores by sequential batch size."""
+    return sizes.sequential(results, "immediate", distance)
+
+
+def sequential_final(results: Results, outcome: Outcome) -> Chart | None:
+    """Final scores by sequential batch size."""
+    return sizes.sequential(results, "final", distance)
+
+
+def number_immediate(results: Results, outcome: Outcome) -> Chart | None:
+    """Immediate scores by number of facts."""
+    return sizes.number(results, "immediate", distance)
+
+
+def number_final(results: Results, outcome: Outcome) -> Chart | None:
+    """Final scores by number of facts."""
+    return sizes.number(results, "final", distance)
+
+
+def factors(results: Results, outcome: Outcome) -> Chart | None:
+    """Final scores by batch size, one line for each state of the factors."""
+    return sizes.factors(results, distance)
+
+
+def methods(results: Results, outcome: Outcome) -> Chart | None:
+    """Paired differences between methods on single edits."""
+    data = _records(outcome.effects)
+    if not data:
+        return None
+    first, n = data[0]["place"], data[0]["n"]
+    shown = [record for record in data if (record["place"], record["n"]) == (first, n)]
+    height = {"step": 34, "for": "position"}
+    body: Spec = {
+        "data": {"values": shown},
+        "facet": {"field": "metric", "type": "nominal", "sort": list(SCORES), "title": None},
+        "columns": 4,
+        "spacing": 26,
+        "spec": {"width": 180, "height": height, "layer": bars(shown, "pair", BLUE)},
+    }
+    return titled(
+        "methods",
+        f"Methods against each other on single edits, {first}",
+        f"Paired differences of immediate scores, in points. The band is ±{MARGIN:.0f} point.",
+        body,
+    )
+
+
+def turned_on(results: Results, outcome: Outcome) -> Chart | None:
+    """Scores with a factor on minus those with it off, by batch size."""
+    levels = [effect for effect in outcome.effects if effect.about.get("kind") == "level"]
+    data = by_factor(_records(levels))
+    if not data:
+        return None
+    x = log2_axis("place", "batch size (log₂)", distinct(r["batch_size"] for r in data))
+    data = dodged(data, "batch_size")
+    y: Spec = {
+        "field": "effect",
+        "type": "quantitative",
+        "title": None,
+        "scale": {"nice": 5},
+        "axis": {"tickCount": 5},
+    }
+    encoding: Spec = {"x": x, "y": y, "color": series_colour(data)}
+    tooltip = [
+        {"field": "text", "title": "effect"},
+        *({"field": field, "format": "+.2f"} for field in ("effect", "low", "high")),
+    ]
+    layer: list[Spec] = [
+        {"mark": {"type": "rule", "color": "#9aa0a8"}, "encoding": {"y": {"datum": 0}}},
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {**encoding, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
+        },
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": encoding},
+        {
+            "mark": {"type": "circle", "size": 48, "opacity": 1},
+            "encoding": {**encoding, "tooltip": tooltip},
+        },
+    ]
+    body: Spec = {
+        "data": {"values": data},
+        "facet": {"field": "metric", "type": "nominal", "sort": list(SCORES), "title": None},
+        "columns": 4,
+        "spacing": 54,
+        "bounds": "flush",
+        "spec": {"width": 204, "height": 200, "layer": layer},
+        "resolve": {"scale": {"y": "independent"}},
+    }
+    return titled(
+        "effects",
+        "What turning one factor on does, by batch size",
+        "Paired differences of final scores in points: the factor on minus the factor off, all "
+        "else equal.",
+        body,
+    )
+
+
+def by_factor(rows: Sequence[Record]) -> list[Record]:
+    """Effects of factors, each with its line; of several changes of one factor the first."""
+    first: dict[str, str] = {}
+    named = [{**row, "series": f"{row['factor']}, {row['place']}"} for row in rows]
+    return [r for r in named if first.setdefault(r["series"], r["change"]) == r["change"]]
+
+
+def _records(effects: Sequence[Effect]) -> list[Record]:
+    return [
+        {
+            **effect.about,
+            "metric": effect.metric,
+            "effect": effect.estimate.mean,
+            "low": effect.estimate.low,
+            "high": effect.estimate.high,
+            "when": effect.when,
+            "text": effect.text,
+        }
+        for effect in effects
+        if effect.estimate.mean is not None
+    ]

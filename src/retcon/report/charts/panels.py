@@ -1,0 +1,122 @@
+"""Panels of scores, one for each metric: their data, and how they are drawn."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from retcon.report.charts.style import Spec
+from retcon.report.conditions import Arm
+from retcon.report.results import SCORES, Results
+
+Record = dict[str, Any]
+
+
+def scored(results: Results, arm: Arm, when: str, **about: object) -> Iterator[Record]:
+    """ES, PS, NS and S of an arm at one time; with NS goes that of the untouched model."""
+    for metric in SCORES:
+        score = results.estimate(arm, when, metric)
+        if score.mean is None:
+            continue
+        before = results.estimate(arm, "pre", metric).mean if metric == "NS" else None
+        yield {
+            "metric": metric,
+            "score": score.mean,
+            "low": score.low,
+            "high": score.high,
+            "cases": score.cases,
+            "untouched": before,
+            "when": when,
+            "load": arm.load,
+            **about,
+        }
+
+
+def panels(
+    data: Sequence[Any],
+    x: Spec,
+    colour: Spec,
+    metrics: Sequence[str] = SCORES,
+    seen: str | None = None,
+) -> Spec:
+    """One panel a score: lines with their intervals; a click in the legend singles a line out.
+
+    seen: the field that says in the tooltip where on the x axis a dot stands.
+    """
+    shown = [m for m in metrics if any(record["metric"] == m for record in data)]
+    score: Spec = {
+        "field": "score", "type": "quantitative", "title": None,
+        "scale": {"zero": False, "nice": 5}, "axis": {"tickCount": 5},
+    }  # fmt: skip
+    faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
+    tooltip = [
+        {"field": colour["field"], "title": "line"},
+        {"field": seen or x["field"], "title": x["title"]},
+        *({"field": f, "title": f, "format": ".1f"} for f in ("score", "low", "high")),
+        {"field": "when"}, {"field": "cases"},
+        *([{"field": "load", "format": ".3f"}] if "load" in data[0] else []),
+    ]  # fmt: skip
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#9aa0a8"},
+            "encoding": {"y": {"field": "untouched", "aggregate": "mean"}},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {
+                "x": x, "y": {**score, "field": "low"}, "y2": {"field": "high"}, "color": colour,
+                "opacity": faded,
+            },
+        },
+        {
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {"x": x, "y": score, "color": colour, "opacity": faded},
+        },
+        {
+            "mark": {"type": "circle", "size": 48, "opacity": 1},
+            "params": [{
+                "name": "chosen", "select": {"type": "point", "fields": [colour["field"]]},
+                "bind": "legend",
+            }],
+            "encoding": {
+                "x": x, "y": score, "color": colour, "opacity": faded, "tooltip": tooltip,
+            },
+        },
+    ]  # fmt: skip
+    if all(record["untouched"] is None for record in data):
+        layers = layers[1:]
+    return {
+        "data": {"values": ranged(data)},
+        "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
+        "columns": 4,
+        "spacing": 54,
+        "bounds": "flush",
+        "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
+        "resolve": {"scale": {"y": "independent"}},
+    }
+
+
+def ranged(data: Sequence[Any], least: float = 4.0) -> list[Any]:
+    """The data with the ends of its panel's axis: scores that are all alike still span something.
+
+    Ends are those of the intervals, `least` points apart or more, and never above 100.
+    """
+    ends: dict[str, tuple[float, float]] = {}
+    for record in data:
+        known = [v for f in ("score", "low", "high") if (v := record[f]) is not None]
+        low, high = ends.get(record["metric"], (100.0, 0.0))
+        ends[record["metric"]] = min(low, *known), max(high, *known)
+    for metric, (low, high) in ends.items():
+        short = max(0.0, least - (high - low))
+        top = min(100.0, high + short / 2)
+        ends[metric] = max(0.0, min(low, top - least)), top
+    return [{**r, "bottom": ends[r["metric"]][0], "top": ends[r["metric"]][1]} for r in data]
+
+
+def _room(x: Spec) -> list[Spec]:
+    """Marks that cannot be seen and hold a panel's axis open."""
+    return [
+        {
+            "mark": {"type": "point", "opacity": 0, "tooltip": False},
+            "encoding": {"x": x, "y": {"field": end, "type": "quantitative"}},
+        }
+        for end in ("bottom", "top")
+    ]

@@ -1,0 +1,117 @@
+"""The best of several conditions, and which differ from it: by paired differences.
+
+The best of many looks a little better than it is, because it was picked on the same facts. So the
+intervals of differences to it are widened for all the conditions that are compared.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from retcon.report.conditions import Arm, Setting, full_names
+from retcon.report.results import OTHERS, Results
+from retcon.scoring.intervals import Estimate
+
+K = TypeVar("K", bound=Hashable)
+
+# By what conditions are ranked: the first of these that all of them have.
+_METRICS = ("S", "ES", "PS", "NS", *OTHERS)
+
+
+@dataclass(frozen=True)
+class Ranking(Generic[K]):
+    """Conditions by one score at one time.
+
+    Attributes:
+        best: the key of the one with the highest score.
+        scores: by key, the highest first.
+        differences: score minus that of the best, over the facts that both have, by key.
+    """
+
+    metric: str
+    when: str
+    best: K
+    scores: Mapping[K, Estimate]
+    differences: Mapping[K, Estimate]
+
+    @property
+    def tied(self) -> tuple[K, ...]:
+        """Those that cannot be told from the best: the interval of the difference includes 0."""
+        return tuple(k for k, d in self.differences.items() if d.high is None or d.high >= 0)
+
+    @property
+    def worse(self) -> tuple[K, ...]:
+        """Those that are worse than the best, whatever the facts."""
+        return tuple(k for k in self.differences if k not in self.tied)
+
+
+def rank(results: Results, arms: Mapping[K, Arm], when: str, metric: str) -> Ranking[K] | None:
+    """Rank conditions by a score; None where none has it."""
+    scores = {key: results.estimate(arm, when, metric) for key, arm in arms.items()}
+    means = {key: score.mean for key, score in scores.items() if score.mean is not None}
+    if not means:
+        return None
+    ordered = sorted(means, key=lambda key: means[key], reverse=True)
+    best, *others = ordered
+    differences = {
+        key: statistic.estimate(comparisons=len(others))
+        for key in others
+        if (statistic := results.contrast([(1.0, arms[key]), (-1.0, arms[best])], when, metric))
+    }
+    return Ranking(metric, when, best, {key: scores[key] for key in ordered}, differences)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All conditions of one model that were scored at one time over equally many facts.
+
+    Attributes:
+        names: what each is called, by what it differs in from the others.
+        partial: whether some have scored only the facts that were written first.
+    """
+
+    model: str
+    n: int
+    arms: Mapping[Setting, Arm]
+    names: Mapping[Setting, str]
+    ranking: Ranking[Setting]
+    partial: bool
+
+
+def compare(results: Results) -> list[Comparison]:
+    """What a study compares: after the last batch before right after each, and large N first.
+
+    Edits that are carried are compared by their final scores, others by immediate ones. Groups of
+    one condition are left out, unless there are no others.
+    """
+    groups: dict[tuple[str, str, int], list[Arm]] = defaultdict(list)
+    for arm in results.arms:
+        when = "final" if arm.setting.carried else "immediate"
+        if results.has(arm, when):
+            groups[when, arm.setting.model, arm.setting.n].append(arm)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], -item[0][2]))
+    made = [_comparison(results, *key, arms) for key, arms in ordered]
+    known = [one for one in made if one is not None]
+    several = [one for one in known if len(one.ranking.scores) > 1]
+    return several or known
+
+
+def _comparison(
+    results: Results, when: str, model: str, n: int, arms: list[Arm]
+) -> Comparison | None:
+    by_setting = {arm.setting: arm for arm in arms}
+    ranking = rank(results, by_setting, when, _metric(results, arms, when))
+    if ranking is None:
+        return None
+    partial = any(arm.setting.first_written for arm in arms)
+    return Comparison(model, n, by_setting, full_names(arms), ranking, partial)
+
+
+def _metric(results: Results, arms: list[Arm], when: str) -> str:
+    """The first of the scores that most of the conditions have."""
+    count = {
+        metric: sum(results.estimate(arm, when, metric).mean is not None for arm in arms)
+        for metric in _METRICS
+    }
+    return max(count, key=lambda metric: count[metric])

@@ -1,0 +1,177 @@
+"""The scores of a study's conditions, read once: each over (run, case) pairs, by one time.
+
+Clusters are relations, across all runs of a condition. Scores of different times are never put
+together: every question names its `when`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from retcon.report.conditions import Arm, Run, Setting, gather, setting_of
+from retcon.report.sameness import Measurements
+from retcon.scoring.intervals import (
+    CaseMeans,
+    Estimate,
+    Statistic,
+    combine,
+    harmonic_mean,
+    mean,
+)
+from retcon.scoring.metrics import METRICS, case_means
+from retcon.scoring.rows import Row
+from retcon.study.reading import Study
+
+SCORES = ("ES", "PS", "NS", "S")
+OTHERS = (
+    "token_accuracy", "paraphrase_token_accuracy", "neighbour_token_accuracy", "exact_match",
+    "target_probability",
+)  # fmt: skip
+
+
+class Evidence(NamedTuple):
+    """Rows that a number rests on: a cell's, of one time, as one metric reads them."""
+
+    cell: str
+    seed: int
+    when: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's scores, read once and asked often."""
+
+    study: Study
+    _means: dict[str, dict[str, dict[str, CaseMeans]]] = field(
+        default_factory=dict[str, dict[str, dict[str, CaseMeans]]]
+    )
+    _pooled: dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None] = field(
+        default_factory=dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None]
+    )
+    _arms: list[Arm] = field(default_factory=list[Arm])
+
+    @cached_property
+    def measurements(self) -> Measurements:
+        """Which cells have measured the same."""
+        return Measurements(self.study)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms of which a run is finished, in the file's order."""
+        if not self._arms:
+            self._arms.extend(gather(self.study.finished()))
+        return self._arms
+
+    def means(self, cell: str, when: str, metric: str) -> CaseMeans | None:
+        """One metric of each case of a cell at one time; None where it was not scored then."""
+        if cell not in self._means:
+            self._means[cell] = self._read(cell)
+        return self._means[cell].get(when, {}).get(metric)
+
+    def _read(self, cell: str) -> dict[str, dict[str, CaseMeans]]:
+        rows: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for values in self.study.rows(cell).select(Row._fields).iter_rows():
+            row = Row(*values)
+            rows[row.when][row.kind].append(row)
+        return {
+            when: {
+                name: found
+                for name, metric in METRICS.items()
+                if (found := case_means(kinds[metric.kind], name)).values
+            }
+            for when, kinds in rows.items()
+            if when != "retention"  # which is of many times, see `report.curves`
+        }
+
+    def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
+        """One metric of each (run, case) of an arm; clusters are one over all runs."""
+        key = (arm.setting, arm.runs, when, metric)
+        if key not in self._pooled:
+            self._pooled[key] = self._pool(arm, when, metric)
+        return self._pooled[key]
+
+    def _pool(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
+        known = [(run, found) for run in arm.runs if (found := self.means(run.cell, when, metric))]
+        if not known:
+            return None
+        values = {f"{run.name} {c}": v for run, found in known for c, v in found.values.items()}
+        clusters = {f"{run.name} {c}": g for run, found in known for c, g in found.clusters.items()}
+        # A fact that flips does so in every draw of prefixes and corpus, for all that is known.
+        draws = len(known) / len({run.seed for run, _ in known})
+        flip = draws * sum(found.flip for _, found in known) / len(known)
+        cells = frozenset(self.measurements.first(run.cell, when) for run, _ in known)
+        return CaseMeans(values, clusters, flip, source=(cells, when, metric))
+
+    def statistic(
+        self, arm: Arm, when: str, metric: str, among: frozenset[str] | None = None
+    ) -> Statistic | None:
+        """A score of an arm at one time, over all its cases or some; None where there is none."""
+        if metric == "S":
+            parts = [self.statistic(arm, when, part, among) for part in SCORES[:3]]
+            known = [part for part in parts if part is not None]
+            return harmonic_mean(known) if len(known) == len(parts) else None
+        if among is None:
+            found = self.pooled(arm, when, metric)
+            return mean(found) if found else None
+        runs = tuple(run for run in arm.runs if self._told(run, when, metric, among))
+        found = self.pooled(replace(arm, runs=runs), when, metric)
+        return mean(found.only(among)) if found else None
+
+    def _told(self, run: Run, when: str, metric: str, among: frozenset[str]) -> bool:
+        """Whether a run has a score of any of some (run, case) pairs: others measure nothing."""
+        found = self.means(run.cell, when, metric)
+        return found is not None and any(f"{run.name} {case}" in among for case in found.values)
+
+    def estimate(self, arm: Arm, when: str, metric: str) -> Estimate:
+        """A score with its interval; all None where there is none."""
+        found = self.statistic(arm, when, metric)
+        least = METRICS[metric].least if metric in METRICS else 0.0
+        return found.share(least) if found else Estimate(None, None, None, 0)
+
+    def common(self, arms: Iterable[Arm], when: str, metric: str) -> frozenset[str]:
+        """The (run, case) pairs that all arms have a score of."""
+        parts = SCORES[:3] if metric == "S" else (metric,)
+        shared: set[str] | None = None
+        for arm in arms:
+            for part in parts:
+                found = self.pooled(arm, when, part)
+                cases = set(found.values) if found else set[str]()
+                shared = cases if shared is None else shared & cases
+        return frozenset(shared or ())
+
+    def contrast(
+        self, terms: Sequence[tuple[float, Arm]], when: str, metric: str
+    ) -> Statistic | None:
+        """Σ wⱼ scoreⱼ over the cases that all arms share; None where they share none."""
+        among = self.common((arm for _, arm in terms), when, metric)
+        found = [(w, self.statistic(arm, when, metric, among)) for w, arm in terms]
+        known = [(w, s) for w, s in found if s is not None]
+        return combine(known) if known and len(known) == len(found) else None
+
+    def waiting(self, setting: Setting, vary: str) -> int:
+        """How many settings of the study differ from one in this alone, and have no run yet."""
+        done = {getattr(arm.setting, vary) for arm in self.arms
+                if arm.setting.but(vary) == setting.but(vary)}  # fmt: skip
+        asked = {getattr(one, vary) for point in self.study.points if not point.refused
+                 if (one := setting_of(point)).but(vary) == setting.but(vary)}  # fmt: skip
+        return len(asked - done)
+
+    def has(self, arm: Arm, when: str, metric: str = "ES") -> bool:
+        """Whether an arm was scored then."""
+        return any(self.means(run.cell, when, metric) is not None for run in arm.runs)
+
+
+def evidence(arms: Iterable[Arm], when: str, metric: str) -> tuple[Evidence, ...]:
+    """Where the numbers of some arms come from."""
+    parts = SCORES[:3] if metric == "S" else (metric,)
+    return tuple(
+        dict.fromkeys(
+            Evidence(run.cell, run.seed, when, part)
+            for arm in arms
+            for run in arm.runs
+            for part in parts
+        )
+    )
