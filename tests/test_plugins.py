@@ -18,6 +18,8 @@ from retcon.errors import InvalidData, InvalidPlugin, InvalidSetting, InvalidStu
 from retcon.method.entries import METHODS, find_method
 from retcon.patch.export import EXPORT_FORMS
 from retcon.registry import load_plugin
+from retcon.report.findings import FINDINGS
+from retcon.report.page import make_report
 from retcon.run.edit import edit
 from retcon.run.evaluate import evaluate
 from retcon.run.rules import RULES
@@ -29,7 +31,8 @@ from retcon.study.store import CellFolder
 from test_methods import EDITS
 from tiny_study import write_model_and_facts
 
-OWN = ("momentum", "doubling", "triples", "npz")
+OWN = ("momentum", "doubling", "triples", "npz", "adapting")
+REGISTRIES = (METHODS, RULES, DATASETS, EXPORT_FORMS, FINDINGS)
 TRIPLES = [
     {"s": f"{a} {b}", "r": "town", "o": "Rome", "was": "Paris"}
     for a in ("Marie", "Danielle", "Rome") for b in ("Curie", "Paris")
@@ -40,7 +43,8 @@ retcon_study: 1
 name: plugged
 model: ./model
 threads: 1
-plugins: [momentum.py, doubling.py, triples.py]
+plugins: [momentum.py, doubling.py, triples.py, adapting.py]
+findings: [adapting]
 data: {cases: triples.jsonl, unique_subjects: true, options: {style: question}}
 defaults: {method: momentum, layer: 1, n: 6, settings: {lr: 0.01}}
 blocks:
@@ -52,7 +56,7 @@ blocks:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No plugin is there before a test, and none after it."""
-    for each in (METHODS, RULES, DATASETS, EXPORT_FORMS):
+    for each in REGISTRIES:
         monkeypatch.setattr(each, "_entries", each.all())
     monkeypatch.setattr(registry, "_LOADED", {})
     yield
@@ -178,25 +182,21 @@ def test_a_study_goes_on_from_where_it_was_cut_off(folder, retcon, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(CellFolder, "commit", cut)
         run_study(load_spec("study.yaml"), folder / "cut")
-    code, _, err = retcon(
-        "--plugin",
-        "momentum.py",
-        "--plugin",
-        "doubling.py",
-        "study",
-        "resume",
-        "cut",
-        "--data",
-        ".",
-    )
+    code, _, err = retcon(*own(), "study", "resume", "cut", "--data", ".")
     assert code == 0, err
     rows = [
         {path.parent.name: path.read_bytes() for path in (folder / one).rglob("rows.parquet")}
         for one in ("whole", "cut")
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 2
-    code, _, err = retcon("study", "report", "cut")
-    assert code == 0 and (folder / "cut" / "report.html").exists(), err
+    code, out, err = retcon(*own(), "study", "report", "cut")
+    assert code == 0 and "(adapting)" in out, err
+    page = (folder / "cut" / "report.html").read_text(encoding="utf-8")
+    assert 'id="finding-adapting"' in page and 'id="chart-adapting"' in page
+    report = make_report(read_study(folder / "whole"))
+    ((effect,),) = (finding.effects for finding in report.findings)
+    kept = (folder / "cut" / "report" / "finding-adapting.csv").read_text(encoding="utf-8")
+    assert f"{effect.estimate.mean:.4f}" in kept and effect.text.startswith("batches by doubling")
     schedules = {point.schedule for point in read_study(folder / "cut").points}
     assert schedules == {"adaptive-doubling", "sequential-batch"}
 
@@ -211,7 +211,7 @@ def test_a_folder_of_results_runs_no_file_by_itself(folder, monkeypatch):
 
 def test_a_plugin_that_was_changed_is_not_gone_on_with(folder, monkeypatch):
     run_study(load_spec("study.yaml"), folder / "done")
-    for each in (METHODS, RULES, DATASETS, EXPORT_FORMS):
+    for each in REGISTRIES:
         for name in OWN:
             each._entries.pop(name, None)
     monkeypatch.setattr(registry, "_LOADED", {})
@@ -219,6 +219,20 @@ def test_a_plugin_that_was_changed_is_not_gone_on_with(folder, monkeypatch):
         file.write("\n# another\n")
     with pytest.raises(InvalidStudy, match=r"plugin momentum.py is not the file"):
         run_study(load_spec("study.yaml"), folder / "done")
+
+
+def test_a_report_without_its_plugin_says_what_to_do(folder, retcon, monkeypatch):
+    run_study(load_spec("study.yaml"), folder / "done")
+    FINDINGS._entries.pop("adapting")
+    code, _, err = retcon("study", "report", "done")
+    said = " ".join(err.split())
+    assert code == 2 and "Unknown set of findings or finding 'adapting'" in said
+    assert "retcon --plugin FILE.py study report DIR" in said and "--findings none" in said
+    code, out, err = retcon("study", "report", "done", "--findings", "none")
+    assert code == 0 and "(adapting)" not in out, err
+    (folder / "study.yaml").write_text(STUDY.replace("[adapting]", "[adaptin]"), encoding="utf-8")
+    code, _, err = retcon(*own(), "study", "validate", "study.yaml")
+    assert code == 2 and "'adaptin'" in err
 
 
 @pytest.mark.parametrize(("text", "why"), [

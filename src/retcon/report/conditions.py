@@ -201,7 +201,7 @@ WORDS: Mapping[str, Callable[[Setting], str]] = {
     "carried": lambda s: "carried" if s.carried else "each batch on the untouched model",
     "rule": lambda s: {
         "": "", "aimd": "batches that grow and shrink", "energy": "batches of compatible facts"
-    }[s.rule],
+    }.get(s.rule, f"batches by {s.rule}"),
     "batch_size": lambda s: f"batches of {s.batch_size:,}",
     "n": lambda s: f"N = {s.n:,}",
     "ridge": lambda s: {"hard": "hard constraint", "none": "no λ"}.get(s.ridge, f"λ {s.ridge}"),
@@ -234,14 +234,30 @@ def varying(arms: Sequence[Arm], *without: str) -> tuple[str, ...]:
 
 
 def full_names(arms: Sequence[Arm]) -> dict[Setting, str]:
-    """Name conditions: by method, and by all in which they differ."""
-    fields = tuple(dict.fromkeys(("method", *varying(arms, "others"))))
-    return {
-        arm.setting: ", ".join(
-            part for part in (describe(arm.setting, fields), further(arm, arms)) if part
-        )
-        for arm in arms
+    """Name conditions: by method, and by as much more as tells each from all others.
+
+    Of further settings those that most do not have.
+    """
+    fields = _telling([arm.setting for arm in arms])
+    words = {arm.setting: describe(arm.setting, fields) for arm in arms}
+    if len({*words.values()}) == len(words):
+        return words
+    common = Counter(pair for setting in words for pair in _others(setting))
+    rare = {
+        setting: [f"{k} {v}" for k, v in _others(setting) if common[k, v] <= len(words) / 2]
+        for setting in words
     }
+    return {setting: ", ".join([text, *rare[setting]]) for setting, text in words.items()}
+
+
+def _telling(settings: Sequence[Setting]) -> list[str]:
+    """The fields that tell settings apart, the method first; each adds to those before."""
+    fields, told = ["method"], len({setting.method for setting in settings})
+    for name in (name for name in WORDS if name not in ("method", "others")):
+        apart = len({tuple(getattr(one, field) for field in (*fields, name)) for one in settings})
+        if apart > told:
+            fields, told = [*fields, name], apart
+    return fields
 
 
 # What goes without saying.

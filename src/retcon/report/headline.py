@@ -44,7 +44,7 @@ def _others(comparison: Comparison) -> Iterator[str]:
     if apart:
         yield f"{apart} more share no scored fact with it, and cannot be compared."
     if comparison.partial:
-        yield f"In some, {FIRST_WRITTEN}: those stand for no others."
+        yield f"Here {FIRST_WRITTEN}: they stand for no others."
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -98,7 +98,7 @@ def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
         findings=judged,
         charts=all_charts(results, comparisons, judged),
         tables=[*tables.summary(results, comparisons), *(t for t in further if t.rows)],
-        provenance=provenance(study),
+        provenance=provenance(study, findings),
         examples=[table for table in (told(results), by_probability(results)) if table.rows],
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from retcon.escaping import fenced
@@ -25,8 +26,12 @@ class Provenance(NamedTuple):
         ])  # fmt: skip
 
 
-def provenance(study: Study) -> Provenance:
-    """From the study's record and from the environment of each finished cell."""
+def provenance(study: Study, findings: Sequence[str] | None = None) -> Provenance:
+    """From the study's record and from the environment of each finished cell.
+
+    Args:
+        findings: those that the report was asked for in place of the study file's.
+    """
     record = study.record
     seeds = sorted({point.seed for point in study.points})
     done = len({point.cell for point in study.finished()})
@@ -45,7 +50,7 @@ def provenance(study: Study) -> Provenance:
     ]  # fmt: skip
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
     spec = read_file(study.folder) if (study.folder / FILE).exists() else ""
-    return Provenance(facts, _environments(study), _commands(study), spec)
+    return Provenance(facts, _environments(study), _commands(study, findings or ()), spec)
 
 
 def _environments(study: Study) -> Table:
@@ -59,7 +64,7 @@ def _environments(study: Study) -> Table:
     return Table("Environments", "", ("cells", "made with"), tuple(rows))
 
 
-def _commands(study: Study) -> str:
+def _commands(study: Study, findings: Sequence[str]) -> str:
     """The commands that make the study and this report again."""
     cells = [point.cell for point in study.finished() if point.cell is not None]
     made = study.environment(cells[0]) if cells else {}
@@ -69,5 +74,5 @@ def _commands(study: Study) -> str:
         f"pip install '{pinned}'",
         "# study.yaml is the file below; where the data are: --data FOLDER, or RETCON_DATA",
         "retcon study run study.yaml --out STUDY",
-        "retcon study report STUDY",
+        " ".join(["retcon study report STUDY", *(f"--findings {name}" for name in findings)]),
     ])  # fmt: skip

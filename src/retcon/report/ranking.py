@@ -68,7 +68,7 @@ class Comparison:
 
     Attributes:
         names: what each is called, by what it differs in from the others.
-        partial: whether some have scored only the facts that were written first.
+        partial: whether they have scored the facts alone that were written first.
     """
 
     model: str
@@ -80,32 +80,33 @@ class Comparison:
 
 
 def compare(results: Results) -> list[Comparison]:
-    """What a study compares: after the last batch before right after each, and large N first.
+    """What a study compares: groups of conditions, those of most conditions first.
 
-    Edits that are carried are compared by their final scores, others by immediate ones. Groups of
-    one condition are left out, unless there are no others.
+    Edits that are carried are compared by their final scores, others by immediate ones. Those of
+    which the facts alone are scored that were written first stand for no others, and come last.
+    Groups of one condition are left out, unless there are no others.
     """
-    groups: dict[tuple[str, str, int], list[Arm]] = defaultdict(list)
+    groups: dict[tuple[bool, str, str, int], list[Arm]] = defaultdict(list)
     for arm in results.arms:
         when = "final" if arm.setting.carried else "immediate"
         if results.has(arm, when):
-            groups[when, arm.setting.model, arm.setting.n].append(arm)
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], -item[0][2]))
-    made = [_comparison(results, *key, arms) for key, arms in ordered]
-    known = [one for one in made if one is not None]
+            setting = arm.setting
+            groups[setting.first_written, when, setting.model, setting.n].append(arm)
+    ordered = sorted(groups, key=lambda key: (*key[:3], -key[3]))
+    compared = [_comparison(results, groups[key], key[1]) for key in ordered]
+    known = [one for one in compared if one is not None]
     several = [one for one in known if len(one.ranking.scores) > 1]
-    return several or known
+    return sorted(several or known, key=lambda one: (one.partial, -len(one.ranking.scores)))
 
 
-def _comparison(
-    results: Results, when: str, model: str, n: int, arms: list[Arm]
-) -> Comparison | None:
+def _comparison(results: Results, arms: list[Arm], when: str) -> Comparison | None:
     by_setting = {arm.setting: arm for arm in arms}
     ranking = rank(results, by_setting, when, _metric(results, arms, when))
     if ranking is None:
         return None
-    partial = any(arm.setting.first_written for arm in arms)
-    return Comparison(model, n, by_setting, full_names(arms), ranking, partial)
+    first = arms[0].setting
+    names = full_names(arms)
+    return Comparison(first.model, first.n, by_setting, names, ranking, first.first_written)
 
 
 def _metric(results: Results, arms: list[Arm], when: str) -> str:
