@@ -145,7 +145,7 @@ class Finding(NamedTuple):
     def verdict_at(self, when: str) -> Verdict:
         """The worst of the verdicts that decide at a time: all have to hold."""
         verdicts = {effect.verdict for effect in self.deciding(when)}
-        known = [verdict for verdict in _WORST_FIRST if verdict in verdicts]
+        known: list[Verdict] = [verdict for verdict in _WORST_FIRST if verdict in verdicts]
         return known[0] if known else "no data"
 
     @property
