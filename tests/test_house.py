@@ -40,6 +40,7 @@ def test_the_median_function_is_short():
     ("pattern", "allowed"),
     [
         (r"register_forward", "model/hooks.py"),
+        (r"\.model\(\s*input_ids", "model/forward.py"),
         (r"^\s*print\(", "cli/"),
         (r"\.copy_\(weight|weight\.copy_", "model/handle.py"),
         (r"^\s*global ", None),

@@ -9,6 +9,7 @@ from torch import Tensor
 from retcon.edits import Edit
 from retcon.features.contexts import locate
 from retcon.model import hooks
+from retcon.model.forward import equal_length, run_until
 from retcon.model.handle import ModelHandle
 
 # Tokens in one forward pass.
@@ -28,9 +29,9 @@ def replay_outputs(
     heads = [_head(handle, edit) for edit in edits]
     blocks = {layer: handle.architecture.blocks[layer] for layer in layers}
     found = delta.new_empty(len(layers), *delta.shape)
-    for group in _equal_length(heads):
+    for group in equal_length(heads, _TOKENS):
         own = delta[group]
-        ids = torch.tensor([heads[i] for i in group], device=handle.device)
+        ids = torch.tensor([heads[i] for i in group])
 
         def add(y: Tensor, own: Tensor = own) -> Tensor:
             return torch.cat([y[:, :-1], (y[:, -1] + own.to(y)).unsqueeze(1)], dim=1)
@@ -42,25 +43,10 @@ def replay_outputs(
             hooks.change_outputs([blocks[layers[0]]], len(group), add),
             hooks.read_outputs(blocks, len(group), keep),
         ):
-            hooks.run_until(
-                blocks[layers[-1]], lambda ids=ids: handle.model(input_ids=ids, use_cache=False)
-            )
+            run_until(handle, blocks[layers[-1]], ids)
     return found
 
 
 def _head(handle: ModelHandle, edit: Edit) -> tuple[int, ...]:
     located = locate(handle.tokens, edit, "")
     return tuple(located.ids[: located.lookup + 1])
-
-
-def _equal_length(heads: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Indices of texts of one length, so that nothing is padded."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(heads)), key=lambda i: len(heads[i])):
-        last = groups[-1] if groups else []
-        length = len(heads[i])
-        if last and len(heads[last[0]]) == length and len(last) * length < _TOKENS:
-            last.append(i)
-        else:
-            groups.append([i])
-    return groups

@@ -16,6 +16,7 @@ from torch import Tensor
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.model import hooks
+from retcon.model.forward import Place, in_full, logits_at
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
 from retcon.progress import Progress, silent
@@ -51,21 +52,13 @@ def continuations(handle: ModelHandle, edits: Sequence[Edit]) -> list[Continuati
 
 def target_nll(handle: ModelHandle, texts: Sequence[Continuation]) -> Float[Tensor, " texts"]:
     """The mean negative log-probability per token of each target, in one pass, with its graph."""
-    batch = handle.tokens.pad([text.ids[:-1] for text in texts])
-    row, position = _places(texts, handle.device)
-    with hooks.change_input(
-        handle.architecture.head, lambda hidden: hidden[row, position].unsqueeze(0)
-    ):
-        logits = handle.model(
-            input_ids=batch.input_ids.to(handle.device),
-            attention_mask=batch.attention_mask.to(handle.device),
-            use_cache=False,
-        ).logits[0]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    places = _places(texts)
+    logits = in_full(logits_at(handle, [text.ids[:-1] for text in texts], places))
+    row = torch.tensor([row for row, _ in places], device=logits.device)
     wanted = torch.tensor([token for text in texts for token in text.target], device=logits.device)
     each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
     lengths = torch.tensor([len(text.target) for text in texts], device=logits.device)
-    return each.new_zeros(len(texts)).index_add(0, row.to(each.device), each) / lengths
+    return each.new_zeros(len(texts)).index_add(0, row, each) / lengths
 
 
 def read_answers(
@@ -110,7 +103,7 @@ def _read(
     handle: ModelHandle, texts: Sequence[Continuation], layers: Sequence[int]
 ) -> tuple[Answers, Float[Tensor, " texts"]]:
     """One pass over some texts, and back."""
-    row, position = _places(texts, handle.device)
+    row, position = torch.tensor(_places(texts), device=handle.device).unbind(1)
     keys: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     zeros: dict[int, Tensor] = {}
@@ -137,14 +130,10 @@ def _read(
     return Answers(row, keys, outputs, gradients), nll.detach()
 
 
-def _places(
-    texts: Sequence[Continuation], device: torch.device
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+def _places(texts: Sequence[Continuation]) -> list[Place]:
     """Row and position of every token that predicts one of a target's."""
-    pairs = [
+    return [
         (i, position)
         for i, text in enumerate(texts)
         for position in range(text.start - 1, len(text.ids) - 1)
     ]
-    row, position = torch.tensor(pairs, device=device).unbind(1)
-    return row, position

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.contexts import locate_all
-from retcon.model import hooks
+from retcon.model.forward import at_last_token
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Located
 from retcon.progress import Progress, silent
@@ -63,33 +63,14 @@ def read_at_lookup(
     """Input or output of each module (by layer) at the lookup token of each text."""
     heads = [text.ids[: text.lookup + 1] for text in located]
     distinct = sorted(set(heads), key=lambda ids: (len(ids), ids))
-    collected: dict[int, list[Tensor]] = {layer: [] for layer in modules}
-    deepest = modules[max(modules)]
 
-    def keep(layer: int, x: Tensor) -> None:
-        collected[layer].append(x[:, -1])
-
-    done = 0
-    for group in _equal_length(distinct):
+    def advance(done: int) -> None:
         progress(_TASK, done, len(distinct))
-        done += len(group)
-        ids = torch.tensor(group, device=handle.device)
-        reading = hooks.read_inputs if of_input else hooks.read_outputs
-        with reading(modules, len(group), keep):
-            hooks.run_until(deepest, lambda ids=ids: handle.model(input_ids=ids, use_cache=False))
-    progress(_TASK, done, len(distinct))
+
+    read = at_last_token(
+        handle, distinct, modules, of_input=of_input, most=_TOKENS, advance=advance
+    )
+    advance(len(distinct))
     place = {ids: i for i, ids in enumerate(distinct)}
     order = torch.tensor([place[ids] for ids in heads])
-    return {layer: torch.cat(parts)[order] for layer, parts in collected.items()}
-
-
-def _equal_length(rows: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Sorted rows in groups of one length, so that nothing is padded."""
-    groups: list[list[tuple[int, ...]]] = []
-    for row in rows:
-        last = groups[-1] if groups else []
-        if last and len(last[0]) == len(row) and len(last) * len(row) < _TOKENS:
-            last.append(row)
-        else:
-            groups.append([row])
-    return groups
+    return {layer: rows[order] for layer, rows in read.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from retcon.model import hooks
+from retcon.model.forward import reading_little, run, run_batch
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 
@@ -168,12 +169,9 @@ def read_prefix(
 def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> KeyValues | None:
     """Keys and values of every token of some texts, if that is what the model's cache holds."""
     batch = handle.tokens.pad(texts)
-    mask = batch.attention_mask.to(handle.device)
-    # One logit: the head's own work is not wanted.
-    with hooks.change_input(handle.architecture.head, lambda hidden: hidden[:1, :1]):
-        found = handle.model(
-            input_ids=batch.input_ids.to(handle.device), attention_mask=mask, use_cache=True
-        )
+    mask = batch.attention_mask
+    with reading_little(handle):
+        found = run_batch(handle, batch, keep_cache=True)
     # Some architectures have none: they carry a state from token to token, or nothing at all.
     cache = getattr(found, "past_key_values", None)
     layers = list(cache.layers) if isinstance(cache, Cache) else []
@@ -214,7 +212,7 @@ class _Behind:
         texts = [row.ids[row.shared : row.lookup] for row in self.rows]
         for rows in self._parts([len(text) for text in texts]):
             batch = self.handle.tokens.pad([texts[i] for i in rows])
-            with hooks.change_input(self.handle.architecture.head, lambda hidden: hidden[:1, :1]):
+            with reading_little(self.handle):
                 cache = self._run(rows, batch.input_ids).past_key_values
             real = batch.attention_mask.bool().to(self.handle.device)
             layers = cache.layers[first:]
@@ -264,13 +262,14 @@ class _Behind:
         device = self.handle.device
         before = _standing_before(self.kept, [self.shared[i] for i in rows], device)
         start = torch.tensor([[self.rows[i].shared] for i in rows], device=device)
-        return self.handle.model(
-            input_ids=ids.to(device),
+        return run(
+            self.handle,
+            ids,
             # What fills a text up stands behind it and is never seen by it.
-            attention_mask=torch.cat([before.visible.long(), torch.ones_like(ids).to(device)], 1),
-            position_ids=start + torch.arange(ids.shape[1], device=device),
-            past_key_values=before.cache(self.handle.layers),
-            use_cache=True,
+            torch.cat([before.visible.long(), torch.ones_like(ids).to(device)], 1),
+            positions=start + torch.arange(ids.shape[1], device=device),
+            cache=before.cache(self.handle.layers),
+            keep_cache=True,
         )
 
 

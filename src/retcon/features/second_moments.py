@@ -27,6 +27,7 @@ from retcon.features.own_text import SelfCorpus
 from retcon.files import cache_folder, make_folder
 from retcon.locking import locked
 from retcon.model import hooks
+from retcon.model.forward import run_until
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
@@ -110,21 +111,14 @@ def collect_moments(
             continue
         progress("collecting second moments", min(sums.tokens, tokens), tokens)
         padded = handle.tokens.pad(batch)
-        mask = padded.attention_mask.bool().to(handle.device)
+        mask = padded.attention_mask.bool()
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
             keys = x[mask.to(x.device)]
             add_gram(sums.total[layer], keys if keys.dtype == torch.float64 else keys.float())
 
         with hooks.read_inputs(modules, len(batch), keep):
-            hooks.run_until(
-                deepest,
-                lambda padded=padded: handle.model(
-                    input_ids=padded.input_ids.to(handle.device),
-                    attention_mask=padded.attention_mask.to(handle.device),
-                    use_cache=False,
-                ),
-            )
+            run_until(handle, deepest, padded.input_ids, padded.attention_mask)
         sums.tokens += int(mask.sum())
         sums.passes = number + 1
         if resume is not None and sums.due:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retcon.features.prefix_cache import Place, Prefix, TargetRow, read_prefix
 from retcon.model import hooks
+from retcon.model.forward import logits_at, reading_at, run
 from retcon.model.handle import ModelHandle
 
 # A pass reads all weights, whatever it holds: as long as so many tokens take to compute. Rows of
@@ -79,27 +80,13 @@ def packed(
         yield torch.tensor(group, device=rows.device)
 
 
-class _Gather:
-    """Lets the output head see only the positions that predict a target."""
-
-    def __init__(
-        self, row: Int[Tensor, " predictions"], position: Int[Tensor, " predictions"]
-    ) -> None:
-        self.row, self.position = row, position
-
-    def __call__(self, hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 predictions h"]:
-        row, position = self.row.to(hidden.device), self.position.to(hidden.device)
-        return hidden[row, position].unsqueeze(0)
-
-
-def _gather(rows: Sequence[TargetRow], device: torch.device, *, from_lookup: bool) -> _Gather:
-    pairs = [
+def _predicting(rows: Sequence[TargetRow], *, from_lookup: bool) -> list[tuple[int, int]]:
+    """Row and position of every token that predicts one of a target's."""
+    return [
         (i, position - (row.lookup if from_lookup else 0))
         for i, row in enumerate(rows)
         for position in row.predicts
     ]
-    index = torch.tensor(pairs, device=device)
-    return _Gather(index[:, 0], index[:, 1])
 
 
 class _FullPasses:
@@ -130,14 +117,7 @@ def _whole_texts(
     handle: ModelHandle, rows: Sequence[TargetRow]
 ) -> Float[Tensor, "predictions vocabulary"]:
     """Logits at the predicting positions of whole texts, padded on the right."""
-    batch = handle.tokens.pad([row.ids for row in rows])
-    gather = _gather(rows, handle.device, from_lookup=False)
-    with hooks.change_input(handle.architecture.head, gather):
-        return handle.model(
-            input_ids=batch.input_ids.to(handle.device),
-            attention_mask=batch.attention_mask.to(handle.device),
-            use_cache=False,
-        ).logits[0]
+    return logits_at(handle, [row.ids for row in rows], _predicting(rows, from_lookup=False))
 
 
 class _SuffixPasses:
@@ -187,8 +167,8 @@ class _SuffixPasses:
                     as_tuple=architecture.block_returns_tuple,
                 )
             )
-            gather = _gather(chosen, delta.device, from_lookup=True)
-            stack.enter_context(hooks.change_input(architecture.head, gather))
+            places = _predicting(chosen, from_lookup=True)
+            stack.enter_context(reading_at(self.handle, places))
             return self._forward(rows, suffix)
 
     def _forward(
@@ -196,11 +176,12 @@ class _SuffixPasses:
     ) -> Float[Tensor, "predictions vocabulary"]:
         before = self.prefix.standing_before(rows)
         ids = self.ids[rows, :suffix]
-        return self.handle.model(
-            input_ids=ids,
+        return run(
+            self.handle,
+            ids,
             # What fills a suffix up stands behind it and is never seen by it.
-            attention_mask=torch.cat([before.visible.long(), torch.ones_like(ids)], dim=1),
-            position_ids=self.lookup[rows].unsqueeze(1) + torch.arange(suffix, device=ids.device),
-            past_key_values=before.cache(self.handle.layers),
-            use_cache=True,
+            torch.cat([before.visible.long(), torch.ones_like(ids)], dim=1),
+            positions=self.lookup[rows].unsqueeze(1) + torch.arange(suffix, device=ids.device),
+            cache=before.cache(self.handle.layers),
+            keep_cache=True,
         ).logits[0]

@@ -18,6 +18,7 @@ from retcon.features.contexts import locate
 from retcon.features.prefix_cache import Place, TargetRow
 from retcon.features.suffix_passes import packed, passes_for
 from retcon.model import offload as offloading
+from retcon.model.forward import in_full
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Tokens
 
@@ -127,8 +128,7 @@ class TargetLoss:
     def _logits(
         self, rows: Int[Tensor, " rows"], delta: Float[Tensor, "edits hidden"]
     ) -> Float[Tensor, "predictions vocabulary"]:
-        logits = self._passes(rows, delta[self._owner[rows]])
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return in_full(self._passes(rows, delta[self._owner[rows]]))
 
     def _target_terms(
         self, logits: Float[Tensor, "predictions vocabulary"], rows: Int[Tensor, " rows"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from retcon.edits import Edit
+from retcon.model.forward import run
 from retcon.model.generate import greedy
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
@@ -106,9 +107,8 @@ class Answer(NamedTuple):
 
 def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
     """The k most probable next tokens behind a text."""
-    ids = torch.tensor([handle.tokens.prompt(text)], device=handle.device)
     with torch.no_grad():
-        last = handle.model(input_ids=ids, use_cache=False).logits[0, -1]
+        last = run(handle, torch.tensor([handle.tokens.prompt(text)])).logits[0, -1]
     found = last.float().softmax(-1).topk(k)
     return [
         Answer(handle.tokens.decode([int(i)]).strip(), float(p))

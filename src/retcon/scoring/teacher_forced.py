@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon.model import hooks
+from retcon.model.forward import in_full, logits_at
 from retcon.model.overlay import Overlay
 from retcon.model.tokens import by_length
 from retcon.progress import Progress, silent
@@ -97,19 +97,5 @@ def _logits(
     overlay: Overlay, rows: Sequence[_Row], places: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "places vocabulary"]:
     """Logits at some (row, position), in float32 at least."""
-    handle = overlay.handle
-    batch = handle.tokens.pad([row.ids for row in rows])
-    row, position = torch.tensor(places, device=handle.device).unbind(1)
-    with (
-        torch.no_grad(),
-        overlay.over([row.owner for row in rows]),
-        hooks.change_input(
-            handle.architecture.head, lambda hidden: hidden[row, position].unsqueeze(0)
-        ),
-    ):
-        logits = handle.model(
-            input_ids=batch.input_ids.to(handle.device),
-            attention_mask=batch.attention_mask.to(handle.device),
-            use_cache=False,
-        ).logits[0]
-    return logits if logits.dtype == torch.float64 else logits.float()
+    with torch.no_grad(), overlay.over([row.owner for row in rows]):
+        return in_full(logits_at(overlay.handle, [row.ids for row in rows], places))
