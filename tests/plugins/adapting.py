@@ -1,6 +1,6 @@
 """Adapting: whether batches whose size a rule chooses end better than batches of one size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from retcon.report.charts.effects import BLUE, bars
 from retcon.report.charts.style import Chart, Spec, titled
@@ -8,10 +8,10 @@ from retcon.report.conditions import Arm, describe
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.numbers import points
 from retcon.report.results import Results
-from retcon.report.verdicts import judge_higher, measure
+from retcon.report.verdicts import Effect, judge_higher, measure
 
 
-def gains(results: Results, outcome: Outcome) -> Chart | None:
+def gains(effects: Sequence[Effect]) -> Chart:
     """Each pair as a dot with its interval."""
     data = [
         {
@@ -21,10 +21,8 @@ def gains(results: Results, outcome: Outcome) -> Chart | None:
             "high": effect.estimate.high,
             "when": effect.when,
         }
-        for effect in outcome.effects
+        for effect in effects
     ]
-    if not data:
-        return None
     body: Spec = {
         "data": {"values": data},
         "width": 420,
@@ -40,7 +38,6 @@ def gains(results: Results, outcome: Outcome) -> Chart | None:
     title="Batches that adapt",
     claim="Batches whose size a rule chooses end with a higher ES than batches of one size.",
     measured="Paired differences over the same facts, after the last batch.",
-    charts=(gains,),
 )
 def adapting(results: Results) -> Outcome:
     """Every pair of conditions that differ in how large their batches are."""
@@ -63,7 +60,8 @@ def adapting(results: Results) -> Outcome:
     ]
     if not effects:
         return needs("carried edits in batches of one size, and in such that adapt, of equal N")
-    return Outcome(effects, "\n".join(f"{e.text}: {points(e.estimate)}." for e in effects))
+    summary = "\n".join(f"{e.text}: {points(e.estimate)}." for e in effects)
+    return Outcome(effects, summary, charts=[gains(effects)])
 
 
 def _pairs(results: Results) -> Iterator[tuple[Arm, Arm]]:

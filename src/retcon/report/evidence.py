@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def verdicts(findings: Sequence[Finding]) -> Table:
+def verdict_table(findings: Sequence[Finding]) -> Table:
     """The claims and what became of them, a line for each time at which one is judged."""
     rows: list[tuple[str, ...]] = []
     for finding in findings:

@@ -31,21 +31,23 @@ class Outcome:
         effects: all that was measured; those that decide have `decides`.
         summary: the result in sentences, one a line.
         missing: what would have to be run; None where nothing is missing.
+        charts: shown with it; None among them where there was nothing to draw.
+        tables: shown with it, those that have rows.
     """
 
     effects: Sequence[Effect] = ()
     summary: str = ""
     missing: str | None = None
+    charts: Sequence[Chart | None] = ()
+    tables: Sequence["Table"] = ()
 
 
-def needs(what: str) -> Outcome:
+def needs(what: str, charts: Sequence[Chart | None] = ()) -> Outcome:
     """The outcome without data, with what would have to be run."""
-    return Outcome(missing=f"Needs {what}.")
+    return Outcome(missing=f"Needs {what}.", charts=charts)
 
 
 Test = Callable[[Results], Outcome]
-DrawChart = Callable[[Results, Outcome], Chart | None]
-MakeTable = Callable[[Results], "Table"]
 Summarise = Callable[[Sequence["Finding"]], Sequence[str]]
 
 
@@ -85,7 +87,6 @@ class Claim:
         source: who claims it, and what is shown there; empty where nobody did before.
         measured: how effects are measured, and what speaks for doing so.
         test: gives the outcome for the results of a study.
-        charts, tables: shown with it.
         set: the set it belongs to.
     """
 
@@ -95,8 +96,6 @@ class Claim:
     source: str
     measured: str
     test: Test
-    charts: Sequence[DrawChart] = ()
-    tables: Sequence[MakeTable] = ()
     set: FindingSet = OWN
 
     @property
@@ -106,12 +105,10 @@ class Claim:
 
 
 class Finding(NamedTuple):
-    """A claim with its outcome on one study, its charts and its tables."""
+    """A claim with its outcome on one study."""
 
     claim: Claim
     outcome: Outcome
-    charts: Mapping[str, Chart]
-    tables: Sequence["Table"]
 
     @property
     def key(self) -> str:
@@ -132,6 +129,16 @@ class Finding(NamedTuple):
     def missing(self) -> str | None:
         """What would have to be run; None where nothing is missing."""
         return self.outcome.missing
+
+    @property
+    def charts(self) -> Mapping[str, Chart]:
+        """What is drawn beside it, by key."""
+        return {chart.key: chart for chart in self.outcome.charts if chart is not None}
+
+    @property
+    def tables(self) -> list["Table"]:
+        """The tables beside it."""
+        return [table for table in self.outcome.tables if table.rows]
 
     @property
     def times(self) -> tuple[str, ...]:
@@ -176,21 +183,24 @@ def finding(
     claim: str,
     source: str = "",
     measured: str = "",
-    charts: Sequence[DrawChart] = (),
-    tables: Sequence[MakeTable] = (),
     set: FindingSet = OWN,
 ) -> Callable[[Test], Test]:
     """Enter a claim under its key; the function that is decorated tests it.
 
     Args:
-        key, title, claim, source, measured, charts, tables, set: see `Claim`.
+        key, title, claim, source, measured, set: see `Claim`.
     """
 
     def entry(test: Test) -> Claim:
         return Claim(
-            key=key, title=title, claim=claim, source=source, measured=measured, test=test,
-            charts=charts, tables=tables, set=set,
-        )  # fmt: skip
+            key=key,
+            title=title,
+            claim=claim,
+            source=source,
+            measured=measured,
+            test=test,
+            set=set,
+        )
 
     name = key if set is OWN else f"{set.name}/{key}"
     return entered(FINDINGS, name, entry)
@@ -240,11 +250,4 @@ def select_for(study_names: Sequence[str]) -> list[Claim]:
 
 def judge(results: Results, claims: Sequence[Claim]) -> list[Finding]:
     """Test claims on the results of a study, as far as it has got."""
-    return [_judged(results, claim) for claim in claims]
-
-
-def _judged(results: Results, claim: Claim) -> Finding:
-    outcome = claim.test(results)
-    drawn = [draw(results, outcome) for draw in claim.charts]
-    tables = [table for make in claim.tables if (table := make(results)).rows]
-    return Finding(claim, outcome, {c.key: c for c in drawn if c is not None}, tables)
+    return [Finding(claim, claim.test(results)) for claim in claims]

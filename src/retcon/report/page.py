@@ -16,7 +16,7 @@ from retcon.files import make_folder, write_whole
 from retcon.report import tables
 from retcon.report.charts.every import all_charts
 from retcon.report.charts.style import Chart
-from retcon.report.evidence import effects_table, harmless, rows_behind, verdicts
+from retcon.report.evidence import effects_table, harmless, rows_behind, verdict_table
 from retcon.report.examples import by_probability, told
 from retcon.report.findings import Finding, by_set, judge, select, select_for
 from retcon.report.fluency import fluency
@@ -129,7 +129,7 @@ def write(report: Report) -> Written:
     study = report.study
     out = make_folder(study.folder / "report")
     charts = [path for chart in report.charts.values() for path in _draw(out, chart)]
-    shown = [verdicts(report.findings), *report.tables] if report.findings else report.tables
+    shown = [verdict_table(report.findings), *report.tables] if report.findings else report.tables
     written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in shown]
     written += [path for finding in report.findings for path in _rows_of(report, finding, out)]
     rows = tables.export(study, out / "rows.parquet")
@@ -186,7 +186,7 @@ def to_markdown(report: Report) -> str:
     record = report.study.record
     parts = [f"# {markdown(record.name)}\n", f"{markdown(record.description)}\n"]
     parts += [f"{markdown(line)}\n" for line in (*report.answers, *report.summary)]
-    parts += [verdicts(report.findings).markdown()] if report.findings else []
+    parts += [verdict_table(report.findings).markdown()] if report.findings else []
     parts += [_finding(finding) for finding in report.findings]
     parts += [table.markdown() for table in (*report.tables, *report.examples)]
     parts.append("## How it was made\n\n" + report.provenance.markdown())

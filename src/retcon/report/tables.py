@@ -60,7 +60,7 @@ def _line(cells: Sequence[str]) -> str:
 def summary(results: Results, comparisons: Sequence[Comparison]) -> list[Table]:
     """Differences, scores by time, runs, costs, tuned ridges, and what is missing."""
     tables = [
-        differences(comparisons),
+        differences_table(comparisons),
         *(scores(results, when, SCORES) for when in _TIMES),
         *(scores(results, when, OTHERS) for when in ("immediate", "final")),
         runs(results),
@@ -71,7 +71,7 @@ def summary(results: Results, comparisons: Sequence[Comparison]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def differences(comparisons: Sequence[Comparison]) -> Table:
+def differences_table(comparisons: Sequence[Comparison]) -> Table:
     """Each condition against the best of those that it is compared with, the best first."""
     rows = [
         (

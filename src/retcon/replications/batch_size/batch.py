@@ -2,8 +2,8 @@
 
 from math import log2
 
-from retcon.replications.batch_size import charts
 from retcon.replications.batch_size.paper import BATCH_SIZE, distance
+from retcon.report.charts import sizes
 from retcon.report.families import Family, by_size, leading, name_of
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.numbers import points
@@ -23,7 +23,6 @@ WHEN = "immediate"
     measured="The difference of NS between the largest and the smallest batch, paired over the "
     "same facts and neighbours. The slope is the least-squares one over all sizes, per doubling. "
     "Batch size is here the number of facts that the weights hold at once.",
-    charts=(charts.batch,),
 )
 def batch_size_costs_neighbours(results: Results) -> Outcome:
     """NS of the largest batch against the smallest, over the same facts."""
@@ -38,7 +37,7 @@ def batch_size_costs_neighbours(results: Results) -> Outcome:
         for effect in _effects(results, curve, name, decides=curve in nearest)
     ]
     summary = "\n".join(f"{e.text}: {points(e.estimate)}." for e in effects if e.decides)
-    return Outcome(effects, summary)
+    return Outcome(effects, summary, charts=[sizes.batch(results, distance)])
 
 
 def _effects(results: Results, curve: Family, name: str, *, decides: bool) -> list[Effect]:

@@ -1,9 +1,7 @@
-"""Charts of the findings: those of any study, for the setting nearest to the paper's, and two."""
+"""Charts of the effects that findings have measured."""
 
 from collections.abc import Sequence
 
-from retcon.replications.batch_size.paper import distance
-from retcon.report.charts import by_layer, sizes
 from retcon.report.charts.effects import BLUE, bars
 from retcon.report.charts.panels import Record
 from retcon.report.charts.style import (
@@ -15,49 +13,13 @@ from retcon.report.charts.style import (
     series_colour,
     titled,
 )
-from retcon.report.findings import Outcome
-from retcon.report.results import SCORES, Results
+from retcon.report.results import SCORES
 from retcon.report.verdicts import MARGIN, Effect
 
 
-def layers(results: Results, outcome: Outcome) -> Chart | None:
-    """Single edits by layer."""
-    return by_layer.layers(results)
-
-
-def batch(results: Results, outcome: Outcome) -> Chart | None:
-    """Each batch on the untouched model, by batch size."""
-    return sizes.batch(results, distance)
-
-
-def sequential_immediate(results: Results, outcome: Outcome) -> Chart | None:
-    """Immediate scores by sequential batch size."""
-    return sizes.sequential(results, "immediate", distance)
-
-
-def sequential_final(results: Results, outcome: Outcome) -> Chart | None:
-    """Final scores by sequential batch size."""
-    return sizes.sequential(results, "final", distance)
-
-
-def number_immediate(results: Results, outcome: Outcome) -> Chart | None:
-    """Immediate scores by number of facts."""
-    return sizes.number(results, "immediate", distance)
-
-
-def number_final(results: Results, outcome: Outcome) -> Chart | None:
-    """Final scores by number of facts."""
-    return sizes.number(results, "final", distance)
-
-
-def factors(results: Results, outcome: Outcome) -> Chart | None:
-    """Final scores by batch size, one line for each state of the factors."""
-    return sizes.factors(results, distance)
-
-
-def methods(results: Results, outcome: Outcome) -> Chart | None:
+def between_methods(effects: Sequence[Effect]) -> Chart | None:
     """Paired differences between methods on single edits."""
-    data = _records(outcome.effects)
+    data = _records(effects)
     if not data:
         return None
     first, n = data[0]["place"], data[0]["n"]
@@ -78,9 +40,9 @@ def methods(results: Results, outcome: Outcome) -> Chart | None:
     )
 
 
-def turned_on(results: Results, outcome: Outcome) -> Chart | None:
+def turned_on(effects: Sequence[Effect]) -> Chart | None:
     """Scores with a factor on minus those with it off, by batch size."""
-    levels = [effect for effect in outcome.effects if effect.about.get("kind") == "level"]
+    levels = [effect for effect in effects if effect.about.get("kind") == "level"]
     data = by_factor(_records(levels))
     if not data:
         return None

@@ -9,9 +9,10 @@ from dataclasses import replace
 from itertools import combinations, permutations
 from typing import NamedTuple
 
-from retcon.replications.batch_size import charts
+from retcon.replications.batch_size.charts import turned_on
 from retcon.replications.batch_size.paper import BATCH_SIZE, distance
 from retcon.replications.batch_size.sequence import extremes, paired
+from retcon.report.charts import sizes
 from retcon.report.conditions import Arm, Setting, called, describe
 from retcon.report.families import Family, carried_by_size, shared
 from retcon.report.findings import Outcome, finding, needs
@@ -73,19 +74,20 @@ class Switch(NamedTuple):
     "two with it off, over the same facts, with the interval widened for the choice of the "
     "pair. One factor is turned at a time, once from the still setting and once from the "
     "paper's.",
-    charts=(charts.factors, charts.turned_on),
 )
 def what_batch_size_is(results: Results) -> Outcome:
     """The spread over sizes with all else held, and which factor widens it."""
     curves = [curve for curve in carried_by_size(results, WHEN, distance) if len(curve) > 1]
     turned = switches(curves)
     effects = [*_still(results, curves), *(e for s in turned for e in _switched(results, s))]
+    charts = [sizes.factors(results, distance), turned_on(effects)]
     if not effects:
         return needs(
             "final scores of carried edits in two batch sizes, with one of these turned: "
-            + ", ".join(FACTORS.values())
+            + ", ".join(FACTORS.values()),
+            charts,
         )
-    outcome = Outcome(effects, _in_words(effects))
+    outcome = Outcome(effects, _in_words(effects), charts=charts)
     if any(effect.decides for effect in effects):
         return outcome
     needed = needs(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from retcon.replications.batch_size import charts
 from retcon.replications.batch_size.paper import BATCH_SIZE, PAPERS_LAYER
+from retcon.report.charts.by_layer import layers
 from retcon.report.conditions import Arm, called
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.layers import WHEN, Recommendation, best_of, recommended, sweeps
@@ -24,8 +24,6 @@ from retcon.report.verdicts import Effect, measure_best
     "widened for all layers that are compared; the one that decides is the layer that is better, "
     "or else the one that may be better by most. Which layer is best was read off the same facts, "
     "so its S is a little flattered.",
-    charts=(charts.layers,),
-    tables=(recommended,),
 )
 def best_layer(results: Results) -> Outcome:
     """Layer 1 against all others, in S of single edits."""
@@ -34,7 +32,12 @@ def best_layer(results: Results) -> Outcome:
     if not known:
         return needs("single edits at two layers or more, scored right after each edit")
     effects = [effect for sweep, best in known for effect in _effects(results, sweep, best)]
-    outcome = Outcome(effects, "\n".join(_sentence(best) for _, best in known))
+    outcome = Outcome(
+        effects,
+        "\n".join(_sentence(best) for _, best in known),
+        charts=[layers(results)],
+        tables=[recommended(results)],
+    )
     if not effects:
         return replace(outcome, missing="Layer 1 is not among the layers of this study.")
     pending = max(
@@ -51,11 +54,11 @@ def _effects(
 ) -> list[Effect]:
     """Layer 1 against each other one; nothing where layer 1 was not swept."""
     one = sweep.get(PAPERS_LAYER)
-    others = {layers: arm for layers, arm in sweep.items() if layers != PAPERS_LAYER}
+    others = {place: arm for place, arm in sweep.items() if place != PAPERS_LAYER}
     if one is None or not others:
         return []
     pending = results.waiting(one.setting, "layers")
-    text = lambda layers: f"{_who(best)}: layer 1 − layer {_name(layers)}"  # noqa: E731
+    text = lambda place: f"{_who(best)}: layer 1 − layer {_name(place)}"  # noqa: E731
     return measure_best(results, one, others, WHEN, text, pending=pending, decides=True)
 
 
@@ -71,5 +74,5 @@ def _who(best: Recommendation) -> str:
     return f"{called(best.method)} on {best.model}"
 
 
-def _name(layers: tuple[int, ...]) -> str:
-    return "+".join(map(str, layers))
+def _name(place: tuple[int, ...]) -> str:
+    return "+".join(map(str, place))

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import log2
 
-from retcon.replications.batch_size import charts
 from retcon.replications.batch_size.paper import BATCH_SIZE, PAPERS_SIZE, distance
+from retcon.report.charts import sizes
+from retcon.report.charts.style import Chart
 from retcon.report.conditions import Arm
 from retcon.report.families import Family, carried_by_size, leading, name_of
 from retcon.report.findings import Outcome, finding, needs
@@ -37,7 +38,6 @@ TIMES = ("immediate", "final")
     "83.5 for smaller ones; ES 93.7 against 97.4 to 99.2; NS 66.8 against 62.5 to 66.4.",
     measured="The score of one batch of all N facts minus the mean over all smaller batch "
     "sizes, paired over the same facts. Both sides hold all N facts at the end.",
-    charts=(charts.sequential_immediate, charts.sequential_final),
 )
 def large_batch_against_small_ones(results: Results) -> Outcome:
     """One batch of all N facts against the mean of the smaller sequential sizes, at equal N."""
@@ -53,8 +53,14 @@ def large_batch_against_small_ones(results: Results) -> Outcome:
             name = _at(curve, nearest if curve in nearest else curves)
             effects += _large(results, curve, when, name, decides=curve in nearest)
     if not effects:
-        return needs("carried edits in one batch of all N facts and in smaller ones")
-    return Outcome(effects, _sentences(effects))
+        return needs(
+            "carried edits in one batch of all N facts and in smaller ones", _by_size(results)
+        )
+    return Outcome(effects, _sentences(effects), charts=_by_size(results))
+
+
+def _by_size(results: Results) -> list[Chart | None]:
+    return [sizes.sequential(results, when, distance) for when in TIMES]
 
 
 def _whole(curve: Family) -> int:
@@ -96,7 +102,6 @@ def _large(results: Results, curve: Family, when: str, name: str, *, decides: bo
     "are compared; the one that decides is the size that is better, or else the one that may "
     "be better by most. The best size was read off the same facts, so its S is a little "
     "flattered.",
-    charts=(charts.sequential_immediate, charts.sequential_final),
 )
 def best_sequential_size(results: Results) -> Outcome:
     """The paper's best size against all others, at the largest N."""
@@ -113,8 +118,8 @@ def best_sequential_size(results: Results) -> Outcome:
             if curve in nearest:
                 sentences.append(_ranking(results, curve, when, name))
     if not effects:
-        return needs("carried edits in three batch sizes or more at equal N")
-    return Outcome(effects, "\n".join(sentences))
+        return needs("carried edits in three batch sizes or more at equal N", _by_size(results))
+    return Outcome(effects, "\n".join(sentences), charts=_by_size(results))
 
 
 def _reference(curve: Family) -> int:
@@ -157,7 +162,6 @@ def _ranking(results: Results, curve: Family, when: str, name: str) -> str:
     "over the facts of the smaller N; immediate ones are means over all facts so far, as in "
     "the paper. A spread is the gap of extremes picked on the same facts, which works "
     "against the claim; the interval is widened for the pairs it was picked from.",
-    charts=(charts.number_immediate, charts.number_final),
 )
 def number_against_size(results: Results) -> Outcome:
     """The loss from the smallest to the largest N, against the spread over sizes."""
@@ -174,10 +178,11 @@ def number_against_size(results: Results) -> Outcome:
         if grids and not any(_own_sizes(results, grid, when) for grid in grids):
             empty.append(f"At {when} the largest N has no row of its own: {_SAME_ROWS}.")
     missing = " ".join(empty) or None
+    charts = [sizes.number(results, when, distance) for when in TIMES]
     if not effects:
-        needed = needs("carried edits at two N or more, each in two batch sizes or more")
+        needed = needs("carried edits at two N or more, each in two batch sizes or more", charts)
         return replace(needed, missing=missing or needed.missing)
-    return Outcome(effects, _sentences(effects), missing)
+    return Outcome(effects, _sentences(effects), missing, charts)
 
 
 # Families that differ in N alone, by N.

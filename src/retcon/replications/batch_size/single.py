@@ -3,7 +3,7 @@
 from collections import defaultdict
 from itertools import combinations
 
-from retcon.replications.batch_size import charts
+from retcon.replications.batch_size.charts import between_methods
 from retcon.replications.batch_size.paper import BATCH_SIZE, PAPERS_LAYER
 from retcon.report.conditions import Arm, called
 from retcon.report.findings import Outcome, finding, needs
@@ -27,7 +27,6 @@ Place = tuple[str, str, tuple[int, ...], int]
     measured="Paired differences over the same facts. Equal means that the 95 % interval "
     "lies within ±1 point, which is more than that no difference was found. Judged at layer 1, "
     "or at the layer that most methods share.",
-    charts=(charts.methods,),
 )
 def methods_agree(results: Results) -> Outcome:
     """Each pair of methods, over the same single edits at one layer."""
@@ -41,7 +40,7 @@ def methods_agree(results: Results) -> Outcome:
         for effect in _pairs(results, place, arms, decides=place == chosen)
     ]
     summary = "\n".join(f"{e.text}: {points(e.estimate)}." for e in effects if e.decides)
-    return Outcome(effects, summary)
+    return Outcome(effects, summary, charts=[between_methods(effects)])
 
 
 def _groups(results: Results) -> dict[Place, dict[str, Arm]]:
