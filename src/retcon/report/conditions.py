@@ -173,6 +173,10 @@ def families(
 
 # The report knows no methods: it loads no torch.
 _TITLES = {
+    "rome": "ROME",
+    "memit": "MEMIT",
+    "emmet": "EMMET",
+    "encore": "ENCORE",
     "alphaedit": "AlphaEdit",
     "lyaplock": "LyapLock",
     "ultraedit": "UltraEdit",
@@ -182,8 +186,8 @@ _TITLES = {
 
 
 def called(method: str) -> str:
-    """A method's title, by its name."""
-    return _TITLES.get(method, method.upper())
+    """A method's title; the name of one that came with a plugin."""
+    return _TITLES.get(method, method)
 
 
 def further(arm: Arm, among: Sequence[Arm]) -> str:

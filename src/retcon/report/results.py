@@ -83,7 +83,7 @@ class Results:
                 if (found := case_means(kinds[metric.kind], name)).values
             }
             for when, kinds in rows.items()
-            if when != "retention"  # which is of many times, see `report.curves`
+            if when != "retention"  # which is of many times, see `report.charts.sizes`
         }
 
     def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
