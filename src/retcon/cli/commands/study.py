@@ -17,7 +17,7 @@ from retcon.cli.console import (
     write_json,
 )
 from retcon.cli.options import Json
-from retcon.errors import InvalidStudy
+from retcon.errors import InvalidStudy, RetconError
 from retcon.files import check_writable
 from retcon.writing_systems import visible
 
@@ -289,13 +289,27 @@ def _load(file: Path) -> "Spec":
     with bars() as progress:
         progress("asking the methods", 0, 1)
         quiet_libraries()
-        from retcon.report.findings import select
         from retcon.study.checking import check
 
         check(spec, file)
-        select(spec.findings)
+        _check_findings(spec, file)
         progress("asking the methods", 1, 1)
     return spec
+
+
+def _check_findings(spec: "Spec", file: Path) -> None:
+    """Refuse findings that the report could not test.
+
+    Raises:
+        InvalidStudy: one does not exist; the message says on which line.
+    """
+    from retcon.report.findings import select
+    from retcon.study.spec import located
+
+    try:
+        select(spec.findings)
+    except RetconError as error:
+        raise InvalidStudy(f"{located(file, spec.text, ('findings',))}: {error}") from None
 
 
 def _spans_layers(spec: "Spec") -> bool:
