@@ -185,6 +185,23 @@ def test_conditions_are_compared_by_time_and_number_of_facts(study):
     assert [*groups.values()] == sorted(groups.values(), reverse=True)
 
 
+def test_what_most_conditions_have_goes_without_saying(tmp_path):
+    held = {"schedule": "sequential-batch", "n": 32, "batch_size": 4}
+    places = [
+        *grid("kinds", {"method": ["memit", "emmet"]}, **held),
+        point("frozen", refresh="never", **held),
+        point("larger", **{**held, "batch_size": 16}),
+    ]
+    (comparison,) = compare(Results(read_study(make_study(tmp_path, places))))
+    assert {*comparison.names.values()} == {
+        "MEMIT", "EMMET", "MEMIT, targets frozen", "MEMIT, batches of 16"
+    }  # fmt: skip
+    assert comparison.usual == "batches of 4, targets refreshed"
+    assert "EMMET, batches of 4, targets refreshed" in comparison.full_names.values()
+    (sentence,) = headline([comparison])
+    assert sentence.endswith("Unless named: batches of 4, targets refreshed.")
+
+
 def test_facts_without_neighbours_are_compared_by_what_there_is(tmp_path):
     places = grid("methods", {"method": ["memit", "emmet"]}, n=32)
     folder = make_study(tmp_path, places)

@@ -243,15 +243,49 @@ def full_names(arms: Sequence[Arm]) -> dict[Setting, str]:
     Of further settings those that most do not have.
     """
     fields = _telling([arm.setting for arm in arms])
-    words = {arm.setting: describe(arm.setting, fields) for arm in arms}
-    if len({*words.values()}) == len(words):
-        return words
-    common = Counter(pair for setting in words for pair in _others(setting))
+    return _with_rare({arm.setting: describe(arm.setting, fields) for arm in arms})
+
+
+def short_names(arms: Sequence[Arm]) -> tuple[dict[Setting, str], str]:
+    """Name conditions by what more than half of them do not have; and say what that is.
+
+    Where names would not tell all apart, they are `full_names`, and there is nothing to say.
+    """
+    settings = [arm.setting for arm in arms]
+    usual: dict[str, Setting] = {}
+    for field in _telling(settings)[1:]:
+        value, count = Counter(getattr(one, field) for one in settings).most_common(1)[0]
+        if count > len(settings) / 2:
+            usual[field] = next(one for one in settings if getattr(one, field) == value)
+    names = _with_rare(
+        {
+            one: describe(
+                one,
+                (
+                    field
+                    for field in _telling(settings)
+                    if field not in usual or getattr(one, field) != getattr(usual[field], field)
+                ),
+            )
+            for one in settings
+        }
+    )
+    if len({*names.values()}) < len(names):
+        return full_names(arms), ""
+    words = (WORDS[field](one) for field, one in usual.items())
+    return names, ", ".join(filter(None, words))
+
+
+def _with_rare(names: Mapping[Setting, str]) -> dict[Setting, str]:
+    """Names that are not alike; with the further settings that most do not have, where some are."""
+    if len({*names.values()}) == len(names):
+        return dict(names)
+    common = Counter(pair for setting in names for pair in _others(setting))
     rare = {
-        setting: [f"{k} {v}" for k, v in _others(setting) if common[k, v] <= len(words) / 2]
-        for setting in words
+        setting: [f"{k} {v}" for k, v in _others(setting) if common[k, v] <= len(names) / 2]
+        for setting in names
     }
-    return {setting: ", ".join([text, *rare[setting]]) for setting, text in words.items()}
+    return {setting: ", ".join([name, *rare[setting]]) for setting, name in names.items()}
 
 
 def _telling(settings: Sequence[Setting]) -> list[str]:

@@ -43,6 +43,8 @@ def _others(comparison: Comparison) -> Iterator[str]:
     apart = len(ranking.scores) - 1 - len(ranking.differences)
     if apart:
         yield f"{apart} more share no scored fact with it, and cannot be compared."
+    if comparison.usual:
+        yield f"Unless named: {comparison.usual}."
     if comparison.partial:
         yield f"Here {FIRST_WRITTEN}: they stand for no others."
 

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from retcon.report.conditions import Arm, Setting, full_names
+from retcon.report.conditions import Arm, Setting, full_names, short_names
 from retcon.report.results import OTHERS, Results
 from retcon.scoring.intervals import Estimate
 
@@ -67,7 +67,9 @@ class Comparison:
     """All conditions of one model that were scored at one time over equally many facts.
 
     Attributes:
-        names: what each is called, by what it differs in from the others.
+        names: what each is called, by what most of the others do not have.
+        usual: what goes without saying in these names.
+        full_names: what each is called, by all in which they differ.
         partial: whether they have scored the facts alone that were written first.
     """
 
@@ -75,6 +77,8 @@ class Comparison:
     n: int
     arms: Mapping[Setting, Arm]
     names: Mapping[Setting, str]
+    usual: str
+    full_names: Mapping[Setting, str]
     ranking: Ranking[Setting]
     partial: bool
 
@@ -105,8 +109,17 @@ def _comparison(results: Results, arms: list[Arm], when: str) -> Comparison | No
     if ranking is None:
         return None
     first = arms[0].setting
-    names = full_names(arms)
-    return Comparison(first.model, first.n, by_setting, names, ranking, first.first_written)
+    names, usual = short_names(arms)
+    return Comparison(
+        model=first.model,
+        n=first.n,
+        arms=by_setting,
+        names=names,
+        usual=usual,
+        full_names=full_names(arms),
+        ranking=ranking,
+        partial=first.first_written,
+    )
 
 
 def _metric(results: Results, arms: list[Arm], when: str) -> str:

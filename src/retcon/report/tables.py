@@ -77,7 +77,7 @@ def differences_table(comparisons: Sequence[Comparison]) -> Table:
         (
             f"{one.n:,}",
             one.ranking.when,
-            one.names[key],
+            one.full_names[key],
             one.ranking.metric,
             share(score),
             "best" if key == one.ranking.best else _against_best(one, key),

@@ -63,7 +63,7 @@ def differences(comparison: Comparison) -> Chart | None:
         f"{ranking.metric.replace('_', ' ')} against that of the best: "
         f"{comparison.names[ranking.best]}",
         f"Paired differences of {ranking.when} scores over {comparison.n:,} facts, in points. "
-        f"{_BAND}.",
+        f"{_BAND}.{_usual(comparison)}",
         _forest(data, "condition", BLUE),
     )
 
@@ -84,9 +84,14 @@ def conditions(results: Results, comparison: Comparison) -> Chart | None:
     title = f"Scores of the {len(keys)} conditions that are compared"
     caption = (
         f"{when.capitalize()} scores in %, {comparison.n:,} facts, the best first; bars are 95 % "
-        f"intervals."
+        f"intervals.{_usual(comparison)}"
     )
     return titled("conditions", title, caption, rows_of_scores(data))
+
+
+def _usual(comparison: Comparison) -> str:
+    """What goes without saying in the names of conditions, as a line of a caption."""
+    return f"\nUnless named: {comparison.usual}." if comparison.usual else ""
 
 
 def _forest(data: Sequence[Record], field: str, colour: Spec) -> Spec:
