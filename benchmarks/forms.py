@@ -39,7 +39,7 @@ from retcon.patch.patch import Patch
 from retcon.run.edit import edit
 from retcon.run.undo import FORMS, check_undo, resolve
 from retcon.scoring.metrics import summarise
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.scoring.score import prompts, score_cases
 
 FLOAT = torch.float32
@@ -50,7 +50,7 @@ class Form(NamedTuple):
     """What a form says, and how large its files are (None: it has none of its own)."""
 
     name: str
-    rows: list[Row]
+    rows: list[Observation]
     bytes: int | None
     beside: str
 
@@ -69,7 +69,7 @@ def uncached() -> Generator[None, None, None]:
         del os.environ["RETCON_CACHE_LIMIT"]
 
 
-def served_by_peft(name: str, folder: Path, cases: Sequence[Case]) -> list[Row]:
+def served_by_peft(name: str, folder: Path, cases: Sequence[Case]) -> list[Observation]:
     """The adapter loaded by `load_adapter`, with peft."""
     served = load(name)
     served.model.load_adapter(str(folder))
@@ -79,13 +79,15 @@ def served_by_peft(name: str, folder: Path, cases: Sequence[Case]) -> list[Row]:
 
 def merged(
     name: str, folder: Path, patch: Patch, cases: Sequence[Case], dtype: torch.dtype
-) -> list[Row]:
+) -> list[Observation]:
     folder.mkdir()
     write_merged(folder, patch, Checkpoint.open(name), dtype)
     return score_cases(load(str(folder), dtype=str(dtype).split(".")[1]), cases, when="final")
 
 
-def served_by_llama(base: ModelHandle, cases: Sequence[Case], lora: Path | None) -> list[Row]:
+def served_by_llama(
+    base: ModelHandle, cases: Sequence[Case], lora: Path | None
+) -> list[Observation]:
     """What llama.cpp gives the targets behind every prompt."""
     engine = import_module("llama_cpp").Llama(
         str(gguf_file()), n_ctx=256, logits_all=True, verbose=False, n_threads=2,
@@ -101,22 +103,27 @@ def served_by_llama(base: ModelHandle, cases: Sequence[Case], lora: Path | None)
         logp = logits.log_softmax(-1).gather(1, wanted[:, None])
         return -float(logp.mean()), len(wanted), int((logits.argmax(-1) == wanted).sum())
 
-    rows: list[Row] = []
+    rows: list[Observation] = []
     for case in cases:
         for prompt in prompts(case):
             new, *rest = (score(prompt.text, target) for target in prompt.targets)
             old = rest[0] if rest else (None, None, None)
             about = (case.edit.id, case.relation, prompt.kind, prompt.index, "final", 1)
-            rows.append(Row(*about, *new, *old, None))
+            rows.append(Observation(*about, *new, *old, None))
     return rows
 
 
-def logps(rows: Sequence[Row]) -> torch.Tensor:
+def logps(rows: Sequence[Observation]) -> torch.Tensor:
     """Summed log-probabilities of both targets behind every prompt."""
     return torch.tensor(
-        [[-r.nll_new * r.n_new, -(r.nll_old or 0.0) * (r.n_old or 0)] for r in rows],
+        [[_logp(r.nll_new, r.n_new), _logp(r.nll_old, r.n_old)] for r in rows],
         dtype=torch.float64,
     )
+
+
+def _logp(nll: float | None, tokens: int | None) -> float:
+    """The log-probability of a target, from its mean NLL per token."""
+    return -(nll or 0.0) * (tokens or 0)
 
 
 def all_forms(base: ModelHandle, patch: Patch, cases: Sequence[Case], work: Path) -> list[Form]:
@@ -190,7 +197,7 @@ def undo(base: ModelHandle, patch: Patch, cases: Sequence[Case], count: int, wor
         with stack.applied(base):
             rows = score_cases(base, stay, when="final")
         pairs = [(a, b) for a, b in zip(now, rows, strict=True) if a.kind == "rewrite"]
-        moved = [b.nll_new * b.n_new - a.nll_new * a.n_new for a, b in pairs]
+        moved = [_logp(a.nll_new, a.n_new) - _logp(b.nll_new, b.n_new) for a, b in pairs]
         flat = torch.tensor(moved).abs()
         told[name] = {"largest": float(flat.max()), "mean": float(flat.mean())}
         print(f"{name}: log p of the {len(stay)} targets that stay moves by {flat.mean():.4f} nats "

@@ -26,7 +26,7 @@ from retcon.run.driver import fold
 from retcon.run.schedule import Schedule
 from retcon.scoring.intervals import Estimate, combine, mean
 from retcon.scoring.metrics import case_means, estimate
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.scoring.score import score_cases
 
 METRICS = ("ES", "PS", "NS", "token_accuracy")
@@ -60,26 +60,26 @@ def final(
     asked: Mapping[str, Sequence[Case]],
     schedule: Schedule,
     settings: dict[str, object],
-) -> dict[str, list[Row]]:
+) -> dict[str, list[Observation]]:
     """The final rows of some groups of cases, when a stream has been written in batches."""
     recipe = resolve(model.outline, method="memit", layers=[0], settings=settings)
     method = recipe.build()
     state = method.setup.begin(model)
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[Observation]] = {}
     for steps in fold(model, method, state, [c.edit for c in stream], schedule):
         if steps[-1].last:
             found = {name: score_cases(model, cases, when="final") for name, cases in asked.items()}
     return found
 
 
-def cells(rows: Sequence[Row]) -> list[str]:
+def cells(rows: Sequence[Observation]) -> list[str]:
     """Scores with their intervals."""
     return [_told(estimate(rows, metric)) for metric in METRICS]
 
 
-def differences(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
+def differences(rows: Sequence[Observation], others: Sequence[Observation]) -> list[str]:
     """Scores minus those of other weights, over the same facts; 0 where all NLLs are the same."""
-    pairs = [(a.nll_new, b.nll_new) for a, b in zip(rows, others, strict=True)]
+    pairs = [(a.nll_new or 0.0, b.nll_new or 0.0) for a, b in zip(rows, others, strict=True)]
     if max(abs(a - b) for a, b in pairs) <= SAME:
         return ["0.0" for _ in METRICS]
     told: list[str] = []

@@ -11,11 +11,11 @@ from machine import parser_of
 from retcon.cli.console import quiet_libraries
 from retcon.data.cases import starter_cases
 from retcon.model.load import load
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.scoring.score import score_cases
 
 
-def accuracy(rows: list[Row], kind: str) -> float:
+def accuracy(rows: list[Observation], kind: str) -> float:
     """Mean over facts of the mean over prompts, in per cent."""
     shares: dict[str, list[float]] = {}
     for row in rows:

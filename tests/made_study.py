@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from retcon.report.findings import Finding, judge, select
 from retcon.report.results import Results
-from retcon.scoring.readings import Ability, Checkpoint, PassageScore, Perplexity, Reading
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.sealed import digest_of, load_record, save_record
 from retcon.study.finished import cell_of
 from retcon.study.points import Point, carries
@@ -140,15 +139,18 @@ def large_grid() -> list[Point]:
     ]  # fmt: skip
 
 
+COLUMNS = Observation._fields[:-2]
+
+
 def rows_of(place: Point, chances: Model_) -> pl.DataFrame:
-    """The rows of a cell, in the columns of `Row`."""
+    """The rows of a cell, in the columns that they had before all was one table."""
     size = min(place.batch_size, place.n)
     carried = carries(place.schedule) or size >= place.n
     when = [w for w in place.when if carried or w not in ("final", "retention")]
     asked = place.score or place.n
     parts = [_scored(place, w, chances(place, w), s[only < asked], only[only < asked])
              for w in when for s, only in _looks(w, place.n, size)]  # fmt: skip
-    return pl.concat(parts).select(Row._fields)
+    return pl.concat(parts).select(COLUMNS)
 
 
 def _looks(when: str, n: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -228,15 +230,18 @@ def _each(facts: range) -> dict[str, list[object]]:
     }  # fmt: skip
 
 
-def readings_of(place: Point) -> list[Checkpoint]:
-    """A model that loses 0.0004 nats a token and a tenth of a point of each task by a fact."""
+def readings_of(place: Point) -> list[Any]:
+    """A model that loses 0.0004 nats a token and a tenth of a point of each task by a fact.
+
+    As cells had them before all was one table.
+    """
     asked = place.general or 0
-    found: list[Checkpoint] = []
+    found: list[Any] = []
     for when, at in (("pre", 0), ("retention", place.n // 2), ("final", place.n)):
-        passages = tuple(PassageScore(50, 50 * (3 + 0.1 * i + 0.0004 * at)) for i in range(8))
-        right = tuple(i >= at * asked // 1000 for i in range(asked))
-        tasks = [Ability(t, "sum", tuple(range(asked)), right) for t in ("arc_easy", "piqa")]
-        found.append(Checkpoint(when, at, Reading(Perplexity(256, passages), tuple(tasks))))
+        passages = [[50, 50 * (3 + 0.1 * i + 0.0004 * at)] for i in range(8)]
+        right = [i >= at * asked // 1000 for i in range(asked)]
+        tasks = [[t, "sum", list(range(asked)), right] for t in ("arc_easy", "piqa")]
+        found.append([when, at, [[256, passages], tasks]])
     return found
 
 

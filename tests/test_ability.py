@@ -10,10 +10,11 @@ from oracles import mean_nll
 from pico import pico
 from retcon.data.tasks import TASKS, Item, Option, Task, load_task, load_tasks
 from retcon.errors import InvalidData, InvalidSetting, MissingExtra, UnknownName
-from retcon.scoring.ability import ability
+from retcon.scoring.ability import answer_items
 from retcon.scoring.exact_match import continuations
 from retcon.scoring.harness import harness_ability
-from retcon.scoring.readings import Ability, change
+from retcon.scoring.metrics import change, estimate
+from retcon.scoring.observations import Observation
 
 RECORDS = {
     "lambada": {"text": "The capital city of France is Paris"},
@@ -100,15 +101,15 @@ def choosing(rule, count: int = 12) -> Task:
 def test_the_most_probable_option_is_chosen(rule):
     model = pico()
     task = choosing(rule)
-    (found,) = ability(model, [task])
-    for item, right in zip(task.items, found.right, strict=True):
+    rows = answer_items(model, [task])
+    for item, row in zip(task.items, rows, strict=True):
         values = []
         for context, city in item.options:
             tokens = len(model.tokens.continuation(context, city).target)
             value = -mean_nll(model, context, city) * tokens
             values.append(value / len(city) if rule == "per character" else value)
-        assert right is (values.index(max(values)) == item.answer)
-    assert 0 < sum(found.right) < len(found.right)
+        assert row.exact is (values.index(max(values)) == item.answer)
+    assert 0 < sum(row.exact for row in rows) < len(rows)
 
 
 def test_a_last_word_is_right_where_greedy_generation_says_it():
@@ -118,15 +119,15 @@ def test_a_last_word_is_right_where_greedy_generation_says_it():
         Item(i, (Option("The city of Paris is in", word),), 0)
         for i, word in enumerate((said.strip(), "qqqq"))
     ]
-    (found,) = ability(model, [Task("lambada", "greedy", tuple(items))])
-    assert found.right == (True, False)
+    rows = answer_items(model, [Task("lambada", "greedy", tuple(items))])
+    assert [row.exact for row in rows] == [True, False]
+    assert {row.kind for row in rows} == {"item:lambada"}
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (5, 10), (10, 10), (37, 50)])
 def test_intervals_are_wilson_s(right, n):
     """Where the share p would have to be for the seen one to be 1.96 standard errors away."""
-    found = Ability("t", "sum", tuple(range(n)), (True,) * right + (False,) * (n - right))
-    mean, low, high, cases = found.estimate()
+    mean, low, high, cases = estimate(answers(right, n), "tasks")
     assert mean == pytest.approx(100 * right / n) and cases == n
     for bound in (low / 100, high / 100):
         if 1e-9 < bound < 1 - 1e-9:
@@ -135,15 +136,19 @@ def test_intervals_are_wilson_s(right, n):
 
 
 def test_a_change_is_paired():
-    before = Ability("t", "sum", tuple(range(100)), (True,) * 60 + (False,) * 40)
-    same = change(before, before)
+    before = answers(60, 100)
+    same = change(before, before, "tasks")
     # Half an item more in each cell: two of 102 that changed, one each way.
     half = 100 * 1.959964 / 102
     assert same == (0, pytest.approx(-half), pytest.approx(half), 100)
-    worse = change(before, before._replace(right=(True,) * 50 + (False,) * 50))
+    worse = change(before, answers(50, 100), "tasks")
     assert worse.mean == -10 and -17 < worse.low < -10 < worse.high < -3
-    with pytest.raises(ValueError, match="different items"):
-        change(before, before._replace(items=tuple(range(1, 101))))
+    assert change(before[:50], before, "tasks").cases == 50
+
+
+def answers(right, n):
+    """Items of a task, the first of which are answered rightly."""
+    return [Observation(f"t {i}", None, "item:t", i, "pre", 0, exact=i < right) for i in range(n)]
 
 
 def has_harness() -> bool:
@@ -173,7 +178,7 @@ def test_the_harness_agrees(folder):
         Task("last", "greedy", tuple(greedy)),
         *(task for task in load_tasks(folder, n=3) if task.name == "winogrande"),
     ]
-    assert harness_ability(model, tasks) == ability(model, tasks)
+    assert harness_ability(model, tasks) == answer_items(model, tasks)
 
 
 @pytest.mark.real
@@ -181,11 +186,11 @@ def test_the_harness_agrees(folder):
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_agrees_on_real_tasks(smollm2, data):
     tasks = [load_task(data, name, n=6) for name in ("arc_easy", "winogrande", "lambada")]
-    assert harness_ability(smollm2, tasks) == ability(smollm2, tasks)
+    assert harness_ability(smollm2, tasks) == answer_items(smollm2, tasks)
 
 
 @pytest.mark.real
 def test_the_real_model_is_able(smollm2, data):
     """Far above the chance of one in four."""
-    (found,) = ability(smollm2, [load_task(data, "arc_easy", n=24)])
-    assert sum(found.right) >= 10
+    rows = answer_items(smollm2, [load_task(data, "arc_easy", n=24)])
+    assert sum(row.exact for row in rows) >= 10

@@ -12,8 +12,9 @@ from oracles import perplexity_by_loop
 from pico import FAMILIES, pico
 from retcon.data.held_out import BUILT_IN, check_apart, held_out
 from retcon.errors import InvalidData, InvalidSetting, NotFinite
-from retcon.scoring.perplexity import perplexity
-from retcon.scoring.readings import PassageScore, Perplexity, ratio
+from retcon.scoring.metrics import change, estimate
+from retcon.scoring.observations import PASSAGE, Observation
+from retcon.scoring.perplexity import read_passages
 
 PARAGRAPHS = [f"This is paragraph {i}, and it goes on for long enough. " * 3 for i in range(12)]
 
@@ -31,9 +32,10 @@ def lines(tmp_path: Path) -> Path:
 def test_perplexity_equals_the_loop(family, bos):
     model = pico(family, bos=bos)
     texts = [*held_out(passages=3).texts, "The city of Paris", "x"]
-    found = perplexity(model, texts, length=40)
-    assert found.value == pytest.approx(perplexity_by_loop(model, texts, 40), rel=1e-4)
-    assert max(passage.tokens for passage in found.passages) == 39
+    rows = read_passages(model, texts, length=40)
+    wanted = perplexity_by_loop(model, texts, 40)
+    assert estimate(rows, "perplexity").mean == pytest.approx(wanted, rel=1e-4)
+    assert max(row.n_new for row in rows) == 39
 
 
 def test_passages_are_seeded_nested_and_no_headings(lines):
@@ -54,9 +56,9 @@ def test_what_has_no_passages_is_an_error(tmp_path):
     with pytest.raises(InvalidSetting, match="at least 1"):
         held_out(passages=0)
     with pytest.raises(InvalidSetting, match="nothing to predict"):
-        perplexity(pico(), ["x"])
+        read_passages(pico(), ["x"])
     with pytest.raises(InvalidSetting, match="at least 2"):
-        perplexity(pico(), PARAGRAPHS, length=1)
+        read_passages(pico(), PARAGRAPHS, length=1)
 
 
 def test_text_of_the_second_moments_is_refused(lines, tmp_path):
@@ -80,23 +82,30 @@ def test_built_in_text_is_ordinary_paragraphs():
 
 
 def test_a_ratio_has_a_paired_interval():
-    before = Perplexity(64, tuple(PassageScore(10 + i, 30.0 + i) for i in range(8)))
-    after = Perplexity(64, tuple(PassageScore(10 + i, (30.0 + i) * 1.1) for i in range(8)))
-    same, found = ratio(before, before), ratio(before, after)
+    before, after = (
+        [
+            Observation(f"{i}", None, PASSAGE, i, when, 0, factor * (30 + i) / (10 + i), 10 + i)
+            for i in range(8)
+        ]
+        for when, factor in (("pre", 1.0), ("final", 1.1))
+    )
+    same, found = (change(before, rows, "perplexity") for rows in (before, after))
     assert same == (1, 1, 1, 8)
-    assert found.mean == pytest.approx(after.value / before.value)
+    values = [estimate(rows, "perplexity").mean for rows in (before, after)]
+    assert values[0] == pytest.approx(math.exp(sum(range(30, 38)) / sum(range(10, 18))))
+    assert found.mean == pytest.approx(values[1] / values[0])
     assert found.low < found.mean < found.high < 1.4
-    with pytest.raises(ValueError, match="different passages"):
-        ratio(before, Perplexity(64, before.passages[::-1]))
+    # Of passages that were read once nothing is known.
+    assert change(before[:4], after, "perplexity").cases == 4
 
 
 def test_a_destroyed_model_has_no_perplexity_and_a_bad_one_an_infinite_one():
     model = pico()
     model.model.lm_head.weight.data.mul_(1e6)
-    assert perplexity(model, PARAGRAPHS).value == math.inf
+    assert estimate(read_passages(model, PARAGRAPHS), "perplexity").mean == math.inf
     model.model.model.norm.weight.data.fill_(torch.nan)
     with pytest.raises(NotFinite, match="ordinary text"):
-        perplexity(model, PARAGRAPHS)
+        read_passages(model, PARAGRAPHS)
 
 
 @pytest.mark.real

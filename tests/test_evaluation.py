@@ -16,8 +16,9 @@ from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
 from retcon.scoring.exact_match import says_target
 from retcon.scoring.intervals import t_quantile
-from retcon.scoring.metrics import estimate, harmonic, intervals, summarise
-from retcon.scoring.rows import Row
+from retcon.scoring.metrics import estimate, intervals, summarise
+from retcon.scoring.metrics.entropy import generation_entropy
+from retcon.scoring.observations import Observation
 from retcon.scoring.score import score_cases, score_targets
 
 CASES = [
@@ -175,8 +176,10 @@ def test_nan_is_an_error_and_never_a_score():
         score_targets(model, [("The city", "Rome")])
 
 
-def row(case: str, kind: str = "rewrite", new: float = 1.0, old: float | None = 2.0, **more) -> Row:
-    return Row(
+def row(
+    case: str, kind: str = "rewrite", new: float = 1.0, old: float | None = 2.0, **more
+) -> Observation:
+    return Observation(
         case=case, relation=more.get("relation"), kind=kind, index=0, when="pre", step=0,
         nll_new=new, n_new=2, hits_new=more.get("hits", 1), nll_old=old, n_old=2, hits_old=0,
         exact=None,
@@ -194,11 +197,18 @@ def test_cases_are_averaged_first():
     assert estimate(rows, "PS").cases == 2
 
 
-@given(st.lists(st.floats(1, 100), min_size=3, max_size=3))
-def test_harmonic_mean(scores):
-    assert harmonic(scores) == pytest.approx(3 / sum(1 / s for s in scores))
-    assert harmonic([*scores[:2], None]) is None
-    assert harmonic([*scores[:2], 0.0]) == 0
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_s_is_a_harmonic_mean(won):
+    kinds = ("rewrite", "paraphrase", "neighbour")
+    rows = [
+        row(str(i), kind, new=1.0 if (i < n) is (kind != "neighbour") else 3.0)
+        for kind, n in zip(kinds, won, strict=True)
+        for i in range(10)
+    ]
+    assert estimate(rows, "S").mean == pytest.approx(3 / sum(1 / (10 * n) for n in won))
+    assert estimate([one for one in rows if one.kind != "neighbour"], "S").mean is None
+    lost = [one._replace(nll_new=3.0) if one.kind == "rewrite" else one for one in rows]
+    assert estimate(lost, "S").mean == 0
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=40))
@@ -227,8 +237,6 @@ def test_clustered_intervals_are_wider_where_cases_of_a_relation_agree():
 
 
 def test_generation_entropy_is_that_of_the_definition():
-    from retcon.scoring.fluency import generation_entropy
-
     assert generation_entropy("a a a a a a") == 0
     # Four words, all different: 3 bigrams, 2 trigrams.
     assert generation_entropy("one two three four") == pytest.approx(

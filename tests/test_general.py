@@ -6,13 +6,14 @@ import math
 import pytest
 
 from pico import pico, tokenizer
-from retcon.cli.general import _finite
+from retcon.cli.general import finite
 from retcon.data.held_out import held_out
 from retcon.edits import Case, Edit
 from retcon.run.edit import edit as make
-from retcon.run.evaluate import evaluate, evaluate_measured
-from retcon.scoring.perplexity import perplexity
-from retcon.scoring.rows import Row, alike
+from retcon.run.evaluate import evaluate
+from retcon.scoring.metrics import Observer, estimate
+from retcon.scoring.observations import Observation, alike
+from retcon.scoring.perplexity import read_passages
 from test_cli import FACTS, FAST, SETTINGS
 
 EMMET = ["--method", "memit", "--layer", "1", "--set", "ridge=0.1", *SETTINGS]
@@ -67,7 +68,7 @@ def test_the_whole_is_measured_where_one_model_holds_all_edits(schedule, times, 
     assert ("no model holds them all" in " ".join(out.split())) is (len(times) == 1)
     drift, task = result["drift"], result["ability"]["arc_easy"]
     assert (drift["ratio"] is None) is (len(times) == 1) is (task["change"] is None)
-    assert ("change" in out) is (len(times) == 2) and "perplexity, built-in" in out
+    assert ("change" in out) is (len(times) == 2) and "Perplexity of held-out text" in out
     assert (drift["corpus"], drift["apart_from_corpus"]) == ("self", True)
     if len(times) == 2:
         after = drift[times[1]]
@@ -78,11 +79,11 @@ def test_the_whole_is_measured_where_one_model_holds_all_edits(schedule, times, 
 def test_an_unedited_model_and_a_patch(folder, retcon):
     result, out = evaluated(folder, retcon)
     assert measured(result) == ["pre"] and result["drift"]["corpus"] is None
-    assert "Not measured" not in out
+    assert "no model holds them all" not in out
     text, model = held_out(), pico()
     assert result["drift"]["passages"] == list(text.texts)
     assert result["drift"]["pre"]["perplexity"] == pytest.approx(
-        perplexity(model, text.texts).value, rel=1e-4
+        estimate(read_passages(model, text.texts), "perplexity").mean, rel=1e-4
     )
     facts = [Edit.parse(fact["prompt"], fact["target"], id=str(i)) for i, fact in enumerate(FACTS)]
     settings = dict(pair.split("=") for pair in FAST)
@@ -96,7 +97,7 @@ def test_without_being_asked_nothing_is_measured(folder, retcon):
     code, out, err = retcon("eval", "./model", "--cases", "facts.jsonl", "--json", "v.json")
     assert code == 0, err
     result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
-    assert result["drift"] is None and result["ability"] is None and "as a whole" not in out
+    assert result["drift"] is None and result["ability"] is None and "beside" not in out
 
 
 def test_mistakes_are_named(folder, retcon):
@@ -127,15 +128,21 @@ def test_a_measured_trial_is_the_trial():
     }  # fmt: skip
     model = pico()
     before = model.weights_hash()
-    found = evaluate_measured(model, cases, lambda m: m.weights_hash(), **options)
-    assert found.run.rows == evaluate(model, cases, **options).rows
-    assert found.measures["pre"] == before == model.weights_hash()
-    assert found.measures["final"] != before and set(found.measures) == {"pre", "final"}
+
+    def observe(model, cases, moment, progress):
+        return [Observation("the model", None, "hash", 0, *moment, text=model.weights_hash())]
+
+    hashes = Observer(observe=observe, at=("pre", "final"), whole=True)
+    rows = evaluate(model, cases, metrics=[hashes], **options).rows
+    assert [row for row in rows if row.kind != "hash"] == evaluate(model, cases, **options).rows
+    seen = {row.when: row.text for row in rows if row.kind == "hash"}
+    assert seen["pre"] == before == model.weights_hash()
+    assert seen["final"] != before and set(seen) == {"pre", "final"}
 
 
 def test_rows_of_before_are_only_those_that_are_scored_after():
-    def row(when: str, kind: str, index: int = 0) -> Row:
-        return Row("1", None, kind, index, when, 0, 1.0, 1, 1, None, None, None, None)
+    def row(when: str, kind: str, index: int = 0) -> Observation:
+        return Observation("1", None, kind, index, when, 0, 1.0, 1, 1, None, None, None, None)
 
     pre = [row("pre", "rewrite"), row("pre", "portability"), row("pre", "portability", 1)]
     after = [row("immediate", "rewrite"), row("immediate", "portability", 1)]
@@ -144,4 +151,4 @@ def test_rows_of_before_are_only_those_that_are_scored_after():
 
 
 def test_infinity_is_no_json():
-    assert _finite(math.inf) is None and _finite(2.0) == 2.0
+    assert finite(math.inf) is None and finite(2.0) == 2.0

@@ -18,9 +18,9 @@ from oracles import cluster_jackknife
 from retcon.cli.commands.study import app
 from retcon.report import page, tables
 from retcon.report.charts.panels import ranged
-from retcon.report.fluency import fluency
 from retcon.report.headline import headline
 from retcon.report.layers import recommend
+from retcon.report.observed import observed
 from retcon.report.ranking import compare
 from retcon.report.results import Results
 from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
@@ -137,8 +137,12 @@ def test_texts_are_reported_where_there_are_some(tmp_path):
     cell = folder / "cells" / str(place.cell)
     pl.DataFrame(texts).write_parquet(cell / "generations.parquet")
     seal_again(cell, "generations.parquet")
-    row = fluency(Results(read_study(folder))).rows[0]
+    (fluency,) = observed(Results(read_study(folder)))
+    (row,) = fluency.rows
     assert row[-4] == "4" and row[-3].startswith("615 [") and row[-1].startswith("−50 [")
+    assert fluency.title == "Fluency" and fluency.columns[-3:] == (
+        "untouched model", "after the last batch", "change"
+    )  # fmt: skip
 
 
 def test_tables_fit_a_terminal(folder, monkeypatch):

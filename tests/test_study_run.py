@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
 
 from retcon.data.held_out import held_out
 from retcon.data.tasks import Item, Option, Task
 from retcon.errors import StorageError
-from retcon.scoring.readings import Checkpoint, change, ratio
+from retcon.scoring.metrics import change
+from retcon.scoring.observations import Moment, Observation
 from retcon.scoring.suites import General
 from retcon.study.planning import canonical
 from retcon.study.store import CellFolder
@@ -210,27 +210,26 @@ def test_a_budget_is_run_in_batches_that_do_not_meet_too(folder, schedule):
 
 def test_texts_are_kept_where_they_are_asked_for(folder):
     finish(task(folder, generation=True, schedule="sequential-batch:3"))
-    texts = pl.read_parquet(folder / "cell" / "generations.parquet")
+    texts = pl.read_parquet(folder / "cell" / "rows.parquet").filter(pl.col("kind") == "text")
     assert dict(texts.group_by("when").len().iter_rows()) == {"pre": 6, "final": 6}
-    assert texts["text"].str.contains("mother").all() and (texts["entropy"] >= 0).all()
+    assert texts["text"].str.contains("mother").all() and (texts["value"] >= 0).all()
 
 
 def test_the_model_as_a_whole_is_read_where_it_is_asked_for(folder, pico_tasks):
     general = General(text=held_out(passages=3), tasks=pico_tasks, length=24)
     whole = read_task(folder, "whole", general)
     assert Worker(1).run(whole).state == "done"
-    found = readings(whole.folder)
+    rows = readings(whole.folder)
     # Before, after 2 and 4 of six batches, and after the last: of the same passages and items.
-    assert [(one.when, one.at) for one in found] == [
+    assert list(dict.fromkeys((row.when, row.step) for row in rows)) == [
         ("pre", 0), ("retention", 2), ("retention", 4), ("final", 6)
     ]  # fmt: skip
-    before, after = found[0].reading, found[-1].reading
-    assert before == general.read(Worker(1).model(whole.cell.name, "float32"))
-    moved = ratio(before.perplexity, after.perplexity)
+    before, after = ([row for row in rows if row.when == when] for when in ("pre", "final"))
+    model = Worker(1).model(whole.cell.name, "float32")
+    assert before == general.observe(model, (), Moment("pre"))
+    moved = change(before, after, "perplexity")
     assert moved.mean != 1 and moved.cases == 3
-    assert [
-        change(a, b).cases for a, b in zip(*(r.abilities for r in (before, after)), strict=True)
-    ]
+    assert change(before, after, "tasks").cases == sum(len(task.items) for task in pico_tasks)
     assert whole.cell.id != task(folder).cell.id
 
 
@@ -258,8 +257,9 @@ def read_task(folder, name, general):
 
 
 def readings(cell):
-    said = json.loads((cell / "general.json").read_text(encoding="utf-8"))
-    return TypeAdapter(tuple[Checkpoint, ...]).validate_python(said)
+    """What was read of the model as a whole."""
+    rows = pl.read_parquet(cell / "rows.parquet").iter_rows()
+    return [row for row in map(Observation._make, rows) if row.kind.startswith(("passage", "item"))]
 
 
 def test_a_worker_leaves_the_model_as_it_was(folder):

@@ -278,7 +278,8 @@ TOLD = {
 def test_all_that_may_take_long_is_told_to_its_end(method, cache):
     from retcon.edits import Case, Edit
     from retcon.run.evaluate import evaluate
-    from retcon.scoring.fluency import generate
+    from retcon.scoring.metrics.entropy import write_texts
+    from retcon.scoring.observations import Moment
 
     said = {}
 
@@ -295,7 +296,7 @@ def test_all_that_may_take_long_is_told_to_its_end(method, cache):
         model, cases, method=method, layers=[1], settings=settings, schedule="sequential",
         progress=tell,
     )  # fmt: skip
-    generate(model, cases, when="pre", progress=tell)
+    write_texts(model, cases, Moment("pre"), tell)
     assert {*said} >= TOLD[method]
     for task, steps in said.items():
         assert steps[-1][0] == steps[-1][1], task

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from retcon.report import tables
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.study.cells import Cell
 from retcon.study.planning import plan
 from retcon.study.reading import Record, Study, Tuned, read_study
@@ -22,13 +22,15 @@ WON = {30.0: 88, 100.0: 87, 300.0: 87, 1000.0: 70}
 SHIFT = {30.0: 0, 100.0: 2, 300.0: 4, 1000.0: 6}
 
 
-def rows(ridge: float, when: str = "immediate") -> list[Row]:
+def rows(ridge: float, when: str = "immediate") -> list[Observation]:
     """Facts of which some have lost all their prompts."""
     order = np.random.default_rng(4).permutation(96)
     kinds = ("rewrite", "paraphrase", "neighbour")
     return [
-        Row(str(i), f"P{i % 24}", kind, 0, when, 1, 1.0 + (won is (kind == "neighbour")), 1, 1,
-            2.0 - (won is (kind == "neighbour")), 1, 0, None)
+        Observation(
+            str(i), f"P{i % 24}", kind, 0, when, 1, 1.0 + (won is (kind == "neighbour")), 1, 1,
+            2.0 - (won is (kind == "neighbour")), 1, 0, None,
+        )
         for i, place in enumerate(order)
         for kind in kinds
         for won in [bool((place + SHIFT[ridge]) % 96 < WON[ridge])]
@@ -41,7 +43,7 @@ class Made(Study):
     def is_done(self, identity: str | None) -> bool:
         return True
 
-    def scored(self, identity: str, when: str) -> list[Row]:
+    def scored(self, identity: str, when: str) -> list[Observation]:
         return rows(float(identity), when)
 
 

@@ -1,22 +1,26 @@
-"""`--drift` and `--ability`: what is asked, how it prints, and what a record says of it."""
+"""`--drift`, `--ability`, `--metric`: what is asked, how it prints, and what a record says."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from retcon.cli.console import number, table
+from retcon.cli.console import table
 from retcon.errors import InvalidSetting
+from retcon.scoring.observations import ITEM, PASSAGE, PROMPTS
 
 if TYPE_CHECKING:
-    from retcon.scoring.intervals import Estimate
-    from retcon.scoring.readings import Ability, Perplexity, Reading
+    from retcon.data.tasks import Task
+    from retcon.scoring.metrics import Metric
+    from retcon.scoring.observations import Observation
     from retcon.scoring.suites import General
+
+    ByTime = Mapping[str, Sequence[Observation]]
 
 Drift = Annotated[
     bool, typer.Option("--drift", help="Measure perplexity on held-out text, before and after.")
@@ -29,14 +33,19 @@ AbilityItems = Annotated[
     int | None,
     typer.Option("--ability", help="Answer so many items of each task, before and after."),
 ]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric", help="Observe what this metric is read off, beside prompts. May be repeated."
+    ),
+]
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Where the tasks' files are.", show_default="RETCON_DATA"),
 ]
-T = TypeVar("T")
 
-# The times at which the model as a whole is measured, in their order.
-_TIMES = ("pre", "immediate", "final")
+# The times of a run without retention, in their order.
+TIMES = ("pre", "immediate", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,43 +82,57 @@ class GeneralChoice:
 
 
 def describe(
-    general: "General", readings: "Mapping[str, Reading]", corpus: str | None, apart: bool | None
+    general: "General", rows: "ByTime", corpus: str | None, apart: bool | None
 ) -> dict[str, object]:
     """What a record says of the model as a whole; null where it was not asked.
 
     corpus: from which the second moments are, and whether that is other text (None: not known).
     """
     return {
-        "drift": _describe_drift(general, readings, corpus, apart) if general.text else None,
-        "ability": _describe_ability(readings) if general.tasks else None,
+        "drift": _describe_drift(general, rows, corpus, apart) if general.text else None,
+        "ability": {task.name: _describe_task(task, rows) for task in general.tasks} or None,
     }
 
 
-def print_table(general: "General", readings: "Mapping[str, Reading]") -> Table:
-    """One row a measure, one column a time, and what has changed since `pre`."""
-    times = [when for when in _TIMES if when in readings]
-    rows: list[list[str]] = []
-    if general.text is not None:
-        found = {when: readings[when].perplexity for when in times}
-        rows.append(_drift_row(general.text.source, found))
-    for index, task in enumerate(general.tasks):
-        abilities = {when: readings[when].abilities[index] for when in times}
-        rows.append(_ability_row(f"{task.name}, % of {len(task.items)} items", abilities))
-    changed = ["change"] if len(times) > 1 else []
-    return table("the model as a whole", ["(95 % interval)", *times, *changed], rows)
+def print_table(rows: "ByTime") -> Table:
+    """One row a metric, one column a time, and what has changed since `pre`."""
+    from retcon.scoring.metrics import metrics
+
+    read = {when: [r for r in found if r.kind not in PROMPTS] for when, found in rows.items()}
+    read = {when: found for when, found in read.items() if found}
+    lines = [_line(metric, read) for metric in metrics(of_prompts=False)]
+    changed = ["change"] if len(read) > 1 else []
+    columns = ["[95 % interval]", *read, *changed]
+    return table("beside scores of prompts", columns, [line for line in lines if line])
+
+
+def _line(metric: "Metric", rows: "ByTime") -> list[str]:
+    """The row of a metric; empty where it was not observed."""
+    from retcon.scoring.metrics import change, estimate
+
+    levels = {when: estimate(found, metric.name) for when, found in rows.items()}
+    known = [when for when in rows if levels[when].mean is not None]
+    if not known:
+        return []
+    unit = f", {metric.scale.unit}" if metric.scale.unit else ""
+    name = f"{metric.title}{unit} ({levels[known[-1]].cases})"
+    line = [name, *(metric.scale.told(level) for level in levels.values())]
+    if len(rows) > 1:
+        moved = change(rows[known[0]], rows[known[-1]], metric.name)
+        line.append(metric.scale.change_told(moved) if len(known) > 1 else "–")
+    return line
+
+
+def finite(value: float | None) -> float | None:
+    """A number as JSON can say it, which has no infinity."""
+    return value if value is not None and isfinite(value) else None
 
 
 def _describe_drift(
-    general: "General", readings: "Mapping[str, Reading]", corpus: str | None, apart: bool | None
+    general: "General", rows: "ByTime", corpus: str | None, apart: bool | None
 ) -> dict[str, object]:
-    from retcon.scoring.readings import ratio
-
     text = general.text
     assert text is not None
-    found = {when: reading.perplexity for when, reading in readings.items()}
-    values = {when: _values(found.get(when)) for when in _TIMES}
-    after, before = _last(found), found["pre"]
-    change = None if after is None or before is None else ratio(before, after)
     return {
         "text": text.source,
         "identity": text.identity,
@@ -118,79 +141,52 @@ def _describe_drift(
         "passages": list(text.texts),
         "corpus": corpus,
         "apart_from_corpus": apart,
-        **values,
-        "ratio": None if change is None else [_finite(x) for x in change[:3]],
+        **{when: _passages(rows.get(when, ())) for when in TIMES},
+        "ratio": _changed("perplexity", rows),
     }
 
 
-def _describe_ability(readings: "Mapping[str, Reading]") -> dict[str, object]:
-    from retcon.scoring.readings import change
-
-    record: dict[str, object] = {}
-    for index, task in enumerate(readings["pre"].abilities):
-        found = {when: reading.abilities[index] for when, reading in readings.items()}
-        after = _last(found)
-        record[task.task] = {
-            "rule": task.rule,
-            "items": list(task.items),
-            **{when: _accuracy(found.get(when)) for when in _TIMES},
-            "change": None if after is None else list(change(found["pre"], after)[:3]),
-        }
-    return record
+def _describe_task(task: "Task", rows: "ByTime") -> dict[str, object]:
+    kind = f"{ITEM}:{task.name}"
+    own = {when: [row for row in found if row.kind == kind] for when, found in rows.items()}
+    return {
+        "rule": task.rule,
+        "items": [item.number for item in task.items],
+        **{when: _answers(own.get(when, ())) for when in TIMES},
+        "change": _changed("tasks", own),
+    }
 
 
-def _values(found: "Perplexity | None") -> dict[str, object] | None:
-    if found is None:
+def _passages(rows: "Sequence[Observation]") -> dict[str, object] | None:
+    from retcon.scoring.metrics import estimate, level
+
+    found = [row for row in rows if row.kind == PASSAGE]
+    mean = level(found, "perplexity")
+    if mean is None:
         return None
     return {
-        "perplexity": _finite(found.value),
-        "nll": found.nll,
-        "tokens": found.tokens,
-        "by_passage": [passage.nll for passage in found.passages],
+        "perplexity": finite(estimate(found, "perplexity").mean),
+        "nll": mean.value,
+        "tokens": sum(row.n_new or 0 for row in found),
+        "by_passage": [(row.nll_new or 0.0) * (row.n_new or 0) for row in found],
     }
 
 
-def _accuracy(found: "Ability | None") -> dict[str, object] | None:
-    if found is None:
+def _answers(rows: "Sequence[Observation]") -> dict[str, object] | None:
+    from retcon.scoring.metrics import estimate
+
+    if not rows:
         return None
-    accuracy, low, high, _ = found.estimate()
-    return {"accuracy": accuracy, "interval": [low, high], "right": list(found.right)}
+    accuracy, low, high, _ = estimate(rows, "tasks")
+    return {"accuracy": accuracy, "interval": [low, high], "right": [row.exact for row in rows]}
 
 
-def _drift_row(source: str, found: "Mapping[str, Perplexity | None]") -> list[str]:
-    from retcon.scoring.readings import ratio
+def _changed(metric: str, rows: "ByTime") -> list[float | None] | None:
+    """A metric after the edits, where it was observed then, against `pre`, with its interval."""
+    from retcon.scoring.metrics import change
 
-    before, after = found["pre"], _last(found)
-    assert before is not None
-    name = f"perplexity, {Path(source).name}, {before.tokens} tokens"
-    cells = [name, *("–" if one is None else f"{one.value:.2f}" for one in found.values())]
-    if after is not None:
-        cells.append(f"× {_span(ratio(before, after), 3)}")
-    return cells
-
-
-def _ability_row(name: str, found: "Mapping[str, Ability]") -> list[str]:
-    from retcon.scoring.readings import change
-
-    cells = [name, *(_span(one.estimate(), 1) for one in found.values())]
-    after = _last(found)
-    if after is not None:
-        cells.append(f"{_span(change(found['pre'], after), 1, sign='+')} points")
-    return cells
-
-
-def _last(found: Mapping[str, T]) -> T | None:
-    """What was found after the edits, where anything was."""
-    return next((found[when] for when in ("final", "immediate") if when in found), None)
-
-
-def _span(found: "Estimate", digits: int, sign: str = "") -> str:
-    mean, low, high, _ = found
-    if mean is None or low is None or high is None:
-        return number(mean, digits)
-    return f"{mean:{sign}.{digits}f}  ({low:{sign}.{digits}f} – {high:{sign}.{digits}f})"
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
-    return value if value is not None and isfinite(value) else None
+    for when in ("final", "immediate"):
+        found = change(rows["pre"], rows.get(when, ()), metric)
+        if found.mean is not None:
+            return [finite(value) for value in found[:3]]
+    return None

@@ -1,62 +1,66 @@
 """What was read of models as a whole: ordinary text and tasks, against the untouched model."""
 
+from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from retcon.report.conditions import Arm, names_of
 from retcon.report.results import Results
 from retcon.scoring.intervals import Estimate
-from retcon.scoring.readings import Reading, change_over_all, ratio
+from retcon.scoring.metrics import METRICS, change
+from retcon.scoring.observations import Moment, Observation
 
 Record = dict[str, Any]
+
+_MEASURES = {
+    "perplexity": "perplexity, times that of the untouched model",
+    "tasks": "accuracy over all tasks, points",
+}
 
 
 def drift(results: Results, arm: Arm) -> Estimate | None:
     """Perplexity after the last batch over that before the first edit; None where not read."""
-    ends = _ends(results, arm)
-    return None if ends is None else _ratio(*ends)
+    return _change(results, arm, "perplexity")
 
 
 def kept(results: Results, arm: Arm) -> Estimate | None:
     """Accuracy over all items of all tasks, after minus before, in points; None where not read."""
-    ends = _ends(results, arm)
-    return None if ends is None else _change(*ends)
+    return _change(results, arm, "tasks")
 
 
 def over_time(results: Results) -> list[Record]:
     """Both, by how many edits had been written, for arms that were read in between; first seed."""
-    arms = [arm for arm in results.arms if len(results.study.general(arm.runs[0].cell)) > 2]
+    read = {arm.setting: _moments(results, arm) for arm in results.arms}
+    arms = [arm for arm in results.arms if len(read[arm.setting]) > 2]
     names = names_of(arms)
     found: list[Record] = []
     for arm in arms:
-        first, *later = results.study.general(arm.runs[0].cell)
-        for one in (first, *later):
-            for measure, value in (
-                ("perplexity, times that of the untouched model", _ratio),
-                ("accuracy over all tasks, points", _change),
-            ):
-                estimate = value(first.reading, one.reading)
-                if estimate is not None and estimate.mean is not None:
+        moments = read[arm.setting]
+        first = next(iter(moments.values()))
+        steps = results.study.steps(arm.runs[0].cell)
+        for (when, step), rows in moments.items():
+            for name, measure in _MEASURES.items():
+                one = change(first, rows, name)
+                if one.mean is not None:
                     found.append({
-                        "edits": one.at, "measure": measure, "value": estimate.mean,
-                        "low": estimate.low, "high": estimate.high, "when": one.when,
+                        "edits": steps[step - 1]["at"] if step else 0, "measure": measure,
+                        "value": one.mean, "low": one.low, "high": one.high, "when": when,
                         "series": names[arm.setting],
                     })  # fmt: skip
     return found
 
 
-def _ends(results: Results, arm: Arm) -> tuple[Reading, Reading] | None:
-    found = results.study.general(arm.runs[0].cell)
-    finals = [one.reading for one in found if one.when == "final"]
-    return (found[0].reading, finals[-1]) if finals else None
+def _moments(results: Results, arm: Arm) -> dict[Moment, list[Observation]]:
+    """What was read at each time, in order."""
+    read = [METRICS.find(name) for name in _MEASURES]
+    found: dict[Moment, list[Observation]] = defaultdict(list)
+    for values in results.study.rows(arm.runs[0].cell).iter_rows():
+        row = Observation(*values)
+        if any(metric.reads(row.kind) for metric in read):
+            found[Moment(row.when, row.step)].append(row)
+    return found
 
 
-def _ratio(before: Reading, after: Reading) -> Estimate | None:
-    if before.perplexity is None or after.perplexity is None:
-        return None
-    return ratio(before.perplexity, after.perplexity)
-
-
-def _change(before: Reading, after: Reading) -> Estimate | None:
-    if not before.abilities:
-        return None
-    return change_over_all(before.abilities, after.abilities)
+def _change(results: Results, arm: Arm, metric: str) -> Estimate | None:
+    found = results.change(replace(arm, runs=arm.runs[:1]), ("pre", "final"), metric)
+    return None if found.mean is None else found

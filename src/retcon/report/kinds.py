@@ -122,7 +122,7 @@ def _facts(results: Results, cell: str) -> pl.DataFrame:
     margins = [
         (row.case, row.relation or f"case {row.case}", row.nll_old - row.nll_new)
         for row in results.study.scored(cell, "final")
-        if row.kind == "rewrite" and row.nll_old is not None
+        if row.kind == "rewrite" and row.nll_old is not None and row.nll_new is not None
     ]
     if not known or not margins:
         return pl.DataFrame()

@@ -19,11 +19,11 @@ from retcon.report.charts.style import Chart
 from retcon.report.evidence import effects_table, harmless, rows_behind, verdict_table
 from retcon.report.examples import by_probability, told
 from retcon.report.findings import Finding, by_set, judge, select, select_for
-from retcon.report.fluency import fluency
 from retcon.report.headline import headline, tallies
 from retcon.report.kinds import difficulty, kinds
 from retcon.report.layers import recommended
 from retcon.report.numbers import points
+from retcon.report.observed import observed
 from retcon.report.provenance import Provenance, provenance
 from retcon.report.ranking import Comparison, compare
 from retcon.report.results import Results
@@ -91,7 +91,7 @@ def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
     claims = select_for(study.record.findings) if findings is None else select(findings)
     results = Results(study)
     comparisons, judged = compare(results), judge(results, claims)
-    further = [recommended(results), kinds(results), difficulty(results), fluency(results)]
+    further = [recommended(results), kinds(results), difficulty(results), *observed(results)]
     return Report(
         results=results,
         comparisons=comparisons,

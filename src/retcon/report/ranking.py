@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from retcon.report.conditions import Arm, Setting, full_names, short_names
-from retcon.report.results import OTHERS, Results
+from retcon.report.results import Results
 from retcon.scoring.intervals import Estimate
+from retcon.scoring.metrics import metrics
 
 K = TypeVar("K", bound=Hashable)
 
-# By what conditions are ranked: the first of these that all of them have.
-_METRICS = ("S", "ES", "PS", "NS", *OTHERS)
+# By what conditions are ranked: the first that all of them have, of these and of further scores.
+_FIRST = ("S", "ES", "PS", "NS")
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ def _comparison(results: Results, arms: list[Arm], when: str) -> Comparison | No
 
 def _metric(results: Results, arms: list[Arm], when: str) -> str:
     """The first of the scores that most of the conditions have."""
+    further = [metric.name for metric in metrics("table", of_prompts=True)]
     count = {
         metric: sum(results.estimate(arm, when, metric).mean is not None for arm in arms)
-        for metric in _METRICS
+        for metric in (*_FIRST, *further)
     }
     return max(count, key=lambda metric: count[metric])

@@ -5,7 +5,7 @@ together: every question names its `when`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -17,18 +17,13 @@ from retcon.scoring.intervals import (
     Estimate,
     Statistic,
     combine,
-    harmonic_mean,
-    mean,
+    differences,
 )
-from retcon.scoring.metrics import METRICS, case_means
-from retcon.scoring.rows import Row
+from retcon.scoring.metrics import METRICS, Metric, case_means, metrics, statistic
+from retcon.scoring.observations import Observation
 from retcon.study.reading import Study
 
 SCORES = ("ES", "PS", "NS", "S")
-OTHERS = (
-    "token_accuracy", "paraphrase_token_accuracy", "neighbour_token_accuracy", "exact_match",
-    "target_probability",
-)  # fmt: skip
 
 
 class Evidence(NamedTuple):
@@ -72,15 +67,15 @@ class Results:
         return self._means[cell].get(when, {}).get(metric)
 
     def _read(self, cell: str) -> dict[str, dict[str, CaseMeans]]:
-        rows: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for values in self.study.rows(cell).select(Row._fields).iter_rows():
-            row = Row(*values)
+        rows: dict[str, dict[str, list[Observation]]] = defaultdict(lambda: defaultdict(list))
+        for values in self.study.rows(cell).iter_rows():
+            row = Observation(*values)
             rows[row.when][row.kind].append(row)
         return {
             when: {
-                name: found
-                for name, metric in METRICS.items()
-                if (found := case_means(kinds[metric.kind], name)).values
+                one.name: found
+                for one in metrics()
+                if (found := case_means(_read_by(one, kinds), one.name)).values
             }
             for when, kinds in rows.items()
             if when != "retention"  # which is of many times, see `report.charts.sizes`
@@ -99,26 +94,28 @@ class Results:
             return None
         values = {f"{run.name} {c}": v for run, found in known for c, v in found.values.items()}
         clusters = {f"{run.name} {c}": g for run, found in known for c, g in found.clusters.items()}
+        weights = {
+            f"{run.name} {c}": w for run, found in known for c, w in (found.weights or {}).items()
+        }
         # A fact that flips does so in every draw of prefixes and corpus, for all that is known.
         draws = len(known) / len({run.seed for run, _ in known})
         flip = draws * sum(found.flip for _, found in known) / len(known)
         cells = frozenset(self.measurements.first(run.cell, when) for run, _ in known)
-        return CaseMeans(values, clusters, flip, source=(cells, when, metric))
+        return CaseMeans(values, clusters, flip, (cells, when, metric), weights or None)
 
     def statistic(
         self, arm: Arm, when: str, metric: str, among: frozenset[str] | None = None
     ) -> Statistic | None:
         """A score of an arm at one time, over all its cases or some; None where there is none."""
-        if metric == "S":
-            parts = [self.statistic(arm, when, part, among) for part in SCORES[:3]]
-            known = [part for part in parts if part is not None]
-            return harmonic_mean(known) if len(known) == len(parts) else None
-        if among is None:
-            found = self.pooled(arm, when, metric)
-            return mean(found) if found else None
-        runs = tuple(run for run in arm.runs if self._told(run, when, metric, among))
-        found = self.pooled(replace(arm, runs=runs), when, metric)
-        return mean(found.only(among)) if found else None
+
+        def means(name: str) -> CaseMeans | None:
+            if among is None:
+                return self.pooled(arm, when, name)
+            runs = tuple(run for run in arm.runs if self._told(run, when, name, among))
+            found = self.pooled(replace(arm, runs=runs), when, name)
+            return None if found is None else found.only(among)
+
+        return statistic(metric, means)
 
     def _told(self, run: Run, when: str, metric: str, among: frozenset[str]) -> bool:
         """Whether a run has a score of any of some (run, case) pairs: others measure nothing."""
@@ -128,12 +125,19 @@ class Results:
     def estimate(self, arm: Arm, when: str, metric: str) -> Estimate:
         """A score with its interval; all None where there is none."""
         found = self.statistic(arm, when, metric)
-        least = METRICS[metric].least if metric in METRICS else 0.0
-        return found.share(least) if found else Estimate(None, None, None, 0)
+        scale = METRICS.find(metric).scale
+        return scale.level(found) if found else Estimate(None, None, None, 0)
+
+    def change(self, arm: Arm, times: tuple[str, str], metric: str) -> Estimate:
+        """A metric at the later of two times against the earlier one, over the cases of both."""
+        before, after = (self.pooled(arm, when, metric) for when in times)
+        if before is None or after is None:
+            return Estimate(None, None, None, 0)
+        return METRICS.find(metric).scale.change(differences(before, after))
 
     def common(self, arms: Iterable[Arm], when: str, metric: str) -> frozenset[str]:
         """The (run, case) pairs that all arms have a score of."""
-        parts = SCORES[:3] if metric == "S" else (metric,)
+        parts = METRICS.find(metric).parts or (metric,)
         shared: set[str] | None = None
         for arm in arms:
             for part in parts:
@@ -164,9 +168,14 @@ class Results:
         return any(self.means(run.cell, when, metric) is not None for run in arm.runs)
 
 
+def _read_by(metric: Metric, kinds: Mapping[str, list[Observation]]) -> Iterator[Observation]:
+    """The observations that a metric is read off."""
+    return (row for kind, rows in kinds.items() if metric.reads(kind) for row in rows)
+
+
 def evidence(arms: Iterable[Arm], when: str, metric: str) -> tuple[Evidence, ...]:
     """Where the numbers of some arms come from."""
-    parts = SCORES[:3] if metric == "S" else (metric,)
+    parts = METRICS.find(metric).parts or (metric,)
     return tuple(
         dict.fromkeys(
             Evidence(run.cell, run.seed, when, part)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from retcon.scoring.observations import PROMPTS
 from retcon.study.reading import Study
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Measurements:
     def _rows(self, cell: str, when: str) -> "pl.DataFrame":
         import polars as pl
 
-        rows = self.study.rows(cell).filter(pl.col("when") == when)
+        scored = pl.col("kind").is_in(PROMPTS)
+        rows = self.study.rows(cell).filter(scored, pl.col("when") == when)
         return rows.select(*_PROMPT, "step", *_NLL).sort(_PROMPT)
 
 

@@ -14,8 +14,8 @@ from retcon.report.conditions import Arm, Setting, called, describe, further, va
 from retcon.report.costs import moved, seconds_per_edit
 from retcon.report.numbers import MISSING, share, spanned
 from retcon.report.ranking import Comparison
-from retcon.report.results import OTHERS, SCORES, Results
-from retcon.scoring.intervals import Estimate
+from retcon.report.results import Results
+from retcon.scoring.metrics import Metric, Place, metrics
 from retcon.study.points import Point, carries
 from retcon.study.reading import Study, Tuned, TuningRule
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _FIELDS = ("model", "dtype", "method", "layers", "ridge", "ridge_batch", "accumulate", "refresh",
            "order", "others")  # fmt: skip
-_TIMES = {
+_SCORES: Mapping[Place, str] = {"headline": "Scores", "table": "Further scores"}
+TIMES_IN_WORDS = {
     "pre": "untouched model", "immediate": "right after each fact's own batch",
     "final": "after the last batch",
 }  # fmt: skip
@@ -61,8 +62,7 @@ def summary(results: Results, comparisons: Sequence[Comparison]) -> list[Table]:
     """Differences, scores by time, runs, costs, tuned ridges, and what is missing."""
     tables = [
         differences_table(comparisons),
-        *(scores(results, when, SCORES) for when in _TIMES),
-        *(scores(results, when, OTHERS) for when in ("immediate", "final")),
+        *(scores(results, when, place) for place in _SCORES for when in TIMES_IN_WORDS),
         runs(results),
         costs(results),
         tuned(results.study),
@@ -107,21 +107,40 @@ def _against_best(comparison: Comparison, key: Setting) -> str:
     return f"{spanned(effect)}{', not told apart' if tied else ''}"
 
 
-def scores(results: Results, when: str, metrics: Sequence[str]) -> Table:
-    """Scores of all arms at one time, with 95 % intervals."""
-    arms = [arm for arm in results.arms if results.has(arm, when)]
+def scores(results: Results, when: str, shown: Place) -> Table:
+    """Scores of all arms at one time, with 95 % intervals: those that are shown at one place."""
+    arms, scored = scored_then(results, when, shown)
+    title = f"{_SCORES[shown]}, {when} ({TIMES_IN_WORDS[when]}), %"
+    titles = tuple(metric.title for metric in scored)
     if when == "pre":
-        return _untouched(results, arms)
-    shown = [m for m in metrics if any(results.estimate(a, when, m).mean is not None for a in arms)]
+        ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
+        untouched = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
+        rows = [
+            (*model, ", ".join(run.name for run in arm.runs), *_scores(results, arm, when, scored))
+            for model, arm in untouched.items()
+        ]
+        return Table(title, "", ("model", "dtype", "seeds", "cases", *titles), tuple(rows))
     fields, note = setting_fields(arms)
-    rows = [
-        (*place(arm, arms, fields), f"{results.estimate(arm, when, 'ES').cases:,}",
-         *(_score(results.estimate(arm, when, metric)) for metric in shown))
-        for arm in arms
-    ]  # fmt: skip
-    what = "Scores" if tuple(metrics) == SCORES else "Further scores"
-    columns = (*place_columns(fields), "cases", *map(_named, shown))
-    return Table(f"{what}, {when} ({_TIMES[when]}), %", note, columns, tuple(rows) if shown else ())
+    rows = [(*place(arm, arms, fields), *_scores(results, arm, when, scored)) for arm in arms]
+    return Table(title, note, (*place_columns(fields), "cases", *titles), tuple(rows))
+
+
+def scored_then(results: Results, when: str, shown: Place) -> tuple[list[Arm], list[Metric]]:
+    """The arms that have a score of prompts at one time, and the metrics that any of them has."""
+    known = [
+        metric
+        for metric in metrics(shown, of_prompts=True)
+        if any(results.estimate(arm, when, metric.name).mean is not None for arm in results.arms)
+    ]
+    return [a for a in results.arms if any(results.has(a, when, m.name) for m in known)], known
+
+
+def _scores(results: Results, arm: Arm, when: str, scored: Sequence[Metric]) -> tuple[str, ...]:
+    """How many cases were scored, and each score."""
+    found = [results.estimate(arm, when, metric.name) for metric in scored]
+    cases = max(one.cases for one in found)
+    told = (metric.scale.told(one) for metric, one in zip(scored, found, strict=True))
+    return (f"{cases:,}", *told)
 
 
 def runs(results: Results) -> Table:
@@ -140,20 +159,6 @@ def runs(results: Results) -> Table:
     columns = ("batch", "N", "setting", "when", "largest − smallest", "S by seed, %")
     note = "Seeds of the facts, and in brackets of prefixes and corpus where they are not 0."
     return Table("Runs of one arm", note, columns, tuple(rows))
-
-
-def _untouched(results: Results, arms: Sequence[Arm]) -> Table:
-    """Scores of each untouched model, from the arm of most facts; it is one for all arms."""
-    ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
-    found = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
-    rows = [
-        (model, dtype, ", ".join(run.name for run in arm.runs),
-         f"{results.estimate(arm, 'pre', 'ES').cases:,}",
-         *(_score(results.estimate(arm, "pre", metric)) for metric in SCORES))
-        for (model, dtype), arm in found.items()
-    ]  # fmt: skip
-    columns = ("model", "dtype", "seeds", "cases", *SCORES)
-    return Table(f"Scores, pre ({_TIMES['pre']}), %", "", columns, tuple(rows))
 
 
 def setting_fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
@@ -205,10 +210,6 @@ def _names(fields: Sequence[str]) -> list[str]:
     return [names.get(field, field) for field in fields]
 
 
-def _named(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
 def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, ...]:
     """Where an arm stands, in the columns of `place_columns`."""
     s = arm.setting
@@ -226,10 +227,6 @@ def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, .
         *(said.get(field, str(getattr(s, field))) for field in fields),
         ", ".join(run.name for run in arm.runs),
     )  # fmt: skip
-
-
-def _score(found: Estimate) -> str:
-    return share(found) if found.mean is not None else MISSING
 
 
 def costs(results: Results) -> Table:

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from retcon.report.conditions import Arm
 from retcon.report.findings import Finding, FindingSet, by_set
 from retcon.report.numbers import MISSING, spanned
-from retcon.report.results import SCORES, Results
-from retcon.report.tables import Table, costs_of, missing, tuned, words
+from retcon.report.observed import change, times_of
+from retcon.report.results import Results
+from retcon.report.tables import Table, costs_of, missing, scored_then, tuned, words
 from retcon.scoring.intervals import Estimate
+from retcon.scoring.metrics import Metric, metrics
+
+# Columns that a terminal has room for.
+_FURTHER = 2
 
 
 def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:
@@ -16,6 +21,7 @@ def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:
     tables = [
         *(_verdicts(*each) for each in by_set(findings)),
         *(_scores(results, when) for when in ("immediate", "final")),
+        _observed(results),
         _costs(results),
         tuned(results.study),
         missing(results.study),
@@ -37,15 +43,50 @@ def _verdicts(of: FindingSet, findings: Sequence[Finding]) -> Table:
 
 
 def _scores(results: Results, when: str) -> Table:
-    arms = [arm for arm in results.arms if results.has(arm, when)]
+    """Headline scores; further ones where edits cannot be compared with what was said before."""
+    arms, scored = scored_then(results, when, "headline")
+    if not any(metric.kind == "rewrite" for metric in scored):
+        more, further = scored_then(results, when, "table")
+        arms, scored = more or arms, [*scored, *further[:_FURTHER]]
     rows = [
-        (*_place(arm), said, f"{results.estimate(arm, when, 'ES').cases:,}",
-         *(_about(results.estimate(arm, when, metric)) for metric in SCORES))
+        (*_place(arm), said, *_cells([results.estimate(arm, when, one.name) for one in scored]))
         for arm, said in zip(arms, words(arms), strict=True)
-    ]  # fmt: skip
-    columns = ("batch", "N", "load", "setting", "cases", *SCORES)
+    ]
+    columns = ("batch", "N", "load", "setting", "cases", *(one.title for one in scored))
     title = f"Scores, {when}, % ± half of the 95 % interval{_usual(arms)}"
     return Table(title, "", columns, tuple(rows))
+
+
+def _cells(found: Sequence[Estimate]) -> tuple[str, ...]:
+    return (f"{max(one.cases for one in found):,}", *map(_about, found))
+
+
+def _observed(results: Results) -> Table:
+    """What was observed beside scores: at the last time, and below it the change."""
+    read = [
+        metric
+        for metric in metrics("headline", "table", of_prompts=False)
+        if any(times_of(results, arm, metric) for arm in results.arms)
+    ]
+    arms = [arm for arm in results.arms if any(times_of(results, arm, m) for m in read)]
+    rows = [
+        (*_place(arm), said, *(_last(results, arm, metric) for metric in read))
+        for arm, said in zip(arms, words(arms), strict=True)
+    ]
+    titles = (f"{m.title}{m.scale.unit and f', {m.scale.unit}'}" for m in read)
+    title = "Beside prompts: at the end, and the change with its 95 % interval"
+    return Table(title, "", ("batch", "N", "load", "setting", *titles), tuple(rows))
+
+
+def _last(results: Results, arm: Arm, metric: Metric) -> str:
+    times = times_of(results, arm, metric)
+    if not times:
+        return MISSING
+    level = results.estimate(arm, times[-1], metric.name)
+    moved = change(results, arm, metric)
+    if moved == MISSING:
+        return metric.scale.told(level)
+    return f"{metric.scale.told(level._replace(low=None, high=None))}\n{moved}"
 
 
 def _usual(arms: Sequence[Arm]) -> str:

@@ -1,37 +1,25 @@
-"""A run that is scored, and what else is measured of the model: before, and after all edits.
+"""A run that is scored: before, after each batch, and after all edits.
 
-There is a model that holds all edits where they carry (`final`; without those that a guard has
-left unwritten), or where one batch is all of them (`immediate`, as that batch's scores are). Where
-several batches each meet the untouched model there is none, and nothing is measured after them.
+What looks at a model as a whole needs one that holds all edits. There is one where they carry
+(`final`; without those that a guard has left unwritten), or where one batch is all of them
+(`immediate`, as that batch's scores are). Where several batches each meet the untouched model there
+is none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
 
 from retcon.edits import Case
 from retcon.method.base import Recounts
 from retcon.method.presets import resolve
 from retcon.model.handle import ModelHandle
-from retcon.model.overlay import Deltas
 from retcon.progress import Progress, silent
 from retcon.run.driver import check
-from retcon.run.looks import run
+from retcon.run.looks import Looks, run
 from retcon.run.record import Run, StepRecord
 from retcon.run.schedule import Schedule
 from retcon.run.shared_keys import check_keys, warned_of
-from retcon.scoring.rows import When
-from retcon.scoring.score import check_cases, score_cases
-
-M = TypeVar("M")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured(Generic[M]):
-    """A run, and measures of the model by the time at which they were taken."""
-
-    run: Run
-    measures: dict[When, M]
+from retcon.scoring.metrics import Observer, observers
+from retcon.scoring.score import check_cases
 
 
 def evaluate(
@@ -42,65 +30,41 @@ def evaluate(
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
     schedule: Schedule | str = "single",
+    metrics: Sequence[str | Observer] = (),
     progress: Progress = silent,
 ) -> Run:
     """Edit the cases by a schedule and score them; the model is as before afterwards.
 
     A `RetconWarning` names facts that are written over one another.
 
-    Raises:
-        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
-    """
-    return evaluate_measured(
-        model, cases, None, method=method, layers=layers, settings=settings, schedule=schedule,
-        progress=progress,
-    ).run  # fmt: skip
-
-
-def evaluate_measured(
-    model: ModelHandle,
-    cases: Sequence[Case],
-    measure: Callable[[ModelHandle], M] | None,
-    *,
-    method: str | None = None,
-    layers: Sequence[int] | None = None,
-    settings: Mapping[str, object] | None = None,
-    schedule: Schedule | str = "single",
-    progress: Progress = silent,
-) -> Measured[M]:
-    """As `evaluate`, and measure the untouched model and the one that holds all edits.
+    Args:
+        model: a model.
+        cases: facts, and the prompts by which they are judged.
+        method, layers, settings: as of `edit`.
+        schedule: `single`, `batch:B`, `sequential`, `sequential-batch:B` or `adaptive-RULE:B`.
+        metrics: names of metrics that need more than scores of prompts, or ways to look at a model.
+        progress: is told what is done.
 
     Raises:
-        UnknownName, InvalidSetting: a method, layer, setting or schedule that does not exist.
+        UnknownName, InvalidSetting: a method, layer, setting, schedule or metric that does not
+            exist.
     """
     plan = Schedule.of(schedule)
+    named = observers(one for one in metrics if isinstance(one, str))
+    given = tuple(one for one in metrics if isinstance(one, Observer))
+    looks = Looks(observers=(*named, *given))
     recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
     chosen = recipe.build()
     edits = [case.edit for case in cases]
     check(chosen, edits, plan)
     check_cases(model.tokens, cases)
     shared = warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
-    rows = score_cases(model, cases, when="pre", progress=progress)
-    measures: dict[When, M] = {} if measure is None else {"pre": measure(model)}
+    rows = looks.before(model, cases, progress)
     state = chosen.setup.begin(model, progress)
     steps: list[StepRecord] = []
-    for seen in run(model, chosen, state, cases, plan, progress):
+    for seen in run(model, chosen, state, cases, plan, progress, looks=looks):
         rows += seen.rows
         steps += seen.records
-        step = seen.steps[-1]
-        if measure is None:
-            continue
-        if plan.carry and step.last:
-            measures["final"] = measure(model)
-        elif not plan.carry and step.index == 0 and step.at == len(cases):
-            measures["immediate"] = _with(model, step.update.deltas, measure)
     together = tuple(tuple(edit.id for edit in clash.edits) for clash in shared)
     begun = chosen.recount(state) if isinstance(chosen, Recounts) else {}
-    return Measured(run=Run(rows, steps, recipe, plan, begun, together), measures=measures)
-
-
-def _with(model: ModelHandle, deltas: Deltas, measure: Callable[[ModelHandle], M]) -> M:
-    """What is measured under an update, which is undone."""
-    with model.scratch():
-        model.write(deltas)
-        return measure(model)
+    return Run(rows, steps, recipe, plan, begun, together)

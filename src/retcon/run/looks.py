@@ -18,7 +18,8 @@ from retcon.run.driver import fold
 from retcon.run.record import StepRecord
 from retcon.run.schedule import Schedule
 from retcon.run.steps import Past, Step
-from retcon.scoring.rows import Row
+from retcon.scoring.metrics import Observer
+from retcon.scoring.observations import Moment, Observation
 from retcon.scoring.score import Look, score_cases, score_looks
 
 # How cases are put to the model: as they are, or behind facts that stand before each prompt.
@@ -36,13 +37,13 @@ class Stage(NamedTuple):
     Attributes:
         steps: one, where batches are carried.
         records: of the steps.
-        rows: scores that were due after them.
+        rows: observations that were due after them.
         rewrite: how cases are put to the model after the last of them.
     """
 
     steps: list[Step]
     records: list[StepRecord]
-    rows: list[Row]
+    rows: list[Observation]
     rewrite: Rewrite = unchanged
 
 
@@ -51,12 +52,14 @@ class Looks:
     """What to score, and when.
 
     Attributes:
-        when: of `immediate`, `final` and `retention`; final and retention only where edits carry.
+        when: of `pre`, `immediate`, `final` and `retention`; the last two only where edits carry.
         among: ids of the cases that are scored; None: all.
+        observers: other ways to look at the model, at the same times; before the first edit always.
     """
 
-    when: tuple[str, ...] = ("immediate", "final")
+    when: tuple[str, ...] = ("pre", "immediate", "final")
     among: frozenset[str] | None = None
+    observers: tuple[Observer, ...] = ()
 
     def chosen(self, cases: Sequence[Case]) -> list[Case]:
         """Those of the cases that are scored."""
@@ -66,14 +69,31 @@ class Looks:
         """Those of a step's own cases that are scored."""
         return self.chosen(standing(cases[step.at - len(step.edits) : step.at]))
 
-    def rows(
+    def before(
+        self, model: ModelHandle, cases: Sequence[Case], progress: Progress
+    ) -> list[Observation]:
+        """The rows of the untouched model."""
+        moment, asked = Moment("pre"), self.chosen(cases)
+        if "pre" in self.when:
+            return self.all(model, asked, moment, progress)
+        rows = self.observe(model, asked, moment, progress)
+        return rows + self.whole(model, moment, progress)
+
+    def all(
+        self, model: ModelHandle, cases: Sequence[Case], moment: Moment, progress: Progress
+    ) -> list[Observation]:
+        """Scores of some cases, and what observers see of them and of the model as a whole."""
+        rows = self._look(model, cases, moment, progress)
+        return rows + self.whole(model, moment, progress)
+
+    def after(
         self,
         model: ModelHandle,
         cases: Sequence[Case],
         step: Step,
         progress: Progress,
         rewrite: Rewrite = unchanged,
-    ) -> list[Row]:
+    ) -> list[Observation]:
         """The rows that are due after a carried step.
 
         Where it is the first and last, its immediate scores are final too. Retention is looked at
@@ -82,23 +102,77 @@ class Looks:
         again since: what they said is no longer wanted.
         """
         number, last = step.index + 1, step.last
-        rows: list[Row] = []
+        rows: list[Observation] = []
         if "immediate" in self.when and not step.undone:
             asked = rewrite(self.scored(cases, step))
-            rows += score_cases(model, asked, when="immediate", step=number, progress=progress)
+            rows += self._look(model, asked, Moment("immediate", number), progress)
         own = 0 if step.undone else len(step.edits)
         written, unwritten = standing(cases[: step.at]), cases[step.at :]
         new = {case.edit.id for case in cases[step.at - own : step.at]}
         older = self.chosen([case for case in written if case.edit.id not in new])
-        if "retention" in self.when and step.checkpoint and older:
-            older = rewrite(older)
-            rows += score_cases(model, older, when="retention", step=number, progress=progress)
+        if "retention" in self.when and step.checkpoint:
+            moment = Moment("retention", number)
+            rows += self._look(model, rewrite(older), moment, progress) if older else []
+            rows += self.whole(model, moment, progress)
         if "final" in self.when and last:
+            moment, final = Moment("final", number), rewrite(self.chosen([*written, *unwritten]))
             if number == 1 and rows and step.at == len(cases):
-                return rows + [row._replace(when="final") for row in rows]
-            final = rewrite(self.chosen([*written, *unwritten]))
-            rows += score_cases(model, final, when="final", step=number, progress=progress)
+                rows += [row._replace(when="final") for row in rows]
+                rows += self.observe(model, final, moment, progress, beyond="immediate")
+            else:
+                rows += self._look(model, final, moment, progress)
+            rows += self.whole(model, moment, progress)
         return rows
+
+    def apart(
+        self, model: ModelHandle, look: Look, progress: Progress, *, holds_all: bool
+    ) -> list[Observation]:
+        """What observers see of cases under an update that is not carried.
+
+        Args:
+            holds_all: whether the update is of all cases: then the model as a whole is looked at.
+        """
+        moment = Moment(look.when, look.step)
+        due = [one for one in self.observers if moment.when in one.at]
+        if not any(holds_all or not one.whole for one in due):
+            return []
+        with model.scratch():
+            model.write(look.deltas)
+            rows = self.observe(model, look.cases, moment, progress)
+            return rows + (self.whole(model, moment, progress) if holds_all else [])
+
+    def observe(
+        self,
+        model: ModelHandle,
+        cases: Sequence[Case],
+        moment: Moment,
+        progress: Progress,
+        beyond: str = "",
+    ) -> list[Observation]:
+        """What observers see of some cases. beyond: without those that look at that time too."""
+        return [
+            row
+            for one in self.observers
+            if moment.when in one.at and beyond not in one.at and not one.whole
+            for row in one.observe(model, cases, moment, progress)
+        ]
+
+    def whole(self, model: ModelHandle, moment: Moment, progress: Progress) -> list[Observation]:
+        """What observers see of the model as a whole."""
+        return [
+            row
+            for one in self.observers
+            if moment.when in one.at and one.whole
+            for row in one.observe(model, (), moment, progress)
+        ]
+
+    def _look(
+        self, model: ModelHandle, cases: Sequence[Case], moment: Moment, progress: Progress
+    ) -> list[Observation]:
+        """Scores of some cases, and what observers see of them."""
+        when, step = moment
+        rows = score_cases(model, cases, when=when, step=step, progress=progress)
+        return rows + self.observe(model, cases, moment, progress)
 
 
 def standing(cases: Sequence[Case]) -> list[Case]:
@@ -140,7 +214,7 @@ def run(
         if schedule.carry:
             (step,) = steps
             rewrite = rewriting(step)
-            rows = looks.rows(model, cases, step, progress, rewrite)
+            rows = looks.after(model, cases, step, progress, rewrite)
             yield Stage(steps, [StepRecord.of(model, step)], rows, rewrite)
             continue
         asked = [
@@ -152,4 +226,8 @@ def run(
             if "immediate" in looks.when
         ]  # fmt: skip
         records = [StepRecord.of(model, step) for step in steps]
-        yield Stage(steps, records, score_looks(model, asked, progress))
+        alone = len(steps) == 1 and steps[0].index == 0 and steps[0].at == len(cases)
+        rows = score_looks(model, asked, progress)
+        for look in asked:
+            rows += looks.apart(model, look, progress, holds_all=alone)
+        yield Stage(steps, records, rows)

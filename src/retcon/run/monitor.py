@@ -13,7 +13,8 @@ from retcon.errors import NotFinite
 from retcon.features.own_text import SelfCorpus
 from retcon.model.handle import ModelHandle
 from retcon.run.signals import Signals
-from retcon.scoring.perplexity import perplexity
+from retcon.scoring.metrics import level
+from retcon.scoring.perplexity import read_passages
 from retcon.scoring.score import score_targets
 
 # Passages of ordinary text, their tokens, and earlier facts that are asked again.
@@ -44,12 +45,14 @@ class Monitor:
         latest = {edit.fact: edit for edit in earlier if edit.fact not in now}
         reservoir = sorted(latest.values(), key=_place)[:_RESERVOIR]
         try:
-            text = perplexity(self._handle, self._texts, length=_LENGTH).nll
+            passages = read_passages(self._handle, self._texts, length=_LENGTH)
             efficacy = self._share(sorted(now.values(), key=_place)[:_RESERVOIR])
             retention = self._share(reservoir)
         except NotFinite:
             return Signals(float("inf"), 0.0, 0.0, step_norm)
-        return Signals(text if isfinite(text) else float("inf"), efficacy, retention, step_norm)
+        read = level(passages, "perplexity")
+        text = read.value if read is not None and isfinite(read.value) else float("inf")
+        return Signals(text, efficacy, retention, step_norm)
 
     def _share(self, edits: Sequence[Edit]) -> float | None:
         """Of facts, those of which the target is more probable than the old one, or the most."""

@@ -10,7 +10,7 @@ from retcon.method.presets import Recipe
 from retcon.model.handle import ModelHandle
 from retcon.run.schedule import Schedule
 from retcon.run.steps import Step
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,14 @@ class Run(NamedTuple):
         shared_keys: ids of the facts that were written over one another, by their key.
     """
 
-    rows: list[Row]
+    rows: list[Observation]
     steps: list[StepRecord]
     recipe: Recipe
     schedule: Schedule
     begun: Mapping[str, Any]
     shared_keys: tuple[tuple[str, ...], ...] = ()
 
-    def at(self, when: str) -> list[Row]:
+    def at(self, when: str) -> list[Observation]:
         """The rows taken at one time."""
         return [row for row in self.rows if row.when == when]
 

@@ -8,7 +8,7 @@ from retcon.model.handle import ModelHandle
 from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import case_means, summarise
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.scoring.score import score_cases
 
 
@@ -25,7 +25,7 @@ class Efficacy(NamedTuple):
 
 def native_rows(
     base: ModelHandle, patch: Patch, cases: Sequence[Case], progress: Progress = silent
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[Observation], list[Observation]]:
     """Scores of cases on the base model, and with the patch in its weights.
 
     Raises:
@@ -38,8 +38,8 @@ def native_rows(
 
 
 def efficacy(
-    pre: Sequence[Row],
-    native: Sequence[Row],
+    pre: Sequence[Observation],
+    native: Sequence[Observation],
     merged: ModelHandle,
     cases: Sequence[Case],
     progress: Progress = silent,

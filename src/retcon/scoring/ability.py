@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 from retcon.data.tasks import Item, Rule, Task
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-from retcon.scoring.readings import Ability
+from retcon.scoring.observations import ITEM, Moment, Observation
 from retcon.scoring.score import Score, score_targets
 
 
-def ability(
-    handle: ModelHandle, tasks: Sequence[Task], *, progress: Progress = silent
-) -> list[Ability]:
-    """Let the model as it is answer the items of some tasks.
+def answer_items(
+    handle: ModelHandle,
+    tasks: Sequence[Task],
+    moment: Moment = Moment("pre"),
+    *,
+    progress: Progress = silent,
+) -> list[Observation]:
+    """Let the model as it is answer the items of some tasks: a row an item.
 
     Raises:
         NotFinite: a log-probability is NaN.
@@ -36,14 +40,16 @@ def ability(
     ]
     scores = iter(score_targets(handle, texts, progress=report))
     return [
-        Ability(
-            task.name,
-            task.rule,
-            tuple(item.number for item in task.items),
-            tuple(_right(task.rule, item, scores) for item in task.items),
-        )
+        answer_row(task, item, moment, right=_right(task.rule, item, scores))
         for task in tasks
+        for item in task.items
     ]
+
+
+def answer_row(task: Task, item: Item, moment: Moment, *, right: bool) -> Observation:
+    """The row of an item."""
+    name = f"{task.name} {item.number}"
+    return Observation(name, None, f"{ITEM}:{task.name}", item.number, *moment, exact=right)
 
 
 def _right(rule: Rule, item: Item, scores: Iterator[Score]) -> bool:

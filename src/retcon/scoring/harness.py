@@ -11,7 +11,8 @@ from typing import Any
 from retcon.data.tasks import Item, Task
 from retcon.errors import MissingExtra
 from retcon.model.handle import ModelHandle
-from retcon.scoring.readings import Ability
+from retcon.scoring.ability import answer_row
+from retcon.scoring.observations import Moment, Observation
 
 _SPLIT = "test"
 
@@ -26,7 +27,7 @@ class _Documents(list[dict[str, Any]]):
 
 def harness_ability(
     handle: ModelHandle, tasks: Sequence[Task], *, batch_size: int = 8
-) -> list[Ability]:
+) -> list[Observation]:
     """Let the model as it is answer the items of some tasks, by the harness.
 
     Raises:
@@ -46,7 +47,7 @@ def harness_ability(
     )  # fmt: skip
     made = {task.name: harness_task(task) for task in tasks}
     found = evaluate(lm, made, bootstrap_iters=0, log_samples=True)
-    return [_ability(task, found["samples"][task.name]) for task in tasks]
+    return [row for task in tasks for row in _rows(task, found["samples"][task.name])]
 
 
 def harness_task(task: Task) -> Any:
@@ -94,7 +95,8 @@ def _metric(task: Task) -> str:
     return "acc_norm" if task.rule == "per character" else "acc"
 
 
-def _ability(task: Task, samples: Sequence[Mapping[str, Any]]) -> Ability:
+def _rows(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[Observation]:
     right = {int(sample["doc_id"]): bool(sample[_metric(task)]) for sample in samples}
-    numbers = tuple(item.number for item in task.items)
-    return Ability(task.name, task.rule, numbers, tuple(right[i] for i in range(len(numbers))))
+    return [
+        answer_row(task, item, Moment("pre"), right=right[i]) for i, item in enumerate(task.items)
+    ]

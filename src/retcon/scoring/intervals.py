@@ -25,14 +25,20 @@ class Estimate(NamedTuple):
 class CaseMeans:
     """One score of each case, and the cluster (relation) that a case belongs to.
 
-    flip: by how much a case's score changes where it is won and not lost, 0 where scores are no
-    shares of what is won. source: what was measured; equal for one measurement, and its own else.
+    Attributes:
+        values: by case.
+        clusters: by case.
+        flip: by how much a case's score changes where it is won and not lost, 0 where scores are
+            no shares of what is won.
+        source: what was measured; equal for one measurement, and its own else.
+        weights: by case, where cases do not count alike.
     """
 
     values: Mapping[str, float]
     clusters: Mapping[str, str]
     flip: float = 0.0
     source: Hashable = field(default_factory=object)
+    weights: Mapping[str, float] | None = None
 
     def only(self, cases: Iterable[str]) -> "CaseMeans":
         """Those of some cases."""
@@ -137,12 +143,23 @@ def mean(found: CaseMeans) -> Statistic | None:
     if not found.values:
         return None
     count = len(found.values)
-    average = sum(found.values.values()) / count
+    weigh = found.weights
+    total = count if weigh is None else sum(weigh[case] for case in found.values)
+    weighed = (v if weigh is None else v * weigh[case] for case, v in found.values.items())
+    average = sum(weighed) / total
     influence: dict[str, float] = defaultdict(float)
     for case, value in found.values.items():
-        influence[found.clusters[case]] += (value - average) / count
+        share = value - average if weigh is None else (value - average) * weigh[case]
+        influence[found.clusters[case]] += share / total
     flips = {found.source: found.flip / count} if found.flip else {}
     return Statistic(average, influence, count, flips)
+
+
+def differences(before: CaseMeans, after: CaseMeans) -> CaseMeans:
+    """After minus before, of the cases that were measured at both times."""
+    shared = [case for case in after.values if case in before.values]
+    moved = {case: after.values[case] - before.values[case] for case in shared}
+    return CaseMeans(moved, after.clusters, weights=after.weights)
 
 
 def combine(terms: Iterable[tuple[float, Statistic]]) -> Statistic:

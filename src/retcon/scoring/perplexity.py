@@ -13,20 +13,21 @@ from retcon.errors import InvalidSetting, NotFinite
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.progress import Progress, silent
-from retcon.scoring.readings import PassageScore, Perplexity
+from retcon.scoring.observations import PASSAGE, Moment, Observation
 from retcon.scoring.teacher_forced import Ask, predict
 
 LENGTH = 256
 
 
-def perplexity(
+def read_passages(
     handle: ModelHandle,
     texts: Sequence[str],
+    moment: Moment = Moment("pre"),
     *,
     length: int = LENGTH,
     progress: Progress = silent,
-) -> Perplexity:
-    """Read some passages with the model as it is.
+) -> list[Observation]:
+    """Read some passages with the model as it is; the metric `perplexity` is read off the rows.
 
     Raises:
         InvalidSetting: length < 2, or no passage has two tokens.
@@ -44,10 +45,13 @@ def perplexity(
         progress("reading held-out text", done, total)
 
     found = predict(Overlay(handle=handle), asks, report)
-    passages = tuple(PassageScore(len(seen.logp), -sum(seen.logp)) for seen in found)
-    if any(isnan(passage.nll) for passage in passages):
+    means = [-sum(seen.logp) / len(seen.logp) for seen in found]
+    if any(map(isnan, means)):
         raise NotFinite(
             f"The log-probability of ordinary text is NaN: the model's activations overflow in "
             f"{handle.dtype}, or edits have destroyed it."
         )
-    return Perplexity(length, passages)
+    return [
+        Observation(f"passage {i}", None, PASSAGE, i, *moment, nll_new=mean, n_new=len(seen.logp))
+        for i, (mean, seen) in enumerate(zip(means, found, strict=True))
+    ]

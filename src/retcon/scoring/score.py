@@ -16,7 +16,7 @@ from retcon.model.overlay import UNCHANGED, Deltas, Overlay
 from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 from retcon.scoring.exact_match import draft, exact_matches
-from retcon.scoring.rows import Kind, Row, When
+from retcon.scoring.observations import Observation, When
 from retcon.scoring.teacher_forced import Ask, Prediction, predict
 
 # One more whenever other scores are made of the same tokens.
@@ -26,7 +26,7 @@ _FORMAT = 2
 class Prompt(NamedTuple):
     """One prompt of a case: the targets scored behind it, and answers that may be said freely."""
 
-    kind: Kind
+    kind: str
     index: int
     text: str
     targets: tuple[str, ...]
@@ -99,7 +99,7 @@ def score_cases(
     when: When,
     step: int = 0,
     progress: Progress = silent,
-) -> list[Row]:
+) -> list[Observation]:
     """Score every prompt of the cases on the model as it is.
 
     Raises:
@@ -110,7 +110,7 @@ def score_cases(
 
 def score_looks(
     handle: ModelHandle, looks: Sequence[Look], progress: Progress = silent
-) -> list[Row]:
+) -> list[Observation]:
     """Score the cases of each look under its update, which nothing of the model keeps.
 
     Updates of low rank are laid over the rows of shared batches; others are written and undone,
@@ -123,7 +123,7 @@ def score_looks(
     if overlay.pays:
         scored = iter(_scored(overlay, looks, progress))
         return [row for look in looks for row in _rows(look, scored)]
-    rows: list[Row] = []
+    rows: list[Observation] = []
     for look in looks:
         with handle.scratch():
             handle.write(look.deltas)
@@ -248,7 +248,7 @@ def _prompts(look: Look) -> list[list[Prompt]]:
     return [list(prompts(case, among)) for case in look.cases]
 
 
-def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
+def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Observation]:
     """The rows of one look, from what was found of the next cases."""
     for case, asked in zip(look.cases, _prompts(look), strict=True):
         found = next(scored)
@@ -256,7 +256,7 @@ def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Row]:
         for prompt in asked:
             new, *rest = (next(scores) for _ in prompt.targets)
             old = rest[0] if rest else None
-            yield Row(
+            yield Observation(
                 case=case.edit.id,
                 relation=case.relation,
                 kind=prompt.kind,

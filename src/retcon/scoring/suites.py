@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from retcon.data.held_out import HeldOut
 from retcon.data.tasks import Task
+from retcon.edits import Case
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-from retcon.scoring.ability import ability
-from retcon.scoring.perplexity import LENGTH, perplexity
-from retcon.scoring.readings import Reading
+from retcon.scoring.ability import answer_items
+from retcon.scoring.metrics import Observer
+from retcon.scoring.metrics.whole_model import WHOLE
+from retcon.scoring.observations import Moment, Observation
+from retcon.scoring.perplexity import LENGTH, read_passages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +45,28 @@ class General:
         read = sum(min(len(text) // 4, self.length) for text in passages)
         return read + sum(len(o.context) + len(o.continuation) for o in options) // 4
 
-    def read(self, model: ModelHandle, progress: Progress = silent) -> Reading:
+    @property
+    def observer(self) -> Observer:
+        """It as a way to look at a model."""
+        return Observer(observe=self.observe, at=WHOLE, whole=True)
+
+    def observe(
+        self,
+        model: ModelHandle,
+        cases: Sequence[Case],
+        moment: Moment,
+        progress: Progress = silent,
+    ) -> list[Observation]:
         """Read it off the model as it is.
 
         Raises:
             NotFinite: a log-probability is NaN.
         """
-        found = None
+        del cases
+        rows: list[Observation] = []
         if self.text is not None:
-            found = perplexity(model, self.text.texts, length=self.length, progress=progress)
-        tasks = ability(model, self.tasks, progress=progress) if self.tasks else ()
-        return Reading(found, tuple(tasks))
+            texts = self.text.texts
+            rows += read_passages(model, texts, moment, length=self.length, progress=progress)
+        if self.tasks:
+            rows += answer_items(model, self.tasks, moment, progress=progress)
+        return rows

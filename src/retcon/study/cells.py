@@ -22,7 +22,8 @@ class Cell(Frozen):
     are no values of the equation these are their own fields, and `kind` says whose.
     data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it. general: what names
     the passages and items that are read beside the facts. edits_again: a fact is edited more than
-    once, which follows from the cases, and decides which cells are the same.
+    once, which follows from the cases, and decides which cells are the same. metrics: those that
+    need more than scores of prompts.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Cell(Frozen):
     general: str | None = None
     data_options: dict[str, object] = Field(default_factory=dict)
     edits_again: bool = False
+    metrics: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

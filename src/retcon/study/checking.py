@@ -15,6 +15,7 @@ from retcon.method.entries import MethodEntry, find_method
 from retcon.model.load import find_dtype
 from retcon.run.driver import check_rule
 from retcon.run.schedule import Refresh
+from retcon.scoring.metrics import observers
 from retcon.study.planning import schedule_of
 from retcon.study.spec import Entry, Spec, located
 from retcon.study.tuning import candidates_of
@@ -59,6 +60,8 @@ class _Check:
         if candidates:
             settings["ridge"] = candidates[0]
         self._check_settings(method, settings)
+        with self._at("metrics"):
+            observers(entry.metrics)
         with self._at("settings"):
             built = method.build(entry.layers or (0,), settings)
         with self._at("schedule"):

@@ -30,6 +30,7 @@ _TAKES: Mapping[str, str] = {
     "unique_subjects": "true or false: whether only one fact of a subject is kept",
     "ridges": "a list of 1 to 100 numbers, 0 or more",
     "threads": _COUNT,
+    "metrics": "a list of names of metrics",
     "plugins": "a list of Python files, beside the study file",
     "findings": "a list of names of findings, as in [batch-size]",
     "blocks": "a list of blocks, each with a name and what it spans",

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from retcon.errors import Damaged, DamagedCell
 from retcon.sealed import Owner, digest_of, load_record
 from retcon.study.cells import Cell
+from retcon.study.earlier import observations
 
 if TYPE_CHECKING:
     import polars as pl
 
 ROWS, STEPS, DONE, CELL = "rows.parquet", "steps.jsonl", "done.json", "cell.json"
-GENERATIONS, EXAMPLES = "generations.parquet", "examples.json"
-GENERAL, ENVIRONMENT, FAILED = "general.json", "environment.json", "failed.json"
+EXAMPLES, ENVIRONMENT, FAILED = "examples.json", "environment.json", "failed.json"
+# Of earlier versions.
+GENERAL, GENERATIONS = "general.json", "generations.parquet"
 
 _REMEDY = "Resume the study: it is run again, and every other cell stays as it is."
 
@@ -40,7 +42,7 @@ class FinishedCell(Protocol):
         ...
 
     def rows(self) -> "pl.DataFrame":
-        """The scored prompts, in the columns of `Row`."""
+        """All that was observed, in the columns of `Observation`."""
         ...
 
     def steps(self) -> list[dict[str, Any]]:
@@ -49,14 +51,6 @@ class FinishedCell(Protocol):
 
     def examples(self) -> list[dict[str, str | None]]:
         """Facts with what the model said of them, before and after; empty where none were kept."""
-        ...
-
-    def general(self) -> list[Any]:
-        """Fields of each `Checkpoint`; empty where the model was not read as a whole."""
-        ...
-
-    def generations(self) -> "pl.DataFrame | None":
-        """Texts that the model wrote; None where none were asked for."""
         ...
 
     def sealed(self) -> bool:
@@ -95,7 +89,14 @@ class LiveCell:
         """See `FinishedCell`."""
         import polars as pl
 
-        return pl.read_parquet(checked(self.folder, ROWS))
+        rows = pl.read_parquet(checked(self.folder, ROWS))
+        general, texts = (self.folder / name for name in (GENERAL, GENERATIONS))
+        return observations(
+            rows,
+            self._json(GENERAL) if general.exists() else (),
+            pl.read_parquet(checked(self.folder, GENERATIONS)) if texts.exists() else None,
+            self.steps() if general.exists() else (),
+        )
 
     def steps(self) -> list[dict[str, Any]]:
         """See `FinishedCell`."""
@@ -105,18 +106,6 @@ class LiveCell:
     def examples(self) -> list[dict[str, str | None]]:
         """See `FinishedCell`."""
         return self._json(EXAMPLES) if (self.folder / EXAMPLES).exists() else []
-
-    def general(self) -> list[Any]:
-        """See `FinishedCell`."""
-        return self._json(GENERAL) if (self.folder / GENERAL).exists() else []
-
-    def generations(self) -> "pl.DataFrame | None":
-        """See `FinishedCell`."""
-        import polars as pl
-
-        if not (self.folder / GENERATIONS).exists():
-            return None
-        return pl.read_parquet(checked(self.folder, GENERATIONS))
 
     def sealed(self) -> bool:
         """See `FinishedCell`."""
@@ -131,15 +120,6 @@ class LiveCell:
 
     def _json(self, name: str) -> Any:
         return json.loads(checked(self.folder, name).read_text(encoding="utf-8"))
-
-
-def generation_schema() -> "pl.Schema":
-    """The columns of a table of generations."""
-    import polars as pl
-
-    texts = dict.fromkeys(("case", "relation", "when"), pl.String())
-    numbers = dict.fromkeys(("step", "index"), pl.Int32())
-    return pl.Schema({**texts, **numbers, "text": pl.String(), "entropy": pl.Float64()})
 
 
 def cell_of(identity: str) -> Owner:

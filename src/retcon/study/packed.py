@@ -10,7 +10,7 @@ Nothing of a pack is used that is not what was written.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retcon.errors import Damaged, InvalidStudy
 from retcon.sealed import Owner, differs, digest, load_lines
-from retcon.study.finished import generation_schema
+from retcon.study.earlier import observations
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,8 +42,7 @@ class Line(NamedTuple):
         sealed: whether it had a seal before it was packed.
         rows, steps: digests of the content of its part of a table, however the table is stored.
         examples: facts with what the model said of them.
-        general: fields of each `Checkpoint`.
-        generations: columns of the table of texts that the model wrote.
+        general, generations: what earlier versions kept beside the rows, see `study.earlier`.
     """
 
     id: str
@@ -55,8 +54,8 @@ class Line(NamedTuple):
     rows: str
     steps: str
     examples: list[dict[str, str | None]]
-    general: list[Any]
-    generations: dict[str, list[Any]] | None
+    general: Sequence[Any] = ()
+    generations: dict[str, list[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,15 @@ class PackedCell:
 
     def rows(self) -> "pl.DataFrame":
         """See `FinishedCell`."""
-        return self.pack.rows[self.line.id]
+        import polars as pl
+
+        texts = self.line.generations
+        return observations(
+            self.pack.rows[self.line.id],
+            self.line.general,
+            None if texts is None else pl.DataFrame(texts, infer_schema_length=None),
+            self.steps() if self.line.general else (),
+        )
 
     def steps(self) -> list[dict[str, Any]]:
         """See `FinishedCell`. A key that other cells' steps have is None where these have none."""
@@ -155,17 +162,6 @@ class PackedCell:
         """See `FinishedCell`."""
         return self.line.examples
 
-    def general(self) -> list[Any]:
-        """See `FinishedCell`."""
-        return self.line.general
-
-    def generations(self) -> "pl.DataFrame | None":
-        """See `FinishedCell`."""
-        import polars as pl
-
-        columns = self.line.generations
-        return None if columns is None else pl.DataFrame(columns, schema=generation_schema())
-
     def sealed(self) -> bool:
         """See `FinishedCell`."""
         return self.line.sealed
@@ -173,7 +169,7 @@ class PackedCell:
     def check(self) -> bool:
         """See `FinishedCell`."""
         for name, wanted, content in (
-            (ROWS, self.line.rows, content_of_rows(self.rows())),
+            (ROWS, self.line.rows, content_of_rows(self.pack.rows[self.line.id])),
             (STEPS, self.line.steps, content_of_steps(self.steps())),
         ):
             if content != wanted:

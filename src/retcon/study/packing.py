@@ -89,7 +89,7 @@ def pack(
         files = {name: digest_of(work / name) for name in (ROWS, STEPS)}
         head = {"study": _record(study, new), "tuned": _tuned(study, new), "files": files}
         owner = {**PACK, "study": study.record.name}
-        save_lines(work / CELLS, head, [line._asdict() for line in lines], owner)
+        save_lines(work / CELLS, head, [_kept(line) for line in lines], owner)
     progress("writing the pack", 1, 1)
     unsealed = sum(not line.sealed for line in lines)
     return Packed(target, len(lines), sum(map(len, rows)), missing, unsealed)
@@ -99,7 +99,6 @@ def _line(
     cell: FinishedCell, identity: str, formerly: list[str], digests: Mapping[str, str]
 ) -> Line:
     """What `cells.jsonl` says of a cell. digests: of the content of its rows and steps."""
-    generations = cell.generations()
     return Line(
         id=identity,
         formerly=formerly,
@@ -108,10 +107,14 @@ def _line(
         weights=cell.weights(),
         sealed=cell.sealed(),
         examples=cell.examples(),
-        general=cell.general(),
-        generations=None if generations is None else generations.to_dict(as_series=False),
-        **digests,
+        rows=digests["rows"],
+        steps=digests["steps"],
     )
+
+
+def _kept(line: Line) -> dict[str, Any]:
+    """What is written of a line: all but what is in the rows today."""
+    return {k: v for k, v in line._asdict().items() if k not in ("general", "generations")}
 
 
 def _formerly(study: Study, name: str, identity: str) -> list[str]:

@@ -4,14 +4,13 @@ The factors of its change and what later batches must know of it where edits are
 rows and records that were taken; sealed as a part of its cell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
@@ -20,55 +19,32 @@ from retcon.method.base import Update
 from retcon.run.looks import Stage
 from retcon.run.signals import Signals
 from retcon.run.steps import Past, Step
-from retcon.scoring.readings import Checkpoint
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import table
 from retcon.sealed import Owner
 from retcon.sealed_tensors import open_tensors, save_tensors
 from retcon.study.increments import decode, encode
-
-ROW_SCHEMA = pl.Schema(
-    {
-        "case": pl.String,
-        "relation": pl.String,
-        "kind": pl.String,
-        "index": pl.Int32,
-        "when": pl.String,
-        "step": pl.Int32,
-        "nll_new": pl.Float64,
-        "n_new": pl.Int32,
-        "hits_new": pl.Int32,
-        "nll_old": pl.Float64,
-        "n_old": pl.Int32,
-        "hits_old": pl.Int32,
-        "exact": pl.Boolean,
-    }
-)
 
 
 class End(NamedTuple):
     """What is kept of a model that holds all edits of a cell.
 
     weights: sha256 of the edited matrices. examples: facts, with what it says before and after.
-    generations: the fields of each `Generation`, where texts were asked for.
     """
 
     weights: str
     examples: list[dict[str, str | None]]
-    generations: list[list[object]]
 
 
 class Part(NamedTuple):
     """What one file holds: steps that were solved together, and what was seen of them.
 
     past: as it takes to write the steps again. end: in the last part, where edits are carried.
-    reading: of the model as a whole, where one was due.
     """
 
     past: list[Past]
     records: list[dict[str, Any]]
     rows: pl.DataFrame
     end: End | None
-    reading: Checkpoint | None = None
 
 
 def write_part(
@@ -78,30 +54,24 @@ def write_part(
     *,
     carried: bool,
     end: End | None,
-    reading: Checkpoint | None = None,
 ) -> Part:
     """Keep steps and what was seen of them, whole or not at all. owner: see `part_of`.
 
     Raises:
         StorageError: no space, or no permission.
     """
-    tensors = {"rows": _bytes_of(frame(seen.rows))}
+    rows = table(seen.rows)
+    tensors = {"rows": _bytes_of(rows)}
     records = [record.as_json() for record in seen.records]
     about = {
         "first": owner["first"],
         "records": records,
         "steps": [_encoded(i, step, tensors, carried=carried) for i, step in enumerate(seen.steps)],
         "end": end,
-        "reading": reading,
     }
     save_tensors(target, tensors, owner, about, sync=True)
     # What it takes to write them again is on the disk, and need not be in memory.
-    return Part([], records, frame(seen.rows), end, reading)
-
-
-def frame(rows: Sequence[Row]) -> pl.DataFrame:
-    """Rows as they are kept."""
-    return pl.DataFrame(list(rows), schema=ROW_SCHEMA, orient="row")
+    return Part([], records, rows, end)
 
 
 def _bytes_of(frame: pl.DataFrame) -> Tensor:
@@ -139,7 +109,7 @@ def load_part(path: Path, cell: str, device: str = "cpu") -> tuple[int, Part]:
     with open_tensors(path, {"kind": "part", "cell": cell}) as opened:
         tensors = opened.read_all()
         about = opened.about
-        if "steps" not in about:
+        if "steps" not in about or "reading" in about:
             raise Damaged(f"{opened.path} was written by an earlier Retcon.")
         return about["first"], _part(about, tensors, device)
 
@@ -147,11 +117,9 @@ def load_part(path: Path, cell: str, device: str = "cpu") -> tuple[int, Part]:
 def _part(about: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str) -> Part:
     rows = pl.read_parquet(BytesIO(tensors["rows"].numpy().tobytes()))
     end = None if about["end"] is None else End(*about["end"])
-    said = about.get("reading")
-    reading = None if said is None else TypeAdapter(Checkpoint).validate_python(said)
     placed = {name: tensor.to(device) for name, tensor in tensors.items() if name != "rows"}
     past = [_past(step, placed) for step in about["steps"]]
-    return Part(past, about["records"], rows, end, reading)
+    return Part(past, about["records"], rows, end)
 
 
 def _past(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Past:

@@ -242,7 +242,7 @@ class _Planner:
         recipe = resolve(
             outline_of(entry.model), method=entry.method, layers=entry.layers, settings=settings
         )
-        kept = {"dtype", "n", "seed", "order", "when", "score", "generation"}
+        kept = {"dtype", "n", "seed", "order", "when", "score", "generation", "metrics"}
         read = None if entry.general is None else self.general[entry.general].identity
         values: dict[str, Any] = {**entry.model_dump(include=kept), "general": read, **changes}
         cell = Cell(
@@ -284,6 +284,7 @@ class _Planner:
                 # Those that are scored are not to be the ones that are written first.
                 order=int(carried and count < tune.n), split="tail",
                 when=("final" if carried else "immediate",), generation=False, general=None,
+                metrics=(),
             )[0]
             for ridge in ridges
         ]  # fmt: skip

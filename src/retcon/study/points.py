@@ -65,6 +65,7 @@ class Point(Frozen):
     score: int
     generation: bool
     general: int | None = None
+    metrics: tuple[str, ...] = ()
     ridge: float | None
     tuned: bool
     accumulate: bool

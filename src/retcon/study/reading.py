@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from retcon.errors import Damaged, InvalidStudy
-from retcon.scoring.readings import Checkpoint
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 from retcon.sealed import Owner, load_record, load_text
 from retcon.study.finished import FAILED, FinishedCell, LiveCell, cell_of
 from retcon.study.packed import CELLS, Pack, open_pack
@@ -195,27 +194,19 @@ class Study:
         return (point for point in self.points if self.is_done(point.cell))
 
     def rows(self, identity: str) -> "pl.DataFrame":
-        """The scored prompts of a finished cell, in the columns of `Row`.
+        """All that was observed of a finished cell, in the columns of `Observation`.
 
         Raises:
             DamagedCell, InvalidStudy: the file is not the one that was written.
         """
         return self.finished_cell(identity).rows()
 
-    def scored(self, identity: str, when: str) -> list[Row]:
+    def scored(self, identity: str, when: str) -> list[Observation]:
         """The rows of one time, as the formulas of `scoring.metrics` take them."""
         import polars as pl
 
         chosen = self.rows(identity).filter(pl.col("when") == when)
-        return [Row(*values) for values in chosen.select(Row._fields).iter_rows()]
-
-    def generations(self, identity: str) -> "pl.DataFrame | None":
-        """The texts a finished cell has let the model write; None where none were asked for.
-
-        Raises:
-            DamagedCell, InvalidStudy: the file is not the one that was written.
-        """
-        return self.finished_cell(identity).generations()
+        return [Observation(*values) for values in chosen.select(Observation._fields).iter_rows()]
 
     def examples(self, identity: str) -> list[dict[str, str | None]]:
         """Facts of a finished cell whose edits were carried, with what the model said of them.
@@ -223,15 +214,6 @@ class Study:
         Each has `prompt`, `target`, `target_old`, and its continuations `before` and `after`.
         """
         return self.finished_cell(identity).examples()
-
-    def general(self, identity: str) -> tuple[Checkpoint, ...]:
-        """What was read of a finished cell's model as a whole, in order; empty where it was not.
-
-        Raises:
-            DamagedCell, InvalidStudy: the file is not the one that was written.
-        """
-        readings = self.finished_cell(identity).general()
-        return TypeAdapter(tuple[Checkpoint, ...]).validate_python(readings)
 
     def steps(self, identity: str) -> list[dict[str, object]]:
         """What each batch of a finished cell took and did (`run.record.StepRecord`)."""

@@ -80,7 +80,8 @@ class Axes(_Strict):
     the other, dispersed far apart. score: how many facts are scored (0: all): the first ones of the
     seeded order, so carried facts of which a part is scored are never written in order 0 (and in
     order 1 if nothing is said). general: read held-out text, and so many items of each task of
-    `--data`, before, in between and after.
+    `--data`, before, in between and after. metrics: names of metrics that need more than scores of
+    prompts, such as those of plugins.
     """
 
     model: Axis[str] | None = None
@@ -99,6 +100,7 @@ class Axes(_Strict):
     when: list[When] | None = None
     generation: bool | None = None
     general: Annotated[int, Field(ge=0)] | None = None
+    metrics: list[str] | None = None
 
 
 class Block(Axes):
@@ -126,6 +128,7 @@ class Entry(Frozen):
     when: tuple[When, ...]
     generation: bool
     general: int | None = None
+    metrics: tuple[str, ...] = ()
 
 
 class Spec(_Strict):
@@ -427,6 +430,7 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
         when=tuple(w for w in when if carried or w in ("pre", "immediate")),
         generation=said.get("generation", False),
         general=said.get("general") if carried else None,
+        metrics=tuple(said.get("metrics") or ()),
     )
 
 

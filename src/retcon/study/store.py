@@ -24,9 +24,7 @@ from retcon.errors import Damaged, StorageError
 from retcon.files import make_folder, storing, sweep, write_whole
 from retcon.locking import claimed
 from retcon.run.looks import Stage
-from retcon.scoring.fluency import Generation
-from retcon.scoring.readings import Checkpoint
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation, table
 from retcon.sealed import digest_of, save_record
 from retcon.study.cells import Cell
 from retcon.study.finished import (
@@ -35,14 +33,11 @@ from retcon.study.finished import (
     ENVIRONMENT,
     EXAMPLES,
     FAILED,
-    GENERAL,
-    GENERATIONS,
     ROWS,
     STEPS,
     cell_of,
-    generation_schema,
 )
-from retcon.study.parts import End, Part, frame, load_part, part_of, write_part
+from retcon.study.parts import End, Part, load_part, part_of, write_part
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,6 @@ class CellFolder:
         *,
         carried: bool,
         end: End | None,
-        reading: Checkpoint | None = None,
     ) -> Part:
         """Keep steps and what was seen of them. first: the index of the first of them.
 
@@ -99,9 +93,7 @@ class CellFolder:
         """
         check_there(self.path)
         target = self.path / f"step-{first:06d}.safetensors"
-        return write_part(
-            target, part_of(self.cell, first), seen, carried=carried, end=end, reading=reading
-        )
+        return write_part(target, part_of(self.cell, first), seen, carried=carried, end=end)
 
     def parts(self, device: str = "cpu") -> tuple[list[Part], str | None]:
         """The parts of an unfinished run, and what is wrong with the first one that is damaged.
@@ -126,20 +118,13 @@ class CellFolder:
             found.append(part)
         return found, None
 
-    def finish(
-        self,
-        parts: Sequence[Part],
-        pre: Sequence[Row],
-        before: Sequence[Generation],
-        device: str,
-        untouched: Checkpoint | None = None,
-    ) -> None:
+    def finish(self, parts: Sequence[Part], pre: Sequence[Observation], device: str) -> None:
         """Put the parts together, and mark the cell as done.
 
-        device: the model was on. untouched: what was read of the model before its first edit.
+        pre: rows of the untouched model. device: the model was on.
         """
         check_there(self.path)
-        rows = pl.concat([frame(pre), *(part.rows for part in parts)])
+        rows = pl.concat([table(pre), *(part.rows for part in parts)])
         write_whole(self.path / ROWS, rows.write_parquet, sync=True)
         lines = [json.dumps(record) for part in parts for record in part.records]
         self._write(STEPS, "\n".join(lines) + "\n")
@@ -149,15 +134,6 @@ class CellFolder:
         if end is not None:
             self._write(EXAMPLES, json.dumps(end.examples, indent=2, ensure_ascii=False))
             names.append(EXAMPLES)
-        texts = [*map(list, before), *(end.generations if end is not None else [])]
-        if texts:
-            table = pl.DataFrame(texts, schema=generation_schema(), orient="row")
-            write_whole(self.path / GENERATIONS, table.write_parquet, sync=True)
-            names.append(GENERATIONS)
-        readings = [untouched, *(part.reading for part in parts)]
-        if untouched is not None:
-            self._write(GENERAL, json.dumps([one for one in readings if one is not None]))
-            names.append(GENERAL)
         files = {name: digest_of(self.path / name) for name in names}
         done = {"files": files, "weights": None if end is None else end.weights}
         save_record(self.path / DONE, done, cell_of(self.cell), sync=True)

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from retcon.errors import InvalidStudy
 from retcon.method.entries import find_method
 from retcon.scoring.intervals import Statistic, combine
-from retcon.scoring.metrics import score
+from retcon.scoring.metrics import level
 from retcon.study.cells import Cell
 from retcon.study.reading import Study, Tuned, TuningRule
 from retcon.study.spec import Entry, Ridge, Spec
@@ -77,7 +77,7 @@ def choose_ridges(tunings: Sequence[Tuning], spec: Spec, study: Study) -> tuple[
 
 
 def _chosen(tuning: Tuning, spec: Spec, study: Study) -> Tuned:
-    scores = [score(study.scored(cell.id, cell.when[-1])) for cell in tuning.cells]
+    scores = [level(study.scored(cell.id, cell.when[-1]), "S") for cell in tuning.cells]
     known = {r: s for r, s in zip(tuning.ridges, scores, strict=True) if s is not None}
     if len(known) < len(scores):
         raise InvalidStudy(no_score(spec.data.cases))

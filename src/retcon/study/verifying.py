@@ -14,7 +14,7 @@ from retcon.study.points import Point
 from retcon.study.reading import FILE, STUDY, TUNED, Study, study_of
 
 # What a place and its cell both have. A cell's schedule may be another one that gives the same.
-_SHARED = ("dtype", "n", "seed", "order", "when", "score", "generation")
+_SHARED = ("dtype", "n", "seed", "order", "when", "score", "generation", "metrics")
 
 
 def verify(study: Study, progress: Progress = silent) -> list[Looked]:

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,12 @@ from retcon.method.entries import find_method
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.progress import Progress, silent
-from retcon.run.looks import Looks, Rewrite, run, unchanged
+from retcon.run.looks import Looks, Rewrite, run
 from retcon.run.order import by_keys
-from retcon.run.steps import Step
 from retcon.scoring.exact_match import continuations
-from retcon.scoring.fluency import Generation, generate
-from retcon.scoring.readings import Checkpoint, Reading
-from retcon.scoring.rows import When
-from retcon.scoring.score import check_cases, score_cases
+from retcon.scoring.metrics import Observer, observers
+from retcon.scoring.observations import Moment, Observation
+from retcon.scoring.score import check_cases
 from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.parts import End, Part
@@ -75,7 +73,9 @@ class Worker:
     device: str = "cpu"
     _model: tuple[tuple[str, str], ModelHandle] | None = field(default=None, init=False)
     _state: tuple[object, Any] | None = field(default=None, init=False)
-    _readings: dict[str, Reading] = field(default_factory=dict[str, Reading], init=False)
+    _readings: dict[str, list[Observation]] = field(
+        default_factory=dict[str, list[Observation]], init=False
+    )
 
     def model(self, name: str, dtype: str, progress: Progress = silent) -> ModelHandle:
         """The model of that name, loaded if it is not the last one."""
@@ -132,31 +132,37 @@ class Worker:
         parts, why = folder.parts("cpu" if self.device == "auto" else self.device)
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
-        looks = Looks(when=cell.when, among=frozenset(task.scored))
+        among, watching = frozenset(task.scored), self._observers(task)
+        looks = Looks(when=cell.when, among=among, observers=watching)
         check_texts(model.tokens, [case.edit for case in task.cases])
         check_cases(model.tokens, looks.chosen(task.cases))
         state = self._begin(model, method, progress)
         if isinstance(cell.order, str):
             cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order, progress))
             task = task._replace(cases=cases)
-        asked = looks.chosen(task.cases) if "pre" in cell.when else []
-        pre = score_cases(model, asked, when="pre", progress=progress)
-        work = _Work(model, method, state, task, folder, looks)
-        before = work.written("pre", progress) if cell.generation else []
-        untouched = self._untouched(model, task.general, progress)
-        parts += work.go_on(parts, progress)
-        folder.finish(parts, pre, before, self.device, untouched)
+        pre = looks.before(model, task.cases, progress)
+        parts += _Work(model, method, state, task, folder, looks).go_on(parts, progress)
+        folder.finish(parts, pre, self.device)
 
-    def _untouched(
-        self, model: ModelHandle, general: General | None, progress: Progress
-    ) -> Checkpoint | None:
-        """What is read of the model before its first edit, once for all cells that ask for it."""
+    def _observers(self, task: Task) -> tuple[Observer, ...]:
+        """What is looked at beside scores; of an untouched model as a whole once for all cells."""
+        cell = task.cell
+        named = observers((*(["GE"] if cell.generation else ()), *cell.metrics))
+        general = task.general
         if general is None:
-            return None
-        name = f"{model.fingerprint} {model.dtype} {general.identity}"
-        if name not in self._readings:
-            self._readings[name] = general.read(model, progress)
-        return Checkpoint("pre", 0, self._readings[name])
+            return named
+
+        def observe(
+            model: ModelHandle, cases: Sequence[Case], moment: Moment, progress: Progress
+        ) -> list[Observation]:
+            if moment.when != "pre":
+                return general.observe(model, cases, moment, progress)
+            name = f"{model.fingerprint} {model.dtype} {general.identity}"
+            if name not in self._readings:
+                self._readings[name] = general.observe(model, cases, moment, progress)
+            return self._readings[name]
+
+        return (*named, replace(general.observer, observe=observe))
 
     def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:
         """The cell's model, if it is the one that the cell was planned for."""
@@ -213,21 +219,9 @@ class _Work(NamedTuple):
         ):  # fmt: skip
             last = schedule.carry and seen.steps[-1].at == len(cases)
             end = self._at_the_end(before, seen.rewrite, progress) if last else None
-            reading = self._reading(seen.steps[-1], progress) if schedule.carry else None
-            made.append(
-                self.folder.commit(index, seen, carried=schedule.carry, end=end, reading=reading)
-            )
+            made.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
             index += len(seen.steps)
         return made
-
-    def _reading(self, step: Step, progress: Progress) -> Checkpoint | None:
-        """What is read of the model as a whole: after 2, 4, 8, … batches, and after the last."""
-        general = self.task.general
-        when: When = "final" if step.last else "retention"
-        due = when in self.looks.when and (step.last or step.checkpoint)
-        if general is None or not due:
-            return None
-        return Checkpoint(when, step.at, general.read(self.model, progress))
 
     def _examples(self) -> list[Case]:
         """The cases that are shown before and after."""
@@ -247,13 +241,4 @@ class _Work(NamedTuple):
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
         ]  # fmt: skip
-        written = self.written("final", progress, rewrite) if self.task.cell.generation else []
-        return End(digest.hexdigest(), examples, [list(text) for text in written])
-
-    def written(
-        self, when: When, progress: Progress, rewrite: Rewrite = unchanged
-    ) -> list[Generation]:
-        """What the model writes by itself about the scored cases."""
-        step = 0 if when == "pre" else -(-len(self.task.cases) // self.task.cell.plan.batch_size)
-        asked = rewrite(self.looks.chosen(self.task.cases))
-        return generate(self.model, asked, when=when, step=step, progress=progress)
+        return End(digest.hexdigest(), examples)

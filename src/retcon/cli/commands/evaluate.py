@@ -16,15 +16,15 @@ from retcon.cli.plan import print_plan
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 from retcon.progress import Progress
-from retcon.scoring.rows import alike
+from retcon.scoring.observations import alike
 
 if TYPE_CHECKING:
     from retcon.data.held_out import HeldOut
     from retcon.edits import Case
     from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
-    from retcon.scoring.readings import Reading
-    from retcon.scoring.rows import Row
+    from retcon.scoring.metrics import Observer
+    from retcon.scoring.observations import Observation
     from retcon.scoring.suites import General
 
 Cases = Annotated[
@@ -47,13 +47,6 @@ PatchFile = Annotated[
     typer.Option("--patch", help="Score a saved patch, or a ledger, in place of a method."),
 ]
 
-# Shown even where nothing was scored; the others only where something was.
-_ALWAYS = ("ES", "PS", "NS", "S", "token_accuracy", "exact_match", "target_probability")
-_SHOWN = (
-    *_ALWAYS, "paraphrase_token_accuracy", "locality_token_accuracy",
-    "portability_token_accuracy", "portability_exact_match",
-)  # fmt: skip
-
 
 def evaluate(
     model: options.Model,
@@ -74,6 +67,7 @@ def evaluate(
     drift_text: whole.DriftText = None,
     ability: whole.AbilityItems = None,
     data: whole.DataFolder = None,
+    metric: whole.Metrics = None,
     plan: options.Plan = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
@@ -93,9 +87,10 @@ def evaluate(
         print_plan(source, choice, len(picked), json=json)
         return
     check_writable(json)
-    asked = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
-    result = _run(source, choice, patch, picked, asked.load())
-    _print(model, result)
+    beside = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
+    asked = _Asked(picked, beside.load(), tuple(metric or ()))
+    result = _run(source, choice, patch, asked)
+    _print(model, result, asked)
     write_json(
         json,
         {
@@ -117,27 +112,40 @@ def evaluate(
 
 
 class _Found(NamedTuple):
-    """Rows, what decided them, and what the model as a whole was like by time.
+    """Rows, and what decided them.
 
     corpus: from which the second moments are; apart: whether that is other text than was read.
     """
 
-    rows: "list[Row]"
+    rows: "list[Observation]"
     about: Mapping[str, object]
-    readings: "Mapping[str, Reading]"
     corpus: str | None = None
     apart: bool | None = None
 
 
+class _Asked(NamedTuple):
+    """What is looked at: cases, text and tasks, and names of metrics."""
+
+    cases: "list[Case]"
+    general: "General"
+    metrics: tuple[str, ...]
+
+    def observers(self) -> "tuple[Observer, ...]":
+        """How that is looked at."""
+        from retcon.scoring.metrics import observers
+
+        given = (self.general.observer,) if self.general.asked else ()
+        return (*observers(self.metrics), *given)
+
+
 class _Result(NamedTuple):
-    """Scores by time (None: nothing was scored then), their intervals, and what decided them."""
+    """Rows and scores by time (scores None: nothing was scored then), and what decided them."""
 
     fingerprint: str
+    rows: "dict[str, list[Observation]]"
     scores: dict[str, dict[str, float | None] | None]
     intervals: dict[str, dict[str, tuple[float, float] | None]]
     about: Mapping[str, object]
-    general: "General"
-    readings: "Mapping[str, Reading]"
     whole: Mapping[str, object]
 
 
@@ -151,82 +159,60 @@ def _check_alone(choice: EditChoice, plan: bool) -> None:
         )
 
 
-def _run(
-    source: ModelChoice,
-    choice: EditChoice,
-    file: Path | None,
-    cases: "list[Case]",
-    general: "General",
-) -> _Result:
+def _run(source: ModelChoice, choice: EditChoice, file: Path | None, asked: _Asked) -> _Result:
     quiet_libraries()
     from retcon.patch.sources import read_source
 
+    asked.observers()  # a metric that does not exist is told before a model is loaded
     with bars() as progress:
         # The patch first: a damaged one should not cost the loading of a model.
         patch = None if file is None else read_source(file)
         model = source.load(progress)
+        if choice.given:
+            found = _with_method(model, asked, choice, progress)
+        else:
+            found = _as_it_is(model, asked, patch, progress)
         if patch is not None:
-            found = _with_patch(model, cases, patch, general, progress)
             about = {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
             found = found._replace(about=about)
-        elif choice.given:
-            found = _with_method(model, cases, choice, general, progress)
-        else:
-            found = _unedited(model, cases, general, progress)
-    return _result(model, found, general)
-
-
-def _unedited(
-    model: "ModelHandle", cases: "list[Case]", general: "General", progress: Progress
-) -> _Found:
-    from retcon.scoring.score import score_cases
-
-    rows = score_cases(model, cases, when="pre", progress=progress)
-    return _Found(rows, {}, {"pre": general.read(model, progress)})
+    return _result(model, found, asked.general)
 
 
 def _with_method(
-    model: "ModelHandle",
-    cases: "list[Case]",
-    choice: EditChoice,
-    general: "General",
-    progress: Progress,
+    model: "ModelHandle", asked: _Asked, choice: EditChoice, progress: Progress
 ) -> _Found:
     from retcon.method.presets import resolve
-    from retcon.run.evaluate import evaluate_measured
+    from retcon.run.evaluate import evaluate
 
     made = resolve(
         model.outline, method=choice.method, layers=choice.layers, settings=choice.settings
     )
     corpus = made.settings.get("corpus")
-    apart = _apart(general.text, corpus)
-    found = evaluate_measured(
-        model, cases, lambda handle: general.read(handle, progress), method=choice.method,
-        layers=choice.layers, settings=choice.settings, schedule=choice.schedule or "single",
-        progress=progress,
+    apart = _apart(asked.general.text, corpus)
+    run = evaluate(
+        model, asked.cases, method=choice.method, layers=choice.layers, settings=choice.settings,
+        schedule=choice.schedule or "single", metrics=asked.observers(), progress=progress,
     )  # fmt: skip
-    by_time = {str(when): reading for when, reading in found.measures.items()}
-    return _Found(alike(found.run.rows), found.run.describe(), by_time, _name(corpus), apart)
+    return _Found(alike(run.rows), run.describe(), _name(corpus), apart)
 
 
-def _with_patch(
-    model: "ModelHandle",
-    cases: "list[Case]",
-    patch: "Patch",
-    general: "General",
-    progress: Progress,
+def _as_it_is(
+    model: "ModelHandle", asked: _Asked, patch: "Patch | None", progress: Progress
 ) -> _Found:
-    from retcon.scoring.score import score_cases
+    """The model by itself, and with a patch in it where there is one."""
+    from retcon.run.looks import Looks
+    from retcon.scoring.observations import Moment
 
+    looks = Looks(observers=asked.observers())
+    if patch is None:
+        return _Found(looks.all(model, asked.cases, Moment("pre"), progress), {})
     patch.check(model)
     corpus = patch.about.settings.get("corpus")
-    apart = _apart(general.text, corpus)
-    rows = score_cases(model, cases, when="pre", progress=progress)
-    readings = {"pre": general.read(model, progress)}
+    apart = _apart(asked.general.text, corpus)
+    rows = looks.all(model, asked.cases, Moment("pre"), progress)
     with patch.applied(model):
-        rows += score_cases(model, cases, when="final", progress=progress)
-        readings["final"] = general.read(model, progress)
-    return _Found(rows, {}, readings, _name(corpus), apart)
+        rows += looks.all(model, asked.cases, Moment("final"), progress)
+    return _Found(rows, {}, _name(corpus), apart)
 
 
 def _name(corpus: object) -> str | None:
@@ -243,31 +229,37 @@ def _apart(text: "HeldOut | None", corpus: object) -> bool | None:
 def _result(model: "ModelHandle", found: _Found, general: "General") -> _Result:
     from retcon.scoring.metrics import intervals, summarise
 
-    times = ("pre", "immediate", "final")
-    by_time = {when: [row for row in found.rows if row.when == when] for when in times}
+    by_time = {w: rows for w in whole.TIMES if (rows := [r for r in found.rows if r.when == w])}
+    scores = {when: summarise(rows) for when, rows in by_time.items()}
     return _Result(
         fingerprint=model.fingerprint,
-        scores={when: summarise(rows) if rows else None for when, rows in by_time.items()},
-        intervals={when: intervals(rows) for when, rows in by_time.items() if rows},
+        rows=by_time,
+        scores={
+            when: {name: whole.finite(value) for name, value in scores[when].items()}
+            if when in scores
+            else None
+            for when in whole.TIMES
+        },
+        intervals={when: intervals(rows) for when, rows in by_time.items()},
         about=found.about,
-        general=general,
-        readings=found.readings,
-        whole=whole.describe(general, found.readings, found.corpus, found.apart),
+        whole=whole.describe(general, by_time, found.corpus, found.apart),
     )
 
 
-def _print(model: str, result: _Result) -> None:
+def _print(model: str, result: _Result, asked: _Asked) -> None:
+    from retcon.scoring.metrics import metrics
+
     scores = {when: found for when, found in result.scores.items() if found is not None}
     rows = [
         [
-            name,
+            metric.title,
             *(
-                f"{number(found[name])}{_span(result.intervals[when].get(name))}"
+                f"{number(found[metric.name])}{_span(result.intervals[when].get(metric.name))}"
                 for when, found in scores.items()
             ),
         ]
-        for name in _SHOWN
-        if name in _ALWAYS or any(found[name] is not None for found in scores.values())
+        for metric in metrics("headline", "table", of_prompts=True)
+        if any(found[metric.name] is not None for found in scores.values())
     ]
     about = result.about
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
@@ -278,13 +270,23 @@ def _print(model: str, result: _Result) -> None:
     for step in steps if isinstance(steps, list) else []:
         if step["note"]:
             out.print(f"at {step['at']} facts: {escape(str(step['note']))}")
-    if result.general.asked:
-        out.print(whole.print_table(result.general, result.readings))
-        if "method" in about and len(result.readings) == 1:
-            out.print(
-                "Not measured after the edits: each batch met the untouched model, and no model "
-                "holds them all. Use --schedule sequential-batch:B, or one batch of all cases."
-            )
+    if not asked.observers():
+        return
+    out.print(whole.print_table(result.rows))
+    if asked.general.asked and "method" in about and not _read_after(result.rows):
+        out.print(
+            "The model as a whole was not read after the edits: each batch met the untouched "
+            "model, and no model holds them all. Use --schedule sequential-batch:B, or one batch "
+            "of all cases."
+        )
+
+
+def _read_after(rows: "Mapping[str, list[Observation]]") -> bool:
+    """Whether passages or items were read after the edits."""
+    from retcon.scoring.observations import ITEM, PASSAGE
+
+    kinds = {row.kind.partition(":")[0] for when in rows if when != "pre" for row in rows[when]}
+    return not kinds.isdisjoint((PASSAGE, ITEM))
 
 
 def _span(pair: tuple[float, float] | None) -> str:

@@ -21,7 +21,7 @@ from retcon.report.conditions import PLAIN, Arm, names_of
 from retcon.report.kinds import compared
 from retcon.report.results import SCORES, Results
 from retcon.scoring.metrics import estimate
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 
 _LABELS: Spec = {"labelLimit": 520, "labelFontSize": 11, "title": None, "grid": False}
 _MOST_BARS, _MOST_MAPS, _AGES = 36, 6, 8
@@ -276,7 +276,7 @@ def _by_age(results: Results, arm: Arm) -> Iterator[Record]:
     written = {step["index"] + 1: int(step["at"]) for step in _steps(results, cell)}
     width = max(1, -(-arm.setting.n // _AGES))
     own = {row.case: written[row.step] for row in results.study.scored(cell, "immediate")}
-    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[Observation]] = defaultdict(list)
     for when in ("immediate", "retention", "final"):
         for row in results.study.scored(cell, when):
             if row.kind == "rewrite" and row.case in own and row.step in written:

@@ -31,7 +31,7 @@ from retcon.report.families import (
 )
 from retcon.report.results import SCORES, Results
 from retcon.scoring.metrics import estimate
-from retcon.scoring.rows import Row
+from retcon.scoring.observations import Observation
 
 
 def batch(results: Results, rank: Rank = plainness) -> Chart | None:
@@ -164,7 +164,7 @@ def _retained(results: Results, rank: Rank) -> list[Record]:
     """ES, PS, NS by how many facts were written since (powers of two)."""
     data: list[Record] = []
     for arm in _scored_again(results, rank):
-        groups: dict[int, list[Row]] = defaultdict(list)
+        groups: dict[int, list[Observation]] = defaultdict(list)
         for run in arm.runs:
             for since, row in _aged(results, run.cell, arm.setting.batch_size):
                 case, relation = f"{run.name} {row.case}", row.relation or f"case {row.case}"
@@ -198,7 +198,7 @@ def _scored_again(results: Results, rank: Rank) -> list[Arm]:
     return next((arms for arms in asked if arms), [])
 
 
-def _aged(results: Results, cell: str, size: int) -> Iterator[tuple[int, Row]]:
+def _aged(results: Results, cell: str, size: int) -> Iterator[tuple[int, Observation]]:
     """Rows of retention, each with the facts written since its own batch, as a power of two."""
     own = {row.case: row.step for row in results.study.scored(cell, "immediate")}
     for row in results.study.scored(cell, "retention"):

@@ -1,4 +1,4 @@
-"""Fluency: whether what the model writes about a subject is still text, and not one word for ever.
+"""GE: whether what the model writes about a subject is still text, and not one word for ever.
 
     GE = ½ (⅔ H₂ + 4⁄3 H₃)        H_n: entropy in bits of a text's distribution of word n-grams
 
@@ -12,52 +12,52 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from math import log2
-from typing import NamedTuple
+from typing import Any
 
 from retcon.edits import Case
-from retcon.model.generate import sample_behind
-from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-from retcon.scoring.rows import When
+from retcon.scoring.metrics import Observer, metric
+from retcon.scoring.observations import TEXT, Moment, Observation
+from retcon.scoring.scales import Amount
 
 _TOKENS, _TOP_K, _SEED = 100, 5, 0
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Generation(NamedTuple):
-    """One text that the model wrote behind an opening, and its entropy in bits."""
+def write_texts(
+    model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
+) -> list[Observation]:
+    """Let a model go on behind each case's openings, or behind its prompt where it has none."""
+    from retcon.model.generate import sample_behind
 
-    case: str
-    relation: str | None
-    when: When
-    step: int
-    index: int
-    text: str
-    entropy: float
-
-
-def generate(
-    handle: ModelHandle,
-    cases: Sequence[Case],
-    *,
-    when: When,
-    step: int = 0,
-    progress: Progress = silent,
-) -> list[Generation]:
-    """Let the model go on behind each case's openings, or behind its prompt where it has none."""
     asked = [
         (case, index, opening)
         for case in cases
         for index, opening in enumerate(case.openings or (case.edit.text,))
     ]
-    heads = [handle.tokens.prompt(opening) for _, _, opening in asked]
+    heads = [model.tokens.prompt(opening) for _, _, opening in asked]
     texts = sample_behind(
-        handle, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K, progress=progress
+        model, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K, progress=progress
     )
     return [
-        Generation(case.edit.id, case.relation, when, step, index, text, generation_entropy(text))
+        Observation(
+            case.edit.id, case.relation, TEXT, index, *moment,
+            value=generation_entropy(text), text=text,
+        )
         for (case, index, _), text in zip(asked, texts, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+@metric(
+    "GE",
+    title="Fluency",
+    kind=TEXT,
+    scale=Amount(unit="100 × bits", factor=100.0, digits=0),
+    observer=Observer(observe=write_texts, at=("pre", "final")),
+)
+def entropy(row: Observation) -> float | None:
+    """Generation entropy (GE, arXiv:2202.05262): texts that repeat themselves have little."""
+    return row.value
 
 
 def generation_entropy(text: str) -> float:

@@ -1,0 +1,53 @@
+"""What was observed beside scores of prompts: text, tasks, metrics of one's own."""
+
+from retcon.report.conditions import Arm
+from retcon.report.numbers import MISSING
+from retcon.report.results import Results
+from retcon.report.tables import (
+    TIMES_IN_WORDS,
+    Table,
+    place,
+    place_columns,
+    setting_fields,
+)
+from retcon.scoring.metrics import Metric, metrics
+
+
+def observed(results: Results) -> list[Table]:
+    """A table of each such metric, with its change against the untouched model."""
+    found = [_table(results, one) for one in metrics("headline", "table", of_prompts=False)]
+    return [table for table in found if table.rows]
+
+
+def times_of(results: Results, arm: Arm, metric: Metric) -> list[str]:
+    """The times at which a metric was observed."""
+    return [when for when in TIMES_IN_WORDS if results.has(arm, when, metric.name)]
+
+
+def _table(results: Results, metric: Metric) -> Table:
+    arms = [arm for arm in results.arms if times_of(results, arm, metric)]
+    times = [w for w in TIMES_IN_WORDS if any(results.has(arm, w, metric.name) for arm in arms)]
+    fields, note = setting_fields(arms)
+    rows = [(*place(arm, arms, fields), *_cells(results, arm, metric, times)) for arm in arms]
+    better = f" {metric.better.capitalize()} is better." if metric.better else ""
+    unit = f" In {metric.scale.unit}." if metric.scale.unit else ""
+    said = (
+        f"{metric.about}{better}{unit} Intervals are of 95 %; changes are paired over the same "
+        f"cases. {note}"
+    )
+    columns = (*place_columns(fields), "cases", *(TIMES_IN_WORDS[w] for w in times), "change")
+    return Table(metric.title, said.strip(), columns, tuple(rows))
+
+
+def _cells(results: Results, arm: Arm, metric: Metric, times: list[str]) -> tuple[str, ...]:
+    levels = [results.estimate(arm, when, metric.name) for when in times]
+    cases = next((f"{one.cases:,}" for one in reversed(levels) if one.mean is not None), MISSING)
+    return (cases, *map(metric.scale.told, levels), change(results, arm, metric))
+
+
+def change(results: Results, arm: Arm, metric: Metric) -> str:
+    """What has changed since the untouched model, by the last time at which that was observed."""
+    times = times_of(results, arm, metric)
+    if len(times) < 2 or times[0] != "pre":
+        return MISSING
+    return metric.scale.change_told(results.change(arm, ("pre", times[-1]), metric.name))
