@@ -24,6 +24,7 @@ from retcon.run.edit import edit
 from retcon.run.evaluate import evaluate
 from retcon.run.rules import RULES
 from retcon.run.schedule import Schedule
+from retcon.scoring.metrics import METRICS, change, estimate
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
 from retcon.study.spec import load_spec
@@ -31,8 +32,8 @@ from retcon.study.store import CellFolder
 from test_methods import EDITS
 from tiny_study import write_model_and_facts
 
-OWN = ("momentum", "doubling", "triples", "npz", "adapting")
-REGISTRIES = (METHODS, RULES, DATASETS, EXPORT_FORMS, FINDINGS)
+OWN = ("momentum", "doubling", "triples", "npz", "adapting", "mrr")
+REGISTRIES = (METHODS, RULES, DATASETS, EXPORT_FORMS, FINDINGS, METRICS)
 TRIPLES = [
     {"s": f"{a} {b}", "r": "town", "o": "Rome", "was": "Paris"}
     for a in ("Marie", "Danielle", "Rome") for b in ("Curie", "Paris")
@@ -43,10 +44,10 @@ retcon_study: 1
 name: plugged
 model: ./model
 threads: 1
-plugins: [momentum.py, doubling.py, triples.py, adapting.py]
+plugins: [momentum.py, doubling.py, triples.py, adapting.py, mrr.py]
 findings: [adapting]
 data: {cases: triples.jsonl, unique_subjects: true, options: {style: question}}
-defaults: {method: momentum, layer: 1, n: 6, settings: {lr: 0.01}}
+defaults: {method: momentum, layer: 1, n: 6, settings: {lr: 0.01}, metrics: [mrr]}
 blocks:
   - {name: doubled, schedule: adaptive-doubling, batch_size: 1}
   - {name: pairs, schedule: sequential-batch, batch_size: 2}
@@ -134,6 +135,30 @@ def test_a_data_set_with_an_option(folder):
         load_cases("triples.jsonl", options={"style": "song"})
 
 
+def test_a_metric_on_what_scores_do_not_hold(cache):
+    load_all()
+    model, cases = pico(), load_cases("starter")[:4]
+    options = {"method": "momentum", "layers": (1,), "settings": {"lr": 0.05}}
+    for schedule, last in (("sequential-batch:2", "final"), ("batch:2", "immediate")):
+        run = evaluate(model, cases, schedule=schedule, metrics=["mrr"], **options)
+        ranks = {(row.case, row.when): row.value for row in run.rows if row.kind == "target rank"}
+        assert len(ranks) == (12 if last == "final" else 8)
+        for case in cases:
+            ids, start = model.tokens.continuation(case.edit.text, case.edit.target)
+            logits = model.model(input_ids=torch.tensor([ids[:start]])).logits[0, -1]
+            order = logits.argsort(descending=True).tolist()
+            assert ranks[case.edit.id, "pre"] == 1 + order.index(ids[start])
+        shares = [1 / ranks[case.edit.id, last] for case in cases]
+        assert estimate(run.at(last), "mrr").mean == pytest.approx(25 * sum(shares))
+        # Edits made for them are seen.
+        assert change(run.at("pre"), run.at(last), "mrr").mean > 0
+    assert not [row for row in evaluate(model, cases, **options).rows if row.value is not None]
+    with pytest.raises(UnknownName, match=r"metric 'mrrr'.*Did you mean 'mrr'"):
+        evaluate(model, cases, metrics=["mrrr"], **options)
+    with pytest.raises(InvalidSetting, match="--ability"):
+        evaluate(model, cases, metrics=["tasks"], **options)
+
+
 def test_an_export_form(folder, retcon):
     load_all()
     patch = edit(pico(), EDITS, method="momentum", layers=(1,), settings={"lr": 0.01})
@@ -157,13 +182,15 @@ def test_an_export_form(folder, retcon):
 def test_on_the_command_line(folder, retcon):
     code, out, err = retcon(
         *own(), "eval", "./model", "--cases", "triples.jsonl", "--option", "style=question",
-        "--method", "momentum", "--layer", "1",
+        "--method", "momentum", "--layer", "1", "--metric", "mrr",
         "--set", "beta=0.5", "--schedule", "adaptive-doubling:2", "--json", "run.json",
     )  # fmt: skip
     assert code == 0, err
     said = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert said["settings"] == {"lr": 1e-3, "beta": 0.5}
     assert [step["edits"] for step in said["steps"]] == [2, 4]
+    assert "MRR" in out and 0 < said["final"]["mrr"] <= 100
+    assert said["pre"]["mrr"] is not None and "change" in out
     code, out, err = retcon(*own(), "methods", "momentum")
     assert code == 0 and "Vₜ = β Vₜ₋₁" in out, err
 
@@ -190,15 +217,28 @@ def test_a_study_goes_on_from_where_it_was_cut_off(folder, retcon, monkeypatch):
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 2
     code, out, err = retcon(*own(), "study", "report", "cut")
-    assert code == 0 and "(adapting)" in out, err
+    assert code == 0 and "(adapting)" in out and "MRR, %" in out, err
     page = (folder / "cut" / "report.html").read_text(encoding="utf-8")
     assert 'id="finding-adapting"' in page and 'id="chart-adapting"' in page
     report = make_report(read_study(folder / "whole"))
     ((effect,),) = (finding.effects for finding in report.findings)
     kept = (folder / "cut" / "report" / "finding-adapting.csv").read_text(encoding="utf-8")
     assert f"{effect.estimate.mean:.4f}" in kept and effect.text.startswith("batches by doubling")
+    table = (folder / "cut" / "report" / "mrr.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0].endswith("after the last batch,change") and len(table) == 3
+    assert "Mean reciprocal rank" in page
     schedules = {point.schedule for point in read_study(folder / "cut").points}
     assert schedules == {"adaptive-doubling", "sequential-batch"}
+
+
+def test_a_report_without_a_plugin_says_which_metric_it_does_not_show(folder, retcon, monkeypatch):
+    run_study(load_spec("study.yaml"), folder / "done")
+    METRICS._entries.pop("mrr")
+    monkeypatch.setattr(registry, "_LOADED", {})
+    code, out, err = retcon("study", "report", "done")
+    assert code == 0 and "Metrics that are not shown" in out and "mrr.py" in out, err
+    rows = (folder / "done" / "report" / "rows.parquet").read_bytes()
+    assert b"target rank" in rows
 
 
 def test_a_folder_of_results_runs_no_file_by_itself(folder, monkeypatch):

@@ -23,6 +23,7 @@ from retcon.report.layers import recommend
 from retcon.report.observed import observed
 from retcon.report.ranking import compare
 from retcon.report.results import Results
+from retcon.report.terminal import brief
 from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
 from retcon.scoring.metrics import estimate, summarise
 from retcon.study.reading import Study, read_study
@@ -143,6 +144,33 @@ def test_texts_are_reported_where_there_are_some(tmp_path):
     assert fluency.title == "Fluency" and fluency.columns[-3:] == (
         "untouched model", "after the last batch", "change"
     )  # fmt: skip
+
+
+def test_portability_and_locality_are_reported(tmp_path):
+    """Of data sets without an old answer there is no ES, and yet a report."""
+    place = point("zsre", schedule="sequential-batch", batch_size=4, n=8)
+    folder = make_study(tmp_path, [place])
+    cell = folder / "cells" / str(place.cell)
+    rows = pl.read_parquet(cell / "rows.parquet").with_columns(
+        pl.col("kind").replace({"paraphrase": "portability", "neighbour": "locality"}),
+        *(pl.lit(None).alias(name) for name in ("nll_old", "n_old", "hits_old")),
+    )
+    rows.write_parquet(cell / "rows.parquet")
+    seal_again(cell, "rows.parquet")
+    results = Results(read_study(folder))
+    told = {table.title.partition(" (")[0]: table for table in tables.summary(results)}
+    final = told["Scores, final"]
+    assert final.columns[-3:] == ("cases", "portability", "locality")
+    share = 100 * rows.filter(kind="locality", when="final")["hits_new"].mean()
+    assert final.rows[0][-1].startswith(f"{share:.1f} [")
+    assert "token accuracy" in told["Further scores, final"].columns
+    assert len(told["Scores, pre"].rows) == 1
+    shown = {table.title.partition(",")[0]: table for table in brief(results, [])}
+    assert {"portability", "locality", "token accuracy"} <= {*shown["Scores"].columns}
+    assert "ES" not in shown["Scores"].columns
+    written = page.write_report(folder)
+    assert "locality" in written.html.read_text(encoding="utf-8")
+    assert "locality" in (folder / "report" / "scores-final.csv").read_text(encoding="utf-8")
 
 
 def test_tables_fit_a_terminal(folder, monkeypatch):

@@ -12,8 +12,8 @@ from polars.testing import assert_frame_equal
 from made_study import lifelong_grid, make_study, seal_again, small_grid
 from retcon.errors import DamagedCell, InvalidStudy, StorageError
 from retcon.report import page
-from retcon.sealed import load_record
-from retcon.study.packed import open_pack
+from retcon.sealed import digest_of, load_lines, load_record, save_lines
+from retcon.study.packed import PACK, content_of_rows, open_pack
 from retcon.study.packing import pack
 from retcon.study.reading import read_study
 from retcon.study.runner import run_study
@@ -97,6 +97,50 @@ def test_every_value_is_kept_to_the_last_bit(ran):
             assert getattr(one, what)() == getattr(other, what)()
         texts += len(one.rows().filter(pl.col("kind") == "text"))
     assert texts
+
+
+def test_what_earlier_versions_kept_beside_the_rows_is_read_from_a_pack_too(tmp_path):
+    """Held-out text, tasks and texts were no rows: made-up studies have them as they were."""
+    (place,) = [one for one in lifelong_grid() if one.block == "stale"]
+    live = make_study(tmp_path / "live", [place])
+    cell = live / "cells" / place.cell
+    texts = [
+        {"case": f"fact-{i}", "relation": None, "when": "final", "step": 8, "index": 0,
+         "text": f"Text {i}.", "entropy": 5.5 + i}
+        for i in range(3)
+    ]  # fmt: skip
+    pl.DataFrame(texts).write_parquet(cell / "generations.parquet")
+    seal_again(cell, "generations.parquet")
+    rows = read_study(live).rows(place.cell)
+    of = {kind: rows.filter(pl.col("kind") == kind) for kind in ("passage", "item:piqa", "text")}
+    assert of["text"].select("case", "value", "text").rows()[2] == ("fact-2", 7.5, "Text 2.")
+    assert of["passage"].select("when", "step").unique(maintain_order=True).rows() == [
+        ("pre", 0), ("retention", 4), ("final", 8)
+    ]  # fmt: skip
+    assert of["passage"]["nll_new"][:2].to_list() == [3.0, 3.1] and len(of["item:piqa"]) == 300
+    # A pack of before, which has them in its lines, and one of today, which has rows alone.
+    line = packed(live) / "cells.jsonl"
+    assert "Text 2" not in line.read_text(encoding="utf-8")
+    assert_frame_equal(read_study(line.parent).rows(place.cell), rows)
+    pack_as_before(live, cell, tmp_path / "before")
+    assert_frame_equal(read_study(tmp_path / "before").rows(place.cell), rows)
+    assert read_study(tmp_path / "before").finished_cell(place.cell).check()
+
+
+def pack_as_before(live: Path, cell: Path, target: Path) -> None:
+    """A pack in the form in which readings and texts were no rows."""
+    shutil.copytree(live.with_name("packed"), target)
+    scored = pl.read_parquet(cell / "rows.parquet")
+    scored.select(pl.lit(cell.name).alias("cell"), pl.all()).write_parquet(target / "rows.parquet")
+    head, lines = load_lines(target / "cells.jsonl", PACK)
+    (line,) = lines
+    line |= {
+        "rows": content_of_rows(scored),
+        "general": json.loads((cell / "general.json").read_text(encoding="utf-8")),
+        "generations": pl.read_parquet(cell / "generations.parquet").to_dict(as_series=False),
+    }
+    head["files"]["rows.parquet"] = digest_of(target / "rows.parquet")
+    save_lines(target / "cells.jsonl", head, [line], {**PACK, "study": "made up"})
 
 
 def test_the_report_of_a_pack_is_that_of_the_folder(tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ def test_interrupted_it_says_how_to_go_on_and_nothing_else(folder, retcon, monke
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retcon.study.worker.score_cases", interrupt)
+    monkeypatch.setattr("retcon.run.looks.score_cases", interrupt)
     code, _, err = retcon("study", "run", "s.yaml", "--out", "study")
     assert code == 130 and "retcon study resume study" in err and "as before" not in err
 

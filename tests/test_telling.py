@@ -222,7 +222,7 @@ def test_a_study_that_is_terminated_says_how_to_go_on(folder, retcon, monkeypatc
     )
     (folder / "s.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(
-        "retcon.study.worker.score_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+        "retcon.run.looks.score_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
     )
     code, _, err = retcon("study", "run", "s.yaml", "--out", "s")
     err = " ".join(err.split())

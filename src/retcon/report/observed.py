@@ -10,13 +10,25 @@ from retcon.report.tables import (
     place_columns,
     setting_fields,
 )
-from retcon.scoring.metrics import Metric, metrics
+from retcon.scoring.metrics import METRICS, Metric, metrics
 
 
 def observed(results: Results) -> list[Table]:
     """A table of each such metric, with its change against the untouched model."""
     found = [_table(results, one) for one in metrics("headline", "table", of_prompts=False)]
-    return [table for table in found if table.rows]
+    return [table for table in (*found, unknown(results)) if table.rows]
+
+
+def unknown(results: Results) -> Table:
+    """Metrics that the study observed, and that nothing here enters: a plugin has to be named."""
+    study = results.study
+    asked = dict.fromkeys(name for point in study.points for name in point.metrics)
+    why = (
+        f"a plugin of the study enters it ({', '.join(study.record.plugins)}): "
+        f"retcon --plugin FILE study report DIR"
+    )
+    rows = [(name, why) for name in asked if name not in METRICS.all()]
+    return Table("Metrics that are not shown", "", ("metric", "why"), tuple(rows))
 
 
 def times_of(results: Results, arm: Arm, metric: Metric) -> list[str]:

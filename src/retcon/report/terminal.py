@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from retcon.report.conditions import Arm
 from retcon.report.findings import Finding, FindingSet, by_set
 from retcon.report.numbers import MISSING, spanned
-from retcon.report.observed import change, times_of
+from retcon.report.observed import change, times_of, unknown
 from retcon.report.results import Results
 from retcon.report.tables import Table, costs_of, missing, scored_then, tuned, words
 from retcon.scoring.intervals import Estimate
@@ -25,6 +25,7 @@ def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:
         _costs(results),
         tuned(results.study),
         missing(results.study),
+        unknown(results),
     ]
     return [table for table in tables if table.rows]
 
