@@ -158,7 +158,7 @@ def test_portability_and_locality_are_reported(tmp_path):
     rows.write_parquet(cell / "rows.parquet")
     seal_again(cell, "rows.parquet")
     results = Results(read_study(folder))
-    told = {table.title.partition(" (")[0]: table for table in tables.summary(results)}
+    told = {table.title.partition(" (")[0]: table for table in tables.summary(results, [])}
     final = told["Scores, final"]
     assert final.columns[-3:] == ("cases", "portability", "locality")
     share = 100 * rows.filter(kind="locality", when="final")["hits_new"].mean()

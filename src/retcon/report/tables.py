@@ -336,7 +336,9 @@ def frame(study: Study) -> "pl.DataFrame":
     for point in study.finished():
         if point.cell is None or point.cell in frames:
             continue
-        columns = point.model_dump(exclude={"when", "settings", "layers", "cell", "refused"})
+        columns = point.model_dump(
+            exclude={"when", "settings", "layers", "metrics", "cell", "refused"}
+        )
         columns |= {"layers": ",".join(map(str, point.layers)), "settings": str(point.settings)}
         rows = study.rows(point.cell)
         named = [pl.lit(v).alias(k) for k, v in columns.items()]
