@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from retcon.edits import Case
+from retcon.model.forward import logits_at
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import Observer, metric
@@ -26,9 +27,8 @@ def observe(
     for case in cases:
         progress("ranking targets", len(rows), len(cases))
         ids, start = model.tokens.continuation(case.edit.text, case.edit.target)
-        prompt = torch.tensor([ids[:start]], device=model.device)
         with torch.no_grad():
-            logits = model.model(input_ids=prompt).logits[0, -1]
+            (logits,) = logits_at(model, [ids[:start]], [(0, start - 1)])
         rank = 1 + int((logits > logits[ids[start]]).sum())
         rows.append(Observation(case.edit.id, case.relation, KIND, 0, *moment, value=float(rank)))
     progress("ranking targets", len(rows), len(cases))
