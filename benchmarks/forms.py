@@ -26,7 +26,7 @@ from machine import cases as take_cases
 from machine import parser_of, source
 from retcon.cli.options import parse_settings
 from retcon.edits import Case
-from retcon.model.checkpoint import Checkpoint
+from retcon.model.checkpoint import CheckpointFiles
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.model.smollm2 import ALIAS, gguf_file
@@ -81,7 +81,7 @@ def merged(
     name: str, folder: Path, patch: Patch, cases: Sequence[Case], dtype: torch.dtype
 ) -> list[Observation]:
     folder.mkdir()
-    write_merged(folder, patch, Checkpoint.open(name), dtype)
+    write_merged(folder, patch, CheckpointFiles.open(name), dtype)
     return score_cases(load(str(folder), dtype=str(dtype).split(".")[1]), cases, when="final")
 
 

@@ -37,7 +37,7 @@ from retcon.algebra.solve import write_keys
 from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions
 from retcon.features.keys import read_keys
-from retcon.features.prefix_cache import Place
+from retcon.features.prefix_cache import DeltaPlace
 from retcon.features.second_moments import collect_moments
 from retcon.features.target_loss import TargetLoss
 from retcon.features.targets import (
@@ -310,7 +310,7 @@ def small_passes(bench: Bench, model: ModelHandle) -> Figures:
 
 def _useful_flops(model: ModelHandle, chosen: Sequence[Edit], layer: int) -> float:
     """Of one pass over all texts of one edit, forward and backward: as in targets.py."""
-    place = Place(layer, "block")
+    place = DeltaPlace(layer, "block")
     rows = TargetLoss(model, chosen, PREFIXES, place, kl=0.0625, micro_batch=512).rows
     live = model.architecture.blocks[layer + 1 :]
     body = sum(p.numel() for block in live for p in block.parameters())

@@ -25,7 +25,7 @@ from machine import Figures, cases, parser_of, print_figures, source, tests_on_p
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions, sample_prefixes
-from retcon.features.prefix_cache import Place
+from retcon.features.prefix_cache import DeltaPlace
 from retcon.features.target_loss import TargetLoss
 from retcon.features.targets import (
     TargetOptions,
@@ -69,7 +69,7 @@ class Runs:
 
     def useful_flops(self) -> float:
         """Of one pass over all texts of one edit, forward and backward, on the mean."""
-        place = Place(LAYER, "block")
+        place = DeltaPlace(LAYER, "block")
         rows = TargetLoss(
             self.model, self.edits, self.prefixes, place, kl=0.0625, micro_batch=MICRO_BATCH
         ).rows

@@ -17,7 +17,7 @@ import torch
 
 from pico import pico
 from retcon.errors import RetconError
-from retcon.model.checkpoint import Checkpoint
+from retcon.model.checkpoint import CheckpointFiles
 from retcon.model.structure import Outline
 from retcon.patch.events import read_scores
 from retcon.patch.export.lora import lora_of
@@ -68,7 +68,7 @@ def read(kind: str, folder: Path, outline: Outline) -> None:
     elif kind == "adapter":
         read_peft(folder / "adapter", outline, base=load_about(folder / "p.safetensors").base)
     elif kind == "checkpoint":
-        found = Checkpoint(folder / "checkpoint", outline)
+        found = CheckpointFiles(folder / "checkpoint", outline)
         found.fingerprint  # noqa: B018
     else:
         read_scores(folder / "scores.json")

@@ -20,7 +20,7 @@ from retcon.errors import (
     StorageError,
 )
 from retcon.files import whole_folder
-from retcon.model.checkpoint import Checkpoint
+from retcon.model.checkpoint import CheckpointFiles
 from retcon.model.load import load
 from retcon.patch.export.gguf import write_gguf
 from retcon.patch.export.lora import lora_of
@@ -100,7 +100,7 @@ def test_forms_agree_with_the_native_patch(family, tmp_path):
     assert torch.allclose(logits(served), native, atol=1e-4)
     # Merged in float32: the very weights of the native patch.
     (tmp_path / "merged").mkdir()
-    checkpoint = Checkpoint.open(str(tmp_path / "base"))
+    checkpoint = CheckpointFiles.open(str(tmp_path / "base"))
     assert checkpoint.fingerprint == model.fingerprint
     write_merged(tmp_path / "merged", patch, checkpoint)
     assert torch.equal(logits(fresh(tmp_path / "merged")), native)
@@ -116,7 +116,7 @@ def test_forms_agree_with_the_native_patch(family, tmp_path):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_checkpoint_s_fingerprint_is_the_loaded_model_s(family, tmp_path):
     model = saved(family, tmp_path, shard="20KB")
-    assert Checkpoint.open(str(tmp_path)).fingerprint == model.fingerprint
+    assert CheckpointFiles.open(str(tmp_path)).fingerprint == model.fingerprint
 
 
 def test_two_adapters_stack_in_peft(tmp_path):
@@ -251,7 +251,7 @@ def test_merging_rewrites_the_edited_shards_alone(tmp_path):
     model = load(str(tmp_path / "base"))
     patch = some_patch(model, layers=(1,))
     (tmp_path / "merged").mkdir()
-    lost = write_merged(tmp_path / "merged", patch, Checkpoint.open(str(tmp_path / "base")))
+    lost = write_merged(tmp_path / "merged", patch, CheckpointFiles.open(str(tmp_path / "base")))
     assert lost[1].lost < 1e-5 and lost[1].dtype == "float32"
     shards = sorted(file.name for file in (tmp_path / "base").glob("*.safetensors"))
     changed = [
@@ -269,7 +269,7 @@ def test_merging_rewrites_the_edited_shards_alone(tmp_path):
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     assert "Danielle Darrieux" in card and "base_model_relation: finetune" in card
     with pytest.raises(PatchMismatch, match="not for"):
-        write_merged(tmp_path / "merged", patch, Checkpoint.open(str(tmp_path / "merged")))
+        write_merged(tmp_path / "merged", patch, CheckpointFiles.open(str(tmp_path / "merged")))
 
 
 @pytest.mark.parametrize("size", [0.2, 0.004])
@@ -279,14 +279,14 @@ def test_merging_in_half_precision_is_what_loading_and_editing_gives(size, tmp_p
     model = load(str(tmp_path / "base"), dtype="bfloat16")
     patch = some_patch(model, size=size)
     (tmp_path / "merged").mkdir()
-    lost = write_merged(tmp_path / "merged", patch, Checkpoint.open(str(tmp_path / "base")))
+    lost = write_merged(tmp_path / "merged", patch, CheckpointFiles.open(str(tmp_path / "base")))
     merged = load(str(tmp_path / "merged"), dtype="bfloat16")
     with patch.applied(model):
         assert merged.weights_hash() == model.weights_hash()
     assert (lost[0].lost > 0.5) == (size < 0.1) == (lost[0].unmoved > 0.5)
     # In float32 nothing is lost.
     (tmp_path / "wide").mkdir()
-    lost = write_merged(tmp_path / "wide", patch, Checkpoint.open(str(tmp_path / "base")), F32)
+    lost = write_merged(tmp_path / "wide", patch, CheckpointFiles.open(str(tmp_path / "base")), F32)
     assert lost[0].lost < 1e-2
     wide = json.loads((tmp_path / "wide" / "config.json").read_text(encoding="utf-8"))
     assert wide["dtype"] == "float32"
@@ -299,7 +299,7 @@ def test_a_cast_of_shards_has_an_index_that_fits(tmp_path):
     saved("llama", tmp_path / "base", shard="20KB")
     patch = some_patch(load(str(tmp_path / "base")))
     (tmp_path / "half").mkdir()
-    write_merged(tmp_path / "half", patch, Checkpoint.open(str(tmp_path / "base")), BF16)
+    write_merged(tmp_path / "half", patch, CheckpointFiles.open(str(tmp_path / "base")), BF16)
     assert load(str(tmp_path / "half"), dtype="bfloat16").dtype == BF16
 
 
@@ -310,18 +310,18 @@ def test_checkpoints_that_cannot_be_merged_into(tmp_path):
     escaped = {**names, "weight_map": dict.fromkeys(names["weight_map"], "../secret.safetensors")}
     index.write_text(json.dumps(escaped), encoding="utf-8")
     with pytest.raises(ModelNotFound, match=r"no file of this folder"):
-        _ = Checkpoint.open(str(tmp_path)).shards
+        _ = CheckpointFiles.open(str(tmp_path)).shards
     index.write_text("[1, 2", encoding="utf-8")
     with pytest.raises(ModelNotFound, match="cannot be read"):
-        _ = Checkpoint.open(str(tmp_path)).shards
+        _ = CheckpointFiles.open(str(tmp_path)).shards
     index.unlink()
     with pytest.raises(NotExportable, match="save_pretrained"):
-        _ = Checkpoint.open(str(tmp_path)).shards
+        _ = CheckpointFiles.open(str(tmp_path)).shards
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(NotExportable, match="quantised"):
-        Checkpoint.open(str(tmp_path))
+        CheckpointFiles.open(str(tmp_path))
 
 
 def test_what_fits_no_model_is_refused(tmp_path):
@@ -446,7 +446,7 @@ def test_a_multimodal_checkpoint_is_merged_and_served(tmp_path):
     tokenizer().save_pretrained(tmp_path / "base")
     model = load(str(tmp_path / "base"))
     patch = some_patch(model)
-    checkpoint = Checkpoint.open(str(tmp_path / "base"))
+    checkpoint = CheckpointFiles.open(str(tmp_path / "base"))
     assert checkpoint.weights == model.weights
     assert all("language_model.model" in checkpoint.home(s.path)[1]
                for s in model.architecture.sites.values())  # fmt: skip

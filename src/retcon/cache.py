@@ -49,14 +49,14 @@ _LEFT = 0.9
 _EVERY = 20.0
 
 Name = Mapping[str, object]
-Entry = Mapping[str, "Tensor"]
+CacheEntry = Mapping[str, "Tensor"]
 R = TypeVar("R")
 
 
 class Recalled(NamedTuple):
     """An entry, and whether it was there before it was asked for."""
 
-    entry: Entry
+    entry: CacheEntry
     cached: bool
 
 
@@ -87,7 +87,7 @@ def limit() -> int:
 def recall(
     kind: EntryKind,
     names: Sequence[Name],
-    compute: Callable[[list[int]], Sequence[Entry]],
+    compute: Callable[[list[int]], Sequence[CacheEntry]],
     *,
     together: int | None = None,
 ) -> list[Recalled]:
@@ -120,14 +120,14 @@ class Unfinished:
         self._kind = kind
         self._digest = _digest(kind, {"unfinished": [_digest(kind, name) for name in names]})
         self._path = _path(kind, self._digest)
-        self._noted: Entry | None = None
+        self._noted: CacheEntry | None = None
         self._written = time.monotonic()
 
-    def read(self) -> Entry | None:
+    def read(self) -> CacheEntry | None:
         """What a computation that was cut off has kept."""
         return _without_damage(self._kind, [_read(self._kind, self._digest)])[0]
 
-    def note(self, standing: Entry) -> None:
+    def note(self, standing: CacheEntry) -> None:
         """Keep how far it has come."""
         self._noted = standing
         if time.monotonic() - self._written > _EVERY:
@@ -276,7 +276,7 @@ def _path(kind: str, digest: str) -> Path:
     return cache_folder() / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _without_damage(kind: str, found: list[Entry | Damaged | None]) -> list[Entry | None]:
+def _without_damage(kind: str, found: list[CacheEntry | Damaged | None]) -> list[CacheEntry | None]:
     """The entries that are to be trusted; the others are said in one line."""
     damaged = [one for one in found if isinstance(one, Damaged)]
     if damaged:
@@ -286,7 +286,7 @@ def _without_damage(kind: str, found: list[Entry | Damaged | None]) -> list[Entr
     return [None if isinstance(one, Damaged) else one for one in found]
 
 
-def _read(kind: str, digest: str) -> Entry | Damaged | None:
+def _read(kind: str, digest: str) -> CacheEntry | Damaged | None:
     """An entry, marked as used now."""
     if limit() == 0:
         return None
@@ -298,7 +298,7 @@ def _read(kind: str, digest: str) -> Entry | Damaged | None:
     return found
 
 
-def _load(path: Path, owner: Owner) -> Entry:
+def _load(path: Path, owner: Owner) -> CacheEntry:
     with open_tensors(path, owner) as opened:
         # Without a seal the header is the entry's name.
         if not opened.sealed and opened.metadata.get("retcon") != path.stem:
@@ -306,7 +306,7 @@ def _load(path: Path, owner: Owner) -> Entry:
         return opened.read_all()
 
 
-def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
+def _keep(kind: str, digests: Sequence[str], entries: Sequence[CacheEntry]) -> None:
     """Store entries, then make room."""
     if limit() == 0:
         return
@@ -320,7 +320,7 @@ def _keep(kind: str, digests: Sequence[str], entries: Sequence[Entry]) -> None:
         return
 
 
-def _store(path: Path, entry: Entry) -> None:
+def _store(path: Path, entry: CacheEntry) -> None:
     if all(bool(tensor.isfinite().all()) for tensor in entry.values()):
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in entry.items()}
         save_tensors(path, tensors, place(path))

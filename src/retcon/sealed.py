@@ -34,7 +34,7 @@ _CAUSES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionEr
 Owner = Mapping[str, object]
 
 
-class Record(NamedTuple):
+class SealedRecord(NamedTuple):
     """What was written, without its seal. sealed: whether it had one, which matched."""
 
     value: Any
@@ -65,7 +65,7 @@ def save_record(
     write_whole(target, lambda work: work.write_bytes(text.encode()), sync=sync)
 
 
-def load_record(path: Path, owner: Owner) -> Record:
+def load_record(path: Path, owner: Owner) -> SealedRecord:
     """Read a JSON file. Without a seal it may hold any value.
 
     Raises:
@@ -89,7 +89,7 @@ def save_text(target: Path, text: str, owner: Owner, *, sync: bool = False) -> N
     write_whole(target, lambda work: work.write_bytes(whole), sync=sync)
 
 
-def load_text(path: Path, owner: Owner) -> Record:
+def load_text(path: Path, owner: Owner) -> SealedRecord:
     """Read a text, without the line of its seal.
 
     Raises:
@@ -102,11 +102,11 @@ def load_text(path: Path, owner: Owner) -> Record:
         if not ended:
             raise Damaged(f"{path} is damaged: not even its first line is whole.")
         if not line.startswith(_LINE + b"{") and f'"{SEAL}"'.encode() not in line:
-            return Record(whole.decode(), sealed=False)
+            return SealedRecord(whole.decode(), sealed=False)
         said = unseal(json.loads(line.removeprefix(_LINE)), owner, path)
         if not said.sealed or said.value["sha256"] != hashlib.sha256(content).hexdigest():
             raise differs(path)
-        return Record(content.decode(), sealed=True)
+        return SealedRecord(content.decode(), sealed=True)
 
 
 def save_lines(
@@ -222,12 +222,12 @@ def seal(
     return {**plain, SEAL: {**told, "sha256": digest([plain, told])}}
 
 
-def unseal(found: object, owner: Owner, path: Path) -> Record:
+def unseal(found: object, owner: Owner, path: Path) -> SealedRecord:
     """A record without its seal, which is checked."""
     if not isinstance(found, dict) or SEAL not in found:
         if _holds_a_seal(found):
             raise differs(path)
-        return Record(found, sealed=False)
+        return SealedRecord(found, sealed=False)
     told = {**found[SEAL]}
     plain = {key: value for key, value in found.items() if key != SEAL}
     if told.pop("sha256", None) != digest([plain, told]):
@@ -239,7 +239,7 @@ def unseal(found: object, owner: Owner, path: Path) -> Record:
             f"{path} is another's: it is of {_list(said, other)}, and {_list(wanted, other)} was "
             f"asked for."
         )
-    return Record(plain, sealed=True)
+    return SealedRecord(plain, sealed=True)
 
 
 def _holds_a_seal(found: object) -> bool:

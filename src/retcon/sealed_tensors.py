@@ -19,7 +19,7 @@ from retcon.files import write_whole
 from retcon.sealed import (
     SEAL,
     Owner,
-    Record,
+    SealedRecord,
     check_folder,
     differs,
     digest,
@@ -140,7 +140,9 @@ def check(path: Path, owner: Owner) -> bool:
     return (load_record if path.suffix == ".json" else load_text)(path, owner).sealed
 
 
-def _header(metadata: Mapping[str, str], owner: Owner, path: Path) -> tuple[Record, dict[str, str]]:
+def _header(
+    metadata: Mapping[str, str], owner: Owner, path: Path
+) -> tuple[SealedRecord, dict[str, str]]:
     """The record in a header, and the digests of the tensors that its seal tells."""
     text = metadata.get(_HEADER, "")
     try:

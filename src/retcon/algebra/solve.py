@@ -24,7 +24,7 @@ class Collision(CollidingEdits):
         super().__init__(f"row {second} has the key of {earlier} (cosine {cosine:.6f})")
 
 
-class Written(NamedTuple):
+class Solution(NamedTuple):
     """The solution of the equation.
 
     rows: A. novelty: how much of each key was new (1) or a copy (0). memory: the rows that the
@@ -42,7 +42,7 @@ def write_keys(
     ridge: float,
     *,
     read: Float64[Tensor, "n d_in"] | None = None,
-) -> Written:
+) -> Solution:
     """Rows aᵢ such that ΔW = Σ rᵢ aᵢᵀ writes the residual rᵢ at the key kᵢ and moves little else.
 
         A = (K M⁻¹ Kᵀ + ρ I)⁻¹ K M⁻¹   minimises   ‖ΔW M^½‖² + (1/ρ) Σ ‖ΔW kᵢ − rᵢ‖²
@@ -80,7 +80,7 @@ def write_keys(
         solution = torch.linalg.solve_triangular(factor.mT, memory, upper=True)
     else:
         solution = torch.linalg.solve(free @ metric.whiten(read).mT, free)
-    return Written(metric.unwhiten(solution), memory, novelty)
+    return Solution(metric.unwhiten(solution), memory, novelty)
 
 
 class Factored(NamedTuple):

@@ -8,7 +8,7 @@ from retcon.cli.options import EditChoice, ModelChoice
 from retcon.files import check_writable
 
 if TYPE_CHECKING:
-    from retcon.run.planning import Plan
+    from retcon.run.planning import CostEstimate
 
 
 def print_plan(
@@ -45,7 +45,7 @@ def print_plan(
     write_json(json, {**said, **made._asdict(), "memory": memory})
 
 
-def _memory(made: "Plan", dtype: str) -> list[list[str]]:
+def _memory(made: "CostEstimate", dtype: str) -> list[list[str]]:
     memory, count = made.memory, made.parameters
     # Where one is short of memory for the chosen dtype, the others are what one asks for next.
     others = {"float32": 4, "bfloat16": 2, "4 bits": 0.5}
@@ -64,7 +64,7 @@ def _memory(made: "Plan", dtype: str) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _print_times(made: "Plan", edits: int, *, given: bool) -> None:
+def _print_times(made: "CostEstimate", edits: int, *, given: bool) -> None:
     """Seconds by what they go to, and the rate that they are for."""
     once = "once, then cached"
     wanted = "targets" if made.corpus_tokens else "gradients"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from retcon.data.reading import Record, did_you_mean, guarded, parsed, validated
 from retcon.data.records import Bad, Placed, records
 from retcon.data.sets import Dataset, Place, dataset_of
-from retcon.data.sets.plain import Fact
+from retcon.data.sets.plain import PlainFact
 from retcon.data.text import read_text
 from retcon.edits import Case
 from retcon.errors import InvalidData, InvalidSetting, RetconWarning
@@ -133,7 +133,7 @@ def parse_fact(line: str, number: int = 1, source: str = "the text") -> Case:
         InvalidData: not JSON, not the fields above, or not an edit.
     """
     where = f"{source}, line {number}"
-    return guarded(where, lambda: validated(Fact, parsed(line, where), where).case(number))
+    return guarded(where, lambda: validated(PlainFact, parsed(line, where), where).case(number))
 
 
 class _Good(NamedTuple):

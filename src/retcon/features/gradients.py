@@ -16,7 +16,7 @@ from torch import Tensor
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.model import hooks
-from retcon.model.forward import Place, in_full, logits_at
+from retcon.model.forward import Position, in_full, logits_at
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
 from retcon.progress import Progress, silent
@@ -130,7 +130,7 @@ def _read(
     return Answers(row, keys, outputs, gradients), nll.detach()
 
 
-def _places(texts: Sequence[Continuation]) -> list[Place]:
+def _places(texts: Sequence[Continuation]) -> list[Position]:
     """Row and position of every token that predicts one of a target's."""
     return [
         (i, position)

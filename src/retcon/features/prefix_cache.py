@@ -23,7 +23,7 @@ from retcon.model.tokens import by_length
 Insertion = Literal["block", "down"]
 
 
-class Place(NamedTuple):
+class DeltaPlace(NamedTuple):
     """Where δ is added: the output of block `layer`, or of its down-projection."""
 
     layer: int
@@ -140,7 +140,7 @@ class Prefix(NamedTuple):
 
 
 def read_prefix(
-    handle: ModelHandle, rows: Sequence[TargetRow], place: Place, tokens: int
+    handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
 ) -> Prefix | None:
     """Run once what comes before δ, `tokens` tokens at a time.
 
@@ -227,7 +227,7 @@ class _Behind:
                 end += len(texts[i])
         return parts, before
 
-    def stream(self, place: Place) -> Float[Tensor, "rows suffix hidden"]:
+    def stream(self, place: DeltaPlace) -> Float[Tensor, "rows suffix hidden"]:
         """What leaves the last block that is not live, at the lookup token and behind it."""
         widest = max(row.suffix for row in self.rows)
         stream = torch.zeros(

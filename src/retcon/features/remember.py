@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retcon.cache import Entry, Name, Unfinished, recall
+from retcon.cache import CacheEntry, Name, Unfinished, recall
 from retcon.edits import Edit
 from retcon.features.contexts import locate_all
 from retcon.features.keys import read_keys
@@ -46,7 +46,7 @@ def recall_targets(
     if not handle.as_loaded:
         return optimise_targets(handle, edits, prefixes, layer, options, progress)
 
-    def compute(group: list[int]) -> list[Entry]:
+    def compute(group: list[int]) -> list[CacheEntry]:
         def advance(task: str, done: int, total: int) -> None:
             del total  # of this group
             progress(task, group[0] * options.steps + done, len(edits) * options.steps)
@@ -120,7 +120,7 @@ def recall_keys(
     if not handle.as_loaded:
         return read_keys(handle, edits, prefixes, [layer], weights, progress)[layer]
 
-    def compute(group: list[int]) -> list[Entry]:
+    def compute(group: list[int]) -> list[CacheEntry]:
         chosen = [edits[i] for i in group]
         keys = read_keys(handle, chosen, prefixes, [layer], weights, progress)[layer]
         return [{"keys": keys[:, i]} for i in range(len(chosen))]
@@ -157,12 +157,12 @@ def _heads(handle: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tup
     return [text.ids[: text.lookup + 1] for text in located]
 
 
-def _to_entry(target: Targets) -> Entry:
+def _to_entry(target: Targets) -> CacheEntry:
     """The targets of a single edit as they are kept."""
     return {**target._asdict(), "short": torch.tensor(target.short)}
 
 
-def _of_entry(entry: Entry, cached: bool, device: torch.device) -> Targets:
+def _of_entry(entry: CacheEntry, cached: bool, device: torch.device) -> Targets:
     kept = Targets._make(entry[name] for name in Targets._fields)
     whole = kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
     return whole.to(device)

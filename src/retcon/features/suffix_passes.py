@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retcon.features.prefix_cache import Place, Prefix, TargetRow, read_prefix
+from retcon.features.prefix_cache import DeltaPlace, Prefix, TargetRow, read_prefix
 from retcon.model import hooks
 from retcon.model.forward import logits_at, reading_at, run
 from retcon.model.handle import ModelHandle
@@ -43,7 +43,7 @@ class Passes(Protocol):
 
 
 def passes_for(
-    handle: ModelHandle, rows: Sequence[TargetRow], place: Place, tokens: int
+    handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
 ) -> tuple[Passes, bool]:
     """The cheapest exact way to run these rows, and whether it is the short one.
 
@@ -92,7 +92,7 @@ def _predicting(rows: Sequence[TargetRow], *, from_lookup: bool) -> list[tuple[i
 class _FullPasses:
     """Whole texts through the whole model: what every architecture can do."""
 
-    def __init__(self, handle: ModelHandle, rows: Sequence[TargetRow], place: Place) -> None:
+    def __init__(self, handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace) -> None:
         self.handle, self.rows, self.place = handle, rows, place
         self.lengths = [len(row.ids) for row in rows]
 
@@ -123,7 +123,7 @@ def _whole_texts(
 class _SuffixPasses:
     """The lookup token and what follows, through the blocks behind the insertion only."""
 
-    def __init__(self, handle: ModelHandle, place: Place, prefix: Prefix) -> None:
+    def __init__(self, handle: ModelHandle, place: DeltaPlace, prefix: Prefix) -> None:
         self.handle, self.place, self.prefix = handle, place, prefix
         self.lengths = [row.suffix for row in prefix.rows]
         suffixes = [row.ids[row.lookup :] for row in prefix.rows]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retcon.edits import Edit
 from retcon.features.contexts import locate
-from retcon.features.prefix_cache import Place, TargetRow
+from retcon.features.prefix_cache import DeltaPlace, TargetRow
 from retcon.features.suffix_passes import packed, passes_for
 from retcon.model import offload as offloading
 from retcon.model.forward import in_full
@@ -62,7 +62,7 @@ class TargetLoss:
         handle: ModelHandle,
         edits: Sequence[Edit],
         prefixes: Sequence[str],
-        place: Place,
+        place: DeltaPlace,
         *,
         kl: float,
         micro_batch: int,

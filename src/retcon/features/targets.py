@@ -27,7 +27,7 @@ from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.contexts import locate
 from retcon.features.keys import read_at_lookup
-from retcon.features.prefix_cache import Insertion, Place
+from retcon.features.prefix_cache import DeltaPlace, Insertion
 from retcon.features.target_loss import TargetLoss
 from retcon.model.handle import ModelHandle
 from retcon.model.structure import Outline
@@ -236,7 +236,7 @@ class _Group(NamedTuple):
     ) -> Targets:
         """Their targets, from the beginning or from where an earlier call was cut off."""
         started = time.perf_counter()
-        place, options = Place(self.layer, self.options.insertion), self.options
+        place, options = DeltaPlace(self.layer, self.options.insertion), self.options
         size = pass_tokens(self.handle, self.layer, options)
         losses = TargetLoss(
             self.handle, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
@@ -394,7 +394,7 @@ def _turn(step: int, contexts: int, options: TargetOptions) -> list[int]:
 
 
 def _anchors(
-    handle: ModelHandle, edits: Sequence[Edit], place: Place
+    handle: ModelHandle, edits: Sequence[Edit], place: DeltaPlace
 ) -> Float[Tensor, "edits hidden"]:
     """t₀: what stands at the insertion point of each bare prompt."""
     block = handle.architecture.blocks[place.layer]

@@ -34,7 +34,7 @@ from retcon.method.options import (
     StepOptions,
     check_together,
 )
-from retcon.method.solvers import Learned, Solution, Solver, Wish
+from retcon.method.solvers import LayerChange, Learned, Solver, Wish
 from retcon.method.spread import SPREADS, Layer, Spread
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
@@ -286,11 +286,11 @@ class LocateThenEdit:
         rows: Rows,
         state: KeyState,
         progress: Progress,
-    ) -> tuple[dict[int, Wish], dict[int, Solution]]:
+    ) -> tuple[dict[int, Wish], dict[int, LayerChange]]:
         """Layer by layer, each on weights to which the layers before are added."""
         ridge = self.ridge_of(len(features.edits))
         wishes: dict[int, Wish] = {}
-        done: dict[int, Solution] = {}
+        done: dict[int, LayerChange] = {}
         with model.scratch():
             for layer in self.layers:
                 progress(_SOLVING, len(done), len(self.layers))
@@ -310,7 +310,7 @@ class LocateThenEdit:
         names: Sequence[str],
         rows: Rows,
         wishes: Mapping[int, Wish],
-        done: Mapping[int, Solution],
+        done: Mapping[int, LayerChange],
         ridge: float,
     ) -> Learned:
         """What later batches should know, and where nothing is accumulated, only what was lost."""

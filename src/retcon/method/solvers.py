@@ -107,7 +107,7 @@ class Wish(NamedTuple):
         return self.now + self.residual
 
 
-class Solution(NamedTuple):
+class LayerChange(NamedTuple):
     """A layer's change, and what is learned of it, as in `Learned`.
 
     Attributes:
@@ -134,7 +134,7 @@ class Solver(Protocol):
     def solve(
         self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> Solution:  # fmt: skip
+    ) -> LayerChange:  # fmt: skip
         """The change of a layer.
 
         Raises:
@@ -163,7 +163,7 @@ class OneShot:
     def solve(
         self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> Solution:  # fmt: skip
+    ) -> LayerChange:  # fmt: skip
         """One row of factors per edit; facts that are edited again through their own row."""
         del weight
         metric, residual = memory.preservations[layer], wish.residual.clone()
@@ -188,7 +188,7 @@ class OneShot:
             share = wish.keys[rows.new] @ written.rows.mT
             residual[rows.new] = _in_passes(residual[rows.new], share, self.passes)
         delta = LowRankDelta(left=residual.float(), right=right.float())
-        return Solution(delta, novelty, remembered)
+        return LayerChange(delta, novelty, remembered)
 
     def remember(self, memory: Memory, learned: Learned) -> Memory:
         """M grows by the rows of the new facts."""
@@ -233,7 +233,7 @@ class Processed:
     def solve(
         self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> Solution:  # fmt: skip
+    ) -> LayerChange:  # fmt: skip
         """The plain change, processed as measured against W₀ where that is kept, else against W."""
         solution = self.plain.solve(wish, rows, memory, layer, ridge, weight)
         against = memory.start.get(layer, weight).double()
@@ -267,7 +267,7 @@ class Budgeted:
     def solve(
         self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> Solution:  # fmt: skip
+    ) -> LayerChange:  # fmt: skip
         """From W to what the sums over all facts, these too, ask for."""
         budget, chosen = memory.budgets[layer], rows.written
         keys, values = wish.keys[chosen], wish.values[chosen]
@@ -275,7 +275,7 @@ class Budgeted:
         total, energy = summed.solve(ridge * budget.weight)
         step = self.process(budget.start)(total - (weight - budget.start))
         novelty = wish.keys.new_ones(len(wish.keys))
-        return Solution(LowRankDelta.of_dense(step), novelty, keys, None, energy)
+        return LayerChange(LowRankDelta.of_dense(step), novelty, keys, None, energy)
 
     def remember(self, memory: Memory, learned: Learned) -> Memory:
         """The sums with the new facts, and the weight that follows from what they have cost."""

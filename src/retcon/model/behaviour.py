@@ -59,7 +59,7 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-class Probe:
+class BlockProbe:
     """Passes that end after one block."""
 
     def __init__(self, model: PreTrainedModel, blocks: list[nn.Module], block: nn.Module) -> None:

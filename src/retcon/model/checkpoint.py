@@ -58,7 +58,7 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointFiles:
     """The files of a model, and its structure.
 
     Raises:
@@ -71,7 +71,7 @@ class Checkpoint:
     @classmethod
     def open(
         cls, name: str, *, revision: str | None = None, progress: Progress = silent
-    ) -> "Checkpoint":
+    ) -> "CheckpointFiles":
         """The checkpoint of that name: an alias, a folder, or a hub id.
 
         Raises:

@@ -19,7 +19,7 @@ from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Batch
 
 # A row of a batch, and a position in it.
-Place = tuple[int, int]
+Position = tuple[int, int]
 Ids = tuple[int, ...]
 
 
@@ -57,14 +57,14 @@ def run_batch(model: ModelHandle, batch: Batch, *, keep_cache: bool = False) -> 
 
 
 def logits_at(
-    model: ModelHandle, texts: Sequence[Sequence[int]], places: Sequence[Place]
+    model: ModelHandle, texts: Sequence[Sequence[int]], places: Sequence[Position]
 ) -> Float[Tensor, "places vocabulary"]:
     """Logits at some positions of padded texts, in the dtype of the model, with their graph."""
     with reading_at(model, places):
         return run_batch(model, model.tokens.pad(texts)).logits[0]
 
 
-def reading_at(model: ModelHandle, places: Sequence[Place]) -> AbstractContextManager[None]:
+def reading_at(model: ModelHandle, places: Sequence[Position]) -> AbstractContextManager[None]:
     """Let the output head see some positions only: logits inside are (1, places, vocabulary)."""
     row, position = torch.tensor(places, device=model.device).unbind(1)
 

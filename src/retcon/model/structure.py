@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retcon.errors import UnknownName, UnsupportedModel
 from retcon.model import offload as offloading
-from retcon.model.behaviour import Found, Probe, hollow, is_linear, is_packed, widths
+from retcon.model.behaviour import BlockProbe, Found, hollow, is_linear, is_packed, widths
 from retcon.model.offload import Away
 
 # What to do about weights that nothing can be added to.
@@ -138,7 +138,7 @@ def discover(model: PreTrainedModel) -> Architecture:
     reasons: list[str] = []
     for reference in blocks:
         try:
-            found = _down_projection(Probe(model, blocks, reference))
+            found = _down_projection(BlockProbe(model, blocks, reference))
         except UnsupportedModel as error:
             reasons.append(str(error))
             continue
@@ -159,7 +159,7 @@ def discover(model: PreTrainedModel) -> Architecture:
     raise UnsupportedModel(f"{type(model).__name__} cannot be edited: {reason}")
 
 
-def _down_projection(probe: Probe) -> Found:
+def _down_projection(probe: BlockProbe) -> Found:
     """A block's down-projection; of a model without weights what it does is taken for granted."""
     if not offloading.missing(probe.model):
         return probe.down_projection()

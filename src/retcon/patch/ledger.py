@@ -35,7 +35,7 @@ _LOCK = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """A patch in the stack: who added it, when and why, and what is left of it.
 
     about: how it was made, with the facts that are still in the stack. facts: how many it brought.
@@ -107,7 +107,7 @@ class Ledger:
                 self._check_base(found.identity, event.number, event.action)
         return found
 
-    def entries(self, at: int | None = None) -> tuple[Entry, ...]:
+    def entries(self, at: int | None = None) -> tuple[LedgerEntry, ...]:
         """The stack from its lowest patch on; at: as it was after that event (0: empty).
 
         Raises:
@@ -156,7 +156,7 @@ class Ledger:
         note: str = "",
         scores: Scores | None = None,
         model: ModelHandle | None = None,
-    ) -> Entry:
+    ) -> LedgerEntry:
         """Put a patch on top of the stack. A folder that is empty or missing becomes a ledger.
 
         model: the base model, needed only for a patch that was made on top of the stack.
@@ -269,13 +269,13 @@ class Ledger:
         }
         return stack(patches, base=identity.base, model=identity.model)
 
-    def _entry(self, slot: Slot, history: Sequence[Event]) -> Entry:
+    def _entry(self, slot: Slot, history: Sequence[Event]) -> LedgerEntry:
         event = history[slot.entry - 1]
         assert isinstance(event.action, Added)
         about = self._about(slot.sha)
         kept = tuple(record for record in about.edits if record.id not in slot.dropped)
         brought = about if not slot.solved else self._about(event.action.patch)
-        return Entry(
+        return LedgerEntry(
             number=slot.entry,
             who=event.who,
             when=event.when,
@@ -365,7 +365,7 @@ class Ledger:
         )
 
 
-def _find(name: str, stacked: Mapping[int, Entry]) -> tuple[int, str]:
+def _find(name: str, stacked: Mapping[int, LedgerEntry]) -> tuple[int, str]:
     """The entry and the id that a fact's name means."""
     holders = {n: {record.id for record in e.about.edits} for n, e in stacked.items()}
     found = [number for number, ids in holders.items() if name in ids]

@@ -15,7 +15,7 @@ from retcon.sealed_tensors import check
 _UNSEALED = "written before there were digests, and cannot be checked"
 
 
-class Finding(NamedTuple):
+class Check(NamedTuple):
     """Something that was looked at, and what is wrong with it (None: nothing).
 
     note: what else is to be said of it.
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
     note: str | None = None
 
 
-def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
+def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Check]:
     """Look at all that a ledger holds; with its model, apply the stack and undo it.
 
     Raises:
@@ -36,7 +36,7 @@ def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
     events = history.events
     named = [(event, sha) for event in events for sha in _patches(event)]
     note = None if history.sealed else f"all or some of it was {_UNSEALED}"
-    findings = [Finding(f"history, {len(events)} events", None, note)]
+    findings = [Check(f"history, {len(events)} events", None, note)]
     findings += [
         _attempt(f"patch of event {event.number}", lambda sha=sha: load_patch(ledger.file(sha)))
         for event, sha in named
@@ -52,7 +52,7 @@ def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Finding]:
     return findings
 
 
-def verify_file(file: Path, model: ModelHandle | None = None) -> list[Finding]:
+def verify_file(file: Path, model: ModelHandle | None = None) -> list[Check]:
     """Look at a patch file; with its model, apply the patch and undo it."""
     found = _attempt("the file", lambda: load_patch(file))
     if found.problem is None and not check(file, OWNER):
@@ -91,9 +91,9 @@ def _there_and_back(patch: Patch, model: ModelHandle) -> None:
         raise RetconError("the model's weights are not what they were before it.")
 
 
-def _attempt(what: str, look: Callable[[], object]) -> Finding:
+def _attempt(what: str, look: Callable[[], object]) -> Check:
     try:
         look()
     except RetconError as error:
-        return Finding(what, str(error))
-    return Finding(what, None)
+        return Check(what, str(error))
+    return Check(what, None)

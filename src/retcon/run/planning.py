@@ -56,7 +56,7 @@ class Costs(NamedTuple):
     context: int = 0
 
 
-class Memory(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes while editing, each at its most; they are not all held at one moment.
 
     weights: in the dtype in which they are loaded. moments: C, in whose memory its factor is
@@ -79,7 +79,7 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Plan(NamedTuple):
+class CostEstimate(NamedTuple):
     """Memory in bytes, times in seconds; moments, factor and sampling are paid once.
 
     factor: of C at each layer, each time a run begins. solves: of all facts in one batch.
@@ -88,7 +88,7 @@ class Plan(NamedTuple):
     parameters: int
     corpus_tokens: int
     gflops: float
-    memory: Memory
+    memory: MemoryEstimate
     target_seconds: float
     solve_seconds: float
     factor_seconds: float
@@ -151,11 +151,11 @@ def _without_targets(
 
 def plan(
     outline: Outline, recipe: Recipe, edits: int, *, bytes_per_weight: int, rate: float
-) -> Plan:
+) -> CostEstimate:
     """The plan of editing so many facts in one batch at a rate of so many FLOP/s."""
     found, layers = costs(outline, recipe.layers, recipe.settings), len(recipe.layers)
     each = found.d_in * (found.d_in + edits + found.d_out)
-    return Plan(
+    return CostEstimate(
         parameters=found.parameters,
         corpus_tokens=found.corpus_tokens,
         gflops=rate / 1e9,
@@ -171,13 +171,13 @@ def plan(
 
 def _memory(
     outline: Outline, recipe: Recipe, found: Costs, edits: int, bytes_per_weight: int
-) -> Memory:
+) -> MemoryEstimate:
     layers, matrix = len(recipe.layers), found.d_in * found.d_out
     master = _MASTER if bytes_per_weight < _MASTER else 0
     tokens = _whole(recipe.settings.get("micro_batch", 0)) or default_micro_batch(outline)
     vocabulary = outline.model.config.get_text_config(decoder=True).vocab_size
     kept = kept_numbers(outline, behind=max(recipe.layers, default=0)) * bytes_per_weight
-    return Memory(
+    return MemoryEstimate(
         weights=found.parameters * bytes_per_weight,
         moments=found.moment_bytes,
         masters=layers * matrix * (bytes_per_weight + master),

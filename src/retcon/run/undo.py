@@ -15,7 +15,7 @@ from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting
 from retcon.method.entries import methods
 from retcon.model.handle import ModelHandle
-from retcon.patch.ledger import Entry, Ledger, Undoing
+from retcon.patch.ledger import Ledger, LedgerEntry, Undoing
 from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
 from retcon.run.edit import edit
@@ -99,7 +99,9 @@ def check_undo(
     )
 
 
-def _again(model: ModelHandle, entry: Entry, dropped: Sequence[str], progress: Progress) -> Patch:
+def _again(
+    model: ModelHandle, entry: LedgerEntry, dropped: Sequence[str], progress: Progress
+) -> Patch:
     about = entry.about
     if about.method not in methods():
         raise InvalidSetting(
@@ -118,7 +120,7 @@ def _again(model: ModelHandle, entry: Entry, dropped: Sequence[str], progress: P
 
 
 def _judged(
-    entries: Sequence[Entry], undoing: Undoing, cases: Sequence[Case]
+    entries: Sequence[LedgerEntry], undoing: Undoing, cases: Sequence[Case]
 ) -> tuple[list[Case], list[Case]]:
     """A case of every fact that stays, and of every one taken back; ids are `ENTRY:ID`."""
     known = {(c.edit.prompt, c.edit.subject, c.edit.target): c for c in cases}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from retcon.cache import Entry, Name, recall
+from retcon.cache import CacheEntry, Name, recall
 from retcon.edits import Case
 from retcon.errors import NotFinite
 from retcon.features.contexts import check_texts
@@ -179,7 +179,7 @@ def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list
     if not handle.as_loaded or any(look.deltas for look in looks):
         return _score_all(overlay, asked, progress)
 
-    def compute(group: list[int]) -> list[Entry]:
+    def compute(group: list[int]) -> list[CacheEntry]:
         found = _score_all(overlay, [asked[i] for i in group], progress)
         return [_to_entry(scored) for scored in found]
 
@@ -214,7 +214,7 @@ def _name(model: Name, asked: _Asked) -> Name:
     }
 
 
-def _to_entry(scored: Scored) -> Entry:
+def _to_entry(scored: Scored) -> CacheEntry:
     return {
         "nll": torch.tensor([score.nll for score in scored.scores], dtype=torch.float64),
         "tokens": torch.tensor([score.tokens for score in scored.scores]),
@@ -223,7 +223,7 @@ def _to_entry(scored: Scored) -> Entry:
     }
 
 
-def _of_entry(entry: Entry) -> Scored:
+def _of_entry(entry: CacheEntry) -> Scored:
     fields = (entry[name].tolist() for name in Score._fields)
     exact = [bool(said) for said in entry["exact"].reshape(-1)]
     return Scored([Score(*values) for values in zip(*fields, strict=True)], exact)

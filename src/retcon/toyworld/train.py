@@ -37,7 +37,7 @@ _SPECIAL = ("<pad>", "<unk>", ".")
 _PAD, _STOP = 0, 2
 
 
-class Recipe(NamedTuple):
+class Training(NamedTuple):
     """How the model is made; a name in the cache.
 
     batch: texts of a step. told: sentences of a text, which have nothing to do with each other.
@@ -61,10 +61,12 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
-RECIPES = {NAME: Recipe(), SMALL: Recipe(hidden=64, d_in=1_536, steps=220, threads=1)}
+RECIPES = {NAME: Training(), SMALL: Training(hidden=64, d_in=1_536, steps=220, threads=1)}
 
 
-def folder(name: str = NAME, *, recipe: Recipe | None = None, progress: Progress = silent) -> Path:
+def folder(
+    name: str = NAME, *, recipe: Training | None = None, progress: Progress = silent
+) -> Path:
     """The folder of the model that knows a world, trained on first use.
 
     recipe: another than that of the world.
@@ -84,7 +86,7 @@ def folder(name: str = NAME, *, recipe: Recipe | None = None, progress: Progress
     return target
 
 
-def configuration(name: str = NAME, recipe: Recipe | None = None) -> LlamaConfig:
+def configuration(name: str = NAME, recipe: Training | None = None) -> LlamaConfig:
     """What is known of the model of a world before it is trained."""
     recipe = recipe or RECIPES[name]
     return LlamaConfig(
@@ -125,7 +127,7 @@ def tokenizer(name: str = NAME) -> PreTrainedTokenizerFast:
     )
 
 
-def train(known: World, recipe: Recipe, progress: Progress = silent) -> LlamaForCausalLM:
+def train(known: World, recipe: Training, progress: Progress = silent) -> LlamaForCausalLM:
     """A model that has read the world's sentences until it knows them by heart."""
     with torch.random.fork_rng(devices=[]), _threads(recipe.threads):
         torch.manual_seed(recipe.seed)
@@ -170,7 +172,7 @@ def recall(model: LlamaForCausalLM, known: World) -> Tensor:
 class _Texts:
     """Batches of sentences: every sentence once, in a new order, before any comes again."""
 
-    def __init__(self, known: World, recipe: Recipe) -> None:
+    def __init__(self, known: World, recipe: Training) -> None:
         self.recipe = recipe
         self.tokens = tokenizer(known.name)
         self.draw = random.Random(recipe.seed)
@@ -211,7 +213,7 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, answers: float) -> Tensor:
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
-def _rate(step: int, recipe: Recipe) -> float:
+def _rate(step: int, recipe: Training) -> float:
     return min(1.0, (1 - step / recipe.steps) / (1 - recipe.held), (step + 1) / 10)
 
 

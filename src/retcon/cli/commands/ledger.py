@@ -14,7 +14,7 @@ from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidLedger, InvalidSetting
 
 if TYPE_CHECKING:
-    from retcon.patch.ledger import Entry, Ledger, Undoing
+    from retcon.patch.ledger import Ledger, LedgerEntry, Undoing
     from retcon.run.undo import Check
 
 Folder = Annotated[
@@ -248,7 +248,7 @@ def _warn_of_repeats(ledger: "Ledger") -> None:
             seen[key], ids[key] = entry.number, record.id
 
 
-def _row(entry: "Entry") -> list[str]:
+def _row(entry: "LedgerEntry") -> list[str]:
     about = entry.about
     layers = ",".join(map(str, about.layers))
     method = f"{about.method}, {about.scheduled}"
@@ -256,7 +256,7 @@ def _row(entry: "Entry") -> list[str]:
     return [str(entry.number), when, entry.who, method, layers, _facts(entry), entry.note]
 
 
-def _facts(entry: "Entry") -> str:
+def _facts(entry: "LedgerEntry") -> str:
     kept, brought = len(entry.about.edits), entry.facts
     if not brought:
         return "no single facts"
@@ -272,7 +272,7 @@ def _when(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _described(entry: "Entry") -> dict[str, object]:
+def _described(entry: "LedgerEntry") -> dict[str, object]:
     return {
         "entry": entry.number,
         "who": entry.who,

@@ -116,10 +116,10 @@ def import_(
     check_writable(output)
     quiet_libraries()
     with bars() as progress:
-        from retcon.model.checkpoint import Checkpoint
+        from retcon.model.checkpoint import CheckpointFiles
         from retcon.patch.export.peft import read_peft
 
-        checkpoint = Checkpoint.open(model, revision=revision, progress=progress)
+        checkpoint = CheckpointFiles.open(model, revision=revision, progress=progress)
         weights = checkpoint.weights
         patch = read_peft(
             folder, checkpoint.outline, base=weights.fingerprint, digest=weights.digest

@@ -17,7 +17,7 @@ from retcon.data.sets.counterfact import Rewrite
 from retcon.edits import Case, Probe
 
 
-class Fact(Rewrite):
+class MquakeFact(Rewrite):
     # The same fact in sentences, for methods that edit by those.
     ignored = frozenset({"fact_new", "fact_new_uns", "verify_unsfact_GPT", "unsfact_triplets_GPT"})
     question: str | None = None
@@ -29,7 +29,7 @@ class Mquake(Record):
     # Each hop alone, the answer before the edit, and all of it as triples.
     ignored = frozenset({"answer", "answer_alias", "single_hops", "new_single_hops", "orig"})
     case_id: int
-    requested_rewrite: tuple[Fact, ...] = Field(min_length=1)
+    requested_rewrite: tuple[MquakeFact, ...] = Field(min_length=1)
     questions: tuple[str, ...]
     new_answer: str
     new_answer_alias: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class _Name(NamedTuple):
     target: str
 
     @classmethod
-    def of(cls, fact: Fact) -> "_Name":
+    def of(cls, fact: MquakeFact) -> "_Name":
         return cls(fact.prompt, fact.subject, fact.target_new.text)
 
 
@@ -53,7 +53,7 @@ def mquake_cases(records: Sequence[Mquake]) -> list[Case]:
     Raises:
         InvalidEdit: no edit can be made of one.
     """
-    facts: dict[_Name, tuple[str, Fact]] = {}
+    facts: dict[_Name, tuple[str, MquakeFact]] = {}
     probes: dict[_Name, list[Probe]] = {}
     for record in records:
         for place, fact in enumerate(record.requested_rewrite):

@@ -26,7 +26,7 @@ class Answered(Strict):
         return Probe(**self.model_dump())
 
 
-class Fact(Strict):
+class PlainFact(Strict):
     """A line of the plain form."""
 
     prompt: str
@@ -69,7 +69,7 @@ class Fact(Strict):
         )
 
 
-@dataset("plain", record=Fact, recognises=lambda said: "prompt" in said)
-def plain(record: Fact, place: Place) -> list[Case]:
+@dataset("plain", record=PlainFact, recognises=lambda said: "prompt" in said)
+def plain(record: PlainFact, place: Place) -> list[Case]:
     """The case of a line."""
     return [record.case(place.number)]

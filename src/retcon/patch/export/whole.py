@@ -19,7 +19,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.errors import NotExportable, PatchMismatch
 from retcon.model.checkpoint import (
     FLOATS,
-    Checkpoint,
+    CheckpointFiles,
     Piece,
     Shard,
     copy_piece,
@@ -65,7 +65,7 @@ class _Edited(NamedTuple):
 def write_merged(
     folder: Path,
     patch: Patch,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointFiles,
     dtype: torch.dtype | None = None,
     progress: Progress = silent,
 ) -> dict[int, Rounding]:
@@ -130,7 +130,7 @@ def write_delta(folder: Path, patch: Patch, outline: Outline) -> None:
     write_safetensors(folder / DELTA, pieces, write, header)
 
 
-def _edited(patch: Patch, checkpoint: Checkpoint) -> dict[tuple[Path, str], _Edited]:
+def _edited(patch: Patch, checkpoint: CheckpointFiles) -> dict[tuple[Path, str], _Edited]:
     """The stored tensors that change, by file and name."""
     found: dict[tuple[Path, str], _Edited] = {}
     for layer, delta in patch.deltas.items():
@@ -268,7 +268,7 @@ def merged(job: Job, *, dtype: str | None = None) -> Exported:
     """
     kind = None if dtype is None else find_dtype(dtype)
     job.progress("reading the base model", 0, 1)
-    checkpoint = Checkpoint.open(job.model, revision=job.revision, progress=job.progress)
+    checkpoint = CheckpointFiles.open(job.model, revision=job.revision, progress=job.progress)
     lost = write_merged(job.folder, job.patch, checkpoint, kind, job.progress)
     job.progress("reading the base model", 1, 1)
     rows = [
