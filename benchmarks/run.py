@@ -24,7 +24,7 @@ from retcon.features.second_moments import MomentOptions
 from retcon.method.memit import memit
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
-from retcon.run.planning import measured_rate
+from retcon.run.cost import measured_rate
 from solves import extra_ridge_seconds, solves
 from targets import FEW_CONTEXTS, LAYER, STANDARD, growth, targets
 

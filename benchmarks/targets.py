@@ -35,7 +35,7 @@ from retcon.features.targets import (
 )
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
-from retcon.run.planning import measured_rate
+from retcon.run.cost import measured_rate
 
 with tests_on_path():
     from oracles import optimise_one_target

@@ -544,7 +544,7 @@ def test_exports_on_the_command_line(folder, retcon):
 def test_facts_that_rounding_loses_are_named(tmp_path):
     """An edit that the native patch makes and a merged bfloat16 matrix cannot hold."""
     from retcon.edits import Case
-    from retcon.run.shipping import efficacy, native_rows
+    from retcon.run.rounding import efficacy, native_rows
 
     saved("llama", tmp_path / "base", dtype=BF16)
     base = load(str(tmp_path / "base"))

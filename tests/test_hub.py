@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from fake_hub import FakeApi, install
 from pico import pico, tokenizer
 from retcon.errors import HubRefused, InvalidMoments, InvalidPatch
+from retcon.features.moments_on_hub import pull_moments, push_moments
 from retcon.features.second_moments import MomentOptions, load_moments
-from retcon.features.sharing import pull_moments, push_moments
 from retcon.patch.patch import load_patch
-from retcon.patch.sharing import FILE, pull_patch, push_patch
+from retcon.patch.patch_on_hub import FILE, pull_patch, push_patch
 from retcon.run.edit import edit
 from test_methods import EDITS, FAST
 

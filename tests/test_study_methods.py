@@ -8,7 +8,7 @@ import pytest
 from retcon.errors import InvalidStudy
 from retcon.method.entries import find_method
 from retcon.method.identity import differing, identity
-from retcon.run.planning import costs
+from retcon.run.cost import costs
 from retcon.study.cells import Cell
 from retcon.study.estimates import estimate
 from retcon.study.planning import canonical, outline_of, plan

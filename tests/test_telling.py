@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pico import pico, tokenizer
 from retcon.cli import telling
-from retcon.cli.signals import like_ctrl_c
+from retcon.cli.endings import like_ctrl_c
 from retcon.cli.telling import Lines, clock_time
 
 FACT = ("--fact", "The capital city of {France} is", "Rome")

@@ -24,7 +24,7 @@ from retcon.cli.commands import (
     sweep,
 )
 from retcon.cli.console import Interrupted, fail, warnings_told
-from retcon.cli.signals import like_ctrl_c
+from retcon.cli.endings import like_ctrl_c
 from retcon.errors import RetconError
 
 # What a command exits with when Ctrl-C has ended it.

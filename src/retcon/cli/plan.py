@@ -8,7 +8,7 @@ from retcon.cli.options import EditChoice, ModelChoice
 from retcon.files import check_writable
 
 if TYPE_CHECKING:
-    from retcon.run.planning import CostEstimate
+    from retcon.run.cost import CostEstimate
 
 
 def print_plan(
@@ -27,7 +27,7 @@ def print_plan(
     quiet_libraries()
     from retcon.method.presets import resolve
     from retcon.model.load import find_dtype, outline
-    from retcon.run.planning import measured_rate, plan
+    from retcon.run.cost import measured_rate, plan
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:

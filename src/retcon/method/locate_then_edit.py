@@ -24,7 +24,6 @@ from retcon.features.remember import recall_keys, recall_shared_targets, recall_
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions, Targets
 from retcon.method.base import Report, Update, check_batch
-from retcon.method.facts import NO_FACTS, Rows
 from retcon.method.key_features import KeyFeatures
 from retcon.method.key_state import KeyIncrement, KeySetup, KeyState
 from retcon.method.norm_anchor import anchored, length_of
@@ -36,6 +35,7 @@ from retcon.method.options import (
 )
 from retcon.method.solvers import LayerChange, Learned, Solver, Wish
 from retcon.method.spread import SPREADS, Layer, Spread
+from retcon.method.written_facts import NO_FACTS, Rows
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 

@@ -21,7 +21,7 @@ from retcon.algebra.feedback import Process, with_feedback
 from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys
 from retcon.method.base import NONE
-from retcon.method.facts import NO_FACTS, Rows, WrittenFacts
+from retcon.method.written_facts import NO_FACTS, Rows, WrittenFacts
 
 
 class Budget(NamedTuple):

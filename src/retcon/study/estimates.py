@@ -14,7 +14,7 @@ from retcon.edits import Case
 from retcon.method.base import Shares
 from retcon.method.entries import find_method
 from retcon.model.load import find_dtype
-from retcon.run.planning import Costs, costs
+from retcon.run.cost import Costs, costs
 from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Picked

@@ -33,7 +33,7 @@ def push(
     """
     import tempfile
 
-    from retcon.patch.sharing import push_patch, write_repository
+    from retcon.patch.patch_on_hub import push_patch, write_repository
     from retcon.patch.sources import read_source
 
     quiet_libraries()
@@ -59,7 +59,7 @@ def pull(
     revision: options.Revision = None,
 ) -> None:
     """Download a patch from the hub, and keep it if it is one."""
-    from retcon.patch.sharing import pull_patch
+    from retcon.patch.patch_on_hub import pull_patch
 
     quiet_libraries()
     target = output or Path(f"{repo.rpartition('/')[2]}.safetensors")

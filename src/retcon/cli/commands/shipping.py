@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retcon.edits import Case
     from retcon.patch.export import Exported
     from retcon.patch.patch import Patch
-    from retcon.run.shipping import Efficacy
+    from retcon.run.rounding import Efficacy
 
 
 Source = Annotated[
@@ -139,7 +139,7 @@ def _efficacy(
 ) -> "Efficacy":
     """Score base and patch, then what was written; never two models at a time."""
     from retcon.model.load import load
-    from retcon.run.shipping import efficacy, native_rows
+    from retcon.run.rounding import efficacy, native_rows
 
     with bars() as progress:
         base = source.load(progress)

@@ -48,8 +48,8 @@ def stats(
     check_writable(json)
     with bars() as progress:
         handle = source.load(progress)
+        from retcon.features.moments_on_hub import pull_moments
         from retcon.features.second_moments import MomentOptions, describe, load_moments
-        from retcon.features.sharing import pull_moments
         from retcon.method.entries import options_from
 
         moment_options = options_from(MomentOptions(), settings)
@@ -101,7 +101,7 @@ def _push(
     import tempfile
     from pathlib import Path
 
-    from retcon.features.sharing import push_moments, shared_files, write_card
+    from retcon.features.moments_on_hub import push_moments, shared_files, write_card
 
     files = shared_files(handle, layers, chosen)
     with tempfile.TemporaryDirectory() as folder:

@@ -72,7 +72,7 @@ def plan(
         progress("planning", 0, 1)
         quiet_libraries()
         from retcon.cli.studies import print_plan
-        from retcon.run.planning import measured_rate
+        from retcon.run.cost import measured_rate
         from retcon.study.estimates import estimate
         from retcon.study.planning import plan as make
         from retcon.study.planning import warned_of
