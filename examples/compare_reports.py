@@ -61,7 +61,7 @@ def charts(old: Path, new: Path) -> Iterator[str]:
 
 
 def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two rows are equal but for the last digits of their numbers."""
+    """True if two rows are equal but for the last digits of their numbers."""
     return one.keys() == other.keys() and all(
         isclose(value, other[name], rel_tol=1e-9, abs_tol=1e-9)
         if isinstance(value, float) and isinstance(other[name], float)

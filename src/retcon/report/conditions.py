@@ -48,7 +48,7 @@ class Setting(NamedTuple):
 
     @property
     def first_written(self) -> bool:
-        """Whether the facts that are scored are those that were written first, and not all.
+        """True if the facts that are scored are those that were written first, and not all.
 
         Right after their batches few others are in the weights, and at the end they are the oldest.
         """
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
         return self.carried and self.batch_size < self.n and part and self.order == 0
 
     def across_n(self) -> tuple[object, ...]:
-        """What must be equal to compare different N and batch sizes.
+        """All that must be equal to compare different N and batch sizes.
 
         The number of an order is not: of other facts every order is another one.
         """
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells it from the other runs of its arm: `0`, or `0 (prefixes 1)`."""
+        """The name that tells it from the other runs of its arm: `0`, or `0 (prefixes 1)`."""
         drawn = ", ".join(f"{what} {number}" for what, number in self.draw)
         return f"{self.seed} ({drawn})" if drawn else str(self.seed)
 
@@ -102,7 +102,7 @@ class Arm:
 
 
 def setting_of(point: Point) -> Setting:
-    """What a point is, by what can matter."""
+    """The setting of a point: all of it that can matter, seeds aside."""
     alone = point.schedule in ("single", "sequential")
     batch_size = 1 if alone else min(point.batch_size, point.n)
     carried = carries(point.schedule)

@@ -42,8 +42,18 @@ def effects_table(finding: Finding) -> Table:
         )
         for effect in finding.effects
     ]
-    columns = ("claim", "when", "metric", "effect", "low", "high", "cases", "verdict", "decides",
-               "cells")  # fmt: skip
+    columns = (
+        "claim",
+        "when",
+        "metric",
+        "effect",
+        "low",
+        "high",
+        "cases",
+        "verdict",
+        "decides",
+        "cells",
+    )
     title = f"({finding.key}) {finding.title}"
     return Table(title, finding.claim.claim, columns, tuple(rows))
 

@@ -9,7 +9,7 @@ from retcon.report.tables import Table
 
 
 def told(results: Results) -> Table:
-    """What the model said before and after, of the carried arm of most facts that has kept it."""
+    """The model's words before and after, of the carried arm of most facts that has kept them."""
     heads = ("prompt", "new target", "old target", "before", "after all edits")
     ordered = sorted(results.arms, key=lambda arm: (-arm.setting.n, -_final_score(results, arm)))
     for arm in ordered:

@@ -25,7 +25,7 @@ NO_FINDINGS = "none"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test of a claim has come to.
+    """The outcome of a test of a claim.
 
     Attributes:
         effects: all that was measured; those that decide have `decides`.
@@ -127,12 +127,12 @@ class Finding(NamedTuple):
 
     @property
     def missing(self) -> str | None:
-        """What would have to be run; None where nothing is missing."""
+        """The runs that are missing, in words; None where none are."""
         return self.outcome.missing
 
     @property
     def charts(self) -> Mapping[str, Chart]:
-        """What is drawn beside it, by key."""
+        """The charts beside it, by key."""
         return {chart.key: chart for chart in self.outcome.charts if chart is not None}
 
     @property

@@ -40,7 +40,7 @@ def several(results: Results) -> list[list[Arm]]:
 
 
 def compared(results: Results) -> list[Arm]:
-    """Those of the N of which there are most kinds."""
+    """The carried arms of the N of which there are most kinds."""
     return next(iter(several(results)), [])
 
 
@@ -49,29 +49,42 @@ def _kinds(arms: Sequence[Arm]) -> int:
 
 
 def kinds(results: Results) -> Table:
-    """What every kind of carried edits comes to, and what it costs, by N; the best S first."""
+    """A table of every kind of carried edits, with its costs, by N; the best S first."""
     groups = several(results)
     rows = [
-        (f"{arm.setting.n:,}", names[arm.setting],
-         *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
-         _backward(results, arm), *_whole(results, arm), _seconds(results, arm))
+        (
+            f"{arm.setting.n:,}",
+            names[arm.setting],
+            *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
+            _backward(results, arm),
+            *_whole(results, arm),
+            _seconds(results, arm),
+        )
         for arms in groups
         for names in [names_of(arms)]
         for arm in arms
-    ]  # fmt: skip
+    ]
     note = (
         f"Final scores in %, with 95 % intervals. {PLAIN} Backward transfer: S of all facts at the "
         "end, minus S of each right after its own batch. Perplexity of held-out text, as a "
         "multiple of the untouched model's, and accuracy over the items of all tasks, minus its: "
         "first seed."
     )
-    columns = ("N", "setting", "S", *SCORES[:3], "backward transfer", "perplexity, ×",
-               "tasks, points", "seconds an edit")  # fmt: skip
+    columns = (
+        "N",
+        "setting",
+        "S",
+        *SCORES[:3],
+        "backward transfer",
+        "perplexity, ×",
+        "tasks, points",
+        "seconds an edit",
+    )
     return Table("Carried edits, kind by kind", note, columns, tuple(rows))
 
 
 def _backward(results: Results, arm: Arm) -> str:
-    """What later edits have done to earlier ones, over the facts that were scored at both times."""
+    """Final S minus immediate S, over the facts that were scored at both times."""
     if not results.has(arm, "immediate"):
         return MISSING
     ends = [results.statistic(arm, when, "S") for when in ("final", "immediate")]
@@ -92,7 +105,7 @@ def _seconds(results: Results, arm: Arm) -> str:
 
 
 def difficulty(results: Results) -> Table:
-    """Whether anything that is known of a fact before it is written tells how it ends."""
+    """A table of how far what is known of a fact before it is written tells how it ends."""
     arms = [arm for arm in compared(results) if arm.runs][:_MOST_ROWS]
     names = names_of(arms)
     rows = [

@@ -44,7 +44,7 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says, before it is written.
+    """A report, before it is written.
 
     Attributes:
         comparisons: the conditions of the study, ranked.

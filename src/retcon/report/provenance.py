@@ -11,7 +11,7 @@ from retcon.study.reading import FILE, Study, read_file
 
 
 class Provenance(NamedTuple):
-    """What made the numbers, the commands that make them again, and the study's file."""
+    """The makers of the numbers, the commands that make them again, and the study's file."""
 
     facts: Table
     environments: Table
@@ -20,10 +20,14 @@ class Provenance(NamedTuple):
 
     def markdown(self) -> str:
         """All of it, for a file."""
-        return "\n".join([
-            self.facts.markdown(), self.environments.markdown(),
-            f"{fenced(self.commands, 'sh')}\n", f"{fenced(self.spec, 'yaml')}\n",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                self.facts.markdown(),
+                self.environments.markdown(),
+                f"{fenced(self.commands, 'sh')}\n",
+                f"{fenced(self.spec, 'yaml')}\n",
+            ]
+        )
 
 
 def provenance(study: Study, findings: Sequence[str] | None = None) -> Provenance:
@@ -40,14 +44,22 @@ def provenance(study: Study, findings: Sequence[str] | None = None) -> Provenanc
         ("cells done", f"{done:,} of {len(known):,}"),
         ("seeds", ", ".join(map(str, seeds))),
         ("threads", str(record.threads)),
-        ("facts", f"{record.data.cases}, {record.data.facts:,} usable"
-                  f"{f', {record.data.skipped:,} bad ones skipped' if record.data.skipped else ''}"
-                  f"{', one a subject' if record.data.unique_subjects else ''}"),
+        (
+            "facts",
+            f"{record.data.cases}, {record.data.facts:,} usable"
+            f"{f', {record.data.skipped:,} bad ones skipped' if record.data.skipped else ''}"
+            f"{', one a subject' if record.data.unique_subjects else ''}",
+        ),
         ("sha256 of the facts", record.data.sha256),
-        *((f"model {m.name}", f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint "
-                              f"{m.fingerprint}") for m in record.models),
+        *(
+            (
+                f"model {m.name}",
+                f"{m.dtype}, {m.blocks} blocks, d_in {m.d_in:,}, fingerprint {m.fingerprint}",
+            )
+            for m in record.models
+        ),
         *(("warned of", said) for said in record.warnings),
-    ]  # fmt: skip
+    ]
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
     spec = read_file(study.folder) if (study.folder / FILE).exists() else ""
     return Provenance(facts, _environments(study), _commands(study, findings or ()), spec)
@@ -70,9 +82,11 @@ def _commands(study: Study, findings: Sequence[str]) -> str:
     made = study.environment(cells[0]) if cells else {}
     version = str(made.get("retcon", ""))
     pinned = f"retcon-llm[report]=={version}" if version else "retcon-llm[report]"
-    return "\n".join([
-        f"pip install '{pinned}'",
-        "# study.yaml is the file below; where the data are: --data FOLDER, or RETCON_DATA",
-        "retcon study run study.yaml --out STUDY",
-        " ".join(["retcon study report STUDY", *(f"--findings {name}" for name in findings)]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"pip install '{pinned}'",
+            "# study.yaml is the file below; where the data are: --data FOLDER, or RETCON_DATA",
+            "retcon study run study.yaml --out STUDY",
+            " ".join(["retcon study report STUDY", *(f"--findings {name}" for name in findings)]),
+        ]
+    )

@@ -38,12 +38,12 @@ class Ranking(Generic[K]):
 
     @property
     def tied(self) -> tuple[K, ...]:
-        """Those that cannot be told from the best: the interval of the difference includes 0."""
+        """The keys that cannot be told from the best: the interval of the difference includes 0."""
         return tuple(k for k, d in self.differences.items() if d.high is None or d.high >= 0)
 
     @property
     def worse(self) -> tuple[K, ...]:
-        """Those that are worse than the best, whatever the facts."""
+        """The keys that are worse than the best."""
         return tuple(k for k in self.differences if k not in self.tied)
 
 
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def compare(results: Results) -> list[Comparison]:
-    """What a study compares: groups of conditions, those of most conditions first.
+    """Compare the conditions of a study in groups, those of most conditions first.
 
     Edits that are carried are compared by their final scores, others by immediate ones. Those of
     which the facts alone are scored that were written first stand for no others, and come last.

@@ -1,4 +1,4 @@
-"""Whether two cells have measured the same: by what can differ, the NLLs of every prompt.
+"""Tell which cells have measured the same: by what can differ, the NLLs of every prompt.
 
 Where the algebra says that two ways of writing come to the same weights, or where one run is the
 beginning of another, their scores agree whatever happens elsewhere, and no number of facts makes
@@ -26,7 +26,7 @@ _NLL = ("nll_new", "nll_old")
 
 
 class _Scored(NamedTuple):
-    """What a cell has measured at one time: its prompts, with their NLLs, in one order."""
+    """The prompts that a cell has scored at one time, with their NLLs, in one order."""
 
     prompts: "pl.DataFrame"
     nll: "pl.DataFrame"
@@ -69,7 +69,7 @@ class Measurements:
         return max(known, default=0.0) if len(known) == len(gaps) else None
 
     def within(self, one: str, other: str, when: str) -> bool:
-        """Whether every row of a cell is a row of another one: same prompt, step and NLLs."""
+        """True if every row of a cell is a row of another one: same prompt, step and NLLs."""
         mine, theirs = (self._rows(cell, when) for cell in (one, other))
         shared = mine.join(theirs, on=[*_PROMPT, "step"], suffix=" there", maintain_order="left")
         if mine.is_empty() or len(shared) < len(mine):

@@ -147,7 +147,7 @@ def _apart(results: Results, curve: Mapping[int, Arm]) -> str:
 
 
 def _standing(results: Results, curve: Mapping[int, Arm]) -> tuple[object, ...]:
-    """What goes first: many sizes, many facts written, many scored, and the finest precision."""
+    """Rank families: many sizes, many facts written, many scored, the finest precision first."""
     cases = len(results.common(curve.values(), WHEN, "ES"))
     setting = shared(curve)
     return -len(curve), -setting.n, -cases, _level(setting, "dtype")
@@ -196,14 +196,21 @@ def switches(curves: list[Family]) -> list[Switch]:
                 switch = Switch(factor, off, on, place)
                 if place and len([s for s in switch.sizes if s < before.n]) > 0:
                     rank = (
-                        place == "paper", before.first_written, -len(switch.sizes), -before.n,
+                        place == "paper",
+                        before.first_written,
+                        -len(switch.sizes),
+                        -before.n,
                         *distance(before),
-                    )  # fmt: skip
+                    )
                     found.append((rank, switch))
     order = list(FACTORS)
     ranked = sorted(found, key=lambda item: (order.index(item[1].factor), item[0]))
-    return list({(shared(s.on).model, s.factor, s.place, _level(shared(s.on), s.factor)): s
-                 for _, s in reversed(ranked)}.values())[::-1]  # fmt: skip
+    return list(
+        {
+            (shared(s.on).model, s.factor, s.place, _level(shared(s.on), s.factor)): s
+            for _, s in reversed(ranked)
+        }.values()
+    )[::-1]
 
 
 def _level(setting: Setting, factor: str) -> tuple[int, str]:
@@ -308,6 +315,6 @@ def _in_words(effects: Sequence[Effect]) -> str:
 
 
 def _is_slight(effect: Effect) -> bool:
-    """Whether it widens the spread, but by less than is of interest."""
+    """True if it widens the spread, but by less than is of interest."""
     high = effect.estimate.high
     return effect.verdict == "reproduced" and high is not None and high < MARGIN

@@ -260,7 +260,7 @@ def _own_sizes(results: Results, grid: Grid, when: str) -> list[int]:
 
 
 def _same_rows(results: Results, one: Arm, other: Arm, when: str) -> bool:
-    """Whether every row of an arm is one of another's: same prompt, same time, same numbers."""
+    """True if every row of an arm is one of another's: same prompt, same time, same numbers."""
     theirs = {(run.seed, run.draw): run.cell for run in other.runs}
     return all(
         (run.seed, run.draw) in theirs

@@ -55,7 +55,7 @@ def _groups(results: Results) -> dict[Place, dict[str, Arm]]:
 
 
 def _is_unlike_itself(arm: Arm) -> bool:
-    """Whether MEMIT has no ridge, or EMMET one, as each other's published form has it."""
+    """True if MEMIT has no ridge, or EMMET one, as each other's published form has it."""
     return (arm.setting.ridge == "hard") is (arm.setting.method == "memit")
 
 

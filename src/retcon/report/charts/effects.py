@@ -90,7 +90,7 @@ def conditions(results: Results, comparison: Comparison) -> Chart | None:
 
 
 def _usual(comparison: Comparison) -> str:
-    """What goes without saying in the names of conditions, as a line of a caption."""
+    """A line of a caption: all that goes without saying in the names of conditions."""
     return f"\nUnless named: {comparison.usual}." if comparison.usual else ""
 
 

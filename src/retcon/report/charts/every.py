@@ -27,10 +27,14 @@ def all_charts(
 def _neutral(results: Results, comparisons: Sequence[Comparison]) -> list[Chart | None]:
     """The charts of any study. Conditions of the first comparison stand for all."""
     side_by_side = carried.side_by_side(results)
-    of_first = [
-        effects.differences(comparisons[0]),
-        None if side_by_side else effects.conditions(results, comparisons[0]),
-    ] if comparisons else []  # fmt: skip
+    of_first = (
+        [
+            effects.differences(comparisons[0]),
+            None if side_by_side else effects.conditions(results, comparisons[0]),
+        ]
+        if comparisons
+        else []
+    )
     return [
         *of_first,
         layers(results),

@@ -39,59 +39,64 @@ def panels(
 ) -> Spec:
     """One panel a score: lines with their intervals; a click in the legend singles a line out.
 
-    seen: the field that says in the tooltip where on the x axis a dot stands.
+    Args:
+        seen: the field that says in the tooltip where on the x axis a dot stands.
     """
     shown = [m for m in metrics if any(record["metric"] == m for record in data)]
-    score: Spec = {
-        "field": "score", "type": "quantitative", "title": None,
-        "scale": {"zero": False, "nice": 5}, "axis": {"tickCount": 5},
-    }  # fmt: skip
-    faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
     tooltip = [
         {"field": colour["field"], "title": "line"},
         {"field": seen or x["field"], "title": x["title"]},
-        *({"field": f, "title": f, "format": ".1f"} for f in ("score", "low", "high")),
-        {"field": "when"}, {"field": "cases"},
+        *({"field": field, "title": field, "format": ".1f"} for field in ("score", "low", "high")),
+        {"field": "when"},
+        {"field": "cases"},
         *([{"field": "load", "format": ".3f"}] if "load" in data[0] else []),
-    ]  # fmt: skip
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#9aa0a8"},
-            "encoding": {"y": {"field": "untouched", "aggregate": "mean"}},
-        },
-        {
-            "mark": {"type": "rule", "strokeWidth": 1.5},
-            "encoding": {
-                "x": x, "y": {**score, "field": "low"}, "y2": {"field": "high"}, "color": colour,
-                "opacity": faded,
-            },
-        },
-        {
-            "mark": {"type": "line", "strokeWidth": 2},
-            "encoding": {"x": x, "y": score, "color": colour, "opacity": faded},
-        },
-        {
-            "mark": {"type": "circle", "size": 48, "opacity": 1},
-            "params": [{
-                "name": "chosen", "select": {"type": "point", "fields": [colour["field"]]},
-                "bind": "legend",
-            }],
-            "encoding": {
-                "x": x, "y": score, "color": colour, "opacity": faded, "tooltip": tooltip,
-            },
-        },
-    ]  # fmt: skip
-    if all(record["untouched"] is None for record in data):
-        layers = layers[1:]
+    ]
+    layers = [*_lines(x, colour, tooltip), *_room(x)]
+    if any(record["untouched"] is not None for record in data):
+        layers = [_UNTOUCHED, *layers]
     return {
         "data": {"values": ranged(data)},
         "facet": {"field": "metric", "type": "nominal", "sort": shown, "title": None},
         "columns": 4,
         "spacing": 54,
         "bounds": "flush",
-        "spec": {"width": 204, "height": 200, "layer": [*layers, *_room(x)]},
+        "spec": {"width": 204, "height": 200, "layer": layers},
         "resolve": {"scale": {"y": "independent"}},
     }
+
+
+_UNTOUCHED: Spec = {
+    "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#9aa0a8"},
+    "encoding": {"y": {"field": "untouched", "aggregate": "mean"}},
+}
+
+
+def _lines(x: Spec, colour: Spec, tooltip: Sequence[Spec]) -> list[Spec]:
+    """Intervals, lines and dots; those of a name that was clicked on stand out."""
+    score: Spec = {
+        "field": "score",
+        "type": "quantitative",
+        "title": None,
+        "scale": {"zero": False, "nice": 5},
+        "axis": {"tickCount": 5},
+    }
+    faded: Spec = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
+    encoding: Spec = {"x": x, "y": score, "color": colour, "opacity": faded}
+    ends: Spec = {"y": {**score, "field": "low"}, "y2": {"field": "high"}}
+    chosen = {
+        "name": "chosen",
+        "select": {"type": "point", "fields": [colour["field"]]},
+        "bind": "legend",
+    }
+    return [
+        {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": {**encoding, **ends}},
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": encoding},
+        {
+            "mark": {"type": "circle", "size": 48, "opacity": 1},
+            "params": [chosen],
+            "encoding": {**encoding, "tooltip": tooltip},
+        },
+    ]
 
 
 def ranged(data: Sequence[Any], least: float = 4.0) -> list[Any]:

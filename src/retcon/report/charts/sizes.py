@@ -141,7 +141,7 @@ def _by_number(results: Results, when: str, rank: Rank) -> list[Record]:
 
 
 def _in_line(arms: Sequence[Arm]) -> bool:
-    """Whether a batch size has been run at two N: dots alone show no trend."""
+    """True if a batch size has been run at two N: dots alone show no trend."""
     sizes = Counter(arm.setting.batch_size for arm in arms)
     return max(sizes.values()) > 1
 

@@ -13,8 +13,10 @@ INK, FAINT, GRID = "#22262b", "#6b7280", "#e8e6e1"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
 _METHODS = {"MEMIT": 0, "EMMET": 1, "ROME": 2}
 VERDICTS = {
-    "reproduced": "#00795a", "not reproduced": "#b3430a", "inconclusive": "#8a8f98",
-}  # fmt: skip
+    "reproduced": "#00795a",
+    "not reproduced": "#b3430a",
+    "inconclusive": "#8a8f98",
+}
 FONT = "Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
 CONFIG: Spec = {
@@ -22,21 +24,41 @@ CONFIG: Spec = {
     "background": "white",
     "view": {"stroke": None},
     "title": {
-        "anchor": "start", "fontSize": 15, "fontWeight": 600, "color": INK, "offset": 14,
-        "subtitleColor": FAINT, "subtitleFontSize": 12, "subtitlePadding": 5,
+        "anchor": "start",
+        "fontSize": 15,
+        "fontWeight": 600,
+        "color": INK,
+        "offset": 14,
+        "subtitleColor": FAINT,
+        "subtitleFontSize": 12,
+        "subtitlePadding": 5,
     },
     "axis": {
-        "gridColor": GRID, "domainColor": "#b9bcc2", "tickColor": "#b9bcc2", "labelColor": FAINT,
-        "titleColor": INK, "titleFontWeight": 500, "labelFontSize": 11, "titleFontSize": 12,
-        "titlePadding": 8, "labelPadding": 4,
+        "gridColor": GRID,
+        "domainColor": "#b9bcc2",
+        "tickColor": "#b9bcc2",
+        "labelColor": FAINT,
+        "titleColor": INK,
+        "titleFontWeight": 500,
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "titlePadding": 8,
+        "labelPadding": 4,
     },
     "header": {"labelFontSize": 13, "labelFontWeight": 600, "labelColor": INK, "title": None},
     "legend": {
-        "orient": "bottom", "labelColor": INK, "titleColor": FAINT, "labelFontSize": 12,
-        "titleFontSize": 12, "titleFontWeight": 500, "labelLimit": 420, "symbolSize": 90,
-        "columns": 3, "offset": 14,
+        "orient": "bottom",
+        "labelColor": INK,
+        "titleColor": FAINT,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": 500,
+        "labelLimit": 420,
+        "symbolSize": 90,
+        "columns": 3,
+        "offset": 14,
     },
-}  # fmt: skip
+}
 
 
 class Chart(NamedTuple):
@@ -64,11 +86,19 @@ def log2_axis(field: str, title: str, values: Sequence[int], **axis: object) -> 
     ends = [min(values) / 1.25, max(values) * 1.25]
     crowded = len(values) > 5 and max(values) >= 1000
     return {
-        "field": field, "type": "quantitative", "title": title,
+        "field": field,
+        "type": "quantitative",
+        "title": title,
         "scale": {"type": "log", "base": 2, "domain": ends, "nice": False},
-        "axis": {"values": spaced(values), "grid": False, "labelFlush": False,
-                 "labelOverlap": "greedy", "labelFontSize": 8.5 if crowded else 11, **axis},
-    }  # fmt: skip
+        "axis": {
+            "values": spaced(values),
+            "grid": False,
+            "labelFlush": False,
+            "labelOverlap": "greedy",
+            "labelFontSize": 8.5 if crowded else 11,
+            **axis,
+        },
+    }
 
 
 def loaded(d_in: int, load: str = ".2f") -> str:
@@ -110,16 +140,26 @@ def series_colour(data: Sequence[Any]) -> Spec:
 def size_colour() -> Spec:
     """Batch sizes from light to dark."""
     return {
-        "field": "batch_size", "type": "ordinal", "title": "batch size",
+        "field": "batch_size",
+        "type": "ordinal",
+        "title": "batch size",
         "scale": {"scheme": {"name": "viridis", "extent": [0.92, 0.05]}},
         "legend": {"columns": 8, "labelExpr": "format(datum.value, ',')"},
-    }  # fmt: skip
+    }
 
 
-PRESERVATION: Spec = {"field": "preservation", "type": "quantitative", "scale": {"zero": False},
-                      "title": "preservation: final NS, %"}  # fmt: skip
-PRECISION: Spec = {"field": "precision", "type": "quantitative", "scale": {"zero": False},
-                   "title": "precision: harmonic mean of final ES and PS, %"}  # fmt: skip
+PRESERVATION: Spec = {
+    "field": "preservation",
+    "type": "quantitative",
+    "scale": {"zero": False},
+    "title": "preservation: final NS, %",
+}
+PRECISION: Spec = {
+    "field": "precision",
+    "type": "quantitative",
+    "scale": {"zero": False},
+    "title": "precision: harmonic mean of final ES and PS, %",
+}
 FRONT: Sequence[Spec] = ({"filter": "datum.front"},)
 
 
@@ -133,8 +173,13 @@ def front_line() -> Spec:
 def seconds_size(least: int) -> Spec:
     """Seconds an edit as the area of a dot. least: square pixels of the smallest."""
     scale: Spec = {"range": [least, 420], "zero": False}
-    return {"field": "seconds", "type": "quantitative", "title": "seconds an edit",
-            "scale": scale, "legend": {"tickCount": 3}}  # fmt: skip
+    return {
+        "field": "seconds",
+        "type": "quantitative",
+        "title": "seconds an edit",
+        "scale": scale,
+        "legend": {"tickCount": 3},
+    }
 
 
 def facts_written(ticks: int) -> Spec:
@@ -144,12 +189,14 @@ def facts_written(ticks: int) -> Spec:
 
 
 def steps_of(encoding: Spec, told: Sequence[Spec]) -> list[Spec]:
-    """What holds from one batch to the next: a line in steps, with a dot at each batch."""
+    """A line in steps, for values that hold from one batch to the next, with a dot at each."""
     return [
         {"mark": {"type": "line", "interpolate": "step-before"}, "encoding": encoding},
-        {"mark": {"type": "circle", "size": 26, "opacity": 1},
-         "encoding": {**encoding, "tooltip": told}},
-    ]  # fmt: skip
+        {
+            "mark": {"type": "circle", "size": 26, "opacity": 1},
+            "encoding": {**encoding, "tooltip": told},
+        },
+    ]
 
 
 def by_setting(data: Sequence[Any], panel: Spec) -> Spec:
