@@ -5,6 +5,11 @@ from retcon.scoring.intervals import Estimate
 MISSING = "–"
 
 
+def fixed(value: float | None, digits: int) -> str:
+    """Write a number with so many digits. A dash where there is none."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
 def signed(value: float | None) -> str:
     """Write a number with its sign: −3.2. A dash where there is none."""
     if value is None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from retcon.escaping import cell, markdown
 from retcon.files import write_whole
 from retcon.report.conditions import Arm, Setting, called, describe, further, varying
-from retcon.report.costs import moved, seconds_per_edit
-from retcon.report.numbers import MISSING, share, spanned
+from retcon.report.costs import costs_of
+from retcon.report.numbers import MISSING, fixed, share, spanned
 from retcon.report.ranking import Comparison
 from retcon.report.results import Results
 from retcon.scoring.metrics import Metric, Place, metrics
@@ -153,9 +153,9 @@ def runs(results: Results) -> Table:
         each = {name: results.estimate(one, when, "S").mean for name, one in alone.items()}
         found = [value for value in each.values() if value is not None]
         if found:
-            told = "; ".join(f"{name}: {_number(value, 1)}" for name, value in each.items())
+            told = "; ".join(f"{name}: {fixed(value, 1)}" for name, value in each.items())
             size = f"{arm.setting.batch_size:,}", f"{arm.setting.n:,}"
-            rows.append((*size, said, when, _number(max(found) - min(found), 1), told))
+            rows.append((*size, said, when, fixed(max(found) - min(found), 1), told))
     columns = ("batch", "N", "setting", "when", "largest − smallest", "S by seed, %")
     note = "Seeds of the facts, and in brackets of prefixes and corpus where they are not 0."
     return Table("Runs of one arm", note, columns, tuple(rows))
@@ -239,29 +239,12 @@ def costs(results: Results) -> Table:
     return Table("Costs", note, columns, tuple(rows))
 
 
-def costs_of(results: Results, arm: Arm) -> tuple[str, ...]:
-    """The four numbers of an arm's costs."""
-    steps = results.study.steps(arm.runs[0].cell)
-    share_moved = moved(steps[-1]) if steps else None
-    reached = [float(str(s["reached"])) for s in steps if s.get("reached") is not None]
-    memory = [int(str(s["peak_memory"])) for s in steps if s.get("peak_memory") is not None]
-    return (
-        _number(seconds_per_edit(results, arm), 2), _number(share_moved, 2),
-        _number(100 * sum(reached) / len(reached), 1) if reached else MISSING,
-        _number(max(memory) / 2**30, 2) if memory else MISSING,
-    )  # fmt: skip
-
-
-def _number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
-
-
 def tuned(study: Study) -> Table:
     """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
     rows = [
         (one.model, called(one.method), "+".join(map(str, one.layers)), _written(one),
          str(one.seed), f"{one.ridge:g}" + (f", the {one.edge}" if one.edge else ""), f"{one.n:,}",
-         "; ".join(f"{r:g}: {_number(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
+         "; ".join(f"{r:g}: {fixed(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
         for one in study.tuned
     ]  # fmt: skip
     rules = [said for rule, said in _RULES.items() if any(o.rule == rule for o in study.tuned)]

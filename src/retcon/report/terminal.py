@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from retcon.report.conditions import Arm
+from retcon.report.costs import costs_of
 from retcon.report.findings import Finding, FindingSet, by_set
 from retcon.report.numbers import MISSING, spanned
 from retcon.report.observed import change, times_of, unknown
 from retcon.report.results import Results
-from retcon.report.tables import Table, costs_of, missing, scored_then, tuned, words
+from retcon.report.tables import Table, missing, scored_then, tuned, words
 from retcon.scoring.intervals import Estimate
 from retcon.scoring.metrics import Metric, metrics
 
