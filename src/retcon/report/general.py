@@ -42,11 +42,17 @@ def over_time(results: Results) -> list[Record]:
             for name, measure in _MEASURES.items():
                 one = change(first, rows, name)
                 if one.mean is not None:
-                    found.append({
-                        "edits": steps[step - 1]["at"] if step else 0, "measure": measure,
-                        "value": one.mean, "low": one.low, "high": one.high, "when": when,
-                        "series": names[arm.setting],
-                    })  # fmt: skip
+                    found.append(
+                        {
+                            "edits": steps[step - 1]["at"] if step else 0,
+                            "measure": measure,
+                            "value": one.mean,
+                            "low": one.low,
+                            "high": one.high,
+                            "when": when,
+                            "series": names[arm.setting],
+                        }
+                    )
     return found
 
 

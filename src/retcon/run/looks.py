@@ -219,12 +219,14 @@ def run(
             continue
         asked = [
             Look(
-                rewriting(step)(looks.scored(cases, step)), "immediate", step.index + 1,
+                rewriting(step)(looks.scored(cases, step)),
+                "immediate",
+                step.index + 1,
                 step.update.deltas,
             )
             for step in steps
             if "immediate" in looks.when
-        ]  # fmt: skip
+        ]
         records = [StepRecord.of(model, step) for step in steps]
         alone = len(steps) == 1 and steps[0].index == 0 and steps[0].at == len(cases)
         rows = score_looks(model, asked, progress)

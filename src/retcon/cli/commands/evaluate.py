@@ -190,9 +190,15 @@ def _with_method(
     corpus = made.settings.get("corpus")
     apart = _apart(asked.general.text, corpus)
     run = evaluate(
-        model, asked.cases, method=choice.method, layers=choice.layers, settings=choice.settings,
-        schedule=choice.schedule or "single", metrics=asked.observers(), progress=progress,
-    )  # fmt: skip
+        model,
+        asked.cases,
+        method=choice.method,
+        layers=choice.layers,
+        settings=choice.settings,
+        schedule=choice.schedule or "single",
+        metrics=asked.observers(),
+        progress=progress,
+    )
     return _Found(alike(run.rows), run.describe(), _name(corpus), apart)
 
 

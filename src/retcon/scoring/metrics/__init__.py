@@ -121,9 +121,16 @@ def metric(
 
     def entry(value: Value) -> Metric:
         return Metric(
-            name=name, title=title, kind=kind, value=value, scale=scale, better=better,
-            shown=shown, rank=rank, observer=observer,
-        )  # fmt: skip
+            name=name,
+            title=title,
+            kind=kind,
+            value=value,
+            scale=scale,
+            better=better,
+            shown=shown,
+            rank=rank,
+            observer=observer,
+        )
 
     return entered(METRICS, name, entry)
 

@@ -41,11 +41,16 @@ def write_texts(
     )
     return [
         Observation(
-            case.edit.id, case.relation, TEXT, index, *moment,
-            value=generation_entropy(text), text=text,
+            case.edit.id,
+            case.relation,
+            TEXT,
+            index,
+            *moment,
+            value=generation_entropy(text),
+            text=text,
         )
         for (case, index, _), text in zip(asked, texts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @metric(

@@ -35,16 +35,27 @@ def harmonic(row: Observation) -> None:
     del row
 
 
-METRICS.enter("S", Metric(
-    name="S", title="S", kind="", value=harmonic, shown="headline", rank=3,
-    parts=("ES", "PS", "NS"),
-))  # fmt: skip
+METRICS.enter(
+    "S",
+    Metric(
+        name="S",
+        title="S",
+        kind="",
+        value=harmonic,
+        shown="headline",
+        rank=3,
+        parts=("ES", "PS", "NS"),
+    ),
+)
 
 
 @metric(
-    "portability_token_accuracy", title="portability", kind="portability", shown="headline",
+    "portability_token_accuracy",
+    title="portability",
+    kind="portability",
+    shown="headline",
     rank=4,
-)  # fmt: skip
+)
 @metric("locality_token_accuracy", title="locality", kind="locality", shown="headline", rank=5)
 @metric("token_accuracy", title="token accuracy", kind="rewrite", rank=0)
 @metric("paraphrase_token_accuracy", title="paraphrase token accuracy", kind="paraphrase", rank=1)

@@ -33,11 +33,19 @@ def nll(row: Observation) -> float | None:
     return row.nll_new
 
 
-METRICS.enter("perplexity", Metric(
-    name="perplexity", title="Perplexity of held-out text", kind=PASSAGE, value=nll,
-    scale=Exponential(), better="lower", weight=_tokens,
-    observer=Observer(observe=read_text, at=WHOLE, whole=True),
-))  # fmt: skip
+METRICS.enter(
+    "perplexity",
+    Metric(
+        name="perplexity",
+        title="Perplexity of held-out text",
+        kind=PASSAGE,
+        value=nll,
+        scale=Exponential(),
+        better="lower",
+        weight=_tokens,
+        observer=Observer(observe=read_text, at=WHOLE, whole=True),
+    ),
+)
 
 
 def answered(row: Observation) -> float | None:
@@ -48,6 +56,9 @@ def answered(row: Observation) -> float | None:
 metric("tasks", title="Accuracy over all tasks", kind=ITEM, scale=Answers())(answered)
 for _task in TASKS:
     metric(
-        f"{_task}_accuracy", title=f"Accuracy, {_task}", kind=f"{ITEM}:{_task}", scale=Answers(),
+        f"{_task}_accuracy",
+        title=f"Accuracy, {_task}",
+        kind=f"{ITEM}:{_task}",
+        scale=Answers(),
         shown="record",
-    )(answered)  # fmt: skip
+    )(answered)
