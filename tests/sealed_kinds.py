@@ -32,7 +32,7 @@ from retcon.run.edit import edit
 from retcon.scoring.score import score_cases
 from retcon.study.packing import pack
 from retcon.study.reading import read_file, read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.verifying import verify as verify_study
 from retcon.toyworld import train
@@ -180,7 +180,7 @@ def studied(folder: Path) -> None:
     write_model_and_facts(folder, paraphrased=True)
     settings = json.dumps(tiny_study.FAST)
     with contextlib.chdir(folder):
-        run_study(parse_spec(STUDY.replace("SETTINGS", settings)), folder / "study")
+        run_cells(parse_spec(STUDY.replace("SETTINGS", settings)), folder / "study")
 
 
 def reported(folder: Path) -> torch.Tensor:

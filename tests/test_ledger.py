@@ -22,9 +22,8 @@ from retcon.errors import (
 )
 from retcon.patch.combine import difference, stack, without
 from retcon.patch.export.card import write_card
-from retcon.patch.ledger import Ledger
+from retcon.patch.ledger import Ledger, read_source
 from retcon.patch.patch import load_patch
-from retcon.patch.sources import read_source
 from retcon.patch.verify import verify
 from retcon.run.edit import edit as make
 from retcon.run.schedule import Schedule

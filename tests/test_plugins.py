@@ -26,7 +26,7 @@ from retcon.run.rules import RULES
 from retcon.run.schedule import Schedule
 from retcon.scoring.metrics import METRICS, change, estimate
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec
 from retcon.study.store import CellFolder
 from test_methods import EDITS
@@ -196,7 +196,7 @@ def test_on_the_command_line(folder, retcon):
 
 
 def test_a_study_goes_on_from_where_it_was_cut_off(folder, retcon, monkeypatch):
-    whole = run_study(load_spec("study.yaml"), folder / "whole")
+    whole = run_cells(load_spec("study.yaml"), folder / "whole")
     assert (whole.done, whole.failed) == (whole.cells, {}) and whole.cells == 2
     commit, committed = CellFolder.commit, []
 
@@ -208,7 +208,7 @@ def test_a_study_goes_on_from_where_it_was_cut_off(folder, retcon, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(CellFolder, "commit", cut)
-        run_study(load_spec("study.yaml"), folder / "cut")
+        run_cells(load_spec("study.yaml"), folder / "cut")
     code, _, err = retcon(*own(), "study", "resume", "cut", "--data", ".")
     assert code == 0, err
     rows = [
@@ -232,7 +232,7 @@ def test_a_study_goes_on_from_where_it_was_cut_off(folder, retcon, monkeypatch):
 
 
 def test_a_report_without_a_plugin_says_which_metric_it_does_not_show(folder, retcon, monkeypatch):
-    run_study(load_spec("study.yaml"), folder / "done")
+    run_cells(load_spec("study.yaml"), folder / "done")
     METRICS._entries.pop("mrr")
     monkeypatch.setattr(registry, "_LOADED", {})
     code, out, err = retcon("study", "report", "done")
@@ -242,7 +242,7 @@ def test_a_report_without_a_plugin_says_which_metric_it_does_not_show(folder, re
 
 
 def test_a_folder_of_results_runs_no_file_by_itself(folder, monkeypatch):
-    run_study(load_spec("study.yaml"), folder / "done")
+    run_cells(load_spec("study.yaml"), folder / "done")
     monkeypatch.setattr(registry, "_LOADED", {})
     (folder / "done" / "momentum.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
     with pytest.raises(InvalidStudy, match=r"retcon --plugin momentum.py study"):
@@ -250,7 +250,7 @@ def test_a_folder_of_results_runs_no_file_by_itself(folder, monkeypatch):
 
 
 def test_a_plugin_that_was_changed_is_not_gone_on_with(folder, monkeypatch):
-    run_study(load_spec("study.yaml"), folder / "done")
+    run_cells(load_spec("study.yaml"), folder / "done")
     for each in REGISTRIES:
         for name in OWN:
             each._entries.pop(name, None)
@@ -258,11 +258,11 @@ def test_a_plugin_that_was_changed_is_not_gone_on_with(folder, monkeypatch):
     with (folder / "momentum.py").open("a", encoding="utf-8") as file:
         file.write("\n# another\n")
     with pytest.raises(InvalidStudy, match=r"plugin momentum.py is not the file"):
-        run_study(load_spec("study.yaml"), folder / "done")
+        run_cells(load_spec("study.yaml"), folder / "done")
 
 
 def test_a_report_without_its_plugin_says_what_to_do(folder, retcon, monkeypatch):
-    run_study(load_spec("study.yaml"), folder / "done")
+    run_cells(load_spec("study.yaml"), folder / "done")
     FINDINGS._entries.pop("adapting")
     code, _, err = retcon("study", "report", "done")
     said = " ".join(err.split())

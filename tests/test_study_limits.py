@@ -9,7 +9,7 @@ from retcon.study import spec as module
 from retcon.study.checking import check
 from retcon.study.planning import plan, warned_of
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec, parse_spec
 from test_study_spec import BATCH, folder, spec, text
 
@@ -162,7 +162,7 @@ def test_facts_with_one_key_are_told_before_a_study_is_run(folder, retcon):
     code, _, err = retcon("study", "plan", "s.yaml")
     assert code == 0 and "2 facts have the same key" in " ".join(err.split())
     with pytest.warns(RetconWarning):
-        run_study(parse_spec(asked), folder / "done")
+        run_cells(parse_spec(asked), folder / "done")
     assert read_study(folder / "done").record.warnings == made.warnings
 
 

@@ -13,7 +13,7 @@ from retcon.study.cells import Cell
 from retcon.study.estimates import estimate
 from retcon.study.planning import canonical, outline_of, plan
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
 from retcon.study.worker import Worker
@@ -99,7 +99,7 @@ def test_estimates_are_there_for_every_method(folder):  # noqa: F811
 
 def test_a_study_of_all_of_them_is_run_and_read(folder, entries):  # noqa: F811
     places = [block(m, "schedule: [sequential-batch, batch], batch_size: 2, n: 4") for m in OWN]
-    outcome = run_study(study(*places), folder / "done")
+    outcome = run_cells(study(*places), folder / "done")
     assert not outcome.failed and outcome.done == outcome.cells == 6
     found = read_study(folder / "done")
     for point in found.points:

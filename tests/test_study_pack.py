@@ -16,7 +16,7 @@ from retcon.sealed import digest_of, load_lines, load_record, save_lines
 from retcon.study.packed import PACK, content_of_rows, open_pack
 from retcon.study.packing import pack
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from tiny_study import FAST, write_model_and_facts
 
@@ -52,7 +52,7 @@ def packed(folder: Path, name: str = "packed") -> Path:
 
 
 def start(text: str, into: Path):
-    return run_study(parse_spec(text, Path("s.yaml")), into)
+    return run_cells(parse_spec(text, Path("s.yaml")), into)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from retcon.errors import StorageError
-from retcon.study.local import run_here
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells, run_here
 from retcon.study.spec import parse_spec
 from retcon.study.worker import Worker
 from tiny_study import FAST, task, write_model_and_facts
@@ -87,7 +86,7 @@ def test_a_whole_study_is_the_same_on_two_nodes(cluster, tmp_path, monkeypatch, 
     """Folders are relative here, and a worker's own folder is another."""
     monkeypatch.chdir(write_model_and_facts(tmp_path, paraphrased=True))
     spec = parse_spec(STUDY, Path("s.yaml"))
-    here, there = run_study(spec, Path("here")), run_study(spec, Path("there"), executor="ray")
+    here, there = run_cells(spec, Path("here")), run_cells(spec, Path("there"), executor="ray")
     assert here == there and here.done == here.cells and not here.failed
     for path in Path("here").glob("cells/*/done.json"):
         other = json.loads((Path("there") / path.relative_to("here")).read_text(encoding="utf-8"))

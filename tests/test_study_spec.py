@@ -21,7 +21,7 @@ from retcon.study.estimates import estimate
 from retcon.study.facts import Facts
 from retcon.study.planning import plan
 from retcon.study.reading import Data, read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import LISTS, json_schema, load_spec, parse_spec
 from tiny_study import FAST, WORDS, write_model_and_facts
 
@@ -322,7 +322,7 @@ def test_of_two_edits_in_a_study_s_batch_the_last_counts(folder, entries):
     edited_again(folder)
     asked = several("schedule: batch, batch_size: n, n: 7, settings: {ridge: 3.0}")
     made = plan(asked)
-    assert not run_study(asked, folder / "done").failed
+    assert not run_cells(asked, folder / "done").failed
     (point,) = read_study(folder / "done").points
     found = read_study(folder / "done").scored(point.cell, "immediate")
     trial = evaluate(
@@ -355,7 +355,7 @@ def test_what_is_written_of_zsre_is_chosen_by_the_study(folder, entries):
         cases = made.cases(made.cells[0]).cases
         assert {c.edit.target for c in cases} == {target}
         assert all(bool(c.portability) == (target == "Rome") for c in cases)
-    assert not run_study(asked("alt"), folder / "done").failed
+    assert not run_cells(asked("alt"), folder / "done").failed
     done = read_study(folder / "done")
     assert done.record.data.options == {"target": "alt"}
     rows = done.scored(done.points[0].cell, "immediate")

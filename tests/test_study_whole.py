@@ -14,7 +14,7 @@ import safetensors.torch
 from retcon.errors import InvalidStudy
 from retcon.sealed import load_record
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
 from tiny_study import FAST, process, write_model_and_facts
@@ -67,7 +67,7 @@ def finished(folder, made):
 
 
 def start(text: str = TEXT, into: str = "study"):
-    return run_study(parse_spec(text, Path("s.yaml")), Path(into))
+    return run_cells(parse_spec(text, Path("s.yaml")), Path(into))
 
 
 def kept(into: str = "study") -> dict[str, object]:

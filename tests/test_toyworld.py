@@ -14,7 +14,7 @@ from retcon.errors import UnknownName
 from retcon.model.load import load, outline
 from retcon.report.results import Results
 from retcon.study.reading import read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec
 from retcon.toyworld import train as training
 from retcon.toyworld.train import RECIPES, configuration, recall, tokenizer, train
@@ -144,7 +144,7 @@ def test_the_quick_study_runs_to_its_report(entries, threads, retcon, tmp_path):
     known = recall(load(SMALL).model, world(SMALL))
     assert known.all(1).sum() >= 0.9 * FACTS[SMALL]
     folder = tmp_path / "study"
-    ended = run_study(load_spec(QUICK), folder)
+    ended = run_cells(load_spec(QUICK), folder)
     assert (ended.done, ended.failed) == (ended.cells, {})
     results = Results(read_study(folder))
 

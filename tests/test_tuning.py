@@ -11,7 +11,7 @@ from retcon.scoring.observations import Observation
 from retcon.study.cells import Cell
 from retcon.study.planning import plan
 from retcon.study.reading import Record, Study, Tuned, read_study
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.tuning import Tuning, choose_ridges
 from test_study_spec import TUNING, folder, spec  # noqa: F401
 
@@ -119,12 +119,12 @@ def test_a_study_that_was_begun_by_the_earlier_rule_keeps_it(folder):  # noqa: F
     earlier = cells_of(CARRIED.format("sequential-batch", 1, "never"), rule="largest S")
     assert {(cell.schedule, cell.when) for cell in earlier[0]} == {("single", ("immediate",))}
     asked, into = spec(CARRIED.format("sequential-batch", 2, "never"), more=TUNING), Path("study")
-    run_study(asked, into)
+    run_cells(asked, into)
     assert read_study(into).record.tuning == "one standard error"
     told = json.loads((into / "study.json").read_text())
     del told["tuning"], told["seal"]  # as it was written before
     (into / "study.json").write_text(json.dumps(told))
-    run_study(asked, into)
+    run_cells(asked, into)
     study = read_study(into)
     assert study.record.tuning == "largest S" and {t.rule for t in study.tuned} == {"largest S"}
 

@@ -14,7 +14,7 @@ from retcon.data.cases import load_cases
 from retcon.method.entries import find_method
 from retcon.method.identity import differing
 from retcon.study.cells import Cell
-from retcon.study.runner import run_study
+from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.worker import Task, Worker
 
@@ -80,7 +80,7 @@ def _run(
     os.chdir(folder)
     if changes is not None:
         _die_before(changes)
-    outcome = run_study(parse_spec(text, Path("s.yaml")), Path(into))
+    outcome = run_cells(parse_spec(text, Path("s.yaml")), Path(into))
     sys.exit(bool(outcome.failed))
 
 

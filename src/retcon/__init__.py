@@ -10,27 +10,43 @@ if TYPE_CHECKING:
     from retcon.data.cases import load_cases, starter_cases, take
     from retcon.edits import Case, Edit
     from retcon.errors import RetconError
+    from retcon.method.entries import methods
     from retcon.model.load import load
     from retcon.patch.ledger import Ledger
     from retcon.patch.patch import Patch, load_patch
     from retcon.run.edit import edit
-    from retcon.run.evaluate import evaluate
+    from retcon.run.evaluate import evaluate, score
+    from retcon.run.record import Run
     from retcon.run.schedule import Schedule
+    from retcon.scoring.intervals import Estimate
+    from retcon.scoring.measured import Measured
+    from retcon.scoring.metrics import metrics
+    from retcon.study.reading import Study, read_study
+    from retcon.study.runner import run_study
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Case": "retcon.edits",
     "Edit": "retcon.edits",
+    "Estimate": "retcon.scoring.intervals",
     "Ledger": "retcon.patch.ledger",
+    "Measured": "retcon.scoring.measured",
     "Patch": "retcon.patch.patch",
     "RetconError": "retcon.errors",
+    "Run": "retcon.run.record",
     "Schedule": "retcon.run.schedule",
+    "Study": "retcon.study.reading",
     "edit": "retcon.run.edit",
     "evaluate": "retcon.run.evaluate",
     "load": "retcon.model.load",
     "load_cases": "retcon.data.cases",
     "load_patch": "retcon.patch.patch",
+    "methods": "retcon.method.entries",
+    "metrics": "retcon.scoring.metrics",
+    "read_study": "retcon.study.reading",
+    "run_study": "retcon.study.runner",
+    "score": "retcon.run.evaluate",
     "starter_cases": "retcon.data.cases",
     "take": "retcon.data.cases",
 }
@@ -38,16 +54,25 @@ _HOMES = {
 __all__ = [
     "Case",
     "Edit",
+    "Estimate",
     "Ledger",
+    "Measured",
     "Patch",
     "RetconError",
+    "Run",
     "Schedule",
+    "Study",
     "__version__",
     "edit",
     "evaluate",
     "load",
     "load_cases",
     "load_patch",
+    "methods",
+    "metrics",
+    "read_study",
+    "run_study",
+    "score",
     "starter_cases",
     "take",
 ]

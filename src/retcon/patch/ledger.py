@@ -365,6 +365,22 @@ class Ledger:
         )
 
 
+def read_source(source: Path | str) -> Patch:
+    """A patch file, or the stack of a ledger; `LEDGER@N` is its stack after event N.
+
+    Raises:
+        InvalidPatch, InvalidLedger: there is neither, or it is damaged.
+        UnknownName: there is no such event.
+    """
+    text = str(source)
+    folder, at, point = text.rpartition("@")
+    if at and point.isdecimal() and len(point) < 7 and Path(folder).is_dir():
+        return Ledger(Path(folder)).stack(int(point))
+    if Path(text).is_dir():
+        return Ledger(Path(text)).stack()
+    return load_patch(text)
+
+
 def _find(name: str, stacked: Mapping[int, LedgerEntry]) -> tuple[int, str]:
     """The entry and the id that a fact's name means."""
     holders = {n: {record.id for record in e.about.edits} for n, e in stacked.items()}

@@ -20,7 +20,7 @@ from retcon.study.points import Point, carries
 from retcon.study.reading import Study, Tuned, TuningRule
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 _FIELDS = ("model", "dtype", "method", "layers", "ridge", "ridge_batch", "accumulate", "refresh",
            "order", "others")  # fmt: skip
@@ -311,27 +311,9 @@ def _list(numbers: Iterable[int]) -> str:
     return ", ".join(said)
 
 
-def frame(study: Study) -> "pl.DataFrame":
-    """All rows of all finished cells, each beside the columns of its point."""
-    import polars as pl
-
-    frames: dict[str, pl.DataFrame] = {}
-    for point in study.finished():
-        if point.cell is None or point.cell in frames:
-            continue
-        columns = point.model_dump(
-            exclude={"when", "settings", "layers", "metrics", "cell", "refused"}
-        )
-        columns |= {"layers": ",".join(map(str, point.layers)), "settings": str(point.settings)}
-        rows = study.rows(point.cell)
-        named = [pl.lit(v).alias(k) for k, v in columns.items()]
-        frames[point.cell] = rows.with_columns(pl.lit(point.cell).alias("cell"), *named)
-    return pl.concat(frames.values(), how="vertical_relaxed") if frames else pl.DataFrame()
-
-
 def export(study: Study, path: Path) -> Path:
     """Write one Parquet file of all rows, each beside the columns of its point."""
-    rows = frame(study)
+    rows = study.all_rows()
     # For archives: slower to write, and no slower to read.
     write_whole(path, lambda work: rows.write_parquet(work, compression_level=19))
     return path

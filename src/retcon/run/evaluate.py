@@ -1,4 +1,4 @@
-"""A run that is scored: before, after each batch, and after all edits.
+"""Scores in one call: of a run, before, after each batch and after all edits; or of a patch.
 
 What looks at a model as a whole needs one that holds all edits. There is one where they carry
 (`final`; without those that a guard has left unwritten), or where one batch is all of them
@@ -12,13 +12,16 @@ from retcon.edits import Case
 from retcon.method.base import Recounts
 from retcon.method.presets import resolve
 from retcon.model.handle import ModelHandle
+from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
 from retcon.run.driver import check
 from retcon.run.looks import Looks, run
 from retcon.run.record import Run, StepRecord
 from retcon.run.schedule import Schedule
 from retcon.run.shared_keys import check_keys, warned_of
+from retcon.scoring.measured import Measured
 from retcon.scoring.metrics import Observer, observers
+from retcon.scoring.observations import Moment
 from retcon.scoring.score import check_cases
 
 
@@ -50,9 +53,7 @@ def evaluate(
             exist.
     """
     plan = Schedule.of(schedule)
-    named = observers(one for one in metrics if isinstance(one, str))
-    given = tuple(one for one in metrics if isinstance(one, Observer))
-    looks = Looks(observers=(*named, *given))
+    looks = Looks(observers=_looking(metrics))
     recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
     chosen = recipe.build()
     edits = [case.edit for case in cases]
@@ -68,3 +69,47 @@ def evaluate(
     together = tuple(tuple(edit.id for edit in clash.edits) for clash in shared)
     begun = chosen.recount(state) if isinstance(chosen, Recounts) else {}
     return Run(rows, steps, recipe, plan, begun, together)
+
+
+def score(
+    model: ModelHandle,
+    cases: Sequence[Case],
+    *,
+    patch: Patch | None = None,
+    metrics: Sequence[str | Observer] = (),
+    progress: Progress = silent,
+) -> Measured:
+    """Score a model on cases: as it is (`pre`), and with a patch in its weights (`final`).
+
+    The model is as before afterwards.
+
+    Args:
+        model: a model.
+        cases: facts, and the prompts by which they are judged.
+        patch: edits of this model; None: only the model as it is is scored.
+        metrics: as of `evaluate`.
+        progress: is told what is done.
+
+    Returns:
+        What was observed: `.scores("final")["ES"]`, `.table()`.
+
+    Raises:
+        PatchMismatch: the patch is of another model.
+        UnknownName, InvalidSetting: a metric that does not exist, or cannot be observed alone.
+        InvalidEdit: a case that this model's tokens cannot tell.
+    """
+    looks = Looks(observers=_looking(metrics))
+    if patch is not None:
+        patch.check(model)
+    check_cases(model.tokens, cases)
+    rows = looks.all(model, cases, Moment("pre"), progress)
+    if patch is not None:
+        with patch.applied(model):
+            rows += looks.all(model, cases, Moment("final"), progress)
+    return Measured(rows)
+
+
+def _looking(metrics: Sequence[str | Observer]) -> tuple[Observer, ...]:
+    """The ways to look at a model that some metrics have, or that are given as such."""
+    named = observers(one for one in metrics if isinstance(one, str))
+    return (*named, *(one for one in metrics if isinstance(one, Observer)))

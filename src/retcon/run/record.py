@@ -4,13 +4,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Any, NamedTuple
+from typing import Any
 
 from retcon.method.presets import Recipe
 from retcon.model.handle import ModelHandle
 from retcon.run.schedule import Schedule
 from retcon.run.steps import Step
-from retcon.scoring.observations import Observation
+from retcon.scoring.measured import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,12 @@ class StepRecord:
         return {**rest, **self.report}
 
 
-class Run(NamedTuple):
-    """What was seen of a run, and what it was.
+@dataclass(frozen=True)
+class Run(Measured):
+    """What was observed of a run, and what it was.
 
     Attributes:
-        rows: every score, with its time.
+        rows: as of `Measured`.
         steps: what each batch took and did.
         recipe: method, layers and settings.
         schedule: how the facts were written.
@@ -99,16 +100,11 @@ class Run(NamedTuple):
         shared_keys: ids of the facts that were written over one another, by their key.
     """
 
-    rows: list[Observation]
     steps: list[StepRecord]
     recipe: Recipe
     schedule: Schedule
     begun: Mapping[str, Any]
     shared_keys: tuple[tuple[str, ...], ...] = ()
-
-    def at(self, when: str) -> list[Observation]:
-        """The rows taken at one time."""
-        return [row for row in self.rows if row.when == when]
 
     def describe(self) -> dict[str, object]:
         """What a record says beside the scores: everything that decided them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from retcon.errors import Damaged, InvalidStudy
+from retcon.scoring.measured import Measured
 from retcon.scoring.observations import Observation
 from retcon.sealed import Owner, load_record, load_text
 from retcon.study.finished import FAILED, FinishedCell, LiveCell, cell_of
@@ -201,6 +202,45 @@ class Study:
         """
         return self.finished_cell(identity).rows()
 
+    def all_rows(self) -> "pl.DataFrame":
+        """All rows of all finished cells, each beside its cell and the columns of its point."""
+        import polars as pl
+
+        frames = [
+            self.rows(point.cell or "").with_columns(**_columns(point)) for point in self._own()
+        ]
+        return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
+
+    def scores(self) -> "pl.DataFrame":
+        """Every metric that was measured, at each time, a row each beside the columns of its point.
+
+        The mean, the ends of its 95 % interval, and over how many cases it is.
+        """
+        import polars as pl
+
+        frames = [
+            pl.DataFrame(told).with_columns(**_columns(point))
+            for point in self._own()
+            if (told := self._told(point.cell or ""))
+        ]
+        return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
+
+    def _own(self) -> list[Point]:
+        """The finished points, of those with one cell the first."""
+        points: dict[str | None, Point] = {}
+        for point in self.finished():
+            points.setdefault(point.cell, point)
+        return [*points.values()]
+
+    def _told(self, identity: str) -> list[dict[str, object]]:
+        columns = Observation._fields
+        found = Measured([Observation(*row) for row in self.rows(identity).select(columns).rows()])
+        return [
+            {"when": when, "metric": name, **one._asdict()}
+            for when in found.times
+            for name, one in found.scores(when).items()
+        ]
+
     def scored(self, identity: str, when: str) -> list[Observation]:
         """The rows of one time, as the formulas of `scoring.metrics` take them."""
         import polars as pl
@@ -229,6 +269,16 @@ class Study:
 
     def _packed(self, identity: str) -> FinishedCell | None:
         return None if self.pack is None else self.pack.cell(identity)
+
+
+def _columns(point: Point) -> dict[str, "pl.Expr"]:
+    """What a point is, as columns of one value."""
+    import polars as pl
+
+    left_out = {"when", "settings", "layers", "metrics", "cell", "refused"}
+    columns = {"cell": point.cell, **point.model_dump(exclude=left_out)}
+    columns |= {"layers": ",".join(map(str, point.layers)), "settings": str(point.settings)}
+    return {name: pl.lit(value) for name, value in columns.items()}
 
 
 def _is_finished(folder: Path) -> bool:

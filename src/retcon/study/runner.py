@@ -17,8 +17,8 @@ from retcon.locking import locked
 from retcon.progress import Progress, silent
 from retcon.sealed import save_record, save_text
 from retcon.study.cells import Cell
+from retcon.study.checking import check
 from retcon.study.finished import DONE, ENVIRONMENT, checked, damage
-from retcon.study.local import run_here
 from retcon.study.packed import ROWS, STEPS, Pack, open_pack
 from retcon.study.planning import Plan, plan, warned_of
 from retcon.study.reading import (
@@ -35,7 +35,7 @@ from retcon.study.reading import (
     read_study,
     study_of,
 )
-from retcon.study.spec import Spec
+from retcon.study.spec import Spec, load_spec
 from retcon.study.store import CellFolder, check_there
 from retcon.study.tuning import RULE, choose_ridges
 from retcon.study.worker import Ended, Task, Worker
@@ -62,6 +62,43 @@ class Outcome(NamedTuple):
 
 
 def run_study(
+    file: Path | str,
+    folder: Path | str,
+    *,
+    data: Path | str | None = None,
+    progress: Progress = silent,
+) -> Study:
+    """Run a study file into a folder, or go on with it, and open what has come of it.
+
+    Args:
+        file: the study, as YAML.
+        folder: where cells are kept as they finish; made if need be.
+        data: where the file of facts is; None: RETCON_DATA, or beside the study file.
+        progress: is told what is done.
+
+    Returns:
+        The study: `.rows(cell)`, `.all_rows()`, `.scores()`.
+
+    Raises:
+        InvalidStudy: the file says something wrong, the folder is another study's, or cells failed;
+            those that are done stay done.
+        StorageError: no space or no permission.
+    """
+    spec = load_spec(Path(file))
+    check(spec, Path(file))
+    outcome = run_cells(
+        spec, Path(folder), data=None if data is None else Path(data), progress=progress
+    )
+    if outcome.failed:
+        first, why = next(iter(outcome.failed.items()))
+        raise InvalidStudy(
+            f"{len(outcome.failed)} of {outcome.cells} cells could not be run, the first {first}: "
+            f"{why} Mend that and run the study again: those that are done are kept."
+        )
+    return read_study(folder)
+
+
+def run_cells(
     spec: Spec,
     folder: Path,
     *,
@@ -87,7 +124,7 @@ def run_study(
 
 @dataclass
 class _Run:
-    """One call of `run_study`."""
+    """One call of `run_cells`."""
 
     spec: Spec
     folder: Path
@@ -281,6 +318,19 @@ class _Run:
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.id
+
+
+def run_here(
+    tasks: Sequence[Task], worker: Worker, deadline: float | None, progress: Progress
+) -> Iterator[Ended]:
+    """Run the tasks in their order, in this process.
+
+    deadline: `time.monotonic()` after which none is begun.
+    """
+    for task in tasks:
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        yield worker.run(task, progress)
 
 
 def check_same(known: Record, made: Plan) -> None:

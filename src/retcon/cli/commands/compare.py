@@ -120,7 +120,7 @@ def _next_line(asked: bool) -> str:
 
 
 def _load(source: ModelChoice, patch: str) -> "tuple[ModelHandle, Patch]":
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import read_source
 
     # The patch first: a damaged one should not cost the loading of a model.
     read = read_source(patch)

@@ -120,9 +120,10 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
     with bars() as progress:
         model = source.load(progress)
         from retcon.run.edit import edit as make
+        from retcon.run.evaluate import score
         from retcon.scoring.exact_match import continuations
         from retcon.scoring.metrics import summarise
-        from retcon.scoring.score import check_cases, score_cases
+        from retcon.scoring.score import check_cases
 
         check_cases(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
@@ -131,13 +132,12 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
             settings=choice.settings, schedule=choice.schedule, progress=progress,
         )  # fmt: skip
         texts = [case.edit.text for case in cases[:8]]
-        pre = score_cases(model, cases, when="pre", progress=progress)
+        seen = score(model, cases, patch=patch, progress=progress)
         before = continuations(model, texts, progress=progress)
         with patch.applied(model):
-            final = score_cases(model, cases, when="final", progress=progress)
             after = continuations(model, texts, progress=progress)
     said = list(zip(texts, before, after, strict=True))
-    return _Result(patch, said, {"pre": summarise(pre), "final": summarise(final)})
+    return _Result(patch, said, {when: summarise(seen.at(when)) for when in seen.times})
 
 
 def _left_out(patch: "Patch", cases: "list[Case]") -> list[str]:

@@ -161,7 +161,7 @@ def _check_alone(choice: EditChoice, plan: bool) -> None:
 
 def _run(source: ModelChoice, choice: EditChoice, file: Path | None, asked: _Asked) -> _Result:
     quiet_libraries()
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import read_source
 
     asked.observers()  # a metric that does not exist is told before a model is loaded
     with bars() as progress:
@@ -206,19 +206,12 @@ def _as_it_is(
     model: "ModelHandle", asked: _Asked, patch: "Patch | None", progress: Progress
 ) -> _Found:
     """The model by itself, and with a patch in it where there is one."""
-    from retcon.run.looks import Looks
-    from retcon.scoring.observations import Moment
+    from retcon.run.evaluate import score
 
-    looks = Looks(observers=asked.observers())
-    if patch is None:
-        return _Found(looks.all(model, asked.cases, Moment("pre"), progress), {})
-    patch.check(model)
-    corpus = patch.about.settings.get("corpus")
+    corpus = None if patch is None else patch.about.settings.get("corpus")
     apart = _apart(asked.general.text, corpus)
-    rows = looks.all(model, asked.cases, Moment("pre"), progress)
-    with patch.applied(model):
-        rows += looks.all(model, asked.cases, Moment("final"), progress)
-    return _Found(rows, {}, _name(corpus), apart)
+    seen = score(model, asked.cases, patch=patch, metrics=asked.observers(), progress=progress)
+    return _Found(seen.rows, {}, _name(corpus), apart)
 
 
 def _name(corpus: object) -> str | None:

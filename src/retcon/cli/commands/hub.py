@@ -33,8 +33,8 @@ def push(
     """
     import tempfile
 
+    from retcon.patch.ledger import read_source
     from retcon.patch.patch_on_hub import push_patch, write_repository
-    from retcon.patch.sources import read_source
 
     quiet_libraries()
     patch = read_source(source)

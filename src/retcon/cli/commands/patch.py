@@ -39,8 +39,7 @@ def show(
     json: options.Json = None,
 ) -> None:
     """Show what a patch changes, of which model, and how it was made."""
-    from retcon.patch.ledger import Ledger
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import Ledger, read_source
 
     patch = read_source(source) if entry is None else Ledger(Path(source)).patch(entry)
     about = patch.about
@@ -73,7 +72,7 @@ def show(
 def diff(first: Source, second: Source, json: options.Json = None) -> None:
     """Show in what two patches of one model differ: facts, settings, and changes by layer."""
     from retcon.patch.combine import difference
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import read_source
 
     found = difference(read_source(first), read_source(second))
     facts = [["first only", e.text, e.target, ""] for e in found.only_first]
@@ -116,7 +115,7 @@ def stack(
     """Make one patch of a ledger's stack, or of several patches of one model: their sum."""
     from retcon.errors import PatchMismatch
     from retcon.patch.combine import stack as together
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import read_source
 
     check_writable(output)
     patches = [read_source(source) for source in sources]

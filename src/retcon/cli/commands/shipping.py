@@ -68,7 +68,7 @@ def export(
     delta: ΔW of each matrix.
     """
     from retcon.patch.export import EXPORT_FORMS
-    from retcon.patch.sources import read_source
+    from retcon.patch.ledger import read_source
 
     scored = EXPORT_FORMS.find(to).is_model and check
     if cases is not None and not scored:

@@ -263,9 +263,9 @@ def run_spec(
     try:
         with bars() as progress:
             quiet_libraries()
-            from retcon.study.runner import run_study
+            from retcon.study.runner import run_cells
 
-            outcome = run_study(
+            outcome = run_cells(
                 spec, folder, data=data, executor=executor, workers=workers, limit=limit,
                 progress=progress,
             )  # fmt: skip
