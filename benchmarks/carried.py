@@ -1,6 +1,6 @@
 """Paired differences between kinds of carried edits, over the orders that both were run in.
 
-    python benchmarks/carried.py docs/results/toy-lifelong --n 1024 [--metric S]
+    python benchmarks/carried.py results/toy-lifelong --n 1024 [--metric S]
         [--orders ORDER …] [--against NAME …] [--widest K]
 
 Final scores of a finished study, over all orders or over those that are named. Without --against

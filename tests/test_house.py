@@ -12,6 +12,7 @@ import pytest
 import retcon
 
 SOURCE = Path(retcon.__file__).parent
+ROOT = Path(__file__).parents[1]
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -89,3 +90,12 @@ def test_documents_name_files_that_exist():
     for page in [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_results_are_packed_and_few_files_are_tracked():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    files = tracked.stdout.split()
+    if not files:
+        pytest.skip("this is no clone of the repository")
+    assert len(files) <= 450
+    assert sum((ROOT / name).stat().st_size for name in files if (ROOT / name).exists()) < 25e6

@@ -56,10 +56,11 @@ def test_cells_of_the_equation_keep_their_names():
 
 @pytest.mark.parametrize("study", ["smollm2", "smollm2-lifelong", "toy-lifelong"])
 def test_cells_that_were_published_are_found_again(study):
-    found = sorted((ROOT / "docs" / "results" / study / "cells").glob("*/cell.json"))
-    for path in found:
-        cell = Cell.model_validate_json(path.read_text(encoding="utf-8"))
-        assert cell.id == canonical(cell).id == path.parent.name
+    known = read_study(ROOT / "results" / study)
+    found = known.finished_cells()
+    for name in found:
+        cell = Cell.model_validate(known.finished_cell(name).resolved())
+        assert cell.id == canonical(cell).id == name
         alone = not cell.plan.adapts and (not cell.plan.carry or cell.plan.batch_size == cell.n)
         if alone and "accumulate" in cell.settings:
             # The same as it is said with the other value, the default.

@@ -131,7 +131,7 @@ def test_a_study_that_was_begun_by_the_earlier_rule_keeps_it(folder):  # noqa: F
 
 @pytest.mark.parametrize("study", ["smollm2", "smollm2-lifelong", "toy-lifelong"])
 def test_records_of_published_studies_are_read_and_say_their_rule(study):
-    known = read_study(ROOT / "docs" / "results" / study)
+    known = read_study(ROOT / "results" / study)
     assert known.tuned
     for one in known.tuned:
         # Unless it was begun anew.
