@@ -200,6 +200,20 @@ def test_a_signal_that_waits_when_all_is_done_is_forgotten(tmp_path, monkeypatch
     assert received.number is None
 
 
+def test_a_signal_where_no_exception_can_be_raised_comes_again(heeded, capsys):
+    """Python prints a traceback of such an exception, and goes on."""
+
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with like_ctrl_c() as received, pytest.raises(KeyboardInterrupt):
+        last = Last()
+        del last
+        time.sleep(10)
+    assert received.code == 143 and capsys.readouterr().err == ""
+
+
 def test_a_signal_that_was_to_be_ignored_is():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -12,11 +12,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from retcon.cli.endings import Received
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
 # Longer than any command on a pico model takes, on a busy machine.
 LIMIT = 120.0
 HANG = -1000
@@ -72,8 +75,11 @@ def forked(work: Callable[[], int], folder: Path, how: Disturbance = CALM) -> En
     """Run something in a process of its own, which answers through pipes: no disk is in the way."""
     began = time.monotonic()
     pipes = [os.pipe() for _ in range(2)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     child = os.fork()
-    if child == 0:
+    if child != 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+    else:
         _be_child(work, folder, [writing for _, writing in pipes], how)
     for _, writing in pipes:
         os.close(writing)
@@ -122,10 +128,20 @@ def _be_child(work: Callable[[], int], folder: Path, say: list[int], how: Distur
 
 
 def _retcon(words: Sequence[str]) -> int:
-    from retcon.cli.main import run
+    """Run a command; signals wait until it has begun to look out for them."""
+    from retcon.cli import main
 
+    heed = main.like_ctrl_c
+
+    @contextmanager
+    def begun(received: Received) -> Generator[Received, None, None]:
+        with heed(received):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+            yield received
+
+    main.like_ctrl_c = begun
     sys.argv = ["retcon", *words]
-    run()
+    main.run()
     return 0
 
 

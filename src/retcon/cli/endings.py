@@ -1,6 +1,7 @@
 """Signals that end a command. Each is like Ctrl-C, and has the exit code that is usual for it."""
 
 import signal
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ _AGAIN = 0.02
 _IMPORTING = "<frozen importlib._bootstrap"
 
 _Handler = Callable[[int, FrameType | None], None]
+_Hook = Callable[["sys.UnraisableHookArgs"], None]
 
 
 @dataclass
@@ -35,14 +37,17 @@ class Received:
 
 
 @contextmanager
-def like_ctrl_c() -> Generator[Received, None, None]:
+def like_ctrl_c(received: Received | None = None) -> Generator[Received, None, None]:
     """Let every signal that asks a process to end raise KeyboardInterrupt.
 
     So whatever is cleaned up at Ctrl-C is cleaned up then, too. It is not cut off by a second
     signal, unless that is Ctrl-C again. A signal that this process was told to ignore (`nohup`)
-    stays ignored. One that still waits for an import when all is done is forgotten.
+    stays ignored. One that still waits for an import when all is done is forgotten. One that comes
+    while Python lets go of an object, where no exception can be raised, comes again.
+
+    received: gets the signal, for who is to look at it afterwards.
     """
-    received = Received()
+    received = received or Received()
 
     def end(number: int, _frame: FrameType | None) -> None:
         first, received.number = received.number is None, received.number or number
@@ -54,9 +59,12 @@ def like_ctrl_c() -> Generator[Received, None, None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _between_imports(end))
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = _again_later(unraisable)
     try:
         yield received
     finally:
+        sys.unraisablehook = unraisable
         if before and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
@@ -74,6 +82,22 @@ def _between_imports(end: _Handler) -> _Handler:
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
 
     return later
+
+
+def _again_later(otherwise: Callable[["sys.UnraisableHookArgs"], object]) -> _Hook:
+    """Raise KeyboardInterrupt a little later, where it could not be raised; tell of all else."""
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def hook(failed: "sys.UnraisableHookArgs") -> None:
+        if failed.exc_type is not KeyboardInterrupt or not hasattr(signal, "setitimer"):
+            otherwise(failed)
+            return
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+    return hook
 
 
 def _importing(frame: FrameType | None) -> bool:

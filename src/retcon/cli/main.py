@@ -24,7 +24,7 @@ from retcon.cli.commands import (
     sweep,
 )
 from retcon.cli.console import Interrupted, fail, warnings_told
-from retcon.cli.endings import like_ctrl_c
+from retcon.cli.endings import Received, like_ctrl_c
 from retcon.errors import RetconError
 
 # What a command exits with when Ctrl-C has ended it.
@@ -85,19 +85,19 @@ app.command("demo")(demo.demo)
 
 def run() -> None:
     """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted, 143 ended."""
-    with like_ctrl_c() as signal:
-        try:
-            with warnings_told():
-                app()
-        except RetconError as error:
-            fail(str(error))
-            sys.exit(2)
-        except Interrupted as stop:
-            fail(f"{signal.name}. {stop}")
-            sys.exit(signal.code)
-        except (SystemExit, KeyboardInterrupt) as stop:
-            ended = isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED
-            if not ended and signal.number is None:
-                raise
-            fail(f"{signal.name}. {_AS_BEFORE}")
-            sys.exit(signal.code)
+    signal = Received()
+    try:
+        with like_ctrl_c(signal), warnings_told():
+            app()
+    except RetconError as error:
+        fail(str(error))
+        sys.exit(2)
+    except Interrupted as stop:
+        fail(f"{signal.name}. {stop}")
+        sys.exit(signal.code)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        ended = isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED
+        if not ended and signal.number is None:
+            raise
+        fail(f"{signal.name}. {_AS_BEFORE}")
+        sys.exit(signal.code)
