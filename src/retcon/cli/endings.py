@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 # What Ctrl-C sends, a terminal that is closed, and a scheduler or a machine that shuts down.
 _ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -16,7 +17,7 @@ _AGAIN = 0.02
 _IMPORTING = "<frozen importlib._bootstrap"
 
 _Handler = Callable[[int, FrameType | None], None]
-_Hook = Callable[["sys.UnraisableHookArgs"], None]
+_Hook = Callable[[Any], None]
 
 
 @dataclass
