@@ -18,7 +18,7 @@ test: $(VENV)/.retcon-dev lint
 
 # Harm to every file and every command, and a count of what goes wrong without a word.
 torture: $(VENV)/.retcon-dev
-	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture --minutes $(MINUTES) --seed $(SEED) $(PAGE)
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture --minutes $(MINUTES) --seed $(SEED) $(if $(PAGE),--page $(abspath $(PAGE)))
 
 # Whichever of llama-cpp-python, lm-eval, bitsandbytes and vllm are installed; the rest is skipped,
 # with its reason.
