@@ -48,7 +48,7 @@ def score_together(model: ModelHandle, cases: Sequence[Case], updates: Sequence[
         for prompt in prompts(case)
         for target in (case.edit.target, case.edit.target_old)
     ]
-    found = predict(Overlay(handle=model, updates=updates), asks)
+    found = predict(Overlay(model=model, updates=updates), asks)
     return [
         (
             -sum(seen.logp) / len(seen.logp),
@@ -169,7 +169,7 @@ def exact_match(
     model: ModelHandle, cases: Sequence[Case], updates: Sequence[Deltas]
 ) -> dict[str, object]:
     """What deciding exact match takes, drafts included, if it shared no pass with the scores."""
-    edits, overlay = [case.edit for case in cases], Overlay(handle=model, updates=updates)
+    edits, overlay = [case.edit for case in cases], Overlay(model=model, updates=updates)
     wanted = [(edit.target,) for edit in edits]
     started = time.perf_counter()
     drafts = [

@@ -301,8 +301,8 @@ def test_moments_are_cached_under_everything_that_changes_them(cache, tmp_path):
     assert not torch.equal(of_other, load_moment(model, 1, options).total)
     own = collect_moments(other, iter(TEXTS * 4), [1], tokens=60, document_tokens=128)[1]
     assert torch.equal(of_other, own.total)
-    assert SelfCorpus(handle=other, tokens=60).identity != (
-        SelfCorpus(handle=model, tokens=60).identity
+    assert SelfCorpus(model=other, tokens=60).identity != (
+        SelfCorpus(model=model, tokens=60).identity
     )
     assert len(list((cache / "moments").iterdir())) == 7
     used_up = load_moment(model, 1, options)

@@ -289,7 +289,7 @@ def test_a_corpus_that_is_cut_off_keeps_its_batches_and_ends_with_the_same_texts
     model = pico()
 
     def corpus():
-        return SelfCorpus(handle=model, tokens=200, document_tokens=16, batch=2)
+        return SelfCorpus(model=model, tokens=200, document_tokens=16, batch=2)
 
     whole = list(corpus().texts())
     (file,) = (cache / "corpora").glob("*.jsonl")

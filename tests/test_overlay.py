@@ -91,14 +91,14 @@ def test_scores_under_updates_are_those_of_edited_weights(family, dtype, toleran
 def test_generation_under_updates_is_that_of_edited_weights(family):
     model = pico(family, dtype=torch.float64)
     looks = looks_at(model)
-    overlay = Overlay(handle=model, updates=[look.deltas for look in looks])
+    overlay = Overlay(model=model, updates=[look.deltas for look in looks])
     prompts = [model.tokens.encode(case.edit.text) for _ in looks for case in CASES]
     owners = [owner for owner in range(len(looks)) for _ in CASES]
     said = greedy(overlay, prompts, [6] * len(prompts), owners)
     for owner, look in enumerate(looks):
         with model.scratch():
             model.write(look.deltas)
-            alone = greedy(Overlay(handle=model), prompts[:3], [6] * 3, [0] * 3)
+            alone = greedy(Overlay(model=model), prompts[:3], [6] * 3, [0] * 3)
         assert said[3 * owner : 3 * owner + 3] == alone
 
 
@@ -130,7 +130,7 @@ def test_drafts_decide_what_generation_says(family, monkeypatch):
     edits, by_drafts, generated = [], [], []
     for text in ("The city of {Paris} is in", "{Rome} is", "I think that {you} know"):
         prompt = model.tokens.encode(text.replace("{", "").replace("}", ""))
-        (said,) = greedy(Overlay(handle=model), [prompt], [5], [0])
+        (said,) = greedy(Overlay(model=model), [prompt], [5], [0])
         spoken = model.tokens.decode(said).strip()
         for target in (spoken[:2], spoken[:5], spoken, f"{spoken[:4]}q", "French", "is"):
             if target.strip():
@@ -142,7 +142,7 @@ def test_drafts_decide_what_generation_says(family, monkeypatch):
     for edit in edits:
         generated += says_target(model, [edit])
     assert by_drafts == generated
-    assert exact_matches(Overlay(handle=model), [], [], []) == []
+    assert exact_matches(Overlay(model=model), [], [], []) == []
 
 
 def test_a_prompt_is_run_once_and_not_at_all_where_it_begins_another(monkeypatch):
@@ -157,7 +157,7 @@ def test_a_prompt_is_run_once_and_not_at_all_where_it_begins_another(monkeypatch
         (p, t) for p in ("The city is", "The city is of Paris") for t in ("a", "of Paris", "a")
     ]
     asks = [predictions.Ask(*model.tokens.continuation(*pair)) for pair in texts]
-    found = predictions.predict(Overlay(handle=model), asks)
+    found = predictions.predict(Overlay(model=model), asks)
     assert len(run) == 1
     for pair, seen in zip(texts, found, strict=True):
         assert -sum(seen.logp) / len(seen.logp) == pytest.approx(mean_nll(model, *pair))

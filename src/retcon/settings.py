@@ -52,15 +52,23 @@ class Setting:
 
 # What a setting takes, by the name of pydantic's error; what is in braces is its context.
 _WANTED = {
-    "greater_than_equal": "{ge} or more", "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}", "less_than": "less than {lt}",
-    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
-    "int_parsing": "a whole number", "int_type": "a whole number",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
     "int_from_float": "a whole number",
-    "bool_parsing": "true or false", "bool_type": "true or false",
-    "literal_error": "{expected}", "string_type": "a text", "tuple_type": "a list",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "literal_error": "{expected}",
+    "string_type": "a text",
+    "tuple_type": "a list",
     "too_short": "at least {min_length} value",
-}  # fmt: skip
+}
 
 
 def _wanted(error: ValidationError) -> str:

@@ -186,20 +186,20 @@ def _distinct(read: Sequence[_Good | Bad]) -> list[_Good | Bad]:
 def _refusal(bad: Sequence[Bad], found: Sequence[Placed | Bad], source: str) -> str:
     """Why a file is refused, and what to do."""
     single, number = len(bad) == 1, len(found)
-    said = f"{bad[0].where}: {bad[0].why}" if single else (
-        f"{_share(bad, number)} of {source} cannot be used:{_listed(bad, source)}\n"
-    )  # fmt: skip
+    message = f"{bad[0].where}: {bad[0].why}"
+    if not single:
+        message = f"{_share(bad, number)} of {source} cannot be used:{_listed(bad, source)}\n"
     if len(bad) < number:
         return (
-            f"{said}{f' All other records ({number - 1:,}) are fine. ' if single else ''}Mend "
+            f"{message}{f' All other records ({number - 1:,}) are fine. ' if single else ''}Mend "
             f"{'it' if single else 'them'}, or go on without: --skip-bad (in Python skip_bad=True; "
             f"in a study skip_bad: true, under data)."
         )
     if any(isinstance(one, Placed) and _like_a_fact(one.value) for one in found):
-        return said.rstrip()
+        return message.rstrip()
     return (
-        f"{said}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, and plain facts such "
-        f'as {{"prompt": "The capital of {{France}} is", "target": "Rome"}}.'
+        f"{message}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, and plain facts "
+        f'such as {{"prompt": "The capital of {{France}} is", "target": "Rome"}}.'
     )
 
 

@@ -16,10 +16,14 @@ T = TypeVar("T")
 
 # What a field takes, by the name of pydantic's error.
 _TAKES = {
-    "string_type": "a text", "tuple_type": "a list", "dict_type": "an object, {…}",
-    "model_type": "an object, {…}", "int_type": "a whole number", "int_parsing": "a whole number",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "an object, {…}",
+    "model_type": "an object, {…}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
     "bool_type": "true or false",
-}  # fmt: skip
+}
 
 
 def _several(value: object) -> object:

@@ -17,7 +17,7 @@ _TOKENS = 4096
 
 
 def replay_outputs(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     layers: Sequence[int],
     delta: Float[Tensor, "edits hidden"],
@@ -26,8 +26,8 @@ def replay_outputs(
 
     layers: in ascending order; δ is added to the output of the first one's block.
     """
-    heads = [_head(handle, edit) for edit in edits]
-    blocks = {layer: handle.architecture.blocks[layer] for layer in layers}
+    heads = [_head(model, edit) for edit in edits]
+    blocks = {layer: model.architecture.blocks[layer] for layer in layers}
     found = delta.new_empty(len(layers), *delta.shape)
     for group in equal_length(heads, _TOKENS):
         own = delta[group]
@@ -43,10 +43,10 @@ def replay_outputs(
             hooks.change_outputs([blocks[layers[0]]], len(group), add),
             hooks.read_outputs(blocks, len(group), keep),
         ):
-            run_until(handle, blocks[layers[-1]], ids)
+            run_until(model, blocks[layers[-1]], ids)
     return found
 
 
-def _head(handle: ModelHandle, edit: Edit) -> tuple[int, ...]:
-    located = locate(handle.tokens, edit, "")
+def _head(model: ModelHandle, edit: Edit) -> tuple[int, ...]:
+    located = locate(model.tokens, edit, "")
     return tuple(located.ids[: located.lookup + 1])

@@ -48,16 +48,16 @@ class ContextOptions:
         return torch.cat([rest.new_tensor([0.5]), rest])
 
 
-def sample_prefixes(handle: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
+def sample_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
     """The texts that stand before a prompt: none, then `options.prefixes` sampled ones."""
     prefixes = [""]
     for i in range(options.prefixes):
         word = _SEED_WORDS[i % len(_SEED_WORDS)]
         length = options.prefix_tokens[(i // len(_SEED_WORDS)) % len(options.prefix_tokens)]
-        prompt = handle.tokens.encode(word)
+        prompt = model.tokens.encode(word)
         new_tokens = max(1, length - len(prompt))
         (text,) = sample(
-            handle,
+            model,
             prompt,
             count=1,
             new_tokens=new_tokens,

@@ -45,15 +45,15 @@ class Answers(NamedTuple):
         )
 
 
-def continuations(handle: ModelHandle, edits: Sequence[Edit]) -> list[Continuation]:
+def continuations(model: ModelHandle, edits: Sequence[Edit]) -> list[Continuation]:
     """The tokens of each edit's prompt and target."""
-    return [handle.tokens.continuation(edit.text, edit.target) for edit in edits]
+    return [model.tokens.continuation(edit.text, edit.target) for edit in edits]
 
 
-def target_nll(handle: ModelHandle, texts: Sequence[Continuation]) -> Float[Tensor, " texts"]:
+def target_nll(model: ModelHandle, texts: Sequence[Continuation]) -> Float[Tensor, " texts"]:
     """The mean negative log-probability per token of each target, in one pass, with its graph."""
     places = _places(texts)
-    logits = in_full(logits_at(handle, [text.ids[:-1] for text in texts], places))
+    logits = in_full(logits_at(model, [text.ids[:-1] for text in texts], places))
     row = torch.tensor([row for row, _ in places], device=logits.device)
     wanted = torch.tensor([token for text in texts for token in text.target], device=logits.device)
     each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
@@ -62,7 +62,7 @@ def target_nll(handle: ModelHandle, texts: Sequence[Continuation]) -> Float[Tens
 
 
 def read_answers(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     layers: Sequence[int],
     micro_batch: int,
@@ -75,11 +75,11 @@ def read_answers(
     Raises:
         NotFinite: NaN or infinity in a gradient.
     """
-    texts = continuations(handle, edits)
+    texts = continuations(model, edits)
     parts: dict[int, tuple[Answers, Tensor]] = {}
     for group in by_length([len(text.ids) for text in texts], micro_batch):
         progress("reading gradients", len(parts), len(edits))
-        read, nll = _read(handle, [texts[i] for i in group], layers)
+        read, nll = _read(model, [texts[i] for i in group], layers)
         for place, i in enumerate(group):
             parts[i] = (read.select(slice(place, place + 1)), nll[place])
     progress("reading gradients", len(edits), len(edits))
@@ -93,17 +93,17 @@ def read_answers(
     )
     if not all(torch.isfinite(x).all() for x in whole.gradients.values()):
         raise NotFinite(
-            f"A gradient holds NaN or infinity: {handle.name}'s activations overflow in "
-            f"{handle.dtype}, or its weights were damaged by earlier edits. Try --dtype float32."
+            f"A gradient holds NaN or infinity: {model.name}'s activations overflow in "
+            f"{model.dtype}, or its weights were damaged by earlier edits. Try --dtype float32."
         )
     return whole, torch.stack([parts[i][1] for i in range(len(edits))])
 
 
 def _read(
-    handle: ModelHandle, texts: Sequence[Continuation], layers: Sequence[int]
+    model: ModelHandle, texts: Sequence[Continuation], layers: Sequence[int]
 ) -> tuple[Answers, Float[Tensor, " texts"]]:
     """One pass over some texts, and back."""
-    row, position = torch.tensor(_places(texts), device=handle.device).unbind(1)
+    row, position = torch.tensor(_places(texts), device=model.device).unbind(1)
     keys: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     zeros: dict[int, Tensor] = {}
@@ -116,13 +116,13 @@ def _read(
         zeros[layer] = torch.zeros_like(y).requires_grad_()
         return y + zeros[layer]
 
-    modules = {layer: handle.site(layer).module for layer in layers}
+    modules = {layer: model.site(layer).module for layer in layers}
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(hooks.read_inputs(modules, len(texts), keep))
         for layer, module in modules.items():
             change = hooks.change_outputs([module], len(texts), lambda y, at=layer: grow(at, y))
             stack.enter_context(change)
-        nll = target_nll(handle, texts)
+        nll = target_nll(model, texts)
         slopes = torch.autograd.grad(nll.sum(), [zeros[layer] for layer in layers])
     gradients = {
         layer: slope[row, position].double() for layer, slope in zip(layers, slopes, strict=True)

@@ -25,7 +25,7 @@ _TASK = "reading keys"
 
 
 def read_keys(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layers: Sequence[int],
@@ -37,23 +37,23 @@ def read_keys(
     Raises:
         NotFinite: NaN or infinity in an activation.
     """
-    located = locate_all(handle.tokens, edits, prefixes)
-    modules = {layer: handle.site(layer).module for layer in layers}
-    read = read_at_lookup(handle, located, modules, of_input=True, progress=progress)
+    located = locate_all(model.tokens, edits, prefixes)
+    modules = {layer: model.site(layer).module for layer in layers}
+    read = read_at_lookup(model, located, modules, of_input=True, progress=progress)
     average: dict[int, Tensor] = {}
     for layer, rows in read.items():
         contexts = rows.double().view(len(edits), len(prefixes), -1)
         average[layer] = torch.einsum("...c,ecd->...ed", weights.to(contexts.device), contexts)
         if not torch.isfinite(average[layer]).all():
             raise NotFinite(
-                f"The keys at layer {layer} hold NaN or infinity: {handle.name}'s activations are "
-                f"not finite in {handle.dtype}. Try --dtype float32."
+                f"The keys at layer {layer} hold NaN or infinity: {model.name}'s activations are "
+                f"not finite in {model.dtype}. Try --dtype float32."
             )
     return average
 
 
 def read_at_lookup(
-    handle: ModelHandle,
+    model: ModelHandle,
     located: Sequence[Located],
     modules: Mapping[int, nn.Module],
     *,
@@ -67,9 +67,7 @@ def read_at_lookup(
     def advance(done: int) -> None:
         progress(_TASK, done, len(distinct))
 
-    read = at_last_token(
-        handle, distinct, modules, of_input=of_input, most=_TOKENS, advance=advance
-    )
+    read = at_last_token(model, distinct, modules, of_input=of_input, most=_TOKENS, advance=advance)
     advance(len(distinct))
     place = {ids: i for i, ids in enumerate(distinct)}
     order = torch.tensor([place[ids] for ids in heads])

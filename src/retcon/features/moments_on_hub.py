@@ -27,10 +27,10 @@ _ENTRY = re.compile(r"moments/([0-9a-f]{32})/layer-(\d{1,4})\.safetensors")
 
 
 def shared_files(
-    handle: ModelHandle, layers: Sequence[int], options: MomentOptions
+    model: ModelHandle, layers: Sequence[int], options: MomentOptions
 ) -> dict[str, Path]:
     """The cached moments of these layers, by their names in a repository."""
-    folder = moment_folder(handle, layers, options)
+    folder = moment_folder(model, layers, options)
     files = [moment_file(folder, layer) for layer in layers]
     return {
         f"moments/{folder.name}/{file.name}": file
@@ -40,7 +40,7 @@ def shared_files(
 
 
 def write_card(
-    folder: Path, handle: ModelHandle, files: Mapping[str, Path], options: MomentOptions
+    folder: Path, model: ModelHandle, files: Mapping[str, Path], options: MomentOptions
 ) -> Path:
     """Write the card of a repository of moments."""
     lines = [
@@ -50,11 +50,11 @@ def write_card(
         "tags: [model-editing, knowledge-editing, retcon]",
         "---",
         "",
-        f"# Second moments of {markdown(handle.name)}",
+        f"# Second moments of {markdown(model.name)}",
         "",
         f"E[k kᵀ] of the inputs of MLP down-projections of a model with the fingerprint "
-        f"`{handle.fingerprint[:16]}` and the tokenizer `{handle.tokens.identity[:16]}`, in "
-        f"{handle.dtype}; corpus {code(options.corpus)}, seed "
+        f"`{model.fingerprint[:16]}` and the tokenizer `{model.tokens.identity[:16]}`, in "
+        f"{model.dtype}; corpus {code(options.corpus)}, seed "
         f"{options.corpus_seed}, documents of {options.document_tokens} tokens. One file a layer:",
         "",
         *(f"- `{name}`, {file.stat().st_size:,} bytes" for name, file in files.items()),
@@ -68,7 +68,7 @@ def write_card(
 
 
 def push_moments(
-    handle: ModelHandle,
+    model: ModelHandle,
     layers: Sequence[int],
     options: MomentOptions,
     repo: str,
@@ -80,19 +80,19 @@ def push_moments(
     Raises:
         HubRefused: no login, no permission, no connection, or a public repository unasked.
     """
-    files = shared_files(handle, layers, options)
+    files = shared_files(model, layers, options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_card(folder, handle, files, options)
+        write_card(folder, model, files, options)
         for path, file in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(file.resolve())
-        message = f"Second moments of {len(files)} layers of {handle.name}"
+        message = f"Second moments of {len(files)} layers of {model.name}"
         return hub.push(repo, folder, [*files, hub.CARD], public=public, message=message)
 
 
 def pull_moments(
-    handle: ModelHandle,
+    model: ModelHandle,
     layers: Sequence[int],
     options: MomentOptions,
     repo: str,
@@ -108,9 +108,12 @@ def pull_moments(
         HubRefused: there is no such repository that this user may see, or no connection.
         InvalidMoments: a file is damaged, or not of this layer's width.
     """
-    folder, taken = moment_folder(handle, layers, options), list[int]()
-    there = {(m[1], int(m[2])): m[0] for n in hub.names(repo, revision=revision)
-             if (m := _ENTRY.fullmatch(n))}  # fmt: skip
+    folder, taken = moment_folder(model, layers, options), list[int]()
+    there = {
+        (m[1], int(m[2])): m[0]
+        for n in hub.names(repo, revision=revision)
+        if (m := _ENTRY.fullmatch(n))
+    }
     for done, layer in enumerate(layers):
         name, target = there.get((folder.name, layer)), moment_file(folder, layer)
         progress("pulling second moments", done, len(layers))
@@ -118,22 +121,22 @@ def pull_moments(
             continue
         with tempfile.TemporaryDirectory() as work:
             file = hub.fetch(repo, name, Path(work), revision=revision)
-            _check(file, place(target), handle, layer)
+            _check(file, place(target), model, layer)
             write_whole(target, lambda into, file=file: copyfile(file, into))
         taken.append(layer)
     progress("pulling second moments", len(layers), len(layers))
     return tuple(taken)
 
 
-def _check(file: Path, owner: Owner, handle: ModelHandle, layer: int) -> None:
+def _check(file: Path, owner: Owner, model: ModelHandle, layer: int) -> None:
     """Raise InvalidMoments unless a file holds second moments of a layer."""
-    d_in = handle.site(layer).d_in
+    d_in = model.site(layer).d_in
     try:
         with open_tensors(file, owner) as opened:
             shape, dtype = opened.shape("total"), opened.dtype("total")
         if (shape, dtype) != ((d_in, d_in), "F64"):
             raise InvalidMoments(
-                f"{file.name}: the second moments of layer {layer} of {handle.name} are "
+                f"{file.name}: the second moments of layer {layer} of {model.name} are "
                 f"{d_in} x {d_in} in float64; these are {shape} in {dtype}. Nothing was kept of it."
             )
         moment = load_moment(file, owner)

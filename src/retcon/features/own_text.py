@@ -22,9 +22,9 @@ from retcon.sealed import Owner, load_text, save_text
 
 # Openings of ordinary documents. Each is continued many times.
 _OPENINGS = (
-    "The", "In", "A", "It", "He", "She", "This", "After", "During", "When", "On", "At", "For",
-    "As", "With", "One", "Many", "By", "From", "According to",
-)  # fmt: skip
+    *("The", "In", "A", "It", "He", "She", "This", "After", "During", "When", "On", "At", "For"),
+    *("As", "With", "One", "Many", "By", "From", "According to"),
+)
 _TASK = "sampling the corpus `self` (once), in tokens"
 
 
@@ -32,7 +32,7 @@ _TASK = "sampling the corpus `self` (once), in tokens"
 class SelfCorpus:
     """At least `tokens` tokens of sampled text, in documents of `document_tokens`."""
 
-    handle: ModelHandle
+    model: ModelHandle
     tokens: int
     seed: int = 0
     document_tokens: int = 128
@@ -43,10 +43,16 @@ class SelfCorpus:
     def identity(self) -> str:
         """Everything that determines the texts."""
         what = [
-            "self-2", self.handle.live_digest, str(self.handle.dtype),
-            self.handle.tokens.identity, self.tokens, self.seed, self.document_tokens, self.batch,
+            "self-2",
+            self.model.live_digest,
+            str(self.model.dtype),
+            self.model.tokens.identity,
+            self.tokens,
+            self.seed,
+            self.document_tokens,
+            self.batch,
             *_OPENINGS,
-        ]  # fmt: skip
+        ]
         return f"self:{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}"
 
     def texts(self) -> Iterator[str]:
@@ -79,7 +85,7 @@ class SelfCorpus:
 
     def _batch(self, number: int, before: int) -> list[str]:
         """The documents of a batch. before: tokens of earlier ones."""
-        opening = self.handle.tokens.encode(_OPENINGS[number % len(_OPENINGS)])
+        opening = self.model.tokens.encode(_OPENINGS[number % len(_OPENINGS)])
 
         def advance(steps: int) -> None:
             done = before + self.batch * steps
@@ -87,7 +93,7 @@ class SelfCorpus:
 
         advance(0)
         return sample(
-            self.handle,
+            self.model,
             opening,
             count=self.batch,
             new_tokens=self.document_tokens - len(opening),
@@ -96,7 +102,7 @@ class SelfCorpus:
         )
 
     def _tokens(self, texts: Sequence[str]) -> int:
-        return sum(len(self.handle.tokens.encode(text)) for text in texts if text)
+        return sum(len(self.model.tokens.encode(text)) for text in texts if text)
 
     @property
     def _rounds(self) -> int:

@@ -140,7 +140,7 @@ class Prefix(NamedTuple):
 
 
 def read_prefix(
-    handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
+    model: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
 ) -> Prefix | None:
     """Run once what comes before δ, `tokens` tokens at a time.
 
@@ -149,7 +149,7 @@ def read_prefix(
     beginnings = sorted({row.ids[: row.shared] for row in rows if row.shared})
     with torch.no_grad():
         # Some text has to run in any case, to see what kind of cache the model has.
-        kept = _read_beginnings(handle, beginnings or [rows[0].ids[:1]])
+        kept = _read_beginnings(model, beginnings or [rows[0].ids[:1]])
         if kept is None:
             return None
         ends = accumulate(map(len, beginnings), initial=0)
@@ -157,21 +157,21 @@ def read_prefix(
             ids: range(end, end + len(ids)) for ids, end in zip(beginnings, ends, strict=False)
         }
         shared = [where.get(row.ids[: row.shared], range(0)) for row in rows]
-        behind = _Behind(handle, rows, kept, shared, tokens)
+        behind = _Behind(model, rows, kept, shared, tokens)
         stream = behind.stream(place)
         # Where no block is live, the last one's are kept all the same.
-        first = min(place.first_live, handle.layers - 1)
+        first = min(place.first_live, model.layers - 1)
         tails, before = behind.tails(first)
         everything = KeyValues.stack([kept.from_block(first), *tails])
         return Prefix(rows, everything, before, stream)
 
 
-def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> KeyValues | None:
+def _read_beginnings(model: ModelHandle, texts: Sequence[tuple[int, ...]]) -> KeyValues | None:
     """Keys and values of every token of some texts, if that is what the model's cache holds."""
-    batch = handle.tokens.pad(texts)
+    batch = model.tokens.pad(texts)
     mask = batch.attention_mask
-    with reading_little(handle):
-        found = run_batch(handle, batch, keep_cache=True)
+    with reading_little(model):
+        found = run_batch(model, batch, keep_cache=True)
     # Some architectures have none: they carry a state from token to token, or nothing at all.
     cache = getattr(found, "past_key_values", None)
     layers = list(cache.layers) if isinstance(cache, Cache) else []
@@ -187,7 +187,7 @@ def _read_beginnings(handle: ModelHandle, texts: Sequence[tuple[int, ...]]) -> K
             return None
         kept.keys.append(_real(layer.keys, mask.bool()))
         kept.values.append(_real(layer.values, mask.bool()))
-    return kept if len(layers) == handle.layers else None
+    return kept if len(layers) == model.layers else None
 
 
 class _Behind:
@@ -195,13 +195,13 @@ class _Behind:
 
     def __init__(
         self,
-        handle: ModelHandle,
+        model: ModelHandle,
         rows: Sequence[TargetRow],
         kept: KeyValues,
         shared: Sequence[range],
         tokens: int,
     ) -> None:
-        self.handle, self.rows, self.kept, self.shared = handle, rows, kept, shared
+        self.model, self.rows, self.kept, self.shared = model, rows, kept, shared
         self.tokens = tokens
 
     def tails(self, first: int) -> tuple[list[KeyValues], list[range | list[int]]]:
@@ -211,10 +211,10 @@ class _Behind:
         end = self.kept.tokens
         texts = [row.ids[row.shared : row.lookup] for row in self.rows]
         for rows in self._parts([len(text) for text in texts]):
-            batch = self.handle.tokens.pad([texts[i] for i in rows])
-            with reading_little(self.handle):
+            batch = self.model.tokens.pad([texts[i] for i in rows])
+            with reading_little(self.model):
                 cache = self._run(rows, batch.input_ids).past_key_values
-            real = batch.attention_mask.bool().to(self.handle.device)
+            real = batch.attention_mask.bool().to(self.model.device)
             layers = cache.layers[first:]
             parts.append(
                 KeyValues(
@@ -231,13 +231,14 @@ class _Behind:
         """What leaves the last block that is not live, at the lookup token and behind it."""
         widest = max(row.suffix for row in self.rows)
         stream = torch.zeros(
-            (len(self.rows), widest, self.handle.hidden),
-            dtype=self.handle.dtype, device=self.handle.device,
-        )  # fmt: skip
+            (len(self.rows), widest, self.model.hidden),
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
         last = place.first_live - 1
         if last < 0:
             return stream
-        block = self.handle.architecture.blocks[last]
+        block = self.model.architecture.blocks[last]
         texts = [row.ids[row.shared :] for row in self.rows]
         for rows in self._parts([len(text) for text in texts]):
 
@@ -246,7 +247,7 @@ class _Behind:
                     tail, suffix = self.rows[i].tail, self.rows[i].suffix
                     stream[i, :suffix] = states[tail : tail + suffix]
 
-            ids = self.handle.tokens.pad([texts[i] for i in rows]).input_ids
+            ids = self.model.tokens.pad([texts[i] for i in rows]).input_ids
             with hooks.read_outputs({last: block}, len(rows), keep):
                 hooks.run_until(block, lambda rows=rows, ids=ids: self._run(rows, ids))
         return stream
@@ -259,16 +260,16 @@ class _Behind:
 
     def _run(self, rows: Sequence[int], ids: Int[Tensor, "rows length"]) -> Any:
         """The model's own forward over these tokens behind the shared beginnings of the rows."""
-        device = self.handle.device
+        device = self.model.device
         before = _standing_before(self.kept, [self.shared[i] for i in rows], device)
         start = torch.tensor([[self.rows[i].shared] for i in rows], device=device)
         return run(
-            self.handle,
+            self.model,
             ids,
             # What fills a text up stands behind it and is never seen by it.
             torch.cat([before.visible.long(), torch.ones_like(ids).to(device)], 1),
             positions=start + torch.arange(ids.shape[1], device=device),
-            cache=before.cache(self.handle.layers),
+            cache=before.cache(self.model.layers),
             keep_cache=True,
         )
 

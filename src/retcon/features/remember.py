@@ -31,7 +31,7 @@ _FORMAT = 2
 
 
 def recall_targets(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layer: int,
@@ -43,8 +43,8 @@ def recall_targets(
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
-    if not handle.as_loaded:
-        return optimise_targets(handle, edits, prefixes, layer, options, progress)
+    if not model.as_loaded:
+        return optimise_targets(model, edits, prefixes, layer, options, progress)
 
     def compute(group: list[int]) -> list[CacheEntry]:
         def advance(task: str, done: int, total: int) -> None:
@@ -55,7 +55,7 @@ def recall_targets(
         unfinished = Unfinished("targets", [names[i] for i in group])
         with unfinished.until_done():
             made = optimise_targets(
-                handle, chosen, prefixes, layer, options, advance, start=unfinished
+                model, chosen, prefixes, layer, options, advance, start=unfinished
             )
         return [_to_entry(made.select(slice(i, i + 1))) for i in range(len(chosen))]
 
@@ -63,16 +63,16 @@ def recall_targets(
         **asdict(options),
         "stop_when_said": options.stop_when_said or False,
     }  # once a yes or no
-    shared = {**_shared(handle, layer), "prefixes": prefixes, "options": told}
-    names = [{**shared, "edit": _told(handle, edit)} for edit in edits]
-    recalled = recall("targets", names, compute, together=together(handle, layer, options))
+    shared = {**_shared(model, layer), "prefixes": prefixes, "options": told}
+    names = [{**shared, "edit": _told(model, edit)} for edit in edits]
+    recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))
-    device = handle.site(layer).device
+    device = model.site(layer).device
     return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
 
 
 def recall_shared_targets(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layer: int,
@@ -96,16 +96,16 @@ def recall_shared_targets(
     parts: list[Targets] = []
     if alone:
         own = [edits[i] for i in alone]
-        parts.append(recall_targets(handle, own, prefixes, layer, options, progress))
+        parts.append(recall_targets(model, own, prefixes, layer, options, progress))
     for group in order[len(alone) :]:
         own = [edits[i] for i in group]
-        parts.append(optimise_targets(handle, own, prefixes, layer, options, progress, tied=True))
+        parts.append(optimise_targets(model, own, prefixes, layer, options, progress, tied=True))
     places = [i for group in order for i in group]
     return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
 
 
 def recall_keys(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layer: int,
@@ -117,43 +117,43 @@ def recall_keys(
     Raises:
         NotFinite: NaN or infinity in an activation.
     """
-    if not handle.as_loaded:
-        return read_keys(handle, edits, prefixes, [layer], weights, progress)[layer]
+    if not model.as_loaded:
+        return read_keys(model, edits, prefixes, [layer], weights, progress)[layer]
 
     def compute(group: list[int]) -> list[CacheEntry]:
         chosen = [edits[i] for i in group]
-        keys = read_keys(handle, chosen, prefixes, [layer], weights, progress)[layer]
+        keys = read_keys(model, chosen, prefixes, [layer], weights, progress)[layer]
         return [{"keys": keys[:, i]} for i in range(len(chosen))]
 
-    shared = {**_shared(handle, layer), "weights": weights.tolist()}
-    names = [{**shared, "heads": _heads(handle, edit, prefixes)} for edit in edits]
-    device = handle.site(layer).device
+    shared = {**_shared(model, layer), "weights": weights.tolist()}
+    names = [{**shared, "heads": _heads(model, edit, prefixes)} for edit in edits]
+    device = model.site(layer).device
     # What the cache has is in main memory.
     entries = [found.entry["keys"].to(device) for found in recall("keys", names, compute)]
     return torch.stack(entries, dim=1)
 
 
-def _shared(handle: ModelHandle, layer: int) -> Name:
+def _shared(model: ModelHandle, layer: int) -> Name:
     """What the names of all entries have."""
-    return {"format": _FORMAT, "model": handle.identity, "layer": layer}
+    return {"format": _FORMAT, "model": model.identity, "layer": layer}
 
 
-def _told(handle: ModelHandle, edit: Edit) -> tuple[object, ...]:
+def _told(model: ModelHandle, edit: Edit) -> tuple[object, ...]:
     """What a target is optimised for, and its tokens."""
     return (
         edit.prompt,
         edit.subject,
         edit.target,
-        *handle.tokens.continuation(edit.text, edit.target),
+        *model.tokens.continuation(edit.text, edit.target),
     )
 
 
-def _heads(handle: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tuple[int, ...]]:
+def _heads(model: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens up to the subject's end, which are all that a key depends on.
 
     So edits with one key share an entry, and are equal to the last bit whichever run has read it.
     """
-    located = locate_all(handle.tokens, [edit], prefixes)
+    located = locate_all(model.tokens, [edit], prefixes)
     return [text.ids[: text.lookup + 1] for text in located]
 
 

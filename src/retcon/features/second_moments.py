@@ -86,7 +86,7 @@ class SecondMoment:
 
 
 def collect_moments(
-    handle: ModelHandle,
+    model: ModelHandle,
     texts: Iterator[str],
     layers: Sequence[int],
     *,
@@ -103,14 +103,14 @@ def collect_moments(
     Raises:
         NotFinite: NaN or infinity in an activation.
     """
-    sums = _Sums.start(handle, layers, resume)
-    modules = {layer: handle.site(layer).module for layer in layers}
+    sums = _Sums.start(model, layers, resume)
+    modules = {layer: model.site(layer).module for layer in layers}
     deepest = modules[max(layers)]
-    for number, batch in enumerate(_passes(handle, texts, document_tokens, tokens)):
+    for number, batch in enumerate(_passes(model, texts, document_tokens, tokens)):
         if number < sums.passes:
             continue
         progress("collecting second moments", min(sums.tokens, tokens), tokens)
-        padded = handle.tokens.pad(batch)
+        padded = model.tokens.pad(batch)
         mask = padded.attention_mask.bool()
 
         def keep(layer: int, x: Tensor, mask: Tensor = mask) -> None:
@@ -118,17 +118,17 @@ def collect_moments(
             add_gram(sums.total[layer], keys if keys.dtype == torch.float64 else keys.float())
 
         with hooks.read_inputs(modules, len(batch), keep):
-            run_until(handle, deepest, padded.input_ids, padded.attention_mask)
+            run_until(model, deepest, padded.input_ids, padded.attention_mask)
         sums.tokens += int(mask.sum())
         sums.passes = number + 1
         if resume is not None and sums.due:
             sums.save(resume)
     progress("collecting second moments", tokens, tokens)
-    return sums.finish(handle)
+    return sums.finish(model)
 
 
 def load_moments(
-    handle: ModelHandle,
+    model: ModelHandle,
     layers: Sequence[int],
     options: MomentOptions,
     progress: Progress = silent,
@@ -141,7 +141,7 @@ def load_moments(
     Raises:
         SingularCovariance: the corpus has fewer tokens than the matrix has input dimensions.
     """
-    folder, corpus, tokens = _entry(handle, layers, options, progress)
+    folder, corpus, tokens = _entry(model, layers, options, progress)
 
     def collect(layers: Sequence[int]) -> None:
         # Who only reads needs no lock, and may read a cache that she may not write.
@@ -150,7 +150,7 @@ def load_moments(
         with locked(make_folder(folder) / "lock"):
             missing = _missing(folder, layers)
             if missing:
-                _collect_into(folder, handle, corpus, missing, tokens, options, progress)
+                _collect_into(folder, model, corpus, missing, tokens, options, progress)
 
     def read(layer: int) -> SecondMoment:
         file = moment_file(folder, layer)
@@ -168,9 +168,9 @@ def _missing(folder: Path, layers: Sequence[int]) -> list[int]:
     return [layer for layer in layers if not moment_file(folder, layer).exists()]
 
 
-def moment_folder(handle: ModelHandle, layers: Sequence[int], options: MomentOptions) -> Path:
+def moment_folder(model: ModelHandle, layers: Sequence[int], options: MomentOptions) -> Path:
     """The folder of the cache in which these layers' second moments are, or would be."""
-    return _entry(handle, layers, options, silent)[0]
+    return _entry(model, layers, options, silent)[0]
 
 
 def moment_file(folder: Path, layer: int) -> Path:
@@ -179,14 +179,14 @@ def moment_file(folder: Path, layer: int) -> Path:
 
 
 def _entry(
-    handle: ModelHandle, layers: Sequence[int], options: MomentOptions, progress: Progress
+    model: ModelHandle, layers: Sequence[int], options: MomentOptions, progress: Progress
 ) -> tuple[Path, Corpus, int]:
     """The folder of these layers' moments, the text they are of, and how many tokens of it."""
-    widest = max(handle.site(layer).d_in for layer in layers)
+    widest = max(model.site(layer).d_in for layer in layers)
     tokens = options.tokens(widest)
     corpus: Corpus = (
         SelfCorpus(
-            handle=handle,
+            model=model,
             tokens=tokens,
             seed=options.corpus_seed,
             document_tokens=options.document_tokens,
@@ -195,13 +195,13 @@ def _entry(
         if options.corpus == "self"
         else parse_corpus(options.corpus)
     )
-    key = _key(handle, corpus, tokens, options.document_tokens)
+    key = _key(model, corpus, tokens, options.document_tokens)
     return cache_folder() / "moments" / key, corpus, tokens
 
 
 def _collect_into(
     folder: Path,
-    handle: ModelHandle,
+    model: ModelHandle,
     corpus: Corpus,
     layers: list[int],
     tokens: int,
@@ -212,7 +212,7 @@ def _collect_into(
     what = hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:16]
     resume = folder / f"partial-{what}.safetensors"
     collected = collect_moments(
-        handle,
+        model,
         corpus.texts(),
         layers,
         tokens=tokens,
@@ -221,19 +221,19 @@ def _collect_into(
         resume=resume,
     )
     for layer, moment in collected.items():
-        _check_size(handle, layer, moment, options)
+        _check_size(model, layer, moment, options)
         save_moment(moment_file(folder, layer), moment)
     resume.unlink(missing_ok=True)
 
 
 def _passes(
-    handle: ModelHandle, texts: Iterator[str], document_tokens: int, tokens: int
+    model: ModelHandle, texts: Iterator[str], document_tokens: int, tokens: int
 ) -> Iterator[list[tuple[int, ...]]]:
     """Tokenised documents in batches of similar length, until there are enough tokens."""
     window: list[tuple[int, ...]] = []
     seen = 0
     for text in texts:
-        window.append(handle.tokens.document(text, document_tokens))
+        window.append(model.tokens.document(text, document_tokens))
         seen += len(window[-1])
         full = sum(len(document) for document in window) >= 16 * _PASS_TOKENS
         if full or seen >= tokens:
@@ -259,10 +259,10 @@ class _Sums:
         self._saved, self._took = time.monotonic(), 0.0
 
     @classmethod
-    def start(cls, handle: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
+    def start(cls, model: ModelHandle, layers: Sequence[int], resume: Path | None) -> "_Sums":
         begun = None if resume is None else whole(resume, cls.load)
-        widths = {layer: handle.site(layer).d_in for layer in layers}
-        homes = _homes(handle, widths)
+        widths = {layer: model.site(layer).d_in for layer in layers}
+        homes = _homes(model, widths)
         if begun is not None:
             begun.total = {layer: sums.to(homes[layer]) for layer, sums in begun.total.items()}
             return begun
@@ -293,13 +293,13 @@ class _Sums:
         self._saved = time.monotonic()
         self._took = self._saved - started
 
-    def finish(self, handle: ModelHandle) -> dict[int, SecondMoment]:
+    def finish(self, model: ModelHandle) -> dict[int, SecondMoment]:
         for layer, total in self.total.items():
             mirror(total)
             if not all_finite(total):
                 raise NotFinite(
                     f"The keys of layer {layer} hold NaN or infinity on ordinary text: "
-                    f"{handle.name}'s activations overflow in {handle.dtype}. Try --dtype float32."
+                    f"{model.name}'s activations overflow in {model.dtype}. Try --dtype float32."
                 )
         return {
             layer: SecondMoment(total=total, tokens=self.tokens)
@@ -307,13 +307,13 @@ class _Sums:
         }
 
 
-def _homes(handle: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.device]:
+def _homes(model: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.device]:
     """Where the sums of each layer are added up.
 
     On the layer's own GPU where all sums take less than half of what is free there: a product does
     not have to leave it then. In main memory otherwise.
     """
-    wanted = {layer: handle.site(layer).device for layer in widths}
+    wanted = {layer: model.site(layer).device for layer in widths}
     need = 8 * sum(width**2 for width in widths.values())
     free = {
         device: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
@@ -323,25 +323,25 @@ def _homes(handle: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.de
     return {layer: device if 2 * need < free[device] else main for layer, device in wanted.items()}
 
 
-def _key(handle: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int) -> str:
+def _key(model: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int) -> str:
     """Name of a cache entry: model, dtype, corpus, and how much of it is read how."""
     what = {
         "format": _FORMAT,
-        "model": handle.live_digest,
-        "dtype": str(handle.dtype),
+        "model": model.live_digest,
+        "dtype": str(model.dtype),
         "corpus": corpus.identity,
         "tokens": tokens,
         "document_tokens": document_tokens,
-        "tokens_of": handle.tokens.identity,
+        "tokens_of": model.tokens.identity,
         "pass_tokens": _PASS_TOKENS,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _check_size(
-    handle: ModelHandle, layer: int, moment: SecondMoment, options: MomentOptions
+    model: ModelHandle, layer: int, moment: SecondMoment, options: MomentOptions
 ) -> None:
-    d_in = handle.site(layer).d_in
+    d_in = model.site(layer).d_in
     if moment.tokens < d_in:
         raise SingularCovariance(
             f"The corpus {options.corpus!r} gave {moment.tokens} tokens, but the second moments of "

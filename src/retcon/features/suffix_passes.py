@@ -43,18 +43,18 @@ class Passes(Protocol):
 
 
 def passes_for(
-    handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
+    model: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace, tokens: int
 ) -> tuple[Passes, bool]:
     """The cheapest exact way to run these rows, and whether it is the short one.
 
     tokens: how many tokens one pass may hold.
     """
-    prefix = read_prefix(handle, rows, place, tokens)
+    prefix = read_prefix(model, rows, place, tokens)
     if prefix is not None:
-        short = _SuffixPasses(handle, place, prefix)
+        short = _SuffixPasses(model, place, prefix)
         if short.reproduces_whole_texts():
             return short, True
-    return _FullPasses(handle, rows, place), False
+    return _FullPasses(model, rows, place), False
 
 
 def packed(
@@ -92,8 +92,8 @@ def _predicting(rows: Sequence[TargetRow], *, from_lookup: bool) -> list[tuple[i
 class _FullPasses:
     """Whole texts through the whole model: what every architecture can do."""
 
-    def __init__(self, handle: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace) -> None:
-        self.handle, self.rows, self.place = handle, rows, place
+    def __init__(self, model: ModelHandle, rows: Sequence[TargetRow], place: DeltaPlace) -> None:
+        self.model, self.rows, self.place = model, rows, place
         self.lengths = [len(row.ids) for row in rows]
 
     def __call__(
@@ -106,29 +106,29 @@ class _FullPasses:
             index = torch.arange(len(chosen), device=y.device)
             return y.index_put((index, lookup.to(y.device)), delta.to(y), accumulate=True)
 
-        architecture, layer = self.handle.architecture, self.place.layer
-        down = self.handle.site(layer).module
+        architecture, layer = self.model.architecture, self.place.layer
+        down = self.model.site(layer).module
         where = architecture.blocks[layer] if self.place.insertion == "block" else down
         with hooks.change_outputs([where], len(chosen), add):
-            return _whole_texts(self.handle, chosen)
+            return _whole_texts(self.model, chosen)
 
 
 def _whole_texts(
-    handle: ModelHandle, rows: Sequence[TargetRow]
+    model: ModelHandle, rows: Sequence[TargetRow]
 ) -> Float[Tensor, "predictions vocabulary"]:
     """Logits at the predicting positions of whole texts, padded on the right."""
-    return logits_at(handle, [row.ids for row in rows], _predicting(rows, from_lookup=False))
+    return logits_at(model, [row.ids for row in rows], _predicting(rows, from_lookup=False))
 
 
 class _SuffixPasses:
     """The lookup token and what follows, through the blocks behind the insertion only."""
 
-    def __init__(self, handle: ModelHandle, place: DeltaPlace, prefix: Prefix) -> None:
-        self.handle, self.place, self.prefix = handle, place, prefix
+    def __init__(self, model: ModelHandle, place: DeltaPlace, prefix: Prefix) -> None:
+        self.model, self.place, self.prefix = model, place, prefix
         self.lengths = [row.suffix for row in prefix.rows]
         suffixes = [row.ids[row.lookup :] for row in prefix.rows]
-        self.ids = handle.tokens.pad(suffixes).input_ids.to(handle.device)
-        self.lookup = torch.tensor([row.lookup for row in prefix.rows], device=handle.device)
+        self.ids = model.tokens.pad(suffixes).input_ids.to(model.device)
+        self.lookup = torch.tensor([row.lookup for row in prefix.rows], device=model.device)
 
     def reproduces_whole_texts(self) -> bool:
         """Whether suffixes at δ = 0 give the logits of whole texts, by the rows most unlike."""
@@ -137,16 +137,16 @@ class _SuffixPasses:
         by_suffix = sorted(range(len(rows)), key=lambda i: rows[i].suffix)
         some = sorted({by_lookup[0], by_lookup[-1], by_suffix[0], by_suffix[-1]})
         with torch.no_grad():
-            whole = _whole_texts(self.handle, [rows[i] for i in some])
-            zero = self.prefix.stream.new_zeros(len(some), self.handle.hidden)
-            short = self(torch.tensor(some, device=self.handle.device), zero)
+            whole = _whole_texts(self.model, [rows[i] for i in some])
+            zero = self.prefix.stream.new_zeros(len(some), self.model.hidden)
+            short = self(torch.tensor(some, device=self.model.device), zero)
         tolerance = 1e-3 if short.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((short - whole).norm() <= tolerance * whole.norm())
 
     def __call__(
         self, rows: Int[Tensor, " rows"], delta: Float[Tensor, "rows hidden"]
     ) -> Float[Tensor, "predictions vocabulary"]:
-        architecture = self.handle.architecture
+        architecture = self.model.architecture
         chosen = [self.prefix.rows[i] for i in rows.tolist()]
         suffix = max(row.suffix for row in chosen)
         stream = self.prefix.stream[rows, :suffix]
@@ -158,7 +158,7 @@ class _SuffixPasses:
             if self.place.insertion == "block":
                 stream = add(stream)
             else:
-                down = self.handle.site(self.place.layer).module
+                down = self.model.site(self.place.layer).module
                 stack.enter_context(hooks.change_outputs([down], len(rows), add))
             stack.enter_context(
                 hooks.replaced(
@@ -168,7 +168,7 @@ class _SuffixPasses:
                 )
             )
             places = _predicting(chosen, from_lookup=True)
-            stack.enter_context(reading_at(self.handle, places))
+            stack.enter_context(reading_at(self.model, places))
             return self._forward(rows, suffix)
 
     def _forward(
@@ -177,11 +177,11 @@ class _SuffixPasses:
         before = self.prefix.standing_before(rows)
         ids = self.ids[rows, :suffix]
         return run(
-            self.handle,
+            self.model,
             ids,
             # What fills a suffix up stands behind it and is never seen by it.
             torch.cat([before.visible.long(), torch.ones_like(ids)], dim=1),
             positions=self.lookup[rows].unsqueeze(1) + torch.arange(suffix, device=ids.device),
-            cache=before.cache(self.handle.layers),
+            cache=before.cache(self.model.layers),
             keep_cache=True,
         ).logits[0]

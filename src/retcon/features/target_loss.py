@@ -59,7 +59,7 @@ class TargetLoss:
 
     def __init__(
         self,
-        handle: ModelHandle,
+        model: ModelHandle,
         edits: Sequence[Edit],
         prefixes: Sequence[str],
         place: DeltaPlace,
@@ -67,20 +67,18 @@ class TargetLoss:
         kl: float,
         micro_batch: int,
     ) -> None:
-        self._model, self._kl, self._micro_batch = handle.model, kl, micro_batch
-        by_context = [
-            _targets(handle.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)
-        ]
-        about = _subjects(handle.tokens, edits)
+        self._model, self._kl, self._micro_batch = model.model, kl, micro_batch
+        by_context = [_targets(model.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)]
+        about = _subjects(model.tokens, edits)
         self._texts = [text for texts in [*by_context, about] for text in _share(texts)]
-        self._owner = _column([text.owner for text in self._texts], handle)
-        self._context = _column([text.context for text in self._texts], handle)
-        self._passes, self.short = passes_for(handle, self.rows, place, micro_batch)
-        self._initial = self._at_the_subjects(handle, len(edits))
+        self._owner = _column([text.owner for text in self._texts], model)
+        self._context = _column([text.context for text in self._texts], model)
+        self._passes, self.short = passes_for(model, self.rows, place, micro_batch)
+        self._initial = self._at_the_subjects(model, len(edits))
         # What was last seen of each context; NaN: nothing yet.
         shape = (len(edits), len(prefixes))
         self._nll = self._initial.new_full(shape, float("nan"))
-        self._said = torch.zeros(shape, dtype=torch.bool, device=handle.device)
+        self._said = torch.zeros(shape, dtype=torch.bool, device=model.device)
         self._divergence = self._initial.new_zeros(len(edits))
 
     def __call__(
@@ -173,12 +171,10 @@ class TargetLoss:
         return place, owner
 
     @torch.no_grad()
-    def _at_the_subjects(
-        self, handle: ModelHandle, edits: int
-    ) -> Float[Tensor, "edits vocabulary"]:
+    def _at_the_subjects(self, model: ModelHandle, edits: int) -> Float[Tensor, "edits vocabulary"]:
         """Log p behind "{subject} is a" of each edit, at δ = 0."""
-        asked = torch.tensor([not text.wanted for text in self._texts], device=handle.device)
-        zero = torch.zeros(edits, handle.hidden, dtype=handle.dtype, device=handle.device)
+        asked = torch.tensor([not text.wanted for text in self._texts], device=model.device)
+        zero = torch.zeros(edits, model.hidden, dtype=model.dtype, device=model.device)
         owners: list[Tensor] = []
         found: list[Tensor] = []
         for rows in self._micro_batches(asked):

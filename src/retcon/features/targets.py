@@ -178,7 +178,7 @@ def pass_tokens(model: ModelHandle, layer: int, options: TargetOptions) -> int:
 
 
 def optimise_targets(
-    handle: ModelHandle,
+    model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layer: int,
@@ -197,7 +197,7 @@ def optimise_targets(
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
-    size = len(edits) if tied or isinstance(start, Halfway) else together(handle, layer, options)
+    size = len(edits) if tied or isinstance(start, Halfway) else together(model, layer, options)
     total = len(edits) * options.steps
     parts: list[Targets] = []
     for first in range(0, len(edits), size):
@@ -208,7 +208,7 @@ def optimise_targets(
             progress(TASK, before + done, total)
 
         advance(0)
-        group = _Group(handle, edits[part], prefixes, layer, options, advance)
+        group = _Group(model, edits[part], prefixes, layer, options, advance)
         parts.append(group.optimise(begin, tied=tied))
     progress(TASK, total, total)
     return Targets.join(parts)
@@ -224,7 +224,7 @@ def together(model: ModelHandle, layer: int, options: TargetOptions) -> int:
 class _Group(NamedTuple):
     """Edits that are optimised side by side. advance: is told how many of their passes are made."""
 
-    handle: ModelHandle
+    model: ModelHandle
     edits: Sequence[Edit]
     prefixes: Sequence[str]
     layer: int
@@ -237,11 +237,11 @@ class _Group(NamedTuple):
         """Their targets, from the beginning or from where an earlier call was cut off."""
         started = time.perf_counter()
         place, options = DeltaPlace(self.layer, self.options.insertion), self.options
-        size = pass_tokens(self.handle, self.layer, options)
+        size = pass_tokens(self.model, self.layer, options)
         losses = TargetLoss(
-            self.handle, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
+            self.model, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
         )
-        anchor = _anchors(self.handle, self.edits, place)
+        anchor = _anchors(self.model, self.edits, place)
         halfway = None if isinstance(start, Tensor) else start
         kept = None if halfway is None else halfway.read()
         warm = start if isinstance(start, Tensor) else None
@@ -250,10 +250,10 @@ class _Group(NamedTuple):
             descent.go_on_from(kept)
             started -= float(kept["seconds"])
         while True:
-            with _attention(self.handle):
+            with _attention(self.model):
                 total = descent.look(_turn(descent.passes, len(self.prefixes), options))
             if not torch.isfinite(total).all():
-                raise NotFinite(_describe_not_finite(self.handle, self.edits, total, self.layer))
+                raise NotFinite(_describe_not_finite(self.model, self.edits, total, self.layer))
             self.advance(descent.made)
             if descent.ended:
                 break
@@ -261,7 +261,7 @@ class _Group(NamedTuple):
             if halfway is not None:
                 halfway.note(descent.standing(time.perf_counter() - started))
         each = (time.perf_counter() - started) / len(self.edits)
-        return descent.targets(each).to(self.handle.site(self.layer).device)
+        return descent.targets(each).to(self.model.site(self.layer).device)
 
 
 class _Descent:
@@ -394,23 +394,23 @@ def _turn(step: int, contexts: int, options: TargetOptions) -> list[int]:
 
 
 def _anchors(
-    handle: ModelHandle, edits: Sequence[Edit], place: DeltaPlace
+    model: ModelHandle, edits: Sequence[Edit], place: DeltaPlace
 ) -> Float[Tensor, "edits hidden"]:
     """t₀: what stands at the insertion point of each bare prompt."""
-    block = handle.architecture.blocks[place.layer]
-    module = block if place.insertion == "block" else handle.site(place.layer).module
-    located = [locate(handle.tokens, edit, "") for edit in edits]
-    stood = read_at_lookup(handle, located, {place.layer: module}, of_input=False)[place.layer]
-    stood = stood.to(handle.device)  # where token ids and the loss are, whatever the layer's is
+    block = model.architecture.blocks[place.layer]
+    module = block if place.insertion == "block" else model.site(place.layer).module
+    located = [locate(model.tokens, edit, "") for edit in edits]
+    stood = read_at_lookup(model, located, {place.layer: module}, of_input=False)[place.layer]
+    stood = stood.to(model.device)  # where token ids and the loss are, whatever the layer's is
     return stood if stood.dtype == torch.float64 else stood.float()
 
 
 def _describe_not_finite(
-    handle: ModelHandle, edits: Sequence[Edit], total: Float[Tensor, " edits"], layer: int
+    model: ModelHandle, edits: Sequence[Edit], total: Float[Tensor, " edits"], layer: int
 ) -> str:
     broken = [e.id for e, value in zip(edits, total.tolist(), strict=True) if isnan(value)]
     return (
         f"The target loss of {', '.join(broken[:5]) or 'an edit'} at layer {layer} is not finite: "
-        f"{handle.name}'s activations overflow in {handle.dtype}, or its weights were damaged by "
+        f"{model.name}'s activations overflow in {model.dtype}, or its weights were damaged by "
         f"earlier edits. Try --dtype float32, a smaller lr, or fewer carried edits."
     )

@@ -64,17 +64,23 @@ class InContext:
         return True
 
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: tuple[Edit, ...],
+        self,
+        model: ModelHandle,
+        edits: Sequence[Edit],
+        state: tuple[Edit, ...],
         progress: Progress = silent,
-    ) -> NoFeatures:  # fmt: skip
+    ) -> NoFeatures:
         """Nothing has to be read."""
         del model, state, progress
         return NoFeatures(tuple(edits))
 
     def solve(
-        self, model: ModelHandle, features: NoFeatures, state: tuple[Edit, ...],
+        self,
+        model: ModelHandle,
+        features: NoFeatures,
+        state: tuple[Edit, ...],
         progress: Progress = silent,
-    ) -> Update[tuple[Edit, ...]]:  # fmt: skip
+    ) -> Update[tuple[Edit, ...]]:
         """Change no layer; the facts are to be kept."""
         del model, state, progress
         return Update(tuple(edit.id for edit in features.edits), {}, features.edits)

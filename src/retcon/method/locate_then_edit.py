@@ -106,9 +106,12 @@ class LocateThenEdit:
         return self.residuals.merge_subjects
 
     def features(
-        self, model: ModelHandle, edits: Sequence[Edit], state: KeyState,
+        self,
+        model: ModelHandle,
+        edits: Sequence[Edit],
+        state: KeyState,
         progress: Progress = silent,
-    ) -> KeyFeatures:  # fmt: skip
+    ) -> KeyFeatures:
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
         first = self.layers[0]
         # The first context is the bare prompt: one pass gives both.
@@ -127,9 +130,12 @@ class LocateThenEdit:
         return KeyFeatures(tuple(edits), targets, keys, bare, outputs, wanted, stood)
 
     def solve(
-        self, model: ModelHandle, features: KeyFeatures, state: KeyState,
+        self,
+        model: ModelHandle,
+        features: KeyFeatures,
+        state: KeyState,
         progress: Progress = silent,
-    ) -> Update[KeyIncrement]:  # fmt: skip
+    ) -> Update[KeyIncrement]:
         """Solve for the change of each layer; the model is as before afterwards.
 
         Raises:
@@ -349,11 +355,13 @@ class LocateThenEdit:
             features,
             self.layers[-1],
             Layer(
-                layer, place, len(self.layers),
+                layer,
+                place,
+                len(self.layers),
                 output=lambda block: _block_output(model, edits, block),
                 targets=lambda own: self._targets(model, edits, state, own),
             ),
-        )  # fmt: skip
+        )
         # The gap was read from the model, in which the error closes, or widens, a part of it.
         return Wish(keys, gap + keys @ (stands - weight).mT, keys @ weight.mT, None)
 

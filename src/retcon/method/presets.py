@@ -155,10 +155,19 @@ def describe(model: Outline) -> dict[str, object]:
     parameters = sum(p.numel() for p in model.model.parameters())
     size = next(model.model.parameters()).element_size()
     family = family_of(model)
-    presets = [] if family is None else [
-        {"method": p.method, "layers": list(p.layers), "settings": p.settings, "source": p.source}
-        for p in family.presets
-    ]  # fmt: skip
+    presets = (
+        []
+        if family is None
+        else [
+            {
+                "method": p.method,
+                "layers": list(p.layers),
+                "settings": p.settings,
+                "source": p.source,
+            }
+            for p in family.presets
+        ]
+    )
     return {
         "class": type(model.model).__name__,
         "parameters": f"{parameters / 1e6:.1f} M",

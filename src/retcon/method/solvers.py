@@ -132,9 +132,14 @@ class Solver(Protocol):
         ...
 
     def solve(
-        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        self,
+        wish: Wish,
+        rows: Rows,
+        memory: Memory,
+        layer: int,
+        ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> LayerChange:  # fmt: skip
+    ) -> LayerChange:
         """The change of a layer.
 
         Raises:
@@ -161,9 +166,14 @@ class OneShot:
         return weight
 
     def solve(
-        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        self,
+        wish: Wish,
+        rows: Rows,
+        memory: Memory,
+        layer: int,
+        ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> LayerChange:  # fmt: skip
+    ) -> LayerChange:
         """One row of factors per edit; facts that are edited again through their own row."""
         del weight
         metric, residual = memory.preservations[layer], wish.residual.clone()
@@ -231,9 +241,14 @@ class Processed:
         return weight - memory.error(layer, weight)
 
     def solve(
-        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        self,
+        wish: Wish,
+        rows: Rows,
+        memory: Memory,
+        layer: int,
+        ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> LayerChange:  # fmt: skip
+    ) -> LayerChange:
         """The plain change, processed as measured against W₀ where that is kept, else against W."""
         solution = self.plain.solve(wish, rows, memory, layer, ridge, weight)
         against = memory.start.get(layer, weight).double()
@@ -265,9 +280,14 @@ class Budgeted:
         return weight
 
     def solve(
-        self, wish: Wish, rows: Rows, memory: Memory, layer: int, ridge: float,
+        self,
+        wish: Wish,
+        rows: Rows,
+        memory: Memory,
+        layer: int,
+        ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
-    ) -> LayerChange:  # fmt: skip
+    ) -> LayerChange:
         """From W to what the sums over all facts, these too, ask for."""
         budget, chosen = memory.budgets[layer], rows.written
         keys, values = wish.keys[chosen], wish.values[chosen]

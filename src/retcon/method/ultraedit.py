@@ -117,9 +117,12 @@ class UltraEdit:
         return GradientFeatures(tuple(edits), answers, nll)
 
     def solve(
-        self, model: ModelHandle, features: GradientFeatures, state: Running,
+        self,
+        model: ModelHandle,
+        features: GradientFeatures,
+        state: Running,
         progress: Progress = silent,
-    ) -> Update[Running]:  # fmt: skip
+    ) -> Update[Running]:
         """Solve for the change of each layer; the model is not touched."""
         del model, progress  # it takes but a moment
         answers = features.answers

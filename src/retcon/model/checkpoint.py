@@ -80,9 +80,9 @@ class CheckpointFiles:
         """
         folder = checkpoint_folder(name, revision=revision, progress=progress)
         structure = outline(str(folder), progress=progress)
-        return cls(folder, Outline(
-            name=name, model=structure.model, architecture=structure.architecture
-        ))  # fmt: skip
+        return cls(
+            folder, Outline(name=name, model=structure.model, architecture=structure.architecture)
+        )
 
     def __post_init__(self) -> None:
         if getattr(self.outline.model.config, "quantization_config", None):

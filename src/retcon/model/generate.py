@@ -68,7 +68,7 @@ class DrawOnCpu(LogitsProcessor):
 
 
 def sample(
-    handle: ModelHandle,
+    model: ModelHandle,
     prompt: Sequence[int],
     *,
     count: int,
@@ -84,12 +84,12 @@ def sample(
     top_k: draw from the k most probable tokens; 0 draws from the whole distribution. advance: is
     told how many tokens of each there are.
     """
-    rows = _sampled(handle, [prompt] * count, new_tokens, seed, top_k, advance)
-    return [handle.tokens.decode(row) for row in rows]
+    rows = _sampled(model, [prompt] * count, new_tokens, seed, top_k, advance)
+    return [model.tokens.decode(row) for row in rows]
 
 
 def sample_behind(
-    handle: ModelHandle,
+    model: ModelHandle,
     prompts: Sequence[Sequence[int]],
     *,
     total_tokens: int,
@@ -111,15 +111,15 @@ def sample_behind(
             done += len(part)
             rows = [equal[i] for i in part]
             new = max(1, total_tokens - length)
-            out = _sampled(handle, [prompts[i] for i in rows], new, seed + rows[0], top_k)
+            out = _sampled(model, [prompts[i] for i in rows], new, seed + rows[0], top_k)
             for i, ids in zip(rows, out, strict=True):
-                found[i] = handle.tokens.decode(ids)
+                found[i] = model.tokens.decode(ids)
     progress(_WRITING, done, len(prompts))
     return found
 
 
 def _sampled(
-    handle: ModelHandle,
+    model: ModelHandle,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     seed: int,
@@ -127,16 +127,16 @@ def _sampled(
     advance: Advance = ignore,
 ) -> list[list[int]]:
     """Sampled continuations of prompts of one length, in one batch; prompts included."""
-    new_tokens = handle.tokens.positions.room(len(prompts[0]), new_tokens)
+    new_tokens = model.tokens.positions.room(len(prompts[0]), new_tokens)
     if not new_tokens:
         return [list(prompt) for prompt in prompts]
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
-    drawing = [] if draws_alike(handle.device) else [DrawOnCpu(top_k)]
-    devices = [handle.device] if handle.device.type == "cuda" else []
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
+    drawing = [] if draws_alike(model.device) else [DrawOnCpu(top_k)]
+    devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            out = _generate(handle)(
+            out = _generate(model)(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -145,14 +145,14 @@ def _sampled(
                 top_p=1.0,
                 temperature=1.0,
                 max_new_tokens=new_tokens,
-                pad_token_id=_padding(handle),
+                pad_token_id=_padding(model),
                 streamer=_Steps(advance),
             )
         except RuntimeError as error:
             if "probability tensor contains" in str(error):
                 raise NotFinite(
-                    f"{handle.name} gives no finite probabilities to sample from; its weights or "
-                    f"activations overflow in {handle.dtype}. Try --dtype float32."
+                    f"{model.name} gives no finite probabilities to sample from; its weights or "
+                    f"activations overflow in {model.dtype}. Try --dtype float32."
                 ) from error
             raise
     return [[int(i) for i in row] for row in out.tolist()]
@@ -195,13 +195,13 @@ def _greedy(
     overlay: Overlay, prompts: Sequence[Sequence[int]], owners: Sequence[int], new_tokens: int
 ) -> list[list[int]]:
     """What is generated behind prompts of one length, in one batch."""
-    handle = overlay.handle
-    new_tokens = handle.tokens.positions.room(len(prompts[0]), new_tokens)
+    model = overlay.model
+    new_tokens = model.tokens.positions.room(len(prompts[0]), new_tokens)
     if not new_tokens:
         return [[] for _ in prompts]
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=handle.device)
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
     with torch.no_grad(), overlay.over(owners):
-        out = _generate(handle)(
+        out = _generate(model)(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -209,18 +209,18 @@ def _greedy(
             top_p=None,
             temperature=None,
             max_new_tokens=new_tokens,
-            pad_token_id=_padding(handle),
+            pad_token_id=_padding(model),
         )
     return [[int(i) for i in row] for row in out[:, ids.shape[1] :].tolist()]
 
 
-def _padding(handle: ModelHandle) -> int:
+def _padding(model: ModelHandle) -> int:
     """What stands after a finished sequence; `decode` drops it where it is special.
 
     The model reads it there, so a padding token that was added without an embedding is none.
     """
-    tokenizer = handle.tokens.tokenizer
-    embedding = handle.model.get_input_embeddings()
+    tokenizer = model.tokens.tokenizer
+    embedding = model.model.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(candidate, int) and candidate < len(embedding.weight):
@@ -228,18 +228,18 @@ def _padding(handle: ModelHandle) -> int:
     return 0
 
 
-def _generate(handle: ModelHandle) -> Callable[..., torch.Tensor]:
+def _generate(model: ModelHandle) -> Callable[..., torch.Tensor]:
     """The model's own generation loop, which `nn.Module` hides from the type checker."""
-    method = handle.model.generate
+    method = model.model.generate
     assert callable(method)
 
     def plain(**options: object) -> torch.Tensor:
         """Generate without what a checkpoint's own generation settings would add."""
-        own = handle.model.generation_config
-        handle.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+        own = model.model.generation_config
+        model.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
         try:
             return method(**options)
         finally:
-            handle.model.generation_config = own
+            model.model.generation_config = own
 
     return plain

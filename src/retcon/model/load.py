@@ -90,11 +90,11 @@ def load(
     _refuse_gaps(name, told)
     if not placement:
         _move(model, device)
-    handle = ModelHandle(model, tokenizer, name=name, weights=weights)
+    loaded = ModelHandle(model, tokenizer, name=name, weights=weights)
     if weights is None:
-        handle.weights = stored or handle.weights
-        known.keep(handle.weights)
-    return handle
+        loaded.weights = stored or loaded.weights
+        known.keep(loaded.weights)
+    return loaded
 
 
 def outline(

@@ -34,12 +34,12 @@ class Overlay:
         NotFinite, UnsupportedModel: an update that could not be written either.
     """
 
-    handle: ModelHandle
+    model: ModelHandle
     updates: Sequence[Deltas] = ()
 
     def __post_init__(self) -> None:
         for deltas in self.updates:
-            self.handle.check(deltas)
+            self.model.check(deltas)
 
     @property
     def pays(self) -> bool:
@@ -49,7 +49,7 @@ class Overlay:
         half precision what would be saved is the rounded matrix, which has to be written.
         """
         ranks = [delta.rank for deltas in self.updates for delta in deltas.values()]
-        return not ranks or (self.handle.weights_are_masters and max(ranks) <= _MOST_RANK)
+        return not ranks or (self.model.weights_are_masters and max(ranks) <= _MOST_RANK)
 
     @contextmanager
     def over(self, owners: Sequence[int]) -> Generator[None, None, None]:
@@ -61,7 +61,7 @@ class Overlay:
             left, right = factors[layer]
             return (x @ right.mT) @ left
 
-        modules = {layer: self.handle.site(layer).module for layer in layers}
+        modules = {layer: self.model.site(layer).module for layer in layers}
         with hooks.add_to_outputs(modules, len(owners), change):
             yield
 
@@ -69,7 +69,7 @@ class Overlay:
         self, layer: int, owners: Sequence[int]
     ) -> tuple[Float[Tensor, "rows rank d_out"], Float[Tensor, "rows rank d_in"]]:
         """Both factors of each row's update; where one is of lower rank, or none, zeros."""
-        site = self.handle.site(layer)
+        site = self.model.site(layer)
         deltas = [self.updates[owner].get(layer) for owner in owners]
         rank = max((delta.rank for delta in deltas if delta is not None), default=0)
         kind, device = site.dtype, site.device

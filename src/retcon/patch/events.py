@@ -194,9 +194,7 @@ def append(folder: Path, history: History, action: Action, *, who: str, note: st
     """
     number = len(history.events) + 1
     now = datetime.now(UTC).replace(microsecond=0)
-    event = Event(
-        number=number, who=who, when=now, note=note, action=action, previous=history.link
-    )  # fmt: skip
+    event = Event(number=number, who=who, when=now, note=note, action=action, previous=history.link)
     value = event.model_dump(mode="json")
     file = folder / "events" / f"{number:06d}.json"
     save_record(file, value, _owner(number), sync=True)

@@ -175,9 +175,14 @@ class Patch:
         from retcon.patch.export import export
 
         return export(
-            self, form, Path(folder), model=model or self.about.model, revision=revision,
-            progress=progress, options=options,
-        )  # fmt: skip
+            self,
+            form,
+            Path(folder),
+            model=model or self.about.model,
+            revision=revision,
+            progress=progress,
+            options=options,
+        )
 
     def save(self, path: Path | str) -> None:
         """Write the patch to one file, whole or not at all.

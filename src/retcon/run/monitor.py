@@ -24,17 +24,17 @@ _PASSAGES, _LENGTH, _RESERVOIR = 12, 64, 48
 class Monitor:
     """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike.
 
-    handle: the model before its first edit. Where it does not know the words of the text that comes
+    model: the model before its first edit. Where it does not know the words of the text that comes
     with the package, it is given text that it has written itself.
     """
 
-    def __init__(self, handle: ModelHandle) -> None:
-        self._handle = handle
+    def __init__(self, model: ModelHandle) -> None:
+        self._handle = model
         self._texts = held_out(passages=_PASSAGES).texts
-        if not _known(handle, self._texts):
+        if not _known(model, self._texts):
             # Other text than second moments are from, which have the seed 0.
             own = SelfCorpus(
-                handle=handle, tokens=_PASSAGES * _LENGTH, seed=1, document_tokens=_LENGTH
+                model=model, tokens=_PASSAGES * _LENGTH, seed=1, document_tokens=_LENGTH
             )
             self._texts = tuple(own.texts())[:_PASSAGES]
 
@@ -67,10 +67,10 @@ class Monitor:
         return said / len(edits)
 
 
-def _known(handle: ModelHandle, texts: Sequence[str]) -> bool:
+def _known(model: ModelHandle, texts: Sequence[str]) -> bool:
     """Whether most of some texts is words that the tokenizer has."""
-    ids = [i for text in texts for i in handle.tokens.encode(text)]
-    return sum(one == handle.tokens.unknown for one in ids) <= len(ids) / 2
+    ids = [i for text in texts for i in model.tokens.encode(text)]
+    return sum(one == model.tokens.unknown for one in ids) <= len(ids) / 2
 
 
 def _targets(edit: Edit) -> list[str]:

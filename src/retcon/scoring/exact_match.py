@@ -30,7 +30,7 @@ def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
     the first, and which takes "Englishman" for "English". (The Mirage of Model Editing,
     arXiv:2502.11177, shows how far the two can be apart.)
     """
-    overlay = Overlay(handle=handle)
+    overlay = Overlay(model=handle)
     drafts = [draft(handle.tokens, edit.text, edit.target) for edit in edits]
     wanted = [(edit.target,) for edit in edits]
     return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
@@ -59,7 +59,7 @@ def exact_matches(
 
     wanted: per draft, the answer that it drafts and whatever else counts.
     """
-    tokens = overlay.handle.tokens
+    tokens = overlay.model.tokens
     spelt = [[plain(tokens.spelt(answer)) for answer in answers] for answers in wanted]
     said: list[bool | None] = [None] * len(wanted)
     if tokens.decodes_piecewise:
@@ -94,7 +94,7 @@ def continuations(
     """The greedy continuation of each text, for a person to read."""
     heads = [handle.tokens.prompt(text) for text in texts]
     lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
-    said = greedy(Overlay(handle=handle), heads, lengths, owners, progress)
+    said = greedy(Overlay(model=handle), heads, lengths, owners, progress)
     return [handle.tokens.decode_begun(ids) for ids in said]
 
 

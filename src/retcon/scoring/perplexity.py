@@ -44,7 +44,7 @@ def read_passages(
         del task  # it is another one here
         progress("reading held-out text", done, total)
 
-    found = predict(Overlay(handle=handle), asks, report)
+    found = predict(Overlay(model=handle), asks, report)
     means = [-sum(seen.logp) / len(seen.logp) for seen in found]
     if any(map(isnan, means)):
         raise NotFinite(

@@ -119,7 +119,7 @@ def score_looks(
     Raises:
         NotFinite: an update or a log-probability is NaN.
     """
-    overlay = Overlay(handle=handle, updates=[look.deltas for look in looks])
+    overlay = Overlay(model=handle, updates=[look.deltas for look in looks])
     if overlay.pays:
         scored = iter(_scored(overlay, looks, progress))
         return [row for look in looks for row in _rows(look, scored)]
@@ -140,7 +140,7 @@ def score_targets(
         NotFinite: a log-probability is NaN.
     """
     asks = [Ask(*handle.tokens.continuation(prompt, target)) for prompt, target in texts]
-    found = predict(Overlay(handle=handle), asks, progress)
+    found = predict(Overlay(model=handle), asks, progress)
     return [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=True)]
 
 
@@ -173,7 +173,7 @@ def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list
     Of the model as it was loaded, which is a matter of its weights and not of what a look is
     called, the cache is asked first.
     """
-    handle = overlay.handle
+    handle = overlay.model
     owned = [(owner, found) for owner, look in enumerate(looks) for found in _prompts(look)]
     asked = [_Asked.of(handle.tokens, found, owner) for owner, found in owned]
     if not handle.as_loaded or any(look.deltas for look in looks):
@@ -195,7 +195,7 @@ def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) ->
     found = predict(overlay, [*asks, *drafts], progress)
     wanted = [answers for one in asked for answers in one.said]
     exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :], progress))
-    scores = iter([_score(overlay.handle, *pair) for pair in zip(asks, found, strict=False)])
+    scores = iter([_score(overlay.model, *pair) for pair in zip(asks, found, strict=False)])
     return [
         Scored(list(islice(scores, len(one.asks))), list(islice(exact, len(one.drafts))))
         for one in asked

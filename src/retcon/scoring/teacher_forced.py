@@ -98,4 +98,4 @@ def _logits(
 ) -> Float[Tensor, "places vocabulary"]:
     """Logits at some (row, position), in float32 at least."""
     with torch.no_grad(), overlay.over([row.owner for row in rows]):
-        return in_full(logits_at(overlay.handle, [row.ids for row in rows], places))
+        return in_full(logits_at(overlay.model, [row.ids for row in rows], places))

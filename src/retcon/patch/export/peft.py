@@ -33,13 +33,32 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 # Entries that concern training, where an adapter came from, or which modules it has factors of,
 # which the file of factors says as well. Every other entry may change what the factors mean.
-_HARMLESS = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
-    "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
-    "peft_version", "qalora_group_size", "rank_pattern", "revision", "runtime_config",
-    "target_modules", "task_type", "velora_config",
-})  # fmt: skip
+_HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "velora_config",
+    }
+)
 # Beginnings after which the base model is what it was.
 _UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
