@@ -10,11 +10,11 @@ import torch
 from folding import run
 from oracles import answer_rows, finetune_in_a_box, mean_nll, ultraedit_primal
 from pico import FAMILIES, pico
-from retcon.algebra.running import normalised, with_rows
 from retcon.edits import Case, Probe
 from retcon.errors import InvalidSetting
 from retcon.features.gradients import read_answers
 from retcon.method.entries import find_method
+from retcon.method.ultraedit import normalised, with_rows
 from retcon.run.edit import edit as make
 from retcon.run.evaluate import evaluate
 from retcon.run.record import StepRecord

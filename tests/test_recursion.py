@@ -84,22 +84,12 @@ def test_a_ridge_that_changes_is_that_of_the_last_solve(seed, sizes, changing):
 
 @given(seeds, st.integers(1, 5), ridges)
 def test_a_deleted_fact_was_never_added(seed, gone, ridge):
-    """In the sums, and in the recursion: out of the metric, and what it wrote out of W."""
+    """Out of the sums."""
     C, K, V = problem(seed, 16)
     M = Preservation.of(C, jitter=0.0)
     wanted = joint_solution(C, K[gone:], V[gone:], ridge)
     total = Cumulative.over(M.whitening, V.mT @ K * 0).add(K, V).remove(K[:gone], V[:gone])
     assert total.count == 16 - gone and close(total.solve(ridge).total, wanted, 1e7)
-    W, memory = fold(K, V, M, ridge, torch.arange(16).split(4))
-    forgotten = memory.forget(K[:gone], ridge)
-    rows = write_keys(K[:gone], forgotten, ridge).rows
-    left = torch.linalg.solve(
-        torch.eye(gone, dtype=K.dtype) - K[:gone] @ rows.mT, V[:gone] - K[:gone] @ W.mT
-    )
-    assert close(W - left.mT @ rows, wanted, 1e8)
-    one = torch.eye(24, dtype=K.dtype)
-    inverse = forgotten.unwhiten(forgotten.solve(forgotten.whiten(one)))
-    assert close(inverse, torch.linalg.inv(C + K[gone:].mT @ K[gone:] / ridge), 1e8)
 
 
 @given(seeds, ridges)
@@ -110,16 +100,8 @@ def test_a_replaced_value_needs_no_other_metric(seed, ridge):
     W, memory = fold(K, V, M, ridge, torch.arange(10).split(3))
     new = V.clone()
     new[2] = V[7]
-    rows = write_keys(K[2:3], memory.forget(K[2:3], ridge), ridge).rows
-    again = memory.unwhiten(memory.solve(memory.whiten(K[2:3]))) / ridge
-    assert close(rows, again, 1e8)
+    rows = memory.unwhiten(memory.solve(memory.whiten(K[2:3]))) / ridge
     assert close(W + (new - V)[2:3].mT @ rows, joint_solution(C, K, new, ridge), 1e8)
-
-
-def test_a_hard_constraint_cannot_be_taken_out_of_the_metric_alone():
-    C, K, _ = problem(0, 3)
-    with pytest.raises(InvalidSetting, match="hard constraint"):
-        remember(Preservation.of(C), K, 0.0).forget(K[:1], 0.0)
 
 
 PROCESSES = {

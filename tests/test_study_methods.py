@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from retcon.errors import InvalidStudy
-from retcon.method.entries import find_method
-from retcon.method.identity import differing, identity
+from retcon.method.entries import differing, find_method, identity
 from retcon.run.cost import costs
 from retcon.study.cells import Cell
 from retcon.study.estimates import estimate

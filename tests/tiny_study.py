@@ -11,8 +11,7 @@ from unittest import mock
 
 from pico import pico, tokenizer
 from retcon.data.cases import load_cases
-from retcon.method.entries import find_method
-from retcon.method.identity import differing
+from retcon.method.entries import differing, find_method
 from retcon.study.cells import Cell
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec

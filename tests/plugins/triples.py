@@ -7,7 +7,7 @@ A relation becomes a prompt by a template: `style` says whether a statement or a
 
 from typing import Literal
 
-from retcon.data.reading import Record
+from retcon.data.parsing import Record
 from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit
 

@@ -19,7 +19,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.algebra.whitening import Cholesky, Projection, Root, Whitening, energy
-from retcon.errors import InvalidSetting
 
 # Rows of B, as a share of d_in, beyond which they are absorbed: that takes a d_in × d_in matrix,
 # so few facts in a wide matrix should not bring it about.
@@ -124,33 +123,14 @@ class Preservation:
             soft=self.soft and ridge > 0,
         )
         if isinstance(self.whitening, Root):
-            return replace(grown, whitening=self.whitening.after(rows, 1))
+            return replace(grown, whitening=self.whitening.after(rows))
         grown = replace(grown, written=torch.cat([self.written, rows]))
         many = len(grown.written) > _ABSORBED_FROM * self.width
         return grown._absorbed() if many and grown.soft else grown
-
-    def forget(self, keys: Float64[Tensor, "n d_in"], ridge: float) -> "Preservation":
-        """The metric as if keys that were written with `ridge` never had been: M − KᵀK/ρ.
-
-        Raises:
-            InvalidSetting: ρ = 0, of which the limit has lost what else was in these directions.
-        """
-        if ridge == 0:
-            raise InvalidSetting(
-                "A fact that was written as a hard constraint (ridge 0) cannot be taken out of the "
-                "metric alone. Write with a ridge > 0, or solve for the remaining facts anew."
-            )
-        whole = self._absorbed()
-        white = whole.whiten(keys)
-        rest = -(white @ white.mT)
-        rest.diagonal().add_(ridge)
-        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(rest), white, upper=False)
-        root = Root.of(whole.whitening).after(rows, -1)
-        return replace(whole, whitening=root, count=self.count - len(keys))
 
     def _absorbed(self) -> "Preservation":
         """The same metric in coordinates of which B is a part."""
         root = Root.of(self.whitening)
         if len(self.written):
-            root = root.after(self.written, 1)
+            root = root.after(self.written)
         return replace(self, whitening=root, written=self.written[:0])

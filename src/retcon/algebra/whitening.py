@@ -182,19 +182,19 @@ class Root:
         """T⁻ᵀ d for each row of a change: the inverse of `unwhiten`."""
         return torch.linalg.solve(self.root, rows, left=False)
 
-    def after(self, rows: Float64[Tensor, "n d_in"], sign: int) -> "Root":
-        """Coordinates of Tᵀ (I ∓ YᵀY) T, Y the rows: less (1) or more (−1) than before.
+    def after(self, rows: Float64[Tensor, "n d_in"]) -> "Root":
+        """Coordinates of Tᵀ (I − YᵀY) T, Y the rows.
 
         I − YᵀY = EᵀE with E = I − Yᵀ (I + Cᵀ)⁻¹ Y and C the Cholesky factor of I − YYᵀ: the
         square-root update of Kalman filters (Andrews 1968), which keeps M⁻¹ positive.
         """
-        rest = -sign * (rows @ rows.mT)
+        rest = -(rows @ rows.mT)
         # Where ρ is next to nothing, rounding must not make it less.
         rest.diagonal().add_(1 + len(rows) * torch.finfo(rows.dtype).eps)
         factor = torch.linalg.cholesky(rest).mT
         factor.diagonal().add_(1)
         moved = torch.linalg.solve_triangular(factor, rows @ self.root, upper=True)
-        return Root(root=torch.addmm(self.root, rows.mT, moved, alpha=-sign))
+        return Root(root=torch.addmm(self.root, rows.mT, moved, alpha=-1))
 
 
 # A linear map of keys, k ↦ a, whose transpose times itself is M₀⁻¹.

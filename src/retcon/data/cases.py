@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.reading import Record, did_you_mean, guarded, parsed, validated
+from retcon.data.parsing import Record, did_you_mean, guarded, parsed, validated
 from retcon.data.records import Bad, Placed, records
 from retcon.data.sets import Dataset, Place, dataset_of
 from retcon.data.sets.plain import PlainFact

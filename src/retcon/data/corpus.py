@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from retcon.data.reading import parsed
+from retcon.data.parsing import parsed
 from retcon.data.text import read_lines
 from retcon.errors import InvalidData, InvalidSetting, ModelNotFound
 

@@ -6,7 +6,7 @@ Which of the two a file is, its text tells, whatever its name.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from retcon.data.reading import parsed
+from retcon.data.parsing import parsed
 from retcon.errors import InvalidData
 
 

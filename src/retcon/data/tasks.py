@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from retcon.data.reading import parsed
+from retcon.data.parsing import parsed
 from retcon.data.text import read_text
 from retcon.errors import InvalidData, InvalidSetting, UnknownName
 

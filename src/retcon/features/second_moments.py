@@ -80,10 +80,6 @@ class SecondMoment:
         """C in the memory of the sum, which is gone afterwards."""
         return self.total.div_(self.tokens)
 
-    def merge(self, other: "SecondMoment") -> "SecondMoment":
-        """The second moment over both texts."""
-        return SecondMoment(total=self.total + other.total, tokens=self.tokens + other.tokens)
-
 
 def collect_moments(
     model: ModelHandle,

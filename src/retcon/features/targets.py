@@ -119,24 +119,6 @@ class Targets(NamedTuple):
         return Targets._make([*(field.to(device) for field in self[:-1]), self.short])
 
     @staticmethod
-    def without_delta(nll: Float[Tensor, " edits"], *, steps: int) -> "Targets":
-        """Of edits whose method optimises no δ: their loss in so many passes.
-
-        seconds: 0, since none of the time is a target's.
-        """
-        none, zero = nll.new_zeros(len(nll), 0), torch.zeros_like(nll, dtype=torch.float32)
-        return Targets(
-            delta=none,
-            anchor=none,
-            loss=nll,
-            nll=nll,
-            steps=torch.full_like(nll, steps, dtype=torch.long),
-            seconds=zero,
-            cached=zero.bool(),
-            short=False,
-        )
-
-    @staticmethod
     def join(parts: Sequence["Targets"]) -> "Targets":
         """The targets of several groups of edits, one below the other."""
         return Targets(

@@ -7,7 +7,7 @@ the fields of the option groups (`contexts`, `targets`, `moments`) by their own 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
@@ -16,6 +16,7 @@ from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
 from retcon.method.base import Method
+from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.registry import Registry, entered
 from retcon.settings import Setting, Settings
 
@@ -134,3 +135,34 @@ def options_from(default: Options, chosen: Settings) -> Options:
     return replace(
         default, **{k: Setting(None, kinds[k], None).read(k, v) for k, v in chosen.items()}
     )
+
+
+def identity(method: object) -> dict[str, Any]:
+    """The settings that differ from their defaults, layers apart, and whose they are.
+
+    Values of the one equation are known by these settings alone, so that EMMET and MEMIT at one
+    ridge are one cell, and a setting that is added later leaves the cells of earlier studies
+    theirs. Other methods are known by their class too, by its whole name outside this package.
+    """
+    own = differing(method)
+    if isinstance(method, LocateThenEdit):
+        return own
+    kind = type(method)
+    inside = kind.__module__.startswith("retcon.method.")
+    return {"kind": kind.__name__ if inside else f"{kind.__module__}.{kind.__qualname__}", **own}
+
+
+def differing(options: object) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults; groups in it likewise."""
+    assert is_dataclass(options)
+    chosen: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            inner = differing(value)
+            # A group that a method need not name is told only where something in it is.
+            if inner or field.default is MISSING:
+                chosen[field.name] = inner
+        elif value != field.default:
+            chosen[field.name] = value
+    return chosen

@@ -28,7 +28,7 @@ Summary = Mapping[str, float | None]
 FORMS = ("base", "now", "removed", "re-solved")
 
 
-class Check(NamedTuple):
+class UndoScores(NamedTuple):
     """Scores of the facts that stay and of those taken back, under each of FORMS."""
 
     staying: Mapping[str, Summary]
@@ -68,7 +68,7 @@ def check_undo(
     undoing: Undoing,
     cases: Sequence[Case] = (),
     progress: Progress = silent,
-) -> Check:
+) -> UndoScores:
     """What both ways of undoing do to the scores; the ledger stays as it is.
 
     cases: paraphrases and neighbours of facts, where there are such; other facts are ignored.
@@ -93,7 +93,7 @@ def check_undo(
             summarise([row for row in rows if row.case in ours]),
             summarise([row for row in rows if row.case not in ours]),
         )
-    return Check(
+    return UndoScores(
         {form: pair[0] for form, pair in found.items()},
         {form: pair[1] for form, pair in found.items()},
     )

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from retcon.data.corpus import FileCorpus, parse_corpus
 from retcon.errors import InvalidStudy, RetconError, RetconWarning
 from retcon.method.base import Accumulates, Alone, Method, Regularised, check_batch
-from retcon.method.entries import find_method
-from retcon.method.identity import identity
+from retcon.method.entries import find_method, identity
 from retcon.method.presets import resolve
 from retcon.model.load import find_dtype, outline
 from retcon.model.structure import Outline

@@ -15,7 +15,7 @@ from retcon.errors import InvalidLedger, InvalidSetting
 
 if TYPE_CHECKING:
     from retcon.patch.ledger import Ledger, LedgerEntry, Undoing
-    from retcon.run.undo import Check
+    from retcon.run.undo import UndoScores
 
 Folder = Annotated[
     Path, typer.Argument(metavar="LEDGER", help="A ledger's folder.", show_default=False)
@@ -194,7 +194,7 @@ def verify(
 
 def _check(
     source: ModelChoice, ledger: "Ledger", undoing: "Undoing", cases: str | None, skip_bad: bool
-) -> "Check":
+) -> "UndoScores":
     from retcon.data.cases import load_cases
 
     read = [] if cases is None else load_cases(cases, skip_bad=skip_bad)
@@ -213,7 +213,7 @@ def _resolve(source: ModelChoice, ledger: "Ledger", undoing: "Undoing"):  # noqa
         return resolve(model, ledger, undoing, progress)
 
 
-def _print_check(check: "Check") -> None:
+def _print_check(check: "UndoScores") -> None:
     for title, found in (("Facts that stay", check.staying), ("Facts taken back", check.taken)):
         forms = list(found)
         rows = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retcon.data.reading import Record
+from retcon.data.parsing import Record
 from retcon.edits import Case
 from retcon.registry import Registry, entered
 from retcon.settings import Settings, chosen_of

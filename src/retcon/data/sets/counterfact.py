@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from retcon.data.reading import NewQuestion, Record
+from retcon.data.parsing import NewQuestion, Record
 from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, model_validator
 
-from retcon.data.reading import Record, Texts, template
+from retcon.data.parsing import Record, Texts, template
 from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from retcon.data.reading import Record
+from retcon.data.parsing import Record
 from retcon.data.sets import Place, dataset
 from retcon.data.sets.counterfact import Rewrite
 from retcon.edits import Case, Probe

@@ -2,7 +2,7 @@
 
 from pydantic import ConfigDict
 
-from retcon.data.reading import Record, template
+from retcon.data.parsing import Record, template
 from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 

@@ -12,7 +12,7 @@ files already have it.
 
 from typing import Literal
 
-from retcon.data.reading import NewQuestion, Record, template
+from retcon.data.parsing import NewQuestion, Record, template
 from retcon.data.sets import Place, dataset
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidEdit
