@@ -57,6 +57,15 @@ def begins_with(text: str, wanted: str) -> bool:
     return text.startswith(wanted) and _word_ends(text, len(wanted))
 
 
+def times_named(text: str, name: str) -> int:
+    """How often a text names something, as whole words where its script has words.
+
+    Both in the form that `plain` gives.
+    """
+    starts = [at for at in range(len(text)) if name and text.startswith(name, at)]
+    return sum(_word_begins(text, at) and _word_ends(text, at + len(name)) for at in starts)
+
+
 def plain(text: str) -> str:
     """A text for comparison: accents apart from their letters, and single blanks.
 
@@ -81,6 +90,14 @@ def visible(text: str) -> str:
         c if c.isprintable() or c == "\n" or at in joiners else ascii(c)[1:-1]
         for at, c in enumerate(text)
     )
+
+
+def _word_begins(text: str, at: int) -> bool:
+    """True if a word may begin at `text[at]`."""
+    before, after = text[at - 1 : at] if at else "", text[at : at + 1]
+    if not before or _UNBROKEN_ONE.match(before) or _UNBROKEN_ONE.match(after):
+        return True
+    return not (before.isalnum() or _BELONGS.match(before))
 
 
 def _word_ends(text: str, at: int) -> bool:

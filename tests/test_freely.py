@@ -1,0 +1,123 @@
+"""Free generation: what follows each prompt, read as one who reads it would."""
+
+import re
+
+import pytest
+import torch
+
+import retcon
+from pico import pico
+from retcon.edits import Case, Edit
+from retcon.scoring.metrics import METRICS
+from retcon.scoring.metrics.freely import NEIGHBOUR, NEW_TOKENS, PARAPHRASE, REWRITE
+from retcon.scoring.observations import Observation
+from retcon.writing_systems import plain, times_named
+
+WORDS = ("English", "French", "German", "Spanish", "Rome", "Paris")
+CASES = [
+    Case(
+        edit=Edit.parse(f"The city of {{{name}}} is", new, id=name, target_old=old),
+        paraphrases=(f"{name} was in the", f"I know that {name} is"),
+        neighbours=("Paris is", "London was"),
+        relation=relation,
+    )
+    for name, new, old, relation in (
+        ("Warsaw", "English", "French", "r"), ("France", "of", "in", "r"),
+        ("Madrid", "Rome", "city", "s"), ("Marie Curie", "the", "a", "t"),
+    )
+]  # fmt: skip
+
+
+def alone(model, text):
+    """One prompt by itself, by the model's own loop."""
+    ids = torch.tensor([model.tokens.prompt(text)])
+    with torch.no_grad():
+        out = model.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+            max_new_tokens=NEW_TOKENS, pad_token_id=1,
+        )  # fmt: skip
+    new = out[0, ids.shape[1] :].tolist()
+    end = [i for i, one in enumerate(new) if one in model.tokens.special]
+    return model.tokens.decode_begun(new[: end[0]] if end else new)
+
+
+def count(text, word):
+    """Whole words of a Latin text."""
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", " ".join(text.split())))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_each_prompt_is_gone_on_behind_as_if_alone(seed):
+    model = pico(seed=seed)
+    rows = retcon.score(model, CASES, metrics=["said", "leaks"]).rows
+    by_place = {(row.case, row.kind, row.index): row for row in rows}
+    for case in CASES:
+        texts = [(REWRITE, case.edit.text)]
+        texts += [(PARAPHRASE, text) for text in case.paraphrases]
+        texts += [(NEIGHBOUR, text) for text in case.neighbours]
+        places = [0, *range(len(case.paraphrases)), *range(len(case.neighbours))]
+        others = {a for c in CASES if c.relation == case.relation
+                  for a in (c.edit.target, c.edit.target_old)}  # fmt: skip
+        others -= {case.edit.target, case.edit.target_old}
+        for (kind, text), index in zip(texts, places, strict=True):
+            row, written = by_place[case.edit.id, kind, index], alone(model, text)
+            assert row.text == written
+            assert row.hits_new == count(written, case.edit.target)
+            assert row.hits_old == count(written, case.edit.target_old)
+            assert row.value == sum(count(written, one) > 0 for one in others)
+            answer = case.edit.target_old if kind == NEIGHBOUR else case.edit.target
+            assert row.exact is bool(re.match(rf"\s*{answer}(?!\w)", written))
+
+
+def test_metrics_are_read_off_what_was_written():
+    model = pico()
+    seen = retcon.score(model, CASES, metrics=["said", "leaks"])
+    scores = seen.scores("pre")
+    rows = [row for row in seen.rows if row.kind == REWRITE]
+    assert scores["said"].mean == pytest.approx(25 * sum(row.exact for row in rows))
+    assert scores["stays"].mean <= scores["said"].mean
+    assert {"said_paraphrase", "said_truth", "leaks", "repeats"} <= set(scores)
+    # Without them nothing is written.
+    assert not any(row.kind.startswith("free") for row in retcon.score(model, CASES).rows)
+
+
+def row(**values):
+    return Observation("c", "r", REWRITE, 0, "final", 1, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "begins", "stays", "contradicts"),
+    [
+        ({"exact": True, "hits_old": 0, "value": 0.0}, 1.0, 1.0, 0.0),
+        ({"exact": True, "hits_old": 2, "value": 0.0}, 1.0, 0.0, 1.0),
+        ({"exact": True, "hits_old": 0, "value": 1.0}, 1.0, 0.0, 0.0),
+        ({"exact": False, "hits_old": 1, "value": 0.0}, 0.0, 0.0, 0.0),
+        # Without an old answer nothing can be said of it.
+        ({"exact": True, "hits_old": None, "value": 0.0}, 1.0, None, None),
+    ],
+)
+def test_a_text_begins_stays_and_contradicts(values, begins, stays, contradicts):
+    found = [METRICS.find(name).value(row(**values)) for name in ("said", "stays", "contradicts")]
+    assert found == [begins, stays, contradicts]
+
+
+def test_a_text_that_says_the_same_again_repeats_itself():
+    repeats = METRICS.find("repeats").value
+    assert repeats(row(text="a b c d e")) == 0.0
+    assert repeats(row(text="a b c a b c a b c")) == pytest.approx(4 / 7)
+    assert repeats(row(text="a b")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "times"),
+    [
+        ("Rome, and Romeo in Rome.", "Rome", 2),
+        ("in France French is French", "French", 2),
+        ("罗马和罗马人", "罗马", 2),
+        ("São Paulo, Sao Paulo", "São Paulo", 1),
+        ("New York New York", "New York", 2),
+        ("nothing", "", 0),
+    ],
+)
+def test_a_name_is_counted_as_whole_words(text, name, times):
+    assert times_named(plain(text), plain(name)) == times
