@@ -79,7 +79,7 @@ def _write(
 
     heads = [model.tokens.prompt(one.text) for one in asked]
     lengths, owners = [NEW_TOKENS] * len(asked), [0] * len(asked)
-    written = greedy(Overlay(handle=model), heads, lengths, owners, progress)
+    written = greedy(Overlay(model=model), heads, lengths, owners, progress)
     others = _answers(cases)
     return [
         _observed(model.tokens, one, ids, others[one.case.relation], moment)
