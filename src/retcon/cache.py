@@ -1,4 +1,4 @@
-"""What was computed once and need not be again: small entries, named by all that they depend on.
+"""A cache of computed values: small entries, each named by all that it depends on.
 
     targets, keys, scores     entries of this page: any of them may go at any time
     moments, corpora, models  large, made elsewhere and only shown and removed here
@@ -61,7 +61,7 @@ class Recalled(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What one kind takes."""
+    """Number and size of the entries of one kind."""
 
     kind: str
     folder: Path
@@ -70,7 +70,7 @@ class Usage(NamedTuple):
 
 
 def limit() -> int:
-    """How many bytes all entries may take; 0 turns them off: none is read, none is written.
+    """Largest size of all entries in bytes; 0 turns them off: none is read, none is written.
 
     Raises:
         InvalidSetting: `RETCON_CACHE_LIMIT` is no number of bytes.
@@ -110,7 +110,7 @@ def recall(
 
 
 class Unfinished:
-    """How far a computation of entries has come, kept under all their names until it is done.
+    """State of an unfinished computation of entries, kept under all their names until it is done.
 
     It is written every twenty seconds, and when the computation is cut off. Where there is no
     cache to write to, nothing is kept.
@@ -124,7 +124,7 @@ class Unfinished:
         self._written = time.monotonic()
 
     def read(self) -> CacheEntry | None:
-        """What a computation that was cut off has kept."""
+        """Read the state that an interrupted computation has kept."""
         return _without_damage(self._kind, [_read(self._kind, self._digest)])[0]
 
     def note(self, standing: CacheEntry) -> None:
@@ -135,7 +135,7 @@ class Unfinished:
 
     @contextmanager
     def until_done(self) -> Generator[None, None, None]:
-        """Where the computation inside is cut off, keep what it has noted; else forget it."""
+        """Keep the noted state if the computation inside is cut off, and delete it if it ends."""
         try:
             yield
         except Exception:  # it would end in the same way again
@@ -231,9 +231,9 @@ def place(path: Path) -> Owner:
 
 
 def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
-    """What is in a file or folder of the cache; None where there is none to be trusted.
+    """Read a file or folder of the cache; None where there is none, or it is damaged.
 
-    One that is damaged is said and removed, so that it is made anew.
+    A damaged one is removed with a warning, so that it is made anew.
     """
     found = _trusted(path, read)
     if isinstance(found, Damaged):
@@ -243,7 +243,7 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
 
 
 def _trusted(path: Path, read: Callable[[Path, Owner], R]) -> R | Damaged | None:
-    """As `whole`, which says the damage."""
+    """Read like `whole`, but return the damage instead of warning of it."""
     try:
         return read(path, place(path))
     except FileNotFoundError:
@@ -255,7 +255,7 @@ def _trusted(path: Path, read: Callable[[Path, Owner], R]) -> R | Damaged | None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a model is in the cache. It is read again only where it may have been changed."""
+    """True if a model is whole in the cache; it is read again only where it may have changed."""
     return whole(folder, _model) is not None
 
 

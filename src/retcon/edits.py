@@ -1,4 +1,4 @@
-"""What is asked of a model (`Edit`), and how it will be judged (`Case`). No tensors here."""
+"""Edits (`Edit`) and the cases that judge them (`Case`). No tensors here."""
 
 import re
 from dataclasses import dataclass, fields
@@ -67,7 +67,7 @@ class Edit:
 
     @property
     def fact(self) -> str:
-        """What is edited, whatever the target: equal for two edits of one fact."""
+        """Identity of the fact: subject and prompt, whatever the target."""
         return self.prompt.replace("{}", f"{{{self.subject}}}")
 
     @property
@@ -157,7 +157,7 @@ class Case:
         check_whole(*self.paraphrases, *self.neighbours, *self.openings, self.relation or "")
 
     def __repr__(self) -> str:
-        """Without probes where there are none: studies know cases by what they were before."""
+        """Text of the case, on which checksums of studies depend."""
         shown = [f.name for f in fields(self) if f.name not in _PROBES or getattr(self, f.name)]
         return f"Case({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 

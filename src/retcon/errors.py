@@ -1,4 +1,4 @@
-"""Every mistake Retcon can explain: what happened, why, and what to do about it.
+"""Every mistake that Retcon can explain: what happened, why, and what to do about it.
 
 One class per kind of mistake. The command line prints the message and exits with code 2; a
 library user catches `RetconError` or the class that matters to her.
@@ -13,7 +13,7 @@ class RetconError(Exception):
 
 
 class RetconWarning(UserWarning):
-    """What is gone on with, and may not be what was meant; the command line prints it."""
+    """Warning that the work goes on but may not do what was meant; the command line prints it."""
 
 
 class InvalidEdit(RetconError):

@@ -1,4 +1,4 @@
-"""Texts of users inside files that other programs obey: Markdown, and spreadsheets.
+"""Escape users' texts for files that other programs interpret: Markdown, and spreadsheets.
 
 Prompts, names and settings come from files that others may have written. In a Markdown page they
 must not become HTML, links or code; in a CSV file they must not become formulas. (HTML pages are

@@ -1,4 +1,4 @@
-"""Where Retcon keeps what it has computed, and how a file is written so that it is whole.
+"""Folders that Retcon writes to, and files that are written whole or not at all.
 
 What is being written lies in a folder of its own beside its place, `.retcon-…`, and its name tells
 which process is at it. So nobody takes it for anything else, and what a process that was killed
@@ -127,7 +127,7 @@ def whole_folder(target: Path) -> Generator[Path, None, None]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is where a process is writing something, or was when it was killed."""
+    """True if a process is writing this file, or was when it was killed."""
     return _WORK.fullmatch(path.name) is not None
 
 
@@ -174,7 +174,7 @@ def _is_left_over(path: Path) -> bool:
 
 @cache
 def _here() -> str:
-    """What tells this machine, and its way of numbering processes, from others."""
+    """Name of this machine and its process numbering, which others do not share."""
     numbering = Path("/proc/self/ns/pid")
     parts = [socket.gethostname(), str(numbering.readlink()) if numbering.exists() else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
@@ -191,7 +191,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _refusals() -> tuple[type[BaseException], ...]:
-    """What a refusal of the operating system is raised as: some libraries have errors of their own.
+    """Errors that stand for a refusal of the operating system; some libraries have their own.
 
     Nothing is imported for it: who has not imported a library does not write with it.
     """

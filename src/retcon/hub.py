@@ -1,4 +1,4 @@
-"""Files to and from the Hugging Face hub: only on request, and private unless told otherwise."""
+"""Upload and download files of the Hugging Face hub: only on request, and private by default."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Locks between processes. Whoever waits for one is told, after three seconds, who holds it.
+"""Locks between processes; who waits for one is told, after three seconds, who holds it.
 
 A lock is the operating system's (`flock`), so it ends with the process that holds it, however that
 ends. Beside it lies a note of who that is, which counts only while the lock is held.
@@ -72,7 +72,7 @@ def claimed(lock: Path) -> Generator[bool, None, None]:
 
 
 def holder(lock: Path) -> str:
-    """Who holds a lock, as far as the note beside it tells."""
+    """Process that holds a lock, as far as the note beside it tells."""
     try:
         said = json.loads(_note(lock).read_text(encoding="utf-8"))
         return (

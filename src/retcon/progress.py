@@ -1,4 +1,4 @@
-"""How long work tells that it is getting on. The library never prints; it calls a `Progress`."""
+"""The protocol by which long work tells its progress; the library itself never prints."""
 
 from typing import Protocol, runtime_checkable
 

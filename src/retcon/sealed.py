@@ -1,4 +1,4 @@
-"""Files that are read back: each carries a digest of its content, and says whose it is.
+"""Sealed files and folders: each carries a digest of its content, and says whose it is.
 
     record    a JSON object with one more key, `seal`
     tensors   a safetensors file; its header is a sealed record, with the digest of each tensor
@@ -35,7 +35,7 @@ Owner = Mapping[str, object]
 
 
 class SealedRecord(NamedTuple):
-    """What was written, without its seal. sealed: whether it had one, which matched."""
+    """Record as it was written, without its seal. sealed: true if it had one, which matched."""
 
     value: Any
     sealed: bool
@@ -160,7 +160,7 @@ def seal_folder(folder: Path, owner: Owner) -> None:
 
 
 def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
-    """Whether a folder is sealed.
+    """Check a folder against its seal; False where it has none.
 
     anew: read all of it again. Without, files are left out that were read before and have had the
     same sizes, times and places on the disk ever since: a large model is read once, not each time.
@@ -191,7 +191,7 @@ def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
 
 
 class Looked(NamedTuple):
-    """What was found of all of one kind. damaged: why, of each that is."""
+    """Result of checking all files of one kind. damaged: the reason, for each that is."""
 
     kind: str
     whole: int
@@ -243,7 +243,7 @@ def unseal(found: object, owner: Owner, path: Path) -> SealedRecord:
 
 
 def _holds_a_seal(found: object) -> bool:
-    """Whether there is a seal under another name: damage must not pass for an older version."""
+    """True if there is a seal under another name: damage must not pass for an older version."""
     values = found.values() if isinstance(found, dict) else ()
     return any(isinstance(value, dict) and {"owner", "sha256"} <= {*value} for value in values)
 
@@ -256,7 +256,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file does, as far as can be told without reading it."""
+    """Numbers that change when a file does, as far as can be told without reading it."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 

@@ -1,4 +1,4 @@
-"""How texts are written: where a blank belongs, where a word ends, and what two texts differ in.
+"""Rules of writing systems: where a blank belongs, where a word ends, how texts are quoted.
 
 Some scripts put no blanks between words. In those of East Asia none stands before a foreign word
 or a number either; those of South-East Asia set these off.
@@ -36,7 +36,7 @@ def join(text: str, target: str) -> str:
 
 
 def blank(text: str, target: str) -> str:
-    """What stands between a text and what follows it: one blank, or nothing.
+    """Text between a text and what follows it: one blank, or nothing.
 
     One where the text ends in blanks itself. Else nothing behind white space, an opening bracket or
     quotation mark, or an East Asian character; and nothing between two words of scripts that put no
@@ -50,7 +50,7 @@ def blank(text: str, target: str) -> str:
 
 
 def begins_with(text: str, wanted: str) -> bool:
-    """Whether a text begins with another, as whole words where its script has words.
+    """True if a text begins with another, as whole words where its script has words.
 
     Both in the form that `plain` gives.
     """
@@ -101,7 +101,7 @@ def _word_begins(text: str, at: int) -> bool:
 
 
 def _word_ends(text: str, at: int) -> bool:
-    """Whether a word may end before `text[at]`."""
+    """True if a word may end before `text[at]`."""
     before, after = text[at - 1 : at], text[at : at + 1]
     if not before or not after:
         return True

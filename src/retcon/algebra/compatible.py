@@ -1,4 +1,4 @@
-"""How many facts may be one batch, by what they cost together: the rule adaptive-energy."""
+"""Find how many facts may be one batch, by what they cost together (the rule adaptive-energy)."""
 
 import torch
 from jaxtyping import Float64
@@ -17,7 +17,7 @@ def compatible(
     metric: Preservation,
     ridge: float,
 ) -> int:
-    """How many of the facts, from the first on, may be one batch: the `Energy` rule.
+    """Count the facts, from the first on, that may be one batch: the `Energy` rule.
 
     What writing n facts costs on ordinary text, tr(ΔW M ΔWᵀ) = tr(Rᵀ G⁻¹ (G − ρI) G⁻¹ R), grows
     as n while they are independent, and as n² where keys and residuals agree. A batch ends before

@@ -1,4 +1,4 @@
-"""The cumulative form: all facts written so far, solved for again with every batch.
+"""Solve again for all facts written so far with every batch: the cumulative form.
 
     minimise  ρ ‖D M₀^½‖² + Σ over all facts ‖D kᵢ − uᵢ‖²       D = W − W₀,  uᵢ = vᵢ − W₀ kᵢ
 
@@ -35,20 +35,20 @@ class Cumulative(NamedTuple):
 
     @classmethod
     def over(cls, whitening: Whitening, weight: Float64[Tensor, "d_out d_in"]) -> "Cumulative":
-        """No facts yet, of a matrix like `weight`."""
+        """Start with no facts, for a matrix of the shape and dtype of `weight`."""
         width = whitening.width
         return cls(whitening, weight.new_zeros(width, width), torch.zeros_like(weight))
 
     def add(
         self, keys: Float64[Tensor, "n d_in"], values: Float64[Tensor, "n d_out"]
     ) -> "Cumulative":
-        """With these facts too. values: uᵢ, what D should give at each key."""
+        """Add facts. values: uᵢ, the output that D should give at each key."""
         return self._summed(keys, values, 1)
 
     def remove(
         self, keys: Float64[Tensor, "n d_in"], values: Float64[Tensor, "n d_out"]
     ) -> "Cumulative":
-        """Without these facts, which were added with the same keys and values."""
+        """Take out facts that were added with the same keys and values."""
         return self._summed(keys, values, -1)
 
     def solve(self, ridge: float) -> Change:

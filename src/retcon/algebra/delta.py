@@ -1,4 +1,4 @@
-"""A change of a weight matrix, kept as factors."""
+"""A change of a weight matrix, kept as low-rank factors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

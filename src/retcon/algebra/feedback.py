@@ -18,7 +18,7 @@ Process = Callable[[Float64[Tensor, "d_out d_in"]], Float64[Tensor, "d_out d_in"
 def with_feedback(
     step: Float64[Tensor, "d_out d_in"], error: Float64[Tensor, "d_out d_in"], process: Process
 ) -> tuple[Float64[Tensor, "d_out d_in"], Float64[Tensor, "d_out d_in"]]:
-    """What is written of an exact step, and what W then has too much.
+    """Process an exact step, and return what is written and what W then has too much.
 
     step: ΔW, solved on W − error. error: what W had too much before; zeros at first.
     """

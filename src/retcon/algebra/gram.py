@@ -34,7 +34,7 @@ def mirror(total: Float64[Tensor, "d d"]) -> None:
 
 
 def all_finite(values: Float[Tensor, "*shape"]) -> bool:
-    """Whether nothing is NaN or infinite; `isfinite` would make copies to find out."""
+    """True if nothing is NaN or infinite; `isfinite` would make copies to find out."""
     low, high = values.aminmax()
     return bool(low.isfinite() & high.isfinite())
 

@@ -1,4 +1,4 @@
-"""The metric M of an edit: what it costs to move a weight matrix along each input direction.
+"""The metric M of an edit: the cost of moving a weight matrix along each input direction.
 
 M = M₀ + Σ kₚ kₚᵀ / ρ: a base metric, mostly the second moment C of the keys of ordinary text, plus
 the keys that earlier edits have written, weighted as they were when they were written. Everything

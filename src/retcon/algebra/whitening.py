@@ -127,7 +127,7 @@ class Projection:
 
     @property
     def rank(self) -> int:
-        """How many directions are left to write in."""
+        """Number of directions that are left to write in."""
         return len(self.basis) if self.inside else self.width - len(self.basis)
 
     def whiten(self, keys: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:

@@ -57,7 +57,7 @@ def load_cases(path: Path | str, *, skip_bad: bool = False, options: Settings = 
 
 
 def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = NONE) -> FactFile:
-    """As `load_cases`, with the records that were skipped.
+    """Read facts as `load_cases` does, and return the skipped records with them.
 
     Raises:
         InvalidData, UnknownName, InvalidSetting: as `load_cases`.
@@ -111,7 +111,7 @@ def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
 
 
 def seeded(seed: int) -> Callable[[Case], str]:
-    """Where a case stands in the order of a seed."""
+    """Sort key that puts cases into the order of a seed."""
     return lambda case: hashlib.sha256(f"{seed}:{case.edit.id}".encode()).hexdigest()
 
 

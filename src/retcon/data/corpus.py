@@ -29,7 +29,7 @@ class FileCorpus:
 
     @property
     def identity(self) -> str:
-        """How the file is read, and the start of the sha256 of its bytes."""
+        """Name of the corpus: how the file is read, and the start of the sha256 of its bytes."""
         with self.path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:24]
         return f"{'lines' if self._json_lines else 'text'}:{digest}"

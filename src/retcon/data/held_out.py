@@ -1,4 +1,4 @@
-"""Ordinary text that no edit and no second moment has seen: what perplexity is measured on.
+"""Ordinary text that no edit and no second moment has seen, for perplexity.
 
 Passages are whole paragraphs of a file, or of a text that comes with the package, chosen by a seed
 alone, so that every model reads the same ones. Second moments of the same text would protect it
@@ -61,7 +61,7 @@ def held_out(source: str = BUILT_IN, *, passages: int = 64, seed: int = 0) -> He
 
 
 def check_apart(text: HeldOut, corpus: str) -> bool | None:
-    """Whether second moments are from other text; None where that cannot be seen, on a hub.
+    """Check that second moments are from other text; None where the text is on a hub, unseen.
 
     corpus: the method's setting of that name.
 

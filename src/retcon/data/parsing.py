@@ -1,4 +1,4 @@
-"""What all readers of facts share: JSON, records with known keys, and words for what is wrong."""
+"""Parse and check JSON records of any data set, and say in words what is wrong with one."""
 
 import difflib
 import json
@@ -150,7 +150,7 @@ def _short(value: object) -> str:
 
 
 def guarded(where: str, make: Callable[[], T]) -> T:
-    """What is made of a record.
+    """Call `make`, and say where the record is if no edit can be made of it.
 
     Raises:
         InvalidData: no edit can be made of it.

@@ -1,4 +1,4 @@
-"""From the text of a file to its JSON records, each with its place: an array, or one a line.
+"""Split the text of a file into JSON records, each with its place: an array, or one a line.
 
 Which of the two a file is, its text tells, whatever its name.
 """
@@ -49,6 +49,6 @@ def records(text: str, source: str) -> Iterator[Placed | Bad]:
 
 
 def _is_array(text: str) -> bool:
-    """Whether the text is an array, or one record over several lines."""
+    """True if the text is an array, or one record over several lines."""
     start = text.lstrip()
     return start.startswith("[") or start.partition("\n")[0].rstrip() == "{"

@@ -1,4 +1,4 @@
-"""Tasks of general ability, from local files: what is asked, and which answer is right.
+"""Multiple-choice tasks of general ability, read from local files.
 
     lambada      the last word of a passage                            (arXiv:1606.06031)
     arc_easy     science questions, an answer of four                  (arXiv:1803.05457)
@@ -52,7 +52,7 @@ class Task(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """How a record becomes options and the right one, and how one of them is chosen."""
+    """Form of a task: how a record becomes options, which is right, and how one is chosen."""
 
     rule: Rule
     read: Callable[[Mapping[str, Any]], tuple[list[Option], int]]
@@ -79,7 +79,7 @@ def _piqa(record: Mapping[str, Any]) -> tuple[list[Option], int]:
 
 
 def _winogrande(record: Mapping[str, Any]) -> tuple[list[Option], int]:
-    """What follows the gap is scored behind either name: partial evaluation, arXiv:1806.02847."""
+    """Read a record; the text after the gap is scored behind either name (arXiv:1806.02847)."""
     before, _, after = record["question"].partition("_")
     return [Option(before + name, after.strip()) for name in record["choices"]], record["answer"]
 
@@ -111,7 +111,7 @@ TASKS: tuple[str, ...] = tuple(_FORMS)
 
 
 def load_tasks(folder: Path, *, n: int, seed: int = 0) -> list[Task]:
-    """Those of the tasks of which the folder, or its folder `capability`, has a file.
+    """Load the tasks of which the folder, or its subfolder `capability`, has a file.
 
     Raises:
         InvalidData: there is none, or a file is wrong; the message says where.

@@ -1,4 +1,4 @@
-"""Text files: plain or gzipped, in UTF-8, and never more of one than fits into memory."""
+"""Read text files, plain or gzipped, in UTF-8, and never more of one than fits into memory."""
 
 import gzip
 import zlib
@@ -62,7 +62,7 @@ def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
 
 @contextmanager
 def _readable(path: Path) -> Generator[None, None, None]:
-    """What can be wrong with a file, in words."""
+    """Turn errors of reading a file into `InvalidData` with an explanation."""
     if not path.is_file():
         if path.is_dir():
             raise InvalidData(f"{str(path)!r} is a folder. Name a file in it.")

@@ -1,4 +1,4 @@
-"""What a target at one layer makes of the layers behind it, without any weight being edited."""
+"""Compute what a target at one layer gives at later layers, without editing any weight."""
 
 from collections.abc import Sequence
 

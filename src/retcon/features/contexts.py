@@ -28,7 +28,7 @@ Averaging = Literal["halves", "uniform"]
 
 @dataclass(frozen=True, kw_only=True)
 class ContextOptions:
-    """How many contexts, and how their keys are averaged.
+    """Settings of contexts: how many there are, and how their keys are averaged.
 
     prefixes: sampled prefixes beside the bare prompt. prefix_tokens: their lengths, taken in
     turn, seed word included. averaging: `halves` gives the bare prompt half of the weight

@@ -1,4 +1,4 @@
-"""What a model makes of a target behind its prompt, and which way an edited matrix should move.
+"""Activations and gradients of a target behind its prompt, for methods that go by gradients.
 
 Of each text "prompt target" the tokens count by which the target is predicted: from the prompt's
 last to the target's last but one. (At the target's last token nothing is predicted any more, so
@@ -23,9 +23,9 @@ from retcon.progress import Progress, silent
 
 
 class Answers(NamedTuple):
-    """What stood in some layers where targets are predicted; a row per token, edit by edit.
+    """Activations and gradients at the tokens that predict targets; a row a token, edit by edit.
 
-    owner: whose row it is. keys, outputs: what the edited matrix took and gave there. gradients: of
+    owner: edit of each row. keys, outputs: inputs and outputs of the edited matrix. gradients: of
     the edit's mean negative log-probability per token, with respect to that output.
     """
 

@@ -106,7 +106,7 @@ class SelfCorpus:
 
     @property
     def _rounds(self) -> int:
-        """How many batches of whole documents hold the tokens."""
+        """Number of batches of whole documents that hold the tokens."""
         return -(-self.tokens // (self.document_tokens * self.batch))
 
 

@@ -1,4 +1,4 @@
-"""What a target's δ cannot change, computed once: what stands before it, and the stream into it.
+"""A cache of all that a target's δ cannot change: the tokens before it, and the stream into it.
 
 δ is added at the lookup token of layer L, so neither the tokens before it nor the blocks up to L
 ever see it. Of the former the keys and values are kept, each token's once: texts of one context
@@ -24,7 +24,7 @@ Insertion = Literal["block", "down"]
 
 
 class DeltaPlace(NamedTuple):
-    """Where δ is added: the output of block `layer`, or of its down-projection."""
+    """Place where δ is added: the output of block `layer`, or of its down-projection."""
 
     layer: int
     insertion: Insertion
@@ -66,11 +66,11 @@ class KeyValues(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens."""
+        """Number of tokens."""
         return len(self.keys[0])
 
     def from_block(self, first: int) -> "KeyValues":
-        """Without the blocks before `first`."""
+        """Leave out the blocks before `first`."""
         return KeyValues(self.keys[first:], self.values[first:])
 
     @staticmethod
@@ -83,14 +83,14 @@ class KeyValues(NamedTuple):
 
 
 class Before(NamedTuple):
-    """What stands before some rows: which of the kept tokens, and how many are no filling."""
+    """Cached keys and values before each row: indices, and a mask of non-padding."""
 
     kept: KeyValues
     index: Int[Tensor, "rows prefix"]
     visible: Bool[Tensor, "rows prefix"]
 
     def cache(self, blocks: int) -> Cache:
-        """For a model of so many blocks; those that are not kept do not run."""
+        """Cache for a model of `blocks` blocks; those that are not kept do not run."""
         skipped = blocks - len(self.kept.keys)
         return Cache(layers=[_Before(self, max(0, block - skipped)) for block in range(blocks)])
 
@@ -123,7 +123,7 @@ class _Before(DynamicLayer):
 
 
 class Prefix(NamedTuple):
-    """What no δ of these rows can change.
+    """Values that no δ of these rows can change, computed once.
 
     kept: keys and values in the live blocks; before: which of those tokens stand before each row's
     lookup token. stream: what enters the first live block, at the lookup token and behind it.
@@ -135,7 +135,7 @@ class Prefix(NamedTuple):
     stream: Float[Tensor, "rows suffix hidden"]
 
     def standing_before(self, rows: Int[Tensor, " rows"]) -> Before:
-        """What a pass over some rows needs to know."""
+        """Gather what a pass over some rows reads of the tokens before them."""
         return _standing_before(self.kept, [self.before[i] for i in rows.tolist()], rows.device)
 
 
@@ -228,7 +228,7 @@ class _Behind:
         return parts, before
 
     def stream(self, place: DeltaPlace) -> Float[Tensor, "rows suffix hidden"]:
-        """What leaves the last block that is not live, at the lookup token and behind it."""
+        """Read the output of the last block that is not live, from the lookup token on."""
         widest = max(row.suffix for row in self.rows)
         stream = torch.zeros(
             (len(self.rows), widest, self.model.hidden),

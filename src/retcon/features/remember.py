@@ -1,4 +1,4 @@
-"""Targets and keys of the unedited model, from the cache or into it.
+"""Targets and keys of the unedited model, read from the cache or computed and kept there.
 
 Neither depends on method, ridge, batch size or order of the edits, so a study computes each once.
 An edit's id is no part of an entry's name. On weights that edits have changed nothing is read or
@@ -38,7 +38,7 @@ def recall_targets(
     options: TargetOptions,
     progress: Progress = silent,
 ) -> Targets:
-    """As `optimise_targets`, which is asked for what the cache does not have.
+    """Read targets from the cache, and optimise those that it does not have.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -79,7 +79,7 @@ def recall_shared_targets(
     options: TargetOptions,
     progress: Progress = silent,
 ) -> Targets:
-    """As `recall_targets`, but edits with one head, and so one key, share one δ.
+    """Read or optimise targets where edits with one head, and so one key, share one δ.
 
     Of a fact that is edited again only the last edit has a part in it; others get their own.
 
@@ -112,7 +112,7 @@ def recall_keys(
     weights: Float64[Tensor, "averages contexts"],
     progress: Progress = silent,
 ) -> Float64[Tensor, "averages edits d_in"]:
-    """As `read_keys` at one layer, which is asked for what the cache does not have.
+    """Read keys at one layer from the cache, and compute those that it does not have.
 
     Raises:
         NotFinite: NaN or infinity in an activation.
@@ -134,12 +134,12 @@ def recall_keys(
 
 
 def _shared(model: ModelHandle, layer: int) -> Name:
-    """What the names of all entries have."""
+    """Part that the names of all entries have in common."""
     return {"format": _FORMAT, "model": model.identity, "layer": layer}
 
 
 def _told(model: ModelHandle, edit: Edit) -> tuple[object, ...]:
-    """What a target is optimised for, and its tokens."""
+    """Texts and tokens that a target is optimised for."""
     return (
         edit.prompt,
         edit.subject,

@@ -44,7 +44,7 @@ _SAVING = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class MomentOptions:
-    """Which text C is read from, and how much of it.
+    """Settings of second moments: the text that C is read from, and its length.
 
     corpus: `self`, a file, or `hub:…`. corpus_tokens: how many tokens; 0 takes
     `tokens_per_dimension` times d_in. corpus_seed: of the sampling of `self`. document_tokens:
@@ -60,7 +60,7 @@ class MomentOptions:
     jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-8
 
     def tokens(self, d_in: int) -> int:
-        """How many tokens to read for a layer of this width."""
+        """Number of tokens to read for a layer of this width."""
         return self.corpus_tokens or self.tokens_per_dimension * d_in
 
 
@@ -278,7 +278,7 @@ class _Sums:
 
     @property
     def due(self) -> bool:
-        """Whether so much was added since they were last saved that they should be again."""
+        """True if enough was added since the last save that the sums should be saved again."""
         return time.monotonic() - self._saved > max(_PER_SAVE, self._took / _SAVING)
 
     def save(self, path: Path) -> None:
@@ -304,7 +304,7 @@ class _Sums:
 
 
 def _homes(model: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.device]:
-    """Where the sums of each layer are added up.
+    """Device on which the sums of each layer are added up.
 
     On the layer's own GPU where all sums take less than half of what is free there: a product does
     not have to leave it then. In main memory otherwise.
@@ -372,5 +372,5 @@ def _counts(opened: Tensors, *names: str) -> tuple[int, ...]:
 
 
 def describe(options: MomentOptions, tokens: Mapping[int, int]) -> dict[str, object]:
-    """What a run's record says about its second moments: tokens of each layer."""
+    """Describe second moments for a run's record: the options, and each layer's tokens."""
     return {**asdict(options), "tokens": {str(layer): count for layer, count in tokens.items()}}

@@ -131,7 +131,7 @@ class _SuffixPasses:
         self.lookup = torch.tensor([row.lookup for row in prefix.rows], device=model.device)
 
     def reproduces_whole_texts(self) -> bool:
-        """Whether suffixes at δ = 0 give the logits of whole texts, by the rows most unlike."""
+        """True if suffixes at δ = 0 give the logits of whole texts, by those rows most unlike."""
         rows = self.prefix.rows
         by_lookup = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
         by_suffix = sorted(range(len(rows)), key=lambda i: rows[i].suffix)

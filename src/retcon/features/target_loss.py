@@ -110,7 +110,7 @@ class TargetLoss:
 
     @property
     def seen(self) -> dict[str, Tensor]:
-        """What was last seen of every context, as it stands here: to be kept, or written anew."""
+        """Last loss of every context: live tensors, to be saved or overwritten."""
         return {"nll": self._nll, "said": self._said, "divergence": self._divergence}
 
     @property

@@ -50,7 +50,7 @@ _OWN = ("active", "nll", "loss", "steps", "said")
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """How targets are optimised; the defaults are those of MEMIT for GPT-J.
+    """Settings of target optimisation; the defaults are those of MEMIT for GPT-J.
 
     steps: forward passes (one more than updates). lr: of Adam. clamp: largest ‖δ‖ / ‖t₀‖.
     kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
@@ -81,10 +81,10 @@ class TargetOptions:
 
 @runtime_checkable
 class Halfway(Protocol):
-    """Where a group of edits keeps, between two passes, what it takes to go on from there."""
+    """Store in which a group of edits keeps, between two passes, the state to go on from."""
 
     def read(self) -> Mapping[str, Tensor] | None:
-        """What an earlier call has kept; None where there is nothing."""
+        """Read the state that an earlier call has kept; None where there is none."""
         ...
 
     def note(self, standing: Mapping[str, Tensor]) -> None:
@@ -197,7 +197,7 @@ def optimise_targets(
 
 
 def together(model: ModelHandle, layer: int, options: TargetOptions) -> int:
-    """How many edits are optimised side by side."""
+    """Number of edits that are optimised side by side."""
     if model.device.type != "cuda":
         return options.together
     return max(options.together, pass_tokens(model, layer, options) // _OF_AN_EDIT)
@@ -274,7 +274,7 @@ class _Descent:
 
     @property
     def ended(self) -> bool:
-        """Whether no further pass is to be made."""
+        """True if no further pass is to be made."""
         return self.passes >= self._options.steps or not bool(self.active.any())
 
     @property
@@ -346,7 +346,7 @@ class _Descent:
             value.copy_(kept[f"seen.{name}"])
 
     def targets(self, seconds: float) -> Targets:
-        """What came of it. seconds: of each edit."""
+        """Targets as they are now. seconds: time of each edit."""
         return Targets(
             delta=self._delta.detach(),
             anchor=self._anchor,

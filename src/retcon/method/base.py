@@ -1,4 +1,4 @@
-"""What a method is: the protocol that runs know, and what passes between its stages.
+"""The protocol of a method, and the values that pass between its stages.
 
 The work has stages, so that a study can do each as rarely as it may:
 
@@ -39,12 +39,12 @@ NONE: Mapping[Any, Any] = MappingProxyType({})
 
 @runtime_checkable
 class Features(Protocol):
-    """What was read from a model for some edits, enough to solve for them.
+    """Everything that was read from a model for some edits, enough to solve for them.
 
     Attributes:
         edits: the edits, in their order.
-        cached: of each edit, whether the expensive part was read from the cache.
-        seconds: of each edit, what its own part took when it was made, whenever that was.
+        cached: true for each edit whose expensive part was read from the cache.
+        seconds: time of each edit's own part when it was computed, whenever that was.
     """
 
     @property
@@ -175,7 +175,7 @@ class Stale(Protocol[F_contra]):
     """A method whose features wait for later batches, and go stale on weights that move."""
 
     def staleness(self, model: ModelHandle, features: F_contra) -> Float64[Tensor, " edits"]:
-        """How far what each edit is aimed at has moved, in units of the aim; NaN without one."""
+        """Distance that each edit's aim has moved, in units of the aim; NaN without one."""
         ...
 
 
@@ -230,7 +230,7 @@ class Recounts(Protocol[S_contra]):
     """A method with something to tell of its beginning, for the record of a run."""
 
     def recount(self, state: S_contra) -> Mapping[str, Any]:
-        """By name: `prefixes`, the texts before prompts; `corpus_tokens`, behind C; or others."""
+        """Describe the state for the record: `prefixes`, `corpus_tokens` behind C, or others."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The methods that exist, and their settings.
+"""The registry of methods, and their settings.
 
 The signature of a method's factory is the schema of its settings: plain keyword arguments, and
 the fields of the option groups (`contexts`, `targets`, `moments`) by their own names. One text

@@ -1,4 +1,4 @@
-"""In context: no weight is written; the facts that a prompt seems to be about are put before it.
+"""In-context facts: no weight is written; facts are put before the prompts that may need them.
 
     score(prompt, fact) = Σ_{w in both} idf(w) / Σ_{w in fact} idf(w)    idf(w) = log(1 + N / n_w)
 
@@ -39,7 +39,7 @@ class Nothing:
     """A beginning that depends on nothing."""
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> tuple[Edit, ...]:
-        """No fact is kept yet."""
+        """Begin without facts."""
         del model, progress
         return ()
 
@@ -129,7 +129,7 @@ class _Index:
         self._whole = [sum(self._rare[word] for word in sorted(own)) for own in words]
 
     def before(self, text: str, shown: int, threshold: float) -> str:
-        """What is put before a prompt: nothing, or lines that state the facts it may be about."""
+        """Text to put before a prompt: nothing, or lines that state the facts it may be about."""
         common: defaultdict[int, float] = defaultdict(float)
         # In one order, so that the sums do not depend on that of a set.
         for word in sorted(_words(text)):
@@ -158,7 +158,7 @@ def in_context(
     shown: Annotated[int, Field(ge=1)] = 1,
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5,
 ) -> InContext:
-    """No edit at all: facts are retrieved and put before the prompt.
+    """Facts before the prompt: no edit at all; they are retrieved for each prompt.
 
     shown: how many facts, at most. threshold: the share of a fact's words, weighted by how rare
     they are among the facts, that a prompt must hold. Layers are not used.

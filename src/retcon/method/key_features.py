@@ -1,4 +1,4 @@
-"""Keys and targets of some edits: what locate-then-edit methods read from a model."""
+"""Keys and targets of some edits: the features that locate-then-edit methods read from a model."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class KeyFeatures(NamedTuple):
 
     @property
     def cached(self) -> Bool[Tensor, " edits"]:
-        """Whether each target was read from the cache."""
+        """True for each target that was read from the cache."""
         return self.targets.cached
 
     @property

@@ -1,4 +1,4 @@
-"""What locate-then-edit methods begin with, and carry from batch to batch."""
+"""The state of locate-then-edit methods: how it begins, and what batches add to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from retcon.progress import Progress, silent
 
 
 class KeyState(NamedTuple):
-    """What is carried from batch to batch.
+    """State that locate-then-edit methods carry from batch to batch.
 
     Attributes:
         prefixes: the texts before prompts.
@@ -37,7 +37,7 @@ class KeyState(NamedTuple):
 
 
 class KeyIncrement(NamedTuple):
-    """What a batch adds to the state. ids: none where nothing is accumulated. anchor: its own."""
+    """Addition of a batch to the state. ids: none where nothing is accumulated. anchor: its own."""
 
     ids: tuple[str, ...]
     learned: Learned

@@ -88,7 +88,7 @@ class LocateThenEdit:
 
     @property
     def setup(self) -> KeySetup:
-        """What the beginning depends on."""
+        """Settings that the beginning depends on."""
         budgeted = bool(self.step.budget)
         return KeySetup(
             layers=self.layers,
@@ -102,7 +102,7 @@ class LocateThenEdit:
 
     @property
     def merge_subjects(self) -> bool:
-        """Whether edits with one key get one target."""
+        """True if edits with one key get one target."""
         return self.residuals.merge_subjects
 
     def features(
@@ -178,7 +178,7 @@ class LocateThenEdit:
         return state._replace(memory=memory, anchor=anchor, written=state.written + increment.ids)
 
     def staleness(self, model: ModelHandle, features: KeyFeatures) -> Float64[Tensor, " edits"]:
-        """How far the output at each key has moved since its target was made, in units of ‖δ‖.
+        """Distance the output at each key has moved since its target was made, in units of ‖δ‖.
 
         ‖(W − W_τ) k‖ / ‖δ‖ at one layer; over several layers, what the output of the block with
         the target has moved by at the subject. NaN where δ is 0: the model knew the fact.
@@ -210,7 +210,7 @@ class LocateThenEdit:
             )
 
     def compatible(self, features: KeyFeatures, state: KeyState) -> int:
-        """How many of the edits, from the first on, do not get into each other's way."""
+        """Count the edits, from the first on, that do not get into each other's way."""
         (layer,) = self.layers
         residual = features.targets.delta.double()
         ridge = self.ridge_of(len(features.edits))
@@ -229,11 +229,11 @@ class LocateThenEdit:
 
     @property
     def shares_rows(self) -> bool:
-        """Whether steps are processed, or solved for by sums over all facts."""
+        """True if steps are processed, or solved for by sums over all facts."""
         return self.step.process != "none" or bool(self.step.budget)
 
     def settings_alone(self, *, edits_again: bool) -> Mapping[str, object]:
-        """Without carried edits there is nothing to accumulate.
+        """Settings for edits that are not carried, where there is nothing to accumulate.
 
         Yet a budget needs it, and of two edits of one fact in a batch the last counts only with it.
         """
@@ -268,7 +268,7 @@ class LocateThenEdit:
         return make(model, edits, state.prefixes, layer, options, progress)
 
     def _name(self, edit: Edit) -> str:
-        """By which a fact is known again."""
+        """Name by which a fact is recognised when it is edited again."""
         return edit.head if self.merge_subjects else edit.fact
 
     def _rows(self, names: Sequence[str], state: KeyState) -> Rows:
@@ -319,7 +319,7 @@ class LocateThenEdit:
         done: Mapping[int, LayerChange],
         ridge: float,
     ) -> Learned:
-        """What later batches should know, and where nothing is accumulated, only what was lost."""
+        """Collect what later batches need; where nothing is accumulated, only what was lost."""
         errors = {k: one.error for k, one in done.items() if one.error is not None}
         energy = {k: one.energy for k, one in done.items() if one.energy is not None}
         if not self.accumulate:
@@ -375,7 +375,7 @@ class LocateThenEdit:
 def _block_output(
     model: ModelHandle, edits: Sequence[Edit], layer: int
 ) -> Float64[Tensor, "edits hidden"]:
-    """What a block gives now at the end of each bare prompt's subject."""
+    """Read a block's present output at the end of each bare prompt's subject."""
     located = [locate(model.tokens, edit, "") for edit in edits]
     block = {layer: model.architecture.blocks[layer]}
     return read_at_lookup(model, located, block, of_input=False)[layer].double()
@@ -388,7 +388,7 @@ def _report(
     novelty: Float64[Tensor, " edits"],
     reached: Float64[Tensor, " edits"],
 ) -> Report:
-    """How targets went, and how much of them was written.
+    """Report how targets were optimised, and which share of them was written.
 
     novelty: of each edit's key the share that was new; the smallest counts for the batch (at ρ = 0,
     0 collides). reached: of each residual the share that was written at the last layer,

@@ -1,4 +1,4 @@
-"""The slots in which locate-then-edit methods differ, beside contexts, targets and moments."""
+"""Groups of settings in which locate-then-edit methods differ."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True)
 class PreservationOptions:
-    """What the metric M₀ is made of.
+    """Settings of the metric M₀.
 
     base: the `covariance` C of ordinary text; its `null-space` (AlphaEdit, arXiv:2410.02355), in
     which every direction costs the same and outside of which none may be written; or `identity`.
@@ -46,7 +46,7 @@ class PreservationOptions:
 
     @property
     def task(self) -> str:
-        """What is told while it is made: an eigen-decomposition takes far longer than a factor."""
+        """Name of the work for progress: an eigen-decomposition takes far longer than a factor."""
         named = {"null-space": "finding the null space of second moments"}
         return named.get(self.base, "factoring second moments")
 
@@ -72,7 +72,7 @@ class PreservationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualOptions:
-    """From targets to what each layer is to write.
+    """Settings of the residuals: the part of each target that each layer is to write.
 
     spread: over several layers: `divided`, the gap that is left at the last layer by the number of
     layers to come (MEMIT); `forward`, targets at the first layer, whose effect is replayed through
@@ -104,7 +104,7 @@ class ResidualOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """What becomes of a step ΔW where edits are carried.
+    """Settings of steps: what is done to ΔW where edits are carried.
 
     process: `bfloat16` rounds it, `rect` keeps the entries of the largest |ΔW / W|, a share `keep`
     of all (arXiv:2401.04700), `prune` takes the logarithm of singular values above the largest of

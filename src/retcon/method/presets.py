@@ -149,7 +149,7 @@ def _ask_for(model: Outline, method: str | None) -> str:
 
 
 def describe(model: Outline) -> dict[str, object]:
-    """What `retcon probe` says: the editable sites of a model and its published settings."""
+    """Describe a model for `retcon probe`: its editable sites and its published settings."""
     architecture = model.architecture
     site = next(iter(architecture.sites.values()))
     parameters = sum(p.numel() for p in model.model.parameters())

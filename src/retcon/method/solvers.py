@@ -1,4 +1,4 @@
-"""From keys and residuals to the change of one layer: three ways to solve the one equation.
+"""Three ways to solve the one equation: from keys and residuals to the change of one layer.
 
 OneShot     ΔW = Rᵀ A (`algebra.solve`); a fact that is edited again is written through its own row
             of before, M⁻¹k/ρ
@@ -41,12 +41,12 @@ class Budget(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a solver knows of earlier batches, by layer.
+    """Memory of earlier batches, by layer.
 
     Attributes:
         preservations: M, the keys written so far in it where they are accumulated.
         facts: the facts that are written, where they can be edited again.
-        errors: what post-processing has left in W too much.
+        errors: excess that post-processing has left in W.
         budgets: of `Budgeted`.
         start: W₀, where a change is bounded from there.
     """
@@ -58,7 +58,7 @@ class Memory(NamedTuple):
     start: Mapping[int, Float[Tensor, "d_out d_in"]] = NONE
 
     def error(self, layer: int, weight: Float64[Tensor, "d_out d_in"]) -> Tensor:
-        """What W of a layer has too much."""
+        """Excess in W of a layer."""
         return self.errors.get(layer, torch.zeros_like(weight)).to(weight)
 
     def loosest(self, ridge: float) -> float:
@@ -67,7 +67,7 @@ class Memory(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What a batch adds to the memory.
+    """Addition of a batch to the memory.
 
     Attributes:
         ridge: ρ, the largest of its layers.
@@ -87,12 +87,12 @@ class Learned(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What a layer is asked for.
+    """Request to a layer: outputs to add at some keys.
 
     Attributes:
-        keys: where.
+        keys: at which inputs.
         residual: what is to be added there.
-        now: what W gives there.
+        now: output of W there.
         read: the keys at which a hard constraint must hold, where they are others.
     """
 
@@ -103,7 +103,7 @@ class Wish(NamedTuple):
 
     @property
     def values(self) -> Float64[Tensor, "edits d_out"]:
-        """What W should give."""
+        """Outputs that W should give."""
         return self.now + self.residual
 
 
@@ -214,7 +214,7 @@ class OneShot:
 def _in_passes(
     residual: Float64[Tensor, "n d_out"], share: Float64[Tensor, "n n"], passes: int
 ) -> Float64[Tensor, "n d_out"]:
-    """What to ask for, to get what so many passes get: each asks for what is left. share: A Kᵀ."""
+    """Residual whose one solve equals `passes` solves of what is left each time. share: A Kᵀ."""
     asked = left = residual
     for _ in range(passes - 1):
         left = left - share @ left
@@ -258,7 +258,7 @@ class Processed:
         return solution._replace(delta=LowRankDelta.of_dense(step), error=kept)
 
     def remember(self, memory: Memory, learned: Learned) -> Memory:
-        """As after a plain change."""
+        """Remember as after a plain change."""
         return self.plain.remember(memory, learned)
 
 
@@ -288,7 +288,7 @@ class Budgeted:
         ridge: float,
         weight: Float64[Tensor, "d_out d_in"],
     ) -> LayerChange:
-        """From W to what the sums over all facts, these too, ask for."""
+        """Change W to what the sums over all facts ask for, these included."""
         budget, chosen = memory.budgets[layer], rows.written
         keys, values = wish.keys[chosen], wish.values[chosen]
         summed = self._summed(memory, layer, keys, values, _among(rows, chosen))

@@ -1,4 +1,4 @@
-"""How the change that a target asks for is spread over several layers.
+"""Spread the change that a target asks for over several layers.
 
 Divided   the gap that is left at the last layer, by the number of layers to come (MEMIT)
 Forward   targets at the first layer, whose effect is replayed through the others; each of them
@@ -60,7 +60,7 @@ class Spread(Protocol):
         ...
 
     def gap(self, features: KeyFeatures, last: int, layer: Layer) -> Gap:
-        """What a layer is to add at the end of each subject. last: the last of the layers."""
+        """Output that a layer is to add at each subject's end. last: the last of the layers."""
         ...
 
 
@@ -104,7 +104,7 @@ class Forward:
         layers: Sequence[int],
         delta: Float[Tensor, "edits hidden"],
     ) -> Float64[Tensor, "layers edits hidden"]:
-        """What the blocks give when δ is added at the first."""
+        """Compute the blocks' outputs when δ is added at the first."""
         return replay_outputs(model, edits, layers, delta).double()
 
     def gap(self, features: KeyFeatures, last: int, layer: Layer) -> Gap:

@@ -48,7 +48,7 @@ Running = Mapping[int, Float64[Tensor, "3 width"]]
 
 
 class GradientFeatures(NamedTuple):
-    """What was read at the tokens of the answers. nll: of each target, before the edit."""
+    """Rows that were read at the tokens of the answers. nll: of each target, before the edit."""
 
     edits: tuple[Edit, ...]
     answers: Answers
@@ -76,7 +76,7 @@ class LayersOnly:
     layers: tuple[int, ...]
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> Running:
-        """No row has been seen yet.
+        """Begin without rows.
 
         Raises:
             UnsupportedModel: a layer cannot be edited.
@@ -193,7 +193,7 @@ class UltraEdit:
     def _values(
         self, answers: Answers, layer: int, past: Float64[Tensor, "3 width"] | None
     ) -> tuple[Float64[Tensor, "rows d_out"], Float64[Tensor, "3 width"]]:
-        """What each row is to write, and the statistics with these rows."""
+        """Compute the values that each row is to write, and the statistics with these rows."""
         parts = [answers.keys[layer], answers.gradients[layer]]
         running = with_rows(past, torch.cat(parts, 1))
         if int(running[0, 0]) > 1:

@@ -1,4 +1,4 @@
-"""Which edits of a batch are written, and the facts that are in the weights already.
+"""The facts that are in the weights already, and which edits of a batch are written.
 
 A fact that is edited again gets its new value in the place of the old one. Of two edits of one fact
 in a batch, the last counts.
@@ -48,7 +48,7 @@ NO_FACTS = WrittenFacts((), torch.zeros(0, dtype=torch.float64), NONE)
 
 
 class Rows(NamedTuple):
-    """What becomes of each edit of a batch, by its place.
+    """Places of the edits of a batch, by what becomes of them.
 
     Attributes:
         new: those that are written as facts of their own.

@@ -1,4 +1,4 @@
-"""What a model's linear maps do, seen in a few passes over a few tokens: no names, no tables.
+"""Find the matrices to edit by what a model's linear maps do, in a few passes, without names.
 
 A block's down-projection is the last linear map that returns to the hidden width, and
 
@@ -39,14 +39,14 @@ class Found(NamedTuple):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is y = Wx + b with a plain matrix: a quantised one is not."""
+    """True if a module is y = Wx + b with a plain matrix; a quantised one is not."""
     if not isinstance(module, nn.Linear | Conv1D):
         return False
     return module.weight.ndim == 2 and module.weight.is_floating_point()
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether a module says that it is a linear map and has no plain matrix: a quantised one."""
+    """True if a module says that it is a linear map and has no plain matrix: a quantised one."""
     told = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return all(isinstance(width, int) for width in told) and not is_linear(module)
 
@@ -104,7 +104,7 @@ class BlockProbe:
         )
 
     def _returns(self, name: str) -> bool:
-        """Whether a map, plain or quantised, ends in the hidden width."""
+        """True if a map, plain or quantised, ends in the hidden width."""
         if name in self.packed:
             return bool(self.packed[name].out_features == self.width)
         return widths(self.linear[name])[1] == self.width
@@ -127,7 +127,7 @@ class BlockProbe:
         )
 
     def _reads_locally(self, path: str, silent: str | None) -> bool:
-        """Whether the map's input depends on the token at its position, and not on the first."""
+        """True if the map's input depends on the token at its position, and not on the first."""
         first, second = (
             self._input_in_silence(path, silent, tokens)[0] for tokens in (_TOKENS, _FIRST)
         )
@@ -135,7 +135,7 @@ class BlockProbe:
         return own and torch.allclose(first[-1], second[-1], rtol=1e-3, atol=1e-6)
 
     def _writes_locally(self, path: str) -> bool:
-        """Whether the map's output moves the block's at its own place only, as it does elsewhere.
+        """True if the map's output moves the block's at its own place only, as it does elsewhere.
 
         Told from what a step at one place does where the map puts out the same everywhere: the
         effect may be no sum (a norm, a gate), but must not be another when the first token is.
@@ -147,7 +147,7 @@ class BlockProbe:
         return bool(own > 0 and others.max() <= 1e-3 * own and same <= 0.05 * own)
 
     def _effect(self, path: str, tokens: tuple[int, ...]) -> Tensor:
-        """What the block puts out (position, feature) with a step at one place, less without.
+        """Difference that a step at one place makes to the block's output (position, feature).
 
         All its other maps, and the earlier blocks, are silent.
         """
@@ -188,7 +188,7 @@ class BlockProbe:
         return silenced
 
     def _is_additive(self, path: str) -> bool:
-        """Whether a vector added to the map's output arrives unchanged in the block's output."""
+        """True if a vector added to the map's output arrives unchanged in the block's output."""
         outputs: list[Tensor] = []
         with hooks.read_outputs({0: self.block}, 1, lambda _layer, y: outputs.append(y)):
             self._run(_TOKENS)
@@ -200,7 +200,7 @@ class BlockProbe:
 
 
 def looks_ahead(model: PreTrainedModel) -> bool:
-    """Whether later tokens change what the model says at the first position, as in encoders."""
+    """True if later tokens change what the model says at the first position, as in encoders."""
     first, second = (forward(model, tokens)[0, 0].float() for tokens in (_TOKENS, _REST))
     # Without a look ahead they agree to the bit, but for experts, whose products have other shapes.
     exact = model.dtype in (torch.float32, torch.float64)

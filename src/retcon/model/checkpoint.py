@@ -1,4 +1,4 @@
-"""A checkpoint on disk, read a tensor at a time: no model is built, and never all of it is held.
+"""A checkpoint on disk, read a tensor at a time, without building the model.
 
 A safetensors file is eight bytes with the length of its header, the header (JSON: dtype, shape and
 place of each tensor), and the tensors' bytes. Headers are read by the safetensors library, which
@@ -103,9 +103,9 @@ class CheckpointFiles:
 
     @cached_property
     def homes(self) -> dict[str, tuple[Shard, str]]:
-        """Of the parameters and buffers that are stored as they are, the shard and name there.
+        """Shard and stored name of the parameters and buffers that are stored as they are.
 
-        Not of those that transformers makes of several as it loads them, such as experts.
+        Those that transformers makes of several as it loads them, such as experts, are left out.
         """
         stored = {name: shard for shard in self.shards for name in shard.pieces}
         shapes = {name: tuple(t.shape) for name, t in self.outline.model.state_dict().items()}
@@ -138,7 +138,7 @@ class CheckpointFiles:
 
     @cached_property
     def weights(self) -> Weights:
-        """What `ModelHandle.weights` would be if the checkpoint were loaded.
+        """Weights that `ModelHandle.weights` would name if the checkpoint were loaded.
 
         It is loaded where its tensors are not those of the model.
         """
@@ -150,12 +150,12 @@ class CheckpointFiles:
 
     @property
     def fingerprint(self) -> str:
-        """What `ModelHandle.fingerprint` would be if the checkpoint were loaded."""
+        """Fingerprint that `ModelHandle` would have if the checkpoint were loaded."""
         return self.weights.fingerprint
 
 
 def _names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
-    """Of each stored tensor that is not made into another one, the model's name of it."""
+    """Map each stored tensor that is not made into another one to the model's name of it."""
     transforms = get_model_conversion_mapping(model)
     renaming = [each for each in transforms if isinstance(each, WeightRenaming)]
     converting = [each for each in transforms if isinstance(each, WeightConverter)]
@@ -198,7 +198,7 @@ def write_safetensors(
 
 
 def piece_of(shape: tuple[int, ...], dtype: torch.dtype) -> Piece:
-    """What a float tensor of that shape will be in a file."""
+    """Describe a float tensor of that shape as it will be in a file."""
     return Piece(CODES[dtype], shape, torch.Size(shape).numel() * dtype.itemsize)
 
 

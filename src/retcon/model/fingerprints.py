@@ -1,4 +1,4 @@
-"""Which weights these are: a short name of them, and a digest of every byte.
+"""Names of weights: a short fingerprint, and a digest of every byte.
 
     fingerprint   sha256 over an even sample of each tensor: what cells, patches and ledgers name
     digest        sha256 over everything: what decides whether two models are the same
@@ -41,7 +41,7 @@ _CHUNK = 2**22
 
 
 class Weights(BaseModel):
-    """What was found in a model's weights.
+    """Fingerprint and digests of a model's weights.
 
     rounded: what the fingerprint would be after a rounding to float16. digests: of each tensor.
     """
@@ -53,7 +53,7 @@ class Weights(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Of all tensors together."""
+        """Digest of all tensors together."""
         return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
 
     def with_tensors(self, changed: Iterable[tuple[str, Tensor]]) -> str:
@@ -62,14 +62,14 @@ class Weights(BaseModel):
         return self.model_copy(update={"digests": digests}).digest
 
     def answers_to(self, base: str, digest: str | None) -> bool:
-        """Whether these are the weights that a fingerprint, and a digest if there is one, name."""
+        """True if a fingerprint, and a digest if there is one, name these weights."""
         if base == self.fingerprint:
             return digest in (None, self.digest)
         return base == self.rounded
 
     @classmethod
     def read(cls, tensors: Iterable[tuple[str, Tensor]], parameters: Iterable[str]) -> "Weights":
-        """Of tensors in the order of their names; of the parameters among them the fingerprint."""
+        """Read tensors in the order of their names; the fingerprint is of the parameters alone."""
         named, digests = {*parameters}, dict[str, Future[str]]()
         samples, rounded = hashlib.sha256(), hashlib.sha256()
         busy: deque[Future[str]] = deque()
@@ -117,7 +117,7 @@ def _sample(name: str, tensor: Tensor, through: torch.dtype | None = None) -> by
 
 
 class Known:
-    """What was found in a folder when it was last loaded in a dtype, if its files are the same."""
+    """Record of the weights found when a folder was last loaded in a dtype."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         files = {
@@ -129,7 +129,7 @@ class Known:
         self.path = cache_folder() / "fingerprints" / f"{digest(what)}.json"
 
     def read(self) -> Weights | None:
-        """What was found; None where nothing was, or of other files."""
+        """Read the record; None where there is none, or the files have changed."""
         return whole(self.path, _load)
 
     def keep(self, weights: Weights) -> None:

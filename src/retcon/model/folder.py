@@ -1,4 +1,4 @@
-"""A model's folder, looked at before any library reads it: no code, no adapter, no odd numbers.
+"""Check a model's folder before any library reads it: no code, no adapter, no odd numbers.
 
 Only JSON is read here. What is refused is refused whatever a library would make of it: code that
 a folder brings may be the model, so that a class of the same name without it would be another.
@@ -85,7 +85,7 @@ def _refuse_adapter(folder: Path, name: str) -> None:
 
 
 def _entries(found: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Where, key and value of everything in a JSON object, nested objects included."""
+    """Yield place, key and value of everything in a JSON object, nested objects included."""
     waiting = [(path, found)]
     while waiting:
         place, value = waiting.pop()

@@ -1,4 +1,4 @@
-"""Text sampled from a model, under a seed and without touching the caller's random state."""
+"""Generate text under a seed, without touching the caller's random state."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,11 +25,11 @@ _TOKENS = 512
 
 
 def ignore(_steps: int) -> None:
-    """Who wants to know nothing."""
+    """Ignore progress."""
 
 
 class _Steps(BaseStreamer):
-    """Is handed each token that is generated, and tells how many there were."""
+    """Streamer that counts generated tokens and tells their number."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -41,11 +41,11 @@ class _Steps(BaseStreamer):
         self._advance(self._steps)
 
     def end(self) -> None:
-        """It tells nothing new."""
+        """Do nothing: the count is known."""
 
 
 def draws_alike(device: torch.device) -> bool:
-    """Whether a seed means the same random numbers on a device everywhere."""
+    """True if a seed gives the same random numbers on every device of this type."""
     return device.type == "cpu"
 
 
@@ -194,7 +194,7 @@ def greedy(
 def _greedy(
     overlay: Overlay, prompts: Sequence[Sequence[int]], owners: Sequence[int], new_tokens: int
 ) -> list[list[int]]:
-    """What is generated behind prompts of one length, in one batch."""
+    """Generate greedily behind prompts of one length, in one batch."""
     model = overlay.model
     new_tokens = model.tokens.positions.room(len(prompts[0]), new_tokens)
     if not new_tokens:
@@ -215,7 +215,7 @@ def _greedy(
 
 
 def _padding(model: ModelHandle) -> int:
-    """What stands after a finished sequence; `decode` drops it where it is special.
+    """Token that fills up a finished sequence; `decode` drops it where it is special.
 
     The model reads it there, so a padding token that was added without an embedding is none.
     """

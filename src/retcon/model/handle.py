@@ -67,7 +67,7 @@ class ModelHandle:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are sent."""
+        """Device that token ids are sent to."""
         return offloading.device_of(self.model.get_input_embeddings())
 
     @property
@@ -77,7 +77,7 @@ class ModelHandle:
 
     @property
     def architecture(self) -> Architecture:
-        """What is known of the model's structure."""
+        """The model's structure, as far as edits need it."""
         return self.outline.architecture
 
     @property
@@ -122,7 +122,7 @@ class ModelHandle:
         )
 
     def answers_to(self, base: str, digest: str | None) -> bool:
-        """Whether a patch that names these weights was made for this model, as loaded or as it is.
+        """True if a patch that names these weights was made for this model, as loaded or as it is.
 
         base: a fingerprint. digest: of all weights, where it is known.
         """
@@ -133,12 +133,12 @@ class ModelHandle:
 
     @property
     def as_loaded(self) -> bool:
-        """Whether no edit is in the weights, not even one too small for a fingerprint to show."""
+        """True if no edit is in the weights, not even one too small for a fingerprint to show."""
         return not self._changed
 
     @property
     def identity(self) -> dict[str, str]:
-        """What decides, up to threads, every number that the model gives while it is as loaded."""
+        """Everything that decides, up to threads, the numbers that the model gives as loaded."""
         config = self.model.config.to_dict()
         settings = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
         return {
@@ -229,7 +229,7 @@ class ModelHandle:
 
     @property
     def weights_are_masters(self) -> bool:
-        """Whether edits add up in the weights themselves, which are then never rounded."""
+        """True if edits add up in the weights themselves, which are then never rounded."""
         return self.dtype in (torch.float32, torch.float64)
 
     def _check_shape(self, layer: int, delta: LowRankDelta) -> None:
@@ -311,7 +311,7 @@ def look_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
 
 
 def read_weights(model: PreTrainedModel) -> Weights:
-    """What the weights of a model are, that may be offloaded."""
+    """Read fingerprint and digests of a model's weights, which may be offloaded."""
     parameters = [name for name, _ in model.named_parameters()]
     return Weights.read(offloading.weights(model), parameters)
 

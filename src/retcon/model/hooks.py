@@ -117,7 +117,7 @@ def add_to_outputs(
 
 
 def returns_tuple(module: nn.Module, run: Callable[[], object]) -> bool:
-    """Whether a module hands out its hidden states in a tuple, seen in one pass that ends there."""
+    """True if a module returns its hidden states in a tuple, seen in one pass that ends there."""
     seen: list[bool] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""From a name to a model: an alias, a local folder, or a Hugging Face hub id.
+"""Load a model by its name: an alias, a local folder, or a Hugging Face hub id.
 
 This is the one door. Whatever the name, a folder comes out of it; the folder is looked at; and only
 then transformers reads it, without code of the folder, without pickled objects, and without filling
@@ -143,7 +143,7 @@ def checkpoint_folder(
 
 
 def holds_weights(name: str, *, revision: str | None = None) -> bool:
-    """Whether a model's weights are on this machine, so that `load` would fetch none."""
+    """True if a model's weights are on this machine, so that `load` would fetch none."""
     if name in ALIASES:
         return True
     if Path(name).is_dir():
@@ -231,7 +231,7 @@ def _fetch_weights(folder: Path, name: str, revision: str | None) -> None:
 
 
 def stored_weights(folder: Path) -> Weights:
-    """What the weights of a folder are as they are stored, whatever float16 makes of them.
+    """Weights of a folder as they are stored, before any rounding to float16.
 
     Raises:
         ModelNotFound, UnsupportedModel: as for `load`.
@@ -272,7 +272,7 @@ def _some(keys: Collection[Any], most: int = 5) -> str:
 
 
 def _offline() -> bool:
-    """Whether the hub's host has no address here: then only its cache is asked, without retries."""
+    """True if the hub's host has no address here: then only its cache is used, without retries."""
     if any(urllib.request.getproxies().values()):
         return False
     try:
@@ -283,7 +283,7 @@ def _offline() -> bool:
 
 
 def _placement(device: str, device_map: Mapping[str, str | int] | None) -> dict[str, object]:
-    """What from_pretrained is told of devices; nothing where the model is moved as a whole."""
+    """Device arguments of `from_pretrained`; none where the model is moved as a whole."""
     if device_map is None and device != "auto":
         return {}
     chosen = "auto" if device_map is None else dict(device_map)

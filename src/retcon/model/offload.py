@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps away from the model: read where they are, and replaced there.
+"""Read and replace weights that accelerate keeps away from the model.
 
 A weight that is offloaded to disk or to main memory is a meta tensor in the model. A hook on its
 module brings the values in from a map of names while the module runs, and takes them out again.
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Away:
-    """Where an offloaded tensor is: in which map, under which name, and where it is computed with.
+    """Location of an offloaded tensor: its map, its name there, and the device it computes on.
 
     memory: what the map asks first. stored: whether the map has it elsewhere too, on the disk.
     """
@@ -36,12 +36,12 @@ class Away:
 
     @property
     def stored(self) -> bool:
-        """Whether the disk has it, whatever is in memory."""
+        """True if the disk has the tensor, whatever is in memory."""
         return self.loader is not None and self.key in self.loader.index
 
     @property
     def changed(self) -> bool:
-        """Whether something else stands in front of what is on the disk."""
+        """True if memory holds another tensor than the disk."""
         return self.stored and self.key in self.memory
 
     def read(self) -> Tensor:
@@ -60,7 +60,7 @@ class Away:
 
 
 def away(module: nn.Module, name: str) -> Away | None:
-    """Where a module's own parameter or buffer is, if accelerate keeps it away.
+    """Find a module's own parameter or buffer where accelerate keeps it away from the model.
 
     None as well where it does so by a hook on another module, or from a map of an unknown kind.
     """

@@ -1,4 +1,4 @@
-"""Updates laid over a model, each over rows of its own: edited outputs, unedited weights.
+"""Score updates without writing them: each is laid over the outputs of rows of its own.
 
 A row of a batch that belongs to update i sees y + Lᵢᵀ Rᵢ x in the place of y = Wx at every site
 that the update changes. So the prompts of many single edits run in one pass, where writing each
@@ -43,7 +43,7 @@ class Overlay:
 
     @property
     def pays(self) -> bool:
-        """Whether this gives what writing would, and is the cheaper way.
+        """True if overlaid updates give the scores of written weights, and cost less.
 
         Rows see updates unrounded, and so do weights only where they are their own masters: in
         half precision what would be saved is the rounded matrix, which has to be written.

@@ -1,4 +1,4 @@
-"""How many tokens a model can read one behind the other, and what becomes of more."""
+"""Limits on the number of tokens that a model reads, and what happens beyond them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Positions(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Positions":
-        """Those of a model, from its configuration and its tables."""
+        """Read the limits of a model from its configuration and its tables."""
         count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not isinstance(count, int) or count < 1:
             return cls()
@@ -33,15 +33,15 @@ class Positions(NamedTuple):
 
     @property
     def most(self) -> int | None:
-        """How many tokens can be read at all; None: any number."""
+        """Largest number of tokens that can be read at all; None: any number."""
         return self.count if self.table else None
 
     def room(self, behind: int, wanted: int) -> int:
-        """How many of the wanted tokens find a place behind so many."""
+        """Number of the wanted tokens that find a place behind `behind` tokens."""
         return wanted if self.most is None else max(0, min(wanted, self.most - behind))
 
     def check(self, tokens: int, text: str) -> str | None:
-        """What is to be said of a text that is longer than what the model was made for.
+        """Check a text's length; return a warning if it is longer than the model was made for.
 
         text: what the message calls it.
 
@@ -62,7 +62,7 @@ class Positions(NamedTuple):
 
 
 def _tables(model: PreTrainedModel) -> Iterator[Tensor]:
-    """What may hold a row for each position: embeddings beside those of tokens, and buffers."""
+    """Yield tensors that may hold a row for each position: other embeddings, and buffers."""
     words = model.get_input_embeddings()
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not words:

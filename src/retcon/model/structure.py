@@ -1,4 +1,4 @@
-"""Find, in any decoder, the matrices that an edit writes: by structure and behaviour, not names.
+"""Find, in any decoder, the matrices that an edit writes, by structure and behaviour.
 
 A block's editable site is the last linear map of its MLP, the "down-projection". Which one it is,
 and whether its output is simply added to the residual stream, is measured: see `behaviour`.
@@ -59,13 +59,13 @@ class Site:
 
     @property
     def away(self) -> Away | None:
-        """Where accelerate keeps the parameter, if it does so."""
+        """Location of the parameter if accelerate keeps it away, else None."""
         return offloading.away(self.module, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What Retcon knows of a model's structure.
+    """Structure of a model: its editable matrices, and why other layers have none.
 
     additive: a change of the down-projection's output appears unchanged in the block's output;
     false for post-norm blocks (Gemma-2, OLMo-2) and scaled residuals (Granite).
@@ -98,12 +98,12 @@ class Outline:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the whole model has."""
+        """Number of parameters of the whole model."""
         return sum(p.numel() for p in self.model.parameters())
 
     @cached_property
     def block_parameters(self) -> tuple[int, ...]:
-        """How many numbers each block has."""
+        """Number of parameters of each block."""
         blocks = self.architecture.blocks
         return tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
 
@@ -168,7 +168,7 @@ def _down_projection(probe: BlockProbe) -> Found:
 
 
 def _is_tied(model: PreTrainedModel, head: nn.Module) -> bool:
-    """Whether the head is the embeddings; offloading makes two tensors of one."""
+    """True if the head is the embeddings; offloading makes two tensors of one."""
     embedding = model.get_input_embeddings()
     first, second = offloading.away(embedding, "weight"), offloading.away(head, "weight")
     if first is None or second is None:

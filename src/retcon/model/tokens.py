@@ -119,9 +119,9 @@ class Tokens:
 
     @property
     def decodes_piecewise(self) -> bool:
-        """Whether the text of some ids stays as it is when more follow.
+        """True if the text of some ids stays as it is when more follow.
 
-        Not where the tokenizer tidies up spaces in front of what follows.
+        False where the tokenizer tidies up spaces in front of what follows.
         """
         return not self.tokenizer.clean_up_tokenization_spaces
 

@@ -1,4 +1,4 @@
-"""Patches as sums of what single facts wrote: drop some, stack several, compare two."""
+"""Combine patches: drop some facts, stack several patches, compare two."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ STACK = "stack"
 
 
 class LayerDifference(NamedTuple):
-    """Of one layer: ‖ΔW‖ in each patch and of their difference, and the cosine between them."""
+    """Difference at one layer: ‖ΔW‖ in each patch, of their difference, and their cosine."""
 
     first: float
     second: float
@@ -111,7 +111,7 @@ def _digest(patches: Mapping[str, Patch], base: str) -> str | None:
 
 
 def difference(first: Patch, second: Patch) -> Difference:
-    """What two patches of one model do differently.
+    """Compare two patches of one model.
 
     Raises:
         PatchMismatch: they are of different models.
@@ -170,14 +170,14 @@ def _records(patches: Mapping[str, Patch]) -> list[EditRecord]:
 
 
 def _summary(name: str, about: Provenance) -> dict[str, object]:
-    """How a part of a stack was made."""
+    """Describe how a part of a stack was made."""
     named = {"method", "layers", "schedule", "refresh", "settings"}
     kept = about.model_dump(mode="json", include=named)
     return {"name": name, **kept, "facts": len(about.edits)}
 
 
 def parts_of(about: Provenance) -> dict[str, dict[str, object]]:
-    """What a stack is made of, by the name of each part; empty for a patch that is none."""
+    """Describe the parts of a stack by their names; empty for a patch that is no stack."""
     parts = about.settings.get(STACK)
     if about.method != STACK or not isinstance(parts, list):
         return {}

@@ -54,7 +54,7 @@ class _Record(BaseModel):
 
 
 class Head(_Record):
-    """Where the chain has come to: how many events there are, and the link to the next."""
+    """End of the chain: number of events, and the link to the next."""
 
     events: Annotated[int, Field(ge=0)]
     link: Sha
@@ -147,7 +147,7 @@ class History(NamedTuple):
 
 
 def read_identity(folder: Path) -> Identity:
-    """Which model a ledger is for.
+    """Read which model a ledger is for.
 
     Raises:
         InvalidLedger: the folder is no ledger, a damaged one, or one of a newer format.
@@ -208,7 +208,7 @@ def append(folder: Path, history: History, action: Action, *, who: str, note: st
 
 
 def patch_file(folder: Path, sha: str) -> Path:
-    """Where the patch with this hash is."""
+    """Path of the patch with this hash."""
     return folder / "patches" / f"{sha}.safetensors"
 
 
@@ -267,7 +267,7 @@ def _owner(number: int) -> Owner:
 
 
 def _identity(folder: Path) -> tuple[Identity, bool]:
-    """Which model a ledger is for, and whether that is sealed."""
+    """Read which model a ledger is for, and whether that is sealed."""
     file = folder / "ledger.json"
     if not file.is_file():
         raise InvalidLedger(
@@ -322,7 +322,7 @@ def _numbers(action: Added | TakenBack | Returned) -> set[int]:
 
 
 def _value(file: Path, owner: Owner) -> tuple[object, bool]:
-    """What is in a file, and whether it is sealed."""
+    """Read the value in a file, and whether it is sealed."""
     if not file.is_file() or file.stat().st_size > _LARGEST:
         raise InvalidLedger(f"{file} is no file, or larger than any event. It was changed.")
     _check_format(file, file.read_bytes())

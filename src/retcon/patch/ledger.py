@@ -1,4 +1,4 @@
-"""Patches on one base model, stacked in the order in which they were added, and their history.
+"""A ledger: patches on one base model, stacked in the order they were added, and their history.
 
 An entry is a patch that was added; its number is that of the event that added it. Undoing is an
 event too: it says which facts leave the stack, and nothing is deleted, so every earlier stack can
@@ -54,9 +54,9 @@ class LedgerEntry:
 
 
 class Undoing(NamedTuple):
-    """What is to leave the stack: facts by entry, and entries as a whole.
+    """Facts, by entry, and whole entries that are to leave the stack.
 
-    seen: how many events there were when this was made out.
+    seen: number of events when this was made out.
     """
 
     facts: dict[int, tuple[str, ...]]
@@ -118,7 +118,7 @@ class Ledger:
         return tuple(self._entry(slot, history) for slot in stack_after(history, at))
 
     def patch(self, entry: int, at: int | None = None) -> Patch:
-        """What is in the stack of one entry.
+        """Patch of one entry, as far as it is in the stack.
 
         Raises:
             UnknownName: the stack has no such entry.
@@ -177,7 +177,7 @@ class Ledger:
         return self._entry(Slot(event.number, sha), (*history.events, event))
 
     def choose(self, facts: Sequence[str] = (), entries: Sequence[int] = ()) -> Undoing:
-        """What an undo would take out of the stack.
+        """Find what an undo would take out of the stack.
 
         facts: ids, as `ID` or, where several entries have it, `ENTRY:ID`.
 

@@ -1,4 +1,4 @@
-"""An edit as an object: the factors of ΔW, what they mean, and which model they are for.
+"""A patch: an edit as an object, with its factors, its facts, and the model that it is for.
 
 A patch file is a safetensors file: per layer the factors `layer.{L}.left` (n, d_out) and
 `layer.{L}.right` (n, d_in), one row per edit, in float32; in its header one JSON text with the
@@ -57,7 +57,7 @@ class EditRecord(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where a patch comes from: enough to make it again.
+    """Origin of a patch: enough to make it again.
 
     base: fingerprint of the model's weights. digest: of all of them, where it was recorded.
     model: what it was called. layers: those written,
@@ -116,7 +116,7 @@ class Patch:
 
     @property
     def divisible(self) -> bool:
-        """Whether each edit has a row of its own, so that some can be taken out."""
+        """True if each edit has a row of its own, so that some can be taken out."""
         return self.about.rows == "edits"
 
     @contextmanager
@@ -250,7 +250,7 @@ def load_patch(path: Path | str) -> Patch:
 
 
 def load_about(path: Path | str) -> Provenance:
-    """What a patch file says of itself; its tensors are not read.
+    """Read where a patch file comes from, without its tensors.
 
     Raises:
         InvalidPatch: there is none, or it is truncated, not a patch, or of a newer format.

@@ -1,4 +1,4 @@
-"""What is in a ledger's stack, as it follows from the events of its history."""
+"""The entries of a ledger's stack, as they follow from the events of its history."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

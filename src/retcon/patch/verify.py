@@ -1,4 +1,4 @@
-"""Whether a ledger is whole: every file that its history names, and the model that it is for."""
+"""Check that a ledger is whole: every file that its history names, and the model it is for."""
 
 from collections.abc import Callable
 from functools import partial

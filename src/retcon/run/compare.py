@@ -1,4 +1,4 @@
-"""A base model and a patch in it side by side: what each says behind a text."""
+"""Compare a base model and a patch in it: what each says behind a text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Said(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What is said behind a prompt without the patch and with it."""
+    """Continuations of a prompt without the patch and with it."""
 
     prompt: str
     base: Said
@@ -24,7 +24,7 @@ class Beside(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        """Whether the continuation is another one."""
+        """True if the patch changes the continuation."""
         return self.base.text != self.edited.text
 
 

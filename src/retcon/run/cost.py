@@ -1,4 +1,4 @@
-"""What an edit will need, from the configuration alone: memory, and time at this machine's rate.
+"""Estimate an edit's memory and time from the configuration alone.
 
     targets   edits · steps · rows · [ 2 · suffix · (parameters of blocks behind L) + 2 · head ] · 2
     moments   tokens · 2 · (parameters of blocks up to L) + tokens · 2 · d_in² per layer
@@ -38,7 +38,7 @@ _MASTER = 4
 
 
 class Costs(NamedTuple):
-    """What a method costs on a model, in FLOPs, bytes and tokens, whatever the machine.
+    """Cost of a method on a model, in FLOPs, bytes and tokens, whatever the machine.
 
     target: of one edit, or its gradients. token: of one token forward through the whole model.
     moments, sampling: once for the layers. context: tokens put before each scored prompt.
@@ -97,7 +97,7 @@ class CostEstimate(NamedTuple):
 
 
 def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object]) -> Costs:
-    """What editing these layers costs with a method's settings, all of them."""
+    """Estimate the cost of editing these layers. settings: all of the method's."""
     if "prefixes" not in settings:
         return _without_targets(outline, layers, settings)
     blocks, parameters = outline.block_parameters, outline.parameters
@@ -131,7 +131,7 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
 def _without_targets(
     outline: Outline, layers: Sequence[int], settings: Mapping[str, object]
 ) -> Costs:
-    """Of a method that goes by gradients of whole texts, or, where it has no layers, by context."""
+    """Estimate a method without targets: by gradients, or, where it has no layers, by context."""
     parameters = outline.parameters
     sites = [outline.architecture.sites[k] for k in layers or list(outline.architecture.sites)[:1]]
     passes = _whole(settings.get("steps", 1)) if layers else 0
@@ -189,7 +189,7 @@ def _memory(
 
 
 def _predicting(tokens: int) -> int:
-    """How many of so many suffix tokens and predictions are predictions."""
+    """Number of predictions among so many suffix tokens and predictions."""
     return -(-tokens * _TARGET // (_SUFFIX + _TARGET))
 
 

@@ -264,7 +264,7 @@ class _Carried:
             size, tried = verdict.next_size, tried + 1
 
     def _on_trial(self, update: Update[Any], part: Features) -> Signals | None:
-        """What the monitor sees of a batch; the weights are as before afterwards, bit for bit."""
+        """Read the monitor with a batch written, then restore the weights bit for bit."""
         if self._monitor is None:
             return None
         norm = max(delta.norm() for delta in update.deltas.values()) / sqrt(len(part.edits))

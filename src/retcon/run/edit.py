@@ -1,4 +1,4 @@
-"""From facts to a patch, in one call."""
+"""Make a patch of facts, in one call."""
 
 import json
 from collections.abc import Mapping, Sequence

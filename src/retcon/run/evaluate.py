@@ -1,4 +1,4 @@
-"""Scores in one call: of a run, before, after each batch and after all edits; or of a patch.
+"""Score a run before, after each batch and after all edits, or score a patch, in one call.
 
 What looks at a model as a whole needs one that holds all edits. There is one where they carry
 (`final`; without those that a guard has left unwritten), or where one batch is all of them

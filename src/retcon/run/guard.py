@@ -28,7 +28,7 @@ ACTIONS: tuple[Action, ...] = ("off", "warn", "stop", "rollback")
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What is done, and when.
+    """Settings of a guard: its limits, and what is done beyond them.
 
     action: `warn` says so and goes on, `stop` ends the run with the batch, `rollback` without it.
     perplexity: largest ratio to the untouched model's. retention: smallest share of earlier facts
@@ -55,11 +55,11 @@ class Guard:
 
     @property
     def watches(self) -> bool:
-        """Whether it looks at all."""
+        """True if there is anything to watch."""
         return self.action != "off"
 
     def judge(self, untouched: Signals, first: Signals | None, now: Signals) -> str:
-        """What is wrong; empty where nothing is. first: as `signals.first_written` finds it."""
+        """Say what is wrong; empty where nothing is. first: as `signals.first_written` finds it."""
         moved = growth(untouched, now)
         if not moved <= log(self.perplexity):
             return f"perplexity of ordinary text is {_times(moved)} that of the untouched model"
@@ -77,7 +77,7 @@ class Guard:
 
 
 def _ratio(now: float | None, first: float | None) -> float:
-    """How many times as large; 0 where there is nothing to compare."""
+    """Ratio of two numbers; 0 where there is nothing to compare."""
     return now / first if now is not None and first else 0.0
 
 

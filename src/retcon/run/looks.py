@@ -1,4 +1,4 @@
-"""Edit and look: the rows of one method, one schedule and some cases, each with its time.
+"""Score a run as it goes: which cases, at which times, by which observers.
 
 pre         the untouched model
 immediate   right after the case's own batch
@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """What to score, and when.
+    """Choice of cases to score, of times, and of observers.
 
     Attributes:
         when: of `pre`, `immediate`, `final` and `retention`; the last two only where edits carry.
@@ -62,11 +62,11 @@ class Looks:
     observers: tuple[Observer, ...] = ()
 
     def chosen(self, cases: Sequence[Case]) -> list[Case]:
-        """Those of the cases that are scored."""
+        """Cases among these that are scored."""
         return [c for c in cases if self.among is None or c.edit.id in self.among]
 
     def scored(self, cases: Sequence[Case], step: Step) -> list[Case]:
-        """Those of a step's own cases that are scored."""
+        """Cases of a step's own that are scored."""
         return self.chosen(standing(cases[step.at - len(step.edits) : step.at]))
 
     def before(
@@ -127,10 +127,10 @@ class Looks:
     def apart(
         self, model: ModelHandle, look: Look, progress: Progress, *, holds_all: bool
     ) -> list[Observation]:
-        """What observers see of cases under an update that is not carried.
+        """Observe cases under an update that is not carried.
 
         Args:
-            holds_all: whether the update is of all cases: then the model as a whole is looked at.
+            holds_all: true if the update is of all cases: then the model as a whole is looked at.
         """
         moment = Moment(look.when, look.step)
         due = [one for one in self.observers if moment.when in one.at]
@@ -149,7 +149,7 @@ class Looks:
         progress: Progress,
         beyond: str = "",
     ) -> list[Observation]:
-        """What observers see of some cases. beyond: without those that look at that time too."""
+        """Observe some cases. beyond: a time; observers that look then too are left out."""
         return [
             row
             for one in self.observers
@@ -158,7 +158,7 @@ class Looks:
         ]
 
     def whole(self, model: ModelHandle, moment: Moment, progress: Progress) -> list[Observation]:
-        """What observers see of the model as a whole."""
+        """Observe the model as a whole."""
         return [
             row
             for one in self.observers
@@ -176,7 +176,7 @@ class Looks:
 
 
 def standing(cases: Sequence[Case]) -> list[Case]:
-    """Of cases that were written in this order, those whose fact was not edited again."""
+    """Cases whose fact was not edited again, of some that were written in this order."""
     last = {case.edit.fact: case.edit.id for case in cases}
     return [case for case in cases if last[case.edit.fact] == case.edit.id]
 

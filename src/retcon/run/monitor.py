@@ -29,7 +29,7 @@ class Monitor:
     """
 
     def __init__(self, model: ModelHandle) -> None:
-        self._handle = model
+        self._model = model
         self._texts = held_out(passages=_PASSAGES).texts
         if not _known(model, self._texts):
             # Other text than second moments are from, which have the seed 0.
@@ -45,7 +45,7 @@ class Monitor:
         latest = {edit.fact: edit for edit in earlier if edit.fact not in now}
         reservoir = sorted(latest.values(), key=_place)[:_RESERVOIR]
         try:
-            passages = read_passages(self._handle, self._texts, length=_LENGTH)
+            passages = read_passages(self._model, self._texts, length=_LENGTH)
             efficacy = self._share(sorted(now.values(), key=_place)[:_RESERVOIR])
             retention = self._share(reservoir)
         except NotFinite:
@@ -55,11 +55,11 @@ class Monitor:
         return Signals(text, efficacy, retention, step_norm)
 
     def _share(self, edits: Sequence[Edit]) -> float | None:
-        """Of facts, those of which the target is more probable than the old one, or the most."""
+        """Share of facts whose target beats the old one, or, without one, all other tokens."""
         if not edits:
             return None
         asked = [(edit.text, target) for edit in edits for target in _targets(edit)]
-        scores = iter(score_targets(self._handle, asked))
+        scores = iter(score_targets(self._model, asked))
         said = 0
         for edit in edits:
             new, *old = (next(scores) for _ in _targets(edit))
@@ -68,7 +68,7 @@ class Monitor:
 
 
 def _known(model: ModelHandle, texts: Sequence[str]) -> bool:
-    """Whether most of some texts is words that the tokenizer has."""
+    """True if the tokenizer knows most of the words of some texts."""
     ids = [i for text in texts for i in model.tokens.encode(text)]
     return sum(one == model.tokens.unknown for one in ids) <= len(ids) / 2
 

@@ -1,4 +1,4 @@
-"""Orders of the same facts that matter because of their keys.
+"""Orders of the same facts by how alike their keys are.
 
 clustered   facts with similar keys one behind the other, so that they meet in one batch
 dispersed   facts with similar keys as far apart as may be, so that they meet across batches

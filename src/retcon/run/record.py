@@ -15,7 +15,7 @@ from retcon.scoring.measured import Measured
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one batch took and did.
+    """Record of one batch: what it took and did.
 
     Attributes:
         index: of the batch.
@@ -89,7 +89,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Run(Measured):
-    """What was observed of a run, and what it was.
+    """Record of a run: its settings, its steps, and all that was observed.
 
     Attributes:
         rows: as of `Measured`.
@@ -107,7 +107,7 @@ class Run(Measured):
     shared_keys: tuple[tuple[str, ...], ...] = ()
 
     def describe(self) -> dict[str, object]:
-        """What a record says beside the scores: everything that decided them."""
+        """Describe everything that decided the scores."""
         preset = self.recipe.preset
         return {
             "method": self.recipe.name,
@@ -126,7 +126,7 @@ class Run(Measured):
         }
 
     def _covariance(self) -> dict[str, object] | None:
-        """What second moments were read from; None where the method has none."""
+        """Describe the text of second moments; None where the method has none."""
         if "corpus" not in self.recipe.settings:
             return None
         names = ("corpus", "corpus_seed", "document_tokens", "jitter")

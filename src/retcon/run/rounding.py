@@ -1,4 +1,4 @@
-"""What an edit is worth after it was exported: the facts that the written model still says."""
+"""Measure the worth of an exported edit: the facts that the rounded model still says."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""In what portions edits are written, and whether they stay.
+"""Schedules: how many edits are written at once, whether they stay, and when targets are refreshed.
 
 single            one edit at a time, each on the untouched model
 batch:B           B at a time, each batch on the untouched model
@@ -35,7 +35,7 @@ _RULES = ("each-batch", "never", "stale:T")
 
 @dataclass(frozen=True, kw_only=True)
 class Refresh:
-    """When targets are made anew on the weights as they have become.
+    """Rule for when targets are made anew, on the weights as they have become.
 
     stale: the drift, in units of ‖δ‖, of which the 90th percentile over the facts that wait must
     not be above; 0 refreshes for each batch, infinity never. window: for how many facts targets
@@ -84,7 +84,7 @@ class Refresh:
         return replace(self, window=used if left else min(2 * used, _WINDOW))
 
     def ahead(self, batch_size: int) -> int:
-        """For how many facts targets are made at once: whole batches."""
+        """Number of facts whose targets are made at once: whole batches."""
         return -(-self.window // batch_size) * batch_size
 
 
@@ -94,7 +94,7 @@ UNGUARDED = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How edits are written.
+    """Schedule of a run: how many edits are written at once, and whether they stay.
 
     Attributes:
         batch_size: edits in one update; of a rule that adapts it, the size that it begins with.
@@ -173,7 +173,7 @@ class Schedule:
 
     @property
     def adapts(self) -> bool:
-        """Whether the batch size does."""
+        """True if the batch size adapts."""
         return self.rule != _FIXED
 
     @property

@@ -1,4 +1,4 @@
-"""Facts with one key: their texts are equal up to the subject's end, and one value serves all.
+"""Find facts with one key: their texts are equal up to the subject's end, so one value serves all.
 
 A key is made of the tokens up to the subject's end, and of nothing behind it. Two facts that share
 it ("{X} was founded in" and "{X} is made by") ask for two values in one place. A hard constraint
@@ -79,7 +79,7 @@ def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list
 def clashes(
     method: object, edits: Sequence[Edit], schedule: Schedule, groups: Sequence[list[int]]
 ) -> tuple[Clash, ...]:
-    """Which edits get into each other's way, of groups with one key."""
+    """Find edits that get into each other's way, among groups with one key."""
     if not isinstance(method, WritesKeys):
         return ()
     met = [part for group in groups for part in _meeting(group, schedule)]
@@ -88,7 +88,7 @@ def clashes(
 
 
 def _meeting(places: list[int], schedule: Schedule) -> Iterator[list[int]]:
-    """Those of some edits that come into one model."""
+    """Yield the edits, among some, that come into one model."""
     if schedule.carry:
         yield places
         return
@@ -99,7 +99,7 @@ def _meeting(places: list[int], schedule: Schedule) -> Iterator[list[int]]:
 def _clash(
     method: WritesKeys, edits: Sequence[Edit], places: list[int], schedule: Schedule
 ) -> Clash | None:
-    """What becomes of edits with one key in one model; None where none gets in another's way."""
+    """Clash of edits with one key in one model; None where none gets in another's way."""
     chosen = tuple(edits[place] for place in places)
     # Batches that adapt may part any two.
     size = 1 if schedule.adapts else schedule.batch_size
@@ -117,7 +117,7 @@ def _clash(
 
 
 def explained(method: object, found: Collection[Clash]) -> str:
-    """Which facts they are, what becomes of them, and what to do."""
+    """Explain clashes: which facts, what becomes of them, and what to do."""
     assert isinstance(method, WritesKeys)
     if any(clash.refused for clash in found):
         return f"{named(found)} A hard constraint (ridge 0) cannot write two values at one key."

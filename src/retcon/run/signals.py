@@ -31,7 +31,7 @@ class Signals(NamedTuple):
 
 
 def growth(before: Signals, after: Signals) -> float:
-    """By how many nats a token of ordinary text has become less probable."""
+    """Loss of log-probability of a token of ordinary text, in nats."""
     return after.log_perplexity - before.log_perplexity
 
 

@@ -1,4 +1,4 @@
-"""A batch, once it is solved: what it is made of, and what is kept of it to go on later."""
+"""A batch, once it is solved: its edits, its update, and what is kept to go on later."""
 
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
     @property
     def checkpoint(self) -> bool:
-        """Whether it is the 2nd, 4th, 8th, … batch, not the last: older facts are asked then."""
+        """True for the 2nd, 4th, 8th, … batch, not the last: older facts are scored then."""
         number = self.index + 1
         return number > 1 and number & (number - 1) == 0 and not self.last
 

@@ -1,4 +1,4 @@
-"""Undo by solving again: what the facts that stay would be without those that are taken back.
+"""Undo by solving again for the facts that stay, as if those taken back had never been.
 
 Facts that were solved together took each other into account. *Removed* drops the rows of some and
 leaves the others' as they are; *re-solved* edits the others again, by the recorded method, layers,
@@ -69,7 +69,7 @@ def check_undo(
     cases: Sequence[Case] = (),
     progress: Progress = silent,
 ) -> UndoScores:
-    """What both ways of undoing do to the scores; the ledger stays as it is.
+    """Score both ways of undoing; the ledger stays as it is.
 
     cases: paraphrases and neighbours of facts, where there are such; other facts are ignored.
 

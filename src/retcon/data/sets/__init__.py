@@ -1,4 +1,4 @@
-"""Data sets: each a file with the form of its records, and how a case is made of one.
+"""The registry of data sets: the form of a file's records, and how cases are made of them.
 
 A file's set is known by its records. A set's options are the keyword arguments of its function.
 """
@@ -17,7 +17,7 @@ CasesOf = Callable[..., list[Case]]
 
 
 class Place(NamedTuple):
-    """Where a record stands in its file.
+    """Position of a record in its file.
 
     Attributes:
         number: of its line, from 1, or its place in an array, from 0.

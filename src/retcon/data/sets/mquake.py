@@ -36,7 +36,7 @@ class Mquake(Record):
 
 
 class _Name(NamedTuple):
-    """What makes two rewrites the same fact."""
+    """Identity of a rewrite: rewrites with equal names are the same fact."""
 
     prompt: str
     subject: str

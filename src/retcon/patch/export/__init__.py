@@ -1,4 +1,4 @@
-"""Forms in which other programs read a patch: each a function that fills a folder.
+"""The registry of export forms: each a function that writes a patch for another program.
 
 A form's options are the keyword arguments of its function.
 """
@@ -49,7 +49,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, in words and numbers.
+    """Result of an export, in words and numbers.
 
     Attributes:
         tables, notes, warnings: to be shown.

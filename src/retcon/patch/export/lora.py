@@ -34,7 +34,7 @@ class Lora(NamedTuple):
 
     @property
     def truncated(self) -> bool:
-        """Whether anything was lost."""
+        """True if anything was lost."""
         return any(self.errors.values())
 
     @property

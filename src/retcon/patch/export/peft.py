@@ -64,7 +64,7 @@ _UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class _Config(BaseModel):
-    """What decides the change that an adapter makes."""
+    """Settings of an adapter that decide the change it makes."""
 
     model_config = ConfigDict(extra="allow")
     peft_type: str
@@ -175,7 +175,7 @@ def read_peft(
 
 
 def _settings(config: _Config) -> dict[str, object]:
-    """What a patch records of an adapter."""
+    """Settings of an adapter as a patch records them."""
     return config.model_dump(mode="json", include={*_Config.model_fields})
 
 

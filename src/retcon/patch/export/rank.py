@@ -1,4 +1,4 @@
-"""Ranks of factors: fewer rows with the error that costs, or more rows, of zeros."""
+"""Change the rank of factors: fewer rows with the error that costs, or more rows, of zeros."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A patch as whole matrices: merged into a checkpoint, or as ΔW itself.
+"""Export a patch as whole matrices: merged into a checkpoint, or as ΔW itself.
 
 Both are written a tensor at a time, so that neither needs the model in memory. Merging in half
 precision rounds the edited matrices, and the part of ΔW below a rounding step is lost; how much
@@ -42,7 +42,7 @@ _CHUNK = 2**24
 
 
 class Rounding(NamedTuple):
-    """What rounding did to the edit of one layer.
+    """Effect of rounding on the edit of one layer.
 
     lost: how far the change that was written is from the one that was wanted,
     ‖round(W + ΔW) − round(W) − ΔW‖ / ‖ΔW‖. unmoved: share of the matrix's numbers that are what
@@ -199,7 +199,7 @@ class _Merging:
         return rounded
 
     def rounding(self, delta: LowRankDelta) -> Rounding:
-        """What became of ΔW."""
+        """Measure how much of ΔW rounding has lost."""
         norm = delta.norm()
         share = self.unmoved / self.weight.numel()
         name = str(self.dtype).removeprefix("torch.")
@@ -228,7 +228,7 @@ def _write_rows(
 
 
 def _recast(piece: Piece, dtype: torch.dtype | None) -> Piece:
-    """What a tensor is in a file whose floats are of a dtype."""
+    """Describe a tensor as it is in a file whose floats have a dtype."""
     if dtype is None or piece.code not in FLOATS:
         return piece
     return piece_of(piece.shape, dtype)

@@ -1,4 +1,4 @@
-"""Batch rules: how large the next batch is, and whether one that was written on trial stays.
+"""The registry of batch rules: how large the next batch is, and whether one on trial stays.
 
 `sequential-batch:B` has a fixed size. `adaptive-NAME:B` has the rule of that name; each is a file
 of this package, or of another one that enters it with `batch_rule`.
@@ -58,7 +58,7 @@ class BatchRule(Protocol):
         ...
 
     def propose(self, method: object, waiting: Waiting, state: object, size: int) -> int:
-        """How many of the edits that wait are solved for together.
+        """Number of the waiting edits that are solved for together.
 
         Args:
             method: a `method.base.Method`; a rule asks it for what only some methods can do.

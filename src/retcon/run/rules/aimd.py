@@ -1,4 +1,4 @@
-"""adaptive-aimd:B. Batches of at least B, which grow while the model holds up.
+"""The rule adaptive-aimd:B: batches of at least B, which grow while the model holds up.
 
 Facts do not average, as samples do in training: they coexist. A larger batch means fewer and
 staler targets, a smaller one more work. So a batch may be as large as the model bears, which is
@@ -43,14 +43,14 @@ class Aimd:
         """Any method that writes will do."""
 
     def propose(self, method: object, waiting: Waiting, state: object, size: int) -> int:
-        """As many as the last verdict said."""
+        """Propose the size of the last verdict."""
         del method, waiting, state
         return size
 
     def judge(
         self, size: int, before: Signals | None, after: Signals | None, usual: float | None = None
     ) -> Verdict:
-        """It stays if nothing is wrong with it, or it is of the smallest size, which is told."""
+        """Keep a batch that nothing is wrong with, or, with a note, one of the smallest size."""
         assert after is not None
         reason = _complaint(size, before, after, usual)
         if reason and size > self.step:

@@ -1,4 +1,4 @@
-"""adaptive-energy:B. Batches of at most B, which end where facts get into each other's way.
+"""The rule adaptive-energy:B: batches of at most B that end where facts get in each other's way.
 
 What a batch costs on ordinary text is known from its keys and targets before it is written
 (`algebra.compatible`).
@@ -25,7 +25,7 @@ class Foresees(Protocol):
         ...
 
     def compatible(self, features: Any, state: Any) -> int:
-        """How many of the edits, from the first on, may be one batch."""
+        """Count the edits, from the first on, that may be one batch."""
         ...
 
 
@@ -37,7 +37,7 @@ class Energy:
 
     @property
     def looks(self) -> bool:
-        """No: the cost is foreseen."""
+        """False: the cost is foreseen."""
         return False
 
     def check(self, method: object) -> None:
@@ -54,14 +54,14 @@ class Energy:
         method.check_foreseen()
 
     def propose(self, method: object, waiting: Waiting, state: object, size: int) -> int:
-        """As many as do not get into each other's way."""
+        """Propose as many edits as do not get into each other's way."""
         assert isinstance(method, Foresees)
         return method.compatible(waiting.select(slice(0, size)), state)
 
     def judge(
         self, size: int, before: Signals | None, after: Signals | None, usual: float | None
     ) -> Verdict:
-        """It stays."""
+        """Keep every batch."""
         del size, before, after, usual
         return Verdict(True, "", self.largest)
 

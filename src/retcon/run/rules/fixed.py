@@ -1,4 +1,4 @@
-"""A fixed batch size: B edits at a time, and every batch stays."""
+"""The rule of a fixed batch size: B edits at a time, and every batch stays."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ class Fixed:
 
     @property
     def looks(self) -> bool:
-        """No: nothing depends on what a batch did."""
+        """False: nothing depends on what a batch did."""
         return False
 
     def check(self, method: object) -> None:
         """Any method will do."""
 
     def propose(self, method: object, waiting: Waiting, state: object, size: int) -> int:
-        """As many as it is said to."""
+        """Propose the size that was set."""
         del method, waiting, state
         return size
 
     def judge(
         self, size: int, before: Signals | None, after: Signals | None, usual: float | None
     ) -> Verdict:
-        """It stays."""
+        """Keep every batch."""
         del size, before, after, usual
         return Verdict(True, "", self.size)
 
