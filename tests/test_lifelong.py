@@ -249,7 +249,7 @@ def test_the_anchor_is_that_of_the_first_batch(entries):
     steps, _, _ = fold(editor, EDITS)
     _, _, features, _ = frozen(editor, EDITS[:2])
     # Two passes of other sizes: equal up to float32 rounding, not to the last digit.
-    anchor = length_of(features.stood, features.targets.delta)
+    anchor = length_of(features.values, features.targets.delta)
     assert steps[0].update.increment.anchor == pytest.approx(anchor, rel=1e-5)
     assert {step.update.increment.anchor for step in steps} == {steps[0].update.increment.anchor}
 
@@ -271,7 +271,7 @@ def test_undivided_targets_are_reached_at_each_layer(spread, entries):
         first = features.targets.anchor.double() + features.targets.delta.double()
         assert torch.allclose(block_outputs(model, EDITS, 0), first, rtol=1e-2, atol=1e-2)
         if spread == "forward":
-            wanted = features.wanted[1]
+            wanted = features.target_outputs[1]
         else:
             own = optimise_targets(model, EDITS, state.prefixes, 1, editor.targets)
             wanted = own.anchor.double() + own.delta.double()
@@ -299,7 +299,9 @@ def test_replayed_outputs_are_those_behind_an_added_target(entries):
             model.model(input_ids=torch.tensor([located.ids]), use_cache=False)
         for hook in hooks:
             hook.remove()
-        assert torch.allclose(features.wanted[1, i], seen["y"].double(), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(
+            features.target_outputs[1, i], seen["y"].double(), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_what_does_not_go_together_is_refused():

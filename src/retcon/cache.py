@@ -210,11 +210,11 @@ def _sealed_paths(kind: str) -> list[Path]:
     """The files of a kind, or of models the folders: what is no lock and nothing in the making."""
     folder = cache_folder() / kind
     if kind == "models":
-        found = [path for path in folder.glob("*") if path.is_dir()]
+        paths = [path for path in folder.glob("*") if path.is_dir()]
     else:
-        found = [path for path, _ in _files(kind) if path.suffix in _SUFFIXES]
-    hidden = (path for path in found if any(p[0] == "." for p in path.relative_to(folder).parts))
-    return sorted({*found} - {*hidden})
+        paths = [path for path, _ in _files(kind) if path.suffix in _SUFFIXES]
+    hidden = (path for path in paths if any(p[0] == "." for p in path.relative_to(folder).parts))
+    return sorted({*paths} - {*hidden})
 
 
 def _kinds(kind: str) -> tuple[str, ...]:
@@ -235,11 +235,11 @@ def whole(path: Path, read: Callable[[Path, Owner], R]) -> R | None:
 
     A damaged one is removed with a warning, so that it is made anew.
     """
-    found = _trusted(path, read)
-    if isinstance(found, Damaged):
-        warnings.warn(f"{found} It is made anew.", RetconWarning, stacklevel=2)
+    value = _trusted(path, read)
+    if isinstance(value, Damaged):
+        warnings.warn(f"{value} It is made anew.", RetconWarning, stacklevel=2)
         return None
-    return found
+    return value
 
 
 def _trusted(path: Path, read: Callable[[Path, Owner], R]) -> R | Damaged | None:
@@ -276,14 +276,16 @@ def _path(kind: str, digest: str) -> Path:
     return cache_folder() / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _without_damage(kind: str, found: list[CacheEntry | Damaged | None]) -> list[CacheEntry | None]:
+def _without_damage(
+    kind: str, entries: list[CacheEntry | Damaged | None]
+) -> list[CacheEntry | None]:
     """The entries that are to be trusted; the others are said in one line."""
-    damaged = [one for one in found if isinstance(one, Damaged)]
+    damaged = [one for one in entries if isinstance(one, Damaged)]
     if damaged:
         others = f" So are {len(damaged) - 1} more of the {kind}." if len(damaged) > 1 else ""
         said = f"{damaged[0]} It is made anew.{others}"
         warnings.warn(said, RetconWarning, stacklevel=3)
-    return [None if isinstance(one, Damaged) else one for one in found]
+    return [None if isinstance(one, Damaged) else one for one in entries]
 
 
 def _read(kind: str, digest: str) -> CacheEntry | Damaged | None:
@@ -291,11 +293,11 @@ def _read(kind: str, digest: str) -> CacheEntry | Damaged | None:
     if limit() == 0:
         return None
     path = _path(kind, digest)
-    found = _trusted(path, _load)
-    if found is not None and not isinstance(found, Damaged):
+    entry = _trusted(path, _load)
+    if entry is not None and not isinstance(entry, Damaged):
         with suppress(OSError):  # of a cache that may be read only
             os.utime(path)
-    return found
+    return entry
 
 
 def _load(path: Path, owner: Owner) -> CacheEntry:

@@ -24,18 +24,21 @@ def push(repo: str, folder: Path, files: Sequence[str], *, public: bool, message
             `public` was not said.
     """
     with _talking(repo) as api:
-        made = api.create_repo(repo, private=not public, exist_ok=True)
-        if not public and not api.repo_info(made.repo_id).private:
+        created = api.create_repo(repo, private=not public, exist_ok=True)
+        if not public and not api.repo_info(created.repo_id).private:
             raise HubRefused(
                 f"{repo} is public, and nothing is published unasked. Nothing was uploaded. Say "
                 f"--public, or name another repository."
             )
-        kept = {CARD} & set(api.list_repo_files(made.repo_id))
-        wanted = [name for name in files if name not in kept]
+        there = {CARD} & set(api.list_repo_files(created.repo_id))
+        uploaded = [name for name in files if name not in there]
         api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, allow_patterns=wanted, commit_message=message
+            repo_id=created.repo_id,
+            folder_path=folder,
+            allow_patterns=uploaded,
+            commit_message=message,
         )
-    return str(made)
+    return str(created)
 
 
 def names(repo: str, *, revision: str | None = None) -> list[str]:
@@ -71,9 +74,9 @@ def _talking(repo: str) -> Generator["HfApi", None, None]:
     try:
         yield HfApi()
     except (HTTPError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise HubRefused(
             f"The hub did not do what was asked of {repo!r}: "
-            f"{said[0] if said else type(error).__name__} Is the name OWNER/NAME right, are you "
+            f"{lines[0] if lines else type(error).__name__} Is the name OWNER/NAME right, are you "
             f"logged in (hf auth login), and is there a connection?"
         ) from error

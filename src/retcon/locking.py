@@ -74,9 +74,9 @@ def claimed(lock: Path) -> Generator[bool, None, None]:
 def holder(lock: Path) -> str:
     """Process that holds a lock, as far as the note beside it tells."""
     try:
-        said = json.loads(_note(lock).read_text(encoding="utf-8"))
+        note = json.loads(_note(lock).read_text(encoding="utf-8"))
         return (
-            f"process {said['process']} on {said['host']} since {said['since']} ({said['command']})"
+            f"process {note['process']} on {note['host']} since {note['since']} ({note['command']})"
         )
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
@@ -96,14 +96,14 @@ def _note(lock: Path) -> Path:
 @contextmanager
 def _signed(lock: Path) -> Generator[None, None, None]:
     """Say beside a lock who holds it. Where that cannot be said, it is held all the same."""
-    said = {
+    note = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "command": shlex.join(sys.argv)[:200],
     }
     with suppress(OSError):
-        _note(lock).write_text(json.dumps(said), encoding="utf-8")
+        _note(lock).write_text(json.dumps(note), encoding="utf-8")
     try:
         yield
     finally:

@@ -199,10 +199,10 @@ class Looked(NamedTuple):
     damaged: tuple[str, ...]
 
 
-def look(kind: str, found: Iterable[Callable[[], bool]]) -> Looked:
-    """Look at all of a kind. found: of each, what tells whether it is sealed or raises an error."""
+def look(kind: str, checks: Iterable[Callable[[], bool]]) -> Looked:
+    """Look at all of a kind. checks: for each, a call that tells if it is sealed, or raises."""
     counts, damaged = [0, 0], list[str]()
-    for one in found:
+    for one in checks:
         try:
             counts[one()] += 1
         except RetconError as error:
@@ -216,35 +216,35 @@ def seal(
     value: Mapping[str, object], owner: Owner, tensors: Mapping[str, str] | None = None
 ) -> dict[str, object]:
     """A record with its seal."""
-    told = {"owner": owner} if tensors is None else {"owner": owner, "tensors": tensors}
+    about = {"owner": owner} if tensors is None else {"owner": owner, "tensors": tensors}
     # As they will be read back: keys that are numbers become text.
-    plain, told = json.loads(json.dumps([{**value}, told], default=dict))
-    return {**plain, SEAL: {**told, "sha256": digest([plain, told])}}
+    plain, about = json.loads(json.dumps([{**value}, about], default=dict))
+    return {**plain, SEAL: {**about, "sha256": digest([plain, about])}}
 
 
-def unseal(found: object, owner: Owner, path: Path) -> SealedRecord:
+def unseal(content: object, owner: Owner, path: Path) -> SealedRecord:
     """A record without its seal, which is checked."""
-    if not isinstance(found, dict) or SEAL not in found:
-        if _holds_a_seal(found):
+    if not isinstance(content, dict) or SEAL not in content:
+        if _holds_a_seal(content):
             raise differs(path)
-        return SealedRecord(found, sealed=False)
-    told = {**found[SEAL]}
-    plain = {key: value for key, value in found.items() if key != SEAL}
-    if told.pop("sha256", None) != digest([plain, told]):
+        return SealedRecord(content, sealed=False)
+    about = {**content[SEAL]}
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    if about.pop("sha256", None) != digest([plain, about]):
         raise differs(path)
-    wanted, said = json.loads(json.dumps({**owner})), told["owner"]
-    other = [key for key in wanted if said.get(key) != wanted[key]]
+    expected, actual = json.loads(json.dumps({**owner})), about["owner"]
+    other = [key for key in expected if actual.get(key) != expected[key]]
     if other:
         raise Damaged(
-            f"{path} is another's: it is of {_list(said, other)}, and {_list(wanted, other)} was "
-            f"asked for."
+            f"{path} is another's: it is of {_list(actual, other)}, and {_list(expected, other)} "
+            f"was asked for."
         )
     return SealedRecord(plain, sealed=True)
 
 
-def _holds_a_seal(found: object) -> bool:
+def _holds_a_seal(content: object) -> bool:
     """True if there is a seal under another name: damage must not pass for an older version."""
-    values = found.values() if isinstance(found, dict) else ()
+    values = content.values() if isinstance(content, dict) else ()
     return any(isinstance(value, dict) and {"owner", "sha256"} <= {*value} for value in values)
 
 

@@ -53,10 +53,10 @@ def save_tensors(
     """
     from safetensors.torch import save_file
 
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digests = {name: _digest_of_tensor(kept[name]) for name in sorted(kept)}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digests = {name: _digest_of_tensor(stored[name]) for name in sorted(stored)}
     header = {_HEADER: json.dumps(seal(about or {}, owner, digests))}
-    write_whole(target, lambda work: save_file(kept, work, header), sync=sync)
+    write_whole(target, lambda work: save_file(stored, work, header), sync=sync)
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Tensors:
         Raises:
             Damaged: it is not what was written.
         """
-        found = self._stream.get_tensor(name).clone()
-        if self.sealed and _digest_of_tensor(found) != self._digests[name]:
+        tensor = self._stream.get_tensor(name).clone()
+        if self.sealed and _digest_of_tensor(tensor) != self._digests[name]:
             raise differs(self.path)
-        return found
+        return tensor
 
     def read_all(self) -> dict[str, "Tensor"]:
         """Every tensor by its name.
@@ -114,11 +114,11 @@ def open_tensors(path: Path, owner: Owner) -> Generator[Tensors, None, None]:
         try:
             with safe_open(path, framework="pt") as stream:
                 metadata = stream.metadata() or {}
-                said, told = _header(metadata, owner, path)
+                record, digests = _header(metadata, owner, path)
                 names = tuple(sorted(stream.keys()))
-                if said.sealed and {*names} != {*told}:
+                if record.sealed and {*names} != {*digests}:
                     raise differs(path)
-                yield Tensors(path, said.value, said.sealed, metadata, names, stream, told)
+                yield Tensors(path, record.value, record.sealed, metadata, names, stream, digests)
         except SafetensorError as error:
             raise Damaged(f"{path} is damaged: {error}.") from error
 
@@ -146,15 +146,15 @@ def _header(
     """The record in a header, and the digests of the tensors that its seal tells."""
     text = metadata.get(_HEADER, "")
     try:
-        found: Any = json.loads(text)
+        value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        found = text
-    said = unseal(found, owner, path)
-    if said.sealed:
-        return said, found[SEAL]["tensors"]
+        value = text
+    record = unseal(value, owner, path)
+    if record.sealed:
+        return record, value[SEAL]["tensors"]
     if any(f'"{SEAL}"' in each for each in metadata.values()):
         raise differs(path)
-    return said, {}
+    return record, {}
 
 
 def _digest_of_tensor(tensor: "Tensor") -> str:

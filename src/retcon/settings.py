@@ -73,12 +73,14 @@ _WANTED = {
 
 def _wanted(error: ValidationError) -> str:
     first = error.errors()[0]
-    said = _WANTED.get(first["type"])
+    template = _WANTED.get(first["type"])
     # What nobody has thought of is told in pydantic's words.
-    if said is None:
+    if template is None:
         return first["msg"]
     bounds = first.get("ctx", {})
-    return said.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds.items()})
+    return template.format(
+        **{k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds.items()}
+    )
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

@@ -49,12 +49,12 @@ def blank(text: str, target: str) -> str:
     return "" if _UNBROKEN_END.search(text) and _UNBROKEN_START.match(target) else " "
 
 
-def begins_with(text: str, wanted: str) -> bool:
+def begins_with(text: str, beginning: str) -> bool:
     """True if a text begins with another, as whole words where its script has words.
 
     Both in the form that `plain` gives.
     """
-    return text.startswith(wanted) and _word_ends(text, len(wanted))
+    return text.startswith(beginning) and _word_ends(text, len(beginning))
 
 
 def times_named(text: str, name: str) -> int:

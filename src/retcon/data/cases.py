@@ -68,18 +68,18 @@ def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = 
             raise InvalidSetting(f"The facts {name!r} have no options: leave them out.")
         return FactFile(starter_cases() if name == "starter" else list(toy_cases(name)))
     source = str(path)
-    found = list(records(read_text(Path(path)), source))
-    if not found:
+    placed = list(records(read_text(Path(path)), source))
+    if not placed:
         raise InvalidData(f"{source} holds no facts.")
-    form = _form(found)
+    form = _form(placed)
     chosen = form.chosen(options)
-    read = _distinct([_read(one, form, n, chosen) for n, one in enumerate(found)])
+    read = _distinct([_read(one, form, n, chosen) for n, one in enumerate(placed)])
     good = [one for one in read if isinstance(one, _Good)]
     bad = [one for one in read if isinstance(one, Bad)]
     if bad and not (skip_bad and good):
-        raise InvalidData(_refusal(bad, found, source))
+        raise InvalidData(_refusal(bad, placed, source))
     if bad:
-        _warn(f"{_share(bad, len(found))} of {source} were skipped:{_listed(bad, source)}")
+        _warn(f"{_share(bad, len(placed))} of {source} were skipped:{_listed(bad, source)}")
     _tell_unread(good, form, source)
     if form.together is not None:
         return FactFile(form.together([one.valid for one in good]), tuple(bad), chosen)
@@ -144,15 +144,15 @@ class _Good(NamedTuple):
     cases: list[Case]
 
 
-def _form(found: Sequence[Placed | Bad]) -> Dataset:
+def _form(placed: Sequence[Placed | Bad]) -> Dataset:
     """The data set of a file: that of most of its records."""
-    sets = {one.name: one for one in (dataset_of(each.value) for each in _placed(found))}
-    counts = Counter(dataset_of(each.value).name for each in _placed(found))
+    sets = {one.name: one for one in (dataset_of(each.value) for each in _placed(placed))}
+    counts = Counter(dataset_of(each.value).name for each in _placed(placed))
     return sets[counts.most_common(1)[0][0]] if counts else dataset_of(None)
 
 
-def _placed(found: Sequence[Placed | Bad]) -> list[Placed]:
-    return [one for one in found if isinstance(one, Placed)]
+def _placed(placed: Sequence[Placed | Bad]) -> list[Placed]:
+    return [one for one in placed if isinstance(one, Placed)]
 
 
 def _read(record: Placed | Bad, form: Dataset, index: int, options: Settings) -> _Good | Bad:
@@ -170,7 +170,7 @@ def _read(record: Placed | Bad, form: Dataset, index: int, options: Settings) ->
 def _distinct(read: Sequence[_Good | Bad]) -> list[_Good | Bad]:
     """The records, those with an id that stands there already as bad ones."""
     seen: dict[str, str] = {}
-    found: list[_Good | Bad] = []
+    rows: list[_Good | Bad] = []
     for record in read:
         one = record
         ids = [case.edit.id for case in one.cases] if isinstance(one, _Good) else []
@@ -179,13 +179,13 @@ def _distinct(read: Sequence[_Good | Bad]) -> list[_Good | Bad]:
             one = Bad(record.where, f"its id {twice!r} is that of {seen[twice]}.")
         else:
             seen.update(dict.fromkeys(ids, record.where))
-        found.append(one)
-    return found
+        rows.append(one)
+    return rows
 
 
-def _refusal(bad: Sequence[Bad], found: Sequence[Placed | Bad], source: str) -> str:
+def _refusal(bad: Sequence[Bad], placed: Sequence[Placed | Bad], source: str) -> str:
     """Why a file is refused, and what to do."""
-    single, number = len(bad) == 1, len(found)
+    single, number = len(bad) == 1, len(placed)
     message = f"{bad[0].where}: {bad[0].why}"
     if not single:
         message = f"{_share(bad, number)} of {source} cannot be used:{_listed(bad, source)}\n"
@@ -195,7 +195,7 @@ def _refusal(bad: Sequence[Bad], found: Sequence[Placed | Bad], source: str) -> 
             f"{'it' if single else 'them'}, or go on without: --skip-bad (in Python skip_bad=True; "
             f"in a study skip_bad: true, under data)."
         )
-    if any(isinstance(one, Placed) and _like_a_fact(one.value) for one in found):
+    if any(isinstance(one, Placed) and _like_a_fact(one.value) for one in placed):
         return message.rstrip()
     return (
         f"{message}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, and plain facts "
@@ -222,12 +222,12 @@ def _tell_unread(good: Sequence[_Good], form: Dataset, source: str) -> None:
     """Name the keys that nothing has read."""
     counts = Counter(key for one in good for key in set(one.valid.unread()))
     known = list(form.record.model_fields)
-    said = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common(_SHOWN)]
-    if said:
+    keys = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common(_SHOWN)]
+    if keys:
         more = f" and {len(counts) - _SHOWN:,} others" if len(counts) > _SHOWN else ""
         _warn(
             f"{source}, read as {form.record.__name__}: keys that are not known are left out, here "
-            f"with the number of records that have them: {', '.join(said)}{more}."
+            f"with the number of records that have them: {', '.join(keys)}{more}."
         )
 
 

@@ -72,14 +72,14 @@ def check_apart(text: HeldOut, corpus: str) -> bool | None:
         return True
     if corpus.startswith("hub:"):
         return None
-    wanted = [_known_by(passage) for passage in text.texts]
+    passages = [_known_by(passage) for passage in text.texts]
     documents = [_plain(document) for document in parse_corpus(corpus).texts()]
-    shared = sum(any(key in document for document in documents) for key in wanted)
+    shared = sum(any(key in document for document in documents) for key in passages)
     if shared:
         raise InvalidSetting(
-            f"{shared} of {len(wanted)} passages of {text.source} are also in {corpus}, from which "
-            f"the second moments are: they protect them, and drift would be hidden. Measure it on "
-            f"another text."
+            f"{shared} of {len(passages)} passages of {text.source} are also in {corpus}, from "
+            f"which the second moments are: they protect them, and drift would be hidden. Measure it "
+            f"on another text."
         )
     return True
 

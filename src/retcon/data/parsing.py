@@ -94,12 +94,12 @@ def parsed(text: str, where: str) -> Any:
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object, none of whose keys stands twice in it."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} stands there twice")
-    return found
+    return value
 
 
 def validated(model: type[M], value: object, where: str) -> M:
@@ -118,24 +118,24 @@ def validated(model: type[M], value: object, where: str) -> M:
 
 def _explained(error: ValidationError, known: Sequence[str], keys: Sequence[str]) -> str:
     """The first thing that is wrong: a key that is not known before the one that is missing."""
-    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    place = ".".join(str(part) for part in found["loc"])
-    last = str(found["loc"][-1]) if found["loc"] else ""
-    if found["type"] == "extra_forbidden":
-        meant = did_you_mean(last, known) if len(found["loc"]) == 1 else ""
-        listed = f" Known: {', '.join(known)}." if len(found["loc"]) == 1 else ""
+    problem = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    place = ".".join(str(part) for part in problem["loc"])
+    last = str(problem["loc"][-1]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        meant = did_you_mean(last, known) if len(problem["loc"]) == 1 else ""
+        listed = f" Known: {', '.join(known)}." if len(problem["loc"]) == 1 else ""
         return f"unknown key {place!r}.{meant}{listed}"
-    if found["type"] == "missing":
+    if problem["type"] == "missing":
         meant = did_you_mean(last, [k for k in keys if k not in known]) if place == last else ""
         return f"the key {place!r} is missing.{meant}"
-    if found["type"] == "value_error":
-        said = found["msg"].removeprefix("Value error, ")
-        return f"{place}: {said}." if place else f"{said}."
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}." if place else f"{message}."
     if not place:
-        return f"a record is an object, {{…}}, and this is {_short(found['input'])}."
-    if found["type"] in _TAKES:
-        return f"{place} takes {_TAKES[found['type']]}, and not {_short(found['input'])}."
-    return f"{place}: {found['msg']}."
+        return f"a record is an object, {{…}}, and this is {_short(problem['input'])}."
+    if problem["type"] in _TAKES:
+        return f"{place} takes {_TAKES[problem['type']]}, and not {_short(problem['input'])}."
+    return f"{place}: {problem['msg']}."
 
 
 def did_you_mean(name: str, among: Sequence[str]) -> str:

@@ -117,13 +117,13 @@ def load_tasks(folder: Path, *, n: int, seed: int = 0) -> list[Task]:
         InvalidData: there is none, or a file is wrong; the message says where.
         InvalidSetting: n < 1.
     """
-    found = [name for name in TASKS if _file(folder, name) is not None]
-    if not found:
+    names = [name for name in TASKS if _file(folder, name) is not None]
+    if not names:
         raise InvalidData(
             f"{folder} has no file of a task. Looked there and in its folder `capability` for "
             f"NAME*.jsonl or NAME*.jsonl.gz, with a NAME of {', '.join(TASKS)}."
         )
-    return [load_task(folder, name, n=n, seed=seed) for name in found]
+    return [load_task(folder, name, n=n, seed=seed) for name in names]
 
 
 def load_task(folder: Path, name: str, *, n: int, seed: int = 0) -> Task:

@@ -28,7 +28,7 @@ def replay_outputs(
     """
     heads = [_head(model, edit) for edit in edits]
     blocks = {layer: model.architecture.blocks[layer] for layer in layers}
-    found = delta.new_empty(len(layers), *delta.shape)
+    outputs = delta.new_empty(len(layers), *delta.shape)
     for group in equal_length(heads, _TOKENS):
         own = delta[group]
         ids = torch.tensor([heads[i] for i in group])
@@ -37,14 +37,14 @@ def replay_outputs(
             return torch.cat([y[:, :-1], (y[:, -1] + own.to(y)).unsqueeze(1)], dim=1)
 
         def keep(layer: int, y: Tensor, group: list[int] = group) -> None:
-            found[layers.index(layer), group] = y[:, -1].to(found)
+            outputs[layers.index(layer), group] = y[:, -1].to(outputs)
 
         with (
             hooks.change_outputs([blocks[layers[0]]], len(group), add),
             hooks.read_outputs(blocks, len(group), keep),
         ):
             run_until(model, blocks[layers[-1]], ids)
-    return found
+    return outputs
 
 
 def _head(model: ModelHandle, edit: Edit) -> tuple[int, ...]:

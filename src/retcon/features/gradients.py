@@ -83,11 +83,11 @@ def read_answers(
         for place, i in enumerate(group):
             parts[i] = (read.select(slice(place, place + 1)), nll[place])
     progress("reading gradients", len(edits), len(edits))
-    found = [parts[i][0] for i in range(len(edits))]
+    rows = [parts[i][0] for i in range(len(edits))]
     whole = Answers(
-        torch.cat([part.owner + i for i, part in enumerate(found)]),
+        torch.cat([part.owner + i for i, part in enumerate(rows)]),
         *(
-            {layer: torch.cat([part[field][layer] for part in found]) for layer in layers}
+            {layer: torch.cat([part[field][layer] for part in rows]) for layer in layers}
             for field in (1, 2, 3)
         ),
     )

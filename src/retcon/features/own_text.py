@@ -58,16 +58,16 @@ class SelfCorpus:
     def texts(self) -> Iterator[str]:
         """The documents: sampled on first use, read from the cache afterwards."""
         path = cache_folder() / "corpora" / f"{self.identity.replace(':', '-')}.jsonl"
-        found = whole(path, _load)
-        if found is None:
+        corpus = whole(path, _load)
+        if corpus is None:
             make_folder(path.parent)
             with locked(Path(f"{path}.lock")):
-                found = whole(path, _load)  # another process may have been quicker
-                if found is None:
-                    found = self._sample(path.with_suffix(".partial.jsonl"))
-                    _save(path, found)
+                corpus = whole(path, _load)  # another process may have been quicker
+                if corpus is None:
+                    corpus = self._sample(path.with_suffix(".partial.jsonl"))
+                    _save(path, corpus)
                     path.with_suffix(".partial.jsonl").unlink(missing_ok=True)
-        yield from found
+        yield from corpus
 
     def _sample(self, partial: Path) -> list[str]:
         """All documents. partial: keeps those of the batches that are done."""

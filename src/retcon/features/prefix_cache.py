@@ -85,13 +85,13 @@ class KeyValues(NamedTuple):
 class Before(NamedTuple):
     """Cached keys and values before each row: indices, and a mask of non-padding."""
 
-    kept: KeyValues
+    key_values: KeyValues
     index: Int[Tensor, "rows prefix"]
     visible: Bool[Tensor, "rows prefix"]
 
     def cache(self, blocks: int) -> Cache:
         """Cache for a model of `blocks` blocks; those that are not kept do not run."""
-        skipped = blocks - len(self.kept.keys)
+        skipped = blocks - len(self.key_values.keys)
         return Cache(layers=[_Before(self, max(0, block - skipped)) for block in range(blocks)])
 
 
@@ -110,8 +110,8 @@ class _Before(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
         self.keys, self.values = key_states, value_states
-        kept, index, _ = self.before
-        keys, values = kept.keys[self.block], kept.values[self.block]
+        stored, index, _ = self.before
+        keys, values = stored.keys[self.block], stored.values[self.block]
         index = index.to(keys.device)  # blocks may be on several
         return (
             torch.cat([keys[index].transpose(1, 2), key_states], dim=2),
@@ -125,18 +125,22 @@ class _Before(DynamicLayer):
 class Prefix(NamedTuple):
     """Values that no δ of these rows can change, computed once.
 
-    kept: keys and values in the live blocks; before: which of those tokens stand before each row's
-    lookup token. stream: what enters the first live block, at the lookup token and behind it.
+    Attributes:
+        key_values: keys and values in the live blocks.
+        before: which of those tokens are before each row's lookup token.
+        stream: input of the first live block, from the lookup token on.
     """
 
     rows: Sequence[TargetRow]
-    kept: KeyValues
+    key_values: KeyValues
     before: list[range | list[int]]
     stream: Float[Tensor, "rows suffix hidden"]
 
     def standing_before(self, rows: Int[Tensor, " rows"]) -> Before:
         """Gather what a pass over some rows reads of the tokens before them."""
-        return _standing_before(self.kept, [self.before[i] for i in rows.tolist()], rows.device)
+        return _standing_before(
+            self.key_values, [self.before[i] for i in rows.tolist()], rows.device
+        )
 
 
 def read_prefix(
@@ -149,20 +153,20 @@ def read_prefix(
     beginnings = sorted({row.ids[: row.shared] for row in rows if row.shared})
     with torch.no_grad():
         # Some text has to run in any case, to see what kind of cache the model has.
-        kept = _read_beginnings(model, beginnings or [rows[0].ids[:1]])
-        if kept is None:
+        key_values = _read_beginnings(model, beginnings or [rows[0].ids[:1]])
+        if key_values is None:
             return None
         ends = accumulate(map(len, beginnings), initial=0)
         where = {
             ids: range(end, end + len(ids)) for ids, end in zip(beginnings, ends, strict=False)
         }
         shared = [where.get(row.ids[: row.shared], range(0)) for row in rows]
-        behind = _Behind(model, rows, kept, shared, tokens)
+        behind = _Behind(model, rows, key_values, shared, tokens)
         stream = behind.stream(place)
         # Where no block is live, the last one's are kept all the same.
         first = min(place.first_live, model.layers - 1)
         tails, before = behind.tails(first)
-        everything = KeyValues.stack([kept.from_block(first), *tails])
+        everything = KeyValues.stack([key_values.from_block(first), *tails])
         return Prefix(rows, everything, before, stream)
 
 
@@ -175,7 +179,7 @@ def _read_beginnings(model: ModelHandle, texts: Sequence[tuple[int, ...]]) -> Ke
     # Some architectures have none: they carry a state from token to token, or nothing at all.
     cache = getattr(found, "past_key_values", None)
     layers = list(cache.layers) if isinstance(cache, Cache) else []
-    kept = KeyValues([], [])
+    key_values = KeyValues([], [])
     for layer in layers:
         # Not their kin, which keep something else beside keys and values.
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -185,9 +189,9 @@ def _read_beginnings(model: ModelHandle, texts: Sequence[tuple[int, ...]]) -> Ke
             return None
         if layer.keys.shape[2] != mask.shape[1]:
             return None
-        kept.keys.append(_real(layer.keys, mask.bool()))
-        kept.values.append(_real(layer.values, mask.bool()))
-    return kept if len(layers) == model.layers else None
+        key_values.keys.append(_real(layer.keys, mask.bool()))
+        key_values.values.append(_real(layer.values, mask.bool()))
+    return key_values if len(layers) == model.layers else None
 
 
 class _Behind:
@@ -197,18 +201,18 @@ class _Behind:
         self,
         model: ModelHandle,
         rows: Sequence[TargetRow],
-        kept: KeyValues,
+        key_values: KeyValues,
         shared: Sequence[range],
         tokens: int,
     ) -> None:
-        self.model, self.rows, self.kept, self.shared = model, rows, kept, shared
+        self.model, self.rows, self.key_values, self.shared = model, rows, key_values, shared
         self.tokens = tokens
 
     def tails(self, first: int) -> tuple[list[KeyValues], list[range | list[int]]]:
         """Keys and values of the rows' tails, in the blocks from `first` on, and whose they are."""
         parts: list[KeyValues] = []
         before: list[range | list[int]] = [*self.shared]
-        end = self.kept.tokens
+        end = self.key_values.tokens
         texts = [row.ids[row.shared : row.lookup] for row in self.rows]
         for rows in self._parts([len(text) for text in texts]):
             batch = self.model.tokens.pad([texts[i] for i in rows])
@@ -261,7 +265,7 @@ class _Behind:
     def _run(self, rows: Sequence[int], ids: Int[Tensor, "rows length"]) -> Any:
         """The model's own forward over these tokens behind the shared beginnings of the rows."""
         device = self.model.device
-        before = _standing_before(self.kept, [self.shared[i] for i in rows], device)
+        before = _standing_before(self.key_values, [self.shared[i] for i in rows], device)
         start = torch.tensor([[self.rows[i].shared] for i in rows], device=device)
         return run(
             self.model,
@@ -275,7 +279,7 @@ class _Behind:
 
 
 def _standing_before(
-    kept: KeyValues, tokens: Sequence[range | list[int]], device: torch.device
+    key_values: KeyValues, tokens: Sequence[range | list[int]], device: torch.device
 ) -> Before:
     """Rows of references to kept tokens, filled up on the right with any."""
     lengths = torch.tensor([len(row) for row in tokens], device=device)
@@ -284,7 +288,7 @@ def _standing_before(
     for i, row in enumerate(tokens):
         index[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
     visible = torch.arange(width, device=device) < lengths.unsqueeze(1)
-    return Before(kept, index.to(device), visible)
+    return Before(key_values, index.to(device), visible)
 
 
 def _real(

@@ -54,16 +54,16 @@ def recall_targets(
         chosen = [edits[i] for i in group]
         unfinished = Unfinished("targets", [names[i] for i in group])
         with unfinished.until_done():
-            made = optimise_targets(
+            targets = optimise_targets(
                 model, chosen, prefixes, layer, options, advance, start=unfinished
             )
-        return [_to_entry(made.select(slice(i, i + 1))) for i in range(len(chosen))]
+        return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
-    told = {
+    chosen_options = {
         **asdict(options),
         "stop_when_said": options.stop_when_said or False,
     }  # once a yes or no
-    shared = {**_shared(model, layer), "prefixes": prefixes, "options": told}
+    shared = {**_shared(model, layer), "prefixes": prefixes, "options": chosen_options}
     names = [{**shared, "edit": _told(model, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))

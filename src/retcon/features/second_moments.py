@@ -150,11 +150,11 @@ def load_moments(
 
     def read(layer: int) -> SecondMoment:
         file = moment_file(folder, layer)
-        found = whole(file, load_moment)
-        if found is None:
+        moment = whole(file, load_moment)
+        if moment is None:
             collect([layer])
-            found = load_moment(file, place(file))
-        return found
+            moment = load_moment(file, place(file))
+        return moment
 
     collect(layers)
     return ((layer, read(layer)) for layer in layers)
@@ -309,14 +309,14 @@ def _homes(model: ModelHandle, widths: Mapping[int, int]) -> dict[int, torch.dev
     On the layer's own GPU where all sums take less than half of what is free there: a product does
     not have to leave it then. In main memory otherwise.
     """
-    wanted = {layer: model.site(layer).device for layer in widths}
+    devices = {layer: model.site(layer).device for layer in widths}
     need = 8 * sum(width**2 for width in widths.values())
     free = {
         device: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        for device in {*wanted.values()}
+        for device in {*devices.values()}
     }
     main = torch.device("cpu")
-    return {layer: device if 2 * need < free[device] else main for layer, device in wanted.items()}
+    return {layer: device if 2 * need < free[device] else main for layer, device in devices.items()}
 
 
 def _key(model: ModelHandle, corpus: Corpus, tokens: int, document_tokens: int) -> str:

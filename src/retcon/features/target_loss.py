@@ -30,14 +30,14 @@ class Losses(NamedTuple):
     """Terms of the loss, a row per edit; of an edit that was not asked for, what was last seen.
 
     nll: mean over contexts of the target's mean negative log-probability per token, as last seen
-    of each. kl: divergence at the subject. said: whether every token of the target is the most
+    of each. kl: divergence at the subject. predicted: whether every token of the target is the most
     probable in every context but the first, the bare prompt (in that one, where it is alone).
     complete: whether every context has been seen.
     """
 
     nll: Float[Tensor, " edits"]
     kl: Float[Tensor, " edits"]
-    said: Bool[Tensor, " edits"]
+    predicted: Bool[Tensor, " edits"]
     complete: bool
 
 
@@ -47,7 +47,7 @@ class _Text(NamedTuple):
     owner: int
     context: int
     row: TargetRow
-    wanted: tuple[int, ...]
+    target: tuple[int, ...]
 
 
 class TargetLoss:
@@ -104,7 +104,7 @@ class TargetLoss:
         return Losses(
             nll=self._nll.nanmean(1),
             kl=self._divergence.clone(),
-            said=self._said[:, min(1, self._said.shape[1] - 1) :].all(1),
+            predicted=self._said[:, min(1, self._said.shape[1] - 1) :].all(1),
             complete=not bool(self._nll.isnan().all(0).any()),
         )
 
@@ -118,9 +118,9 @@ class TargetLoss:
         """Every text that a full pass runs."""
         return [text.row for text in self._texts]
 
-    def _micro_batches(self, wanted: Bool[Tensor, " texts"]) -> Iterator[Int[Tensor, " rows"]]:
+    def _micro_batches(self, chosen: Bool[Tensor, " texts"]) -> Iterator[Int[Tensor, " rows"]]:
         predictions = [len(text.row.predicts) for text in self._texts]
-        rows = wanted.nonzero()[:, 0]
+        rows = chosen.nonzero()[:, 0]
         return packed(rows, self._passes.lengths, predictions, self._micro_batch)
 
     def _logits(
@@ -134,13 +134,13 @@ class TargetLoss:
         """The sum over texts of the target's mean negative log-probability; each is noted."""
         texts = [self._texts[i] for i in rows.tolist()]
         # −100 is PyTorch's mark of a position that asks for nothing.
-        wanted = _column([token for text in texts for token in text.wanted or (-100,)], logits)
-        lengths = _column([len(text.wanted) or 1 for text in texts], logits)
+        labels = _column([token for text in texts for token in text.target or (-100,)], logits)
+        lengths = _column([len(text.target) or 1 for text in texts], logits)
         row = torch.arange(len(texts), device=logits.device).repeat_interleave(lengths)
-        each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         means = each.new_zeros(len(texts)).index_add(0, row, each) / lengths
         missed = torch.zeros_like(means).index_add(
-            0, row, (logits.detach().argmax(-1) != wanted).to(means)
+            0, row, (logits.detach().argmax(-1) != labels).to(means)
         )
         targets = self._context[rows] != _SUBJECT
         place = (self._owner[rows][targets], self._context[rows][targets])
@@ -163,24 +163,26 @@ class TargetLoss:
     def _where_kept(
         self, rows: Int[Tensor, " rows"]
     ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"]]:
-        """Among the predictions of some texts, those that should stay, and whose they are."""
+        """Find the predictions of some texts that should stay as they are, and their edits."""
         texts = [self._texts[i] for i in rows.tolist()]
-        asked = [(text.owner, bool(text.wanted)) for text in texts for _ in text.wanted or (0,)]
-        kept = [(place, owner) for place, (owner, wanted) in enumerate(asked) if not wanted]
-        place, owner = torch.tensor(kept, dtype=torch.long, device=rows.device).view(-1, 2).T
+        predictions = [(text.owner, text.target) for text in texts for _ in text.target or (0,)]
+        staying = [(place, owner) for place, (owner, new) in enumerate(predictions) if not new]
+        place, owner = torch.tensor(staying, dtype=torch.long, device=rows.device).view(-1, 2).T
         return place, owner
 
     @torch.no_grad()
     def _at_the_subjects(self, model: ModelHandle, edits: int) -> Float[Tensor, "edits vocabulary"]:
         """Log p behind "{subject} is a" of each edit, at δ = 0."""
-        asked = torch.tensor([not text.wanted for text in self._texts], device=model.device)
+        without_target = torch.tensor(
+            [not text.target for text in self._texts], device=model.device
+        )
         zero = torch.zeros(edits, model.hidden, dtype=model.dtype, device=model.device)
         owners: list[Tensor] = []
-        found: list[Tensor] = []
-        for rows in self._micro_batches(asked):
-            found.append(self._logits(rows, zero).log_softmax(-1))
+        parts: list[Tensor] = []
+        for rows in self._micro_batches(without_target):
+            parts.append(self._logits(rows, zero).log_softmax(-1))
             owners.append(self._owner[rows])
-        return torch.cat(found)[torch.cat(owners).argsort()]
+        return torch.cat(parts)[torch.cat(owners).argsort()]
 
 
 def _column(values: Sequence[int], like: Tensor | ModelHandle) -> Int[Tensor, " values"]:

@@ -151,12 +151,12 @@ def pass_tokens(model: ModelHandle, layer: int, options: TargetOptions) -> int:
     fills it, as far as half of its free memory holds what the pass keeps.
     """
     usual = default_micro_batch(model.outline)
-    asked = options.micro_batch or usual
-    if model.device.type != "cuda" or asked != usual:
-        return asked
+    tokens = options.micro_batch or usual
+    if model.device.type != "cuda" or tokens != usual:
+        return tokens
     free = torch.cuda.mem_get_info(model.device)[0]
     each = kept_numbers(model.outline, behind=layer) * model.dtype.itemsize
-    return max(asked, min(_FULL_PASS, int(_FREE_SHARE * free / max(1, each))))
+    return max(tokens, min(_FULL_PASS, int(_FREE_SHARE * free / max(1, each))))
 
 
 def optimise_targets(
@@ -225,12 +225,12 @@ class _Group(NamedTuple):
         )
         anchor = _anchors(self.model, self.edits, place)
         halfway = None if isinstance(start, Tensor) else start
-        kept = None if halfway is None else halfway.read()
+        saved = None if halfway is None else halfway.read()
         warm = start if isinstance(start, Tensor) else None
         descent = _Descent(anchor, losses, options, tied, warm)
-        if kept is not None:
-            descent.go_on_from(kept)
-            started -= float(kept["seconds"])
+        if saved is not None:
+            descent.go_on_from(saved)
+            started -= float(saved["seconds"])
         while True:
             with _attention(self.model):
                 total = descent.look(_turn(descent.passes, len(self.prefixes), options))
@@ -297,7 +297,7 @@ class _Descent:
         self.nll = torch.where(active, now.nll, self.nll)
         self.loss = torch.where(active, total, self.loss)
         self.steps += active
-        self.said += now.said & now.complete
+        self.said += now.predicted & now.complete
         done = now.complete & (total < options.stop_below)
         if options.stop_when_said:
             done |= self.said >= options.stop_when_said
@@ -325,25 +325,25 @@ class _Descent:
         own = {name: getattr(self, name) for name in _OWN}
         moments = {f"adam.{name}": value for name, value in adam.items()}
         seen = {f"seen.{name}": value for name, value in self._losses.seen.items()}
-        kept = {**own, **moments, **seen, "delta": self._delta.detach()}
+        state = {**own, **moments, **seen, "delta": self._delta.detach()}
         numbers = {"passes": self.passes, "seconds": seconds}
-        kept |= {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return {name: value.clone() for name, value in kept.items()}
+        state |= {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return {name: value.clone() for name, value in state.items()}
 
     @torch.no_grad()
-    def go_on_from(self, kept: Mapping[str, Tensor]) -> None:
+    def go_on_from(self, state: Mapping[str, Tensor]) -> None:
         """Stand where an earlier descent of the same edits stood."""
         for name in _OWN:
-            setattr(self, name, kept[name].to(getattr(self, name)))
-        self.passes = int(kept["passes"])
-        self._delta.copy_(kept["delta"])
+            setattr(self, name, state[name].to(getattr(self, name)))
+        self.passes = int(state["passes"])
+        self._delta.copy_(state["delta"])
         self._adam.state[self._delta] = {
             name.removeprefix("adam."): value.to(self._delta) if value.ndim else value.clone()
-            for name, value in kept.items()
+            for name, value in state.items()
             if name.startswith("adam.")
         }
         for name, value in self._losses.seen.items():
-            value.copy_(kept[f"seen.{name}"])
+            value.copy_(state[f"seen.{name}"])
 
     def targets(self, seconds: float) -> Targets:
         """Targets as they are now. seconds: time of each edit."""

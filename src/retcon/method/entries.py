@@ -78,7 +78,7 @@ class MethodEntry:
 def _settings(factory: Callable[..., Any]) -> dict[str, Setting]:
     """The settings of a factory, read from its signature once."""
     hints = get_type_hints(factory, include_extras=True)
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         default = parameter.default
         if name == "layers":
@@ -87,10 +87,10 @@ def _settings(factory: Callable[..., Any]) -> dict[str, Setting]:
             inner = get_type_hints(type(default), include_extras=True)
             for field in fields(default):
                 value = getattr(default, field.name)
-                found[field.name] = Setting(name, inner[field.name], value)
+                settings[field.name] = Setting(name, inner[field.name], value)
         else:
-            found[name] = Setting(None, hints[name], default)
-    return found
+            settings[name] = Setting(None, hints[name], default)
+    return settings
 
 
 METHODS: Registry[MethodEntry] = Registry("method", "retcon.method")

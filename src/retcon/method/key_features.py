@@ -21,8 +21,9 @@ class KeyFeatures(NamedTuple):
             prompt's for ROME, else the averaged one), so that outputs + δ is the wanted value
             whatever becomes of W. None where several layers are edited, whose residuals are read
             from the model.
-        wanted: where each layer has a target of its own, what its block should give at the subject.
-        stood: where the length of values is anchored, what the last edited matrix gave there.
+        target_outputs: output that each block should give at the subject, where each layer has
+            a target of its own.
+        values: output of the last edited matrix there, where the length of values is anchored.
     """
 
     edits: tuple[Edit, ...]
@@ -30,8 +31,8 @@ class KeyFeatures(NamedTuple):
     keys: Float64[Tensor, "edits d_in"]
     bare: Float64[Tensor, "edits d_in"]
     outputs: Float64[Tensor, "edits d_out"] | None
-    wanted: Float64[Tensor, "layers edits hidden"] | None = None
-    stood: Float64[Tensor, "edits hidden"] | None = None
+    target_outputs: Float64[Tensor, "layers edits hidden"] | None = None
+    values: Float64[Tensor, "edits hidden"] | None = None
 
     @property
     def cached(self) -> Bool[Tensor, " edits"]:
@@ -51,6 +52,6 @@ class KeyFeatures(NamedTuple):
             self.keys[rows],
             self.bare[rows],
             None if self.outputs is None else self.outputs[rows],
-            None if self.wanted is None else self.wanted[:, rows],
-            None if self.stood is None else self.stood[rows],
+            None if self.target_outputs is None else self.target_outputs[:, rows],
+            None if self.values is None else self.values[rows],
         )

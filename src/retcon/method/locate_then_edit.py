@@ -118,16 +118,16 @@ class LocateThenEdit:
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
         keys, bare = recall_keys(model, edits, state.prefixes, first, averages, progress)
         targets = self._targets(model, edits, state, self._aim, progress)
-        outputs = wanted = stood = None
+        outputs = target_outputs = values = None
         if len(self.layers) == 1:
             outputs = self._valued(keys, bare) @ model.master(first).double().mT
         else:
-            wanted = self._spread.wanted(model, edits, self.layers, targets.delta)
+            target_outputs = self._spread.target_outputs(model, edits, self.layers, targets.delta)
         if self.residuals.anchor_norm != "off":
             module = {self._aim: model.site(self._aim).module}
             located = [locate(model.tokens, edit, "") for edit in edits]
-            stood = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
-        return KeyFeatures(tuple(edits), targets, keys, bare, outputs, wanted, stood)
+            values = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
+        return KeyFeatures(tuple(edits), targets, keys, bare, outputs, target_outputs, values)
 
     def solve(
         self,
@@ -145,8 +145,8 @@ class LocateThenEdit:
         check_batch(self, len(features.edits))
         names = [self._name(edit) for edit in features.edits]
         rows = self._rows(names, state)
-        if features.stood is not None and state.anchor is None:
-            state = state._replace(anchor=length_of(features.stood, features.targets.delta))
+        if features.values is not None and state.anchor is None:
+            state = state._replace(anchor=length_of(features.values, features.targets.delta))
         features = self._anchored(features, state)
         wishes, done = self._solved(model, features, rows, state, progress)
         ridge = state.memory.loosest(self.ridge_of(len(features.edits)))
@@ -278,11 +278,11 @@ class LocateThenEdit:
         return Rows.of(names, state.memory.facts if replaces else NO_FACTS)
 
     def _anchored(self, features: KeyFeatures, state: KeyState) -> KeyFeatures:
-        if features.stood is None:
+        if features.values is None:
             return features
         assert state.anchor is not None
         cap = self.residuals.anchor_norm == "cap"
-        delta = anchored(features.stood, features.targets.delta, state.anchor, cap=cap)
+        delta = anchored(features.values, features.targets.delta, state.anchor, cap=cap)
         return features._replace(targets=features.targets._replace(delta=delta))
 
     def _solved(
@@ -424,10 +424,10 @@ def _reached(delta: LowRankDelta, wish: Wish, rows: Rows) -> Float64[Tensor, " e
     written = (keys.float() @ delta.right.mT) @ delta.left
     size = wish.residual.norm(dim=-1)
     reached = 1 - (written - wish.residual).norm(dim=-1) / size
-    found = torch.ones_like(size)
+    shares = torch.ones_like(size)
     chosen = [i for i in rows.written if size[i] > 0]
-    found[chosen] = reached[chosen]
-    return found
+    shares[chosen] = reached[chosen]
+    return shares
 
 
 def _only_first(state: KeyState) -> Float64[Tensor, " contexts"]:

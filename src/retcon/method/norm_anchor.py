@@ -24,31 +24,31 @@ _FEW = 20
 
 
 def length_of(
-    stood: Float64[Tensor, "edits hidden"], delta: Float[Tensor, "edits hidden"]
+    values: Float64[Tensor, "edits hidden"], delta: Float[Tensor, "edits hidden"]
 ) -> float:
     """The anchor a, by some edits on the clean model; with a warning where they are few."""
-    if len(stood) < _FEW:
+    if len(values) < _FEW:
         warnings.warn(
             f"anchor_norm takes the length of all values from the first batch, and that has "
-            f"{len(stood)} facts (NAS: 1,000). Make the first batch larger, {_FEW} at least, or "
+            f"{len(values)} facts (NAS: 1,000). Make the first batch larger, {_FEW} at least, or "
             f"set anchor_norm=off.",
             RetconWarning,
             stacklevel=2,
         )
-    lengths = (stood + delta.double()).norm(dim=-1).sort().values
+    lengths = (values + delta.double()).norm(dim=-1).sort().values
     return float(lengths[: max(1, round((1 - _TRIMMED) * len(lengths)))].mean())
 
 
 def anchored(
-    stood: Float64[Tensor, "edits hidden"],
+    values: Float64[Tensor, "edits hidden"],
     delta: Float[Tensor, "edits hidden"],
     length: float,
     *,
     cap: bool,
 ) -> Float[Tensor, "edits hidden"]:
     """δ such that m + δ has the anchor's length, or with `cap` at most that; 0 if left out."""
-    value = stood + delta.double()
+    value = values + delta.double()
     norm = value.norm(dim=-1, keepdim=True)
     scale = (length / norm.clamp_min(1e-30)).clamp_max(1.0 if cap else torch.inf)
-    turned = scale * value - stood
+    turned = scale * value - values
     return torch.where(norm > _LEFT_OUT * length, torch.zeros_like(turned), turned).to(delta)

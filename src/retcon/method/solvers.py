@@ -215,11 +215,11 @@ def _in_passes(
     residual: Float64[Tensor, "n d_out"], share: Float64[Tensor, "n n"], passes: int
 ) -> Float64[Tensor, "n d_out"]:
     """Residual whose one solve equals `passes` solves of what is left each time. share: A Kᵀ."""
-    asked = left = residual
+    total = left = residual
     for _ in range(passes - 1):
         left = left - share @ left
-        asked = asked + left
-    return asked
+        total = total + left
+    return total
 
 
 # Post-processing of a change, by the matrix that it is measured against.

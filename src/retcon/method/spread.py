@@ -49,7 +49,7 @@ class Spread(Protocol):
         """The layer at whose output targets are optimised first."""
         ...
 
-    def wanted(
+    def target_outputs(
         self,
         model: ModelHandle,
         edits: Sequence[Edit],
@@ -72,7 +72,7 @@ class Divided:
         """The last layer."""
         return layers[-1]
 
-    def wanted(
+    def target_outputs(
         self,
         model: ModelHandle,
         edits: Sequence[Edit],
@@ -97,7 +97,7 @@ class Forward:
         """The first layer."""
         return layers[0]
 
-    def wanted(
+    def target_outputs(
         self,
         model: ModelHandle,
         edits: Sequence[Edit],
@@ -110,8 +110,8 @@ class Forward:
     def gap(self, features: KeyFeatures, last: int, layer: Layer) -> Gap:
         """The whole gap at this layer."""
         del last
-        assert features.wanted is not None
-        return features.wanted[layer.done] - layer.output(layer.number)
+        assert features.target_outputs is not None
+        return features.target_outputs[layer.done] - layer.output(layer.number)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Each:
         """The first layer; the others follow on their turn."""
         return layers[0]
 
-    def wanted(
+    def target_outputs(
         self,
         model: ModelHandle,
         edits: Sequence[Edit],

@@ -36,10 +36,10 @@ class WrittenFacts(NamedTuple):
     ) -> "WrittenFacts":
         """The facts after a batch. names, values: of its edits, and rows: what became of them."""
         merged: dict[int, Tensor] = {}
-        for layer, asked in values.items():
-            before = self.values.get(layer, asked[:0]).clone()
-            before[rows.places] = asked[rows.again]
-            merged[layer] = torch.cat([before, asked[rows.new]])
+        for layer, outputs in values.items():
+            before = self.values.get(layer, outputs[:0]).clone()
+            before[rows.places] = outputs[rows.again]
+            merged[layer] = torch.cat([before, outputs[rows.new]])
         ridges = torch.cat([self.ridges, self.ridges.new_full((len(rows.new),), ridge)])
         return WrittenFacts(self.names + tuple(names[i] for i in rows.new), ridges, merged)
 

@@ -76,15 +76,15 @@ class BlockProbe:
             UnsupportedModel: there is none, or a quantised one runs behind it.
         """
         order = self._run_order()
-        found = [name for name in order if self._returns(name)]
-        if not found:
+        names = [name for name in order if self._returns(name)]
+        if not names:
             raise UnsupportedModel(
                 f"block {self.layer} runs no linear map that returns to the hidden width "
                 f"{self.width} ({len(self.linear)} linear maps seen)"
             )
-        if found[-1] in self.packed:
+        if names[-1] in self.packed:
             raise UnsupportedModel(f"the last linear map of block {self.layer} is quantised")
-        return found[-1], found[:-1]
+        return names[-1], names[:-1]
 
     def down_projection(self) -> Found:
         """The block's down-projection, and what becomes of its output.
@@ -170,13 +170,13 @@ class BlockProbe:
 
     def _input_in_silence(self, path: str, silent: str | None, tokens: tuple[int, ...]) -> Tensor:
         """The map's input while earlier blocks pass embeddings on and `silent` returns 0."""
-        kept: list[Tensor] = []
+        inputs: list[Tensor] = []
         with (
             hooks.silenced(self._silenced(silent)),
-            hooks.read_inputs({0: self.linear[path]}, 1, lambda _layer, x: kept.append(x)),
+            hooks.read_inputs({0: self.linear[path]}, 1, lambda _layer, x: inputs.append(x)),
         ):
             self._run(tokens)
-        return kept[0].float()
+        return inputs[0].float()
 
     def _silenced(self, silent: str | None) -> list[nn.Module]:
         """The named map of this block, and every map back to the hidden width before it."""
@@ -240,25 +240,25 @@ def hollow(model: PreTrainedModel) -> Generator[None, None, None]:
     stores = [
         vars(module)[kind] for module in model.modules() for kind in ("_parameters", "_buffers")
     ]
-    kept = [
+    originals = [
         (store, name, tensor)
         for store in stores
         for name, tensor in store.items()
         if tensor is not None and tensor.is_meta
     ]
-    made = {id(tensor): _repeated(tensor) for _, _, tensor in kept}
+    copies = {id(tensor): _repeated(tensor) for _, _, tensor in originals}
     try:
-        for store, name, tensor in kept:
-            store[name] = made[id(tensor)]
+        for store, name, tensor in originals:
+            store[name] = copies[id(tensor)]
         yield
     finally:
-        for store, name, tensor in kept:
+        for store, name, tensor in originals:
             store[name] = tensor
 
 
 def _repeated(tensor: Tensor) -> Tensor:
     one = torch.full((), 0.01 if tensor.is_floating_point() else 0, dtype=tensor.dtype)
-    found = one.expand(tensor.shape)
+    view = one.expand(tensor.shape)
     # Some are written to, as buffers are.
-    found = found.clone() if tensor.numel() <= _SMALL else found
-    return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
+    view = view.clone() if tensor.numel() <= _SMALL else view
+    return nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view

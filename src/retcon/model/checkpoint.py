@@ -109,11 +109,11 @@ class CheckpointFiles:
         """
         stored = {name: shard for shard in self.shards for name in shard.pieces}
         shapes = {name: tuple(t.shape) for name, t in self.outline.model.state_dict().items()}
-        found: dict[str, tuple[Shard, str]] = {}
+        homes: dict[str, tuple[Shard, str]] = {}
         for name, own in _names(self.outline.model, stored).items():
             if shapes.get(own) == stored[name].pieces[name].shape:
-                found[own] = (stored[name], name)
-        return found
+                homes[own] = (stored[name], name)
+        return homes
 
     def home(self, parameter: str) -> tuple[Shard, str]:
         """The shard in which a parameter is stored, and its name there.
@@ -160,14 +160,14 @@ def _names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     renaming = [each for each in transforms if isinstance(each, WeightRenaming)]
     converting = [each for each in transforms if isinstance(each, WeightConverter)]
     state: dict[str, Any] = model.state_dict()
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in stored:
         own, converted = rename_source_key(
             name, renaming, converting, model.base_model_prefix, state
         )
         if converted is None and own in state:
-            found[name] = own
-    return found
+            names[name] = own
+    return names
 
 
 def write_safetensors(

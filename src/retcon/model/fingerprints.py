@@ -97,11 +97,11 @@ def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 def digest_of(tensor: Tensor) -> str:
     """sha256 of a tensor's shape and of all its numbers."""
-    found = hashlib.sha256(json.dumps(list(tensor.shape)).encode())
+    digest = hashlib.sha256(json.dumps(list(tensor.shape)).encode())
     for part in tensor.detach().reshape(-1).split(_CHUNK):
         rounded = part.to(torch.bfloat16) if part.is_floating_point() else part
-        found.update(rounded.cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(rounded.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sample(name: str, tensor: Tensor, through: torch.dtype | None = None) -> bytes:
@@ -139,7 +139,7 @@ class Known:
 
 
 def _load(path: Path, owner: Owner) -> Weights:
-    found = load_record(path, owner)
-    if not found.sealed:
+    record = load_record(path, owner)
+    if not record.sealed:
         raise Damaged(f"{path} is damaged: it has no seal.")
-    return Weights.model_validate(found.value)
+    return Weights.model_validate(record.value)

@@ -64,12 +64,12 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST} bytes")
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, not an object")
+        value = json.loads(file.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {type(value).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
         raise ModelNotFound(f"{file} cannot be read: {error}.") from error
-    return found
+    return value
 
 
 def _refuse_adapter(folder: Path, name: str) -> None:
@@ -84,9 +84,9 @@ def _refuse_adapter(folder: Path, name: str) -> None:
     )
 
 
-def _entries(found: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+def _entries(content: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
     """Yield place, key and value of everything in a JSON object, nested objects included."""
-    waiting = [(path, found)]
+    waiting = [(path, content)]
     while waiting:
         place, value = waiting.pop()
         if isinstance(value, list):

@@ -101,7 +101,7 @@ def sample_behind(
 
     Prompts of one length run together, so nothing is padded.
     """
-    found = [""] * len(prompts)
+    texts = [""] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
     done = 0
     for length in sorted(set(lengths)):
@@ -113,9 +113,9 @@ def sample_behind(
             new = max(1, total_tokens - length)
             out = _sampled(model, [prompts[i] for i in rows], new, seed + rows[0], top_k)
             for i, ids in zip(rows, out, strict=True):
-                found[i] = model.tokens.decode(ids)
+                texts[i] = model.tokens.decode(ids)
     progress(_WRITING, done, len(prompts))
-    return found
+    return texts
 
 
 def _sampled(
@@ -170,7 +170,7 @@ def greedy(
     owners: under which of the overlay's updates each is generated. Prompts of one length run
     together, so nothing is padded.
     """
-    found: list[tuple[int, ...]] = [()] * len(prompts)
+    continuations: list[tuple[int, ...]] = [()] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
     done = 0
     for length in sorted(set(lengths)):
@@ -186,9 +186,9 @@ def greedy(
                 max(new_tokens[i] for i in rows),
             )
             for i, row in zip(rows, out, strict=True):
-                found[i] = tuple(row[: new_tokens[i]])
+                continuations[i] = tuple(row[: new_tokens[i]])
     progress(_WRITING, done, len(prompts))
-    return found
+    return continuations
 
 
 def _greedy(

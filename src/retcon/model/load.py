@@ -75,7 +75,7 @@ def load(
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
         # With output_loading_info it returns two things, which its annotation does not say.
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        result: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=kind,
             weights_only=True,
@@ -85,9 +85,9 @@ def load(
             **_CLOSED,
             **placement,
         )
-        model, told = found
+        model, report = result
     assert isinstance(model, PreTrainedModel)
-    _refuse_gaps(name, told)
+    _refuse_gaps(name, report)
     if not placement:
         _move(model, device)
     loaded = ModelHandle(model, tokenizer, name=name, weights=weights)
@@ -202,19 +202,19 @@ def _refuse_name(name: str) -> None:
         raise UnknownName.among("model", name, ALIASES)
 
 
-def _fetch(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
+def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Bring files of a hub model that are not here yet; the folder in which all of them are."""
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             name,
             revision=revision,
             local_files_only=_offline(),
-            allow_patterns=[*wanted],
+            allow_patterns=[*patterns],
             ignore_patterns=["*/*"],
         )
     except (OSError, ValueError) as error:
         raise ModelNotFound(_unreachable(name, error)) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _fetch_weights(folder: Path, name: str, revision: str | None) -> None:
@@ -240,10 +240,10 @@ def stored_weights(folder: Path) -> Weights:
     return next(filter(None, kept), None) or load(str(folder), dtype="bfloat16").weights
 
 
-def _refuse_gaps(name: str, told: Mapping[str, Collection[Any]]) -> None:
+def _refuse_gaps(name: str, report: Mapping[str, Collection[Any]]) -> None:
     """Refuse a checkpoint that is not, weight by weight, the model that its configuration says.
 
-    told: what transformers has found, without what it knows to be tied or of no use.
+    report: what transformers has found, without what it knows to be tied or of no use.
 
     Raises:
         UnsupportedModel: something is missing, left over, or of another shape.
@@ -251,9 +251,12 @@ def _refuse_gaps(name: str, told: Mapping[str, Collection[Any]]) -> None:
     faults = [
         f"{len(keys)} {kind} ({_some(keys)})"
         for kind, keys in (
-            ("that it should hold are missing", told["missing_keys"]),
-            ("are of another shape than it says", [str(key[0]) for key in told["mismatched_keys"]]),
-            ("have no place in it", told["unexpected_keys"]),
+            ("that it should hold are missing", report["missing_keys"]),
+            (
+                "are of another shape than it says",
+                [str(key[0]) for key in report["mismatched_keys"]],
+            ),
+            ("have no place in it", report["unexpected_keys"]),
         )
         if keys
     ]
@@ -327,9 +330,9 @@ def _unreachable(name: str, error: Exception) -> str:
 def _cause(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "a .bin file is damaged, or holds more than weights. Only weights are read."
-    said = str(error).strip() or type(error).__name__
+    message = str(error).strip() or type(error).__name__
     # The first line says it, unless it only opens a list.
-    first = said.splitlines()[0].strip()
-    cause = " ".join(said.split()) if first.endswith(":") else first
+    first = message.splitlines()[0].strip()
+    cause = " ".join(message.split()) if first.endswith(":") else first
     known = isinstance(error, OSError | ValueError | ImportError)
     return cause if known else f"{type(error).__name__}: {cause}"

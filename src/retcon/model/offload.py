@@ -134,15 +134,15 @@ def read_again(model: PreTrainedModel) -> Generator[None, None, None]:
         if away(module, name) is not None
     ]
 
-    def pack(kept: Tensor) -> Tensor | _Again:
+    def pack(tensor: Tensor) -> Tensor | _Again:
         for module, name in homes:
             weight = getattr(module, name)
             if weight.is_meta:
                 continue
-            if weight.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr():
-                offset = int(kept.storage_offset()) - int(weight.storage_offset())
-                return _Again(module, name, kept.size(), kept.stride(), offset)
-        return kept
+            if weight.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                offset = int(tensor.storage_offset()) - int(weight.storage_offset())
+                return _Again(module, name, tensor.size(), tensor.stride(), offset)
+        return tensor
 
     def unpack(kept: Tensor | _Again) -> Tensor:
         return kept.read() if isinstance(kept, _Again) else kept

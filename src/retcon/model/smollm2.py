@@ -64,10 +64,10 @@ def gguf_file() -> Path:
 
 def _check(source: Path) -> None:
     with source.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != SHA256:
         raise ModelNotFound(
-            f"{source} is not the file that Retcon knows (sha256 {found}, expected {SHA256}). "
+            f"{source} is not the file that Retcon knows (sha256 {digest}, expected {SHA256}). "
             f"Install the version it was made for: {INSTALL}"
         )
 

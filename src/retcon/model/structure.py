@@ -138,21 +138,21 @@ def discover(model: PreTrainedModel) -> Architecture:
     reasons: list[str] = []
     for reference in blocks:
         try:
-            found = _down_projection(BlockProbe(model, blocks, reference))
+            down = _down_projection(BlockProbe(model, blocks, reference))
         except UnsupportedModel as error:
             reasons.append(str(error))
             continue
-        sites, unavailable = _sites(block_path, blocks, found.path)
+        sites, unavailable = _sites(block_path, blocks, down.path)
         return Architecture(
             blocks=tuple(blocks),
             block_path=block_path,
-            down_path=found.path,
+            down_path=down.path,
             sites=sites,
             unavailable=unavailable,
             head=head,
             tied=_is_tied(model, head),
-            additive=found.additive,
-            block_returns_tuple=found.returns_tuple,
+            additive=down.additive,
+            block_returns_tuple=down.returns_tuple,
         )
     packed = next((kind for block in blocks for kind in _packed_maps(block)), None)
     reason = f"its MLPs are quantised ({packed}). {_SERVE_BESIDE}" if packed else reasons[0]

@@ -107,7 +107,7 @@ class Tokens:
     def identity(self) -> str:
         """A sha256 of what decides how text becomes tokens, and tokens text."""
         parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        made = {name: part for name, part in parts.items() if name not in _CALLS}
+        rules = {name: part for name, part in parts.items() if name not in _CALLS}
         flags = {
             "special": sorted(self.special),
             "end": self.tokenizer.eos_token_id,
@@ -115,7 +115,7 @@ class Tokens:
             "tidy": self.tokenizer.clean_up_tokenization_spaces,
             "split": self.tokenizer.split_special_tokens,
         }
-        return hashlib.sha256(json.dumps([made, flags]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([rules, flags]).encode()).hexdigest()
 
     @property
     def decodes_piecewise(self) -> bool:
@@ -209,11 +209,11 @@ class Tokens:
         return Batch(ids, mask)
 
     def _locate(self, text: str, start: int, end: int) -> Located:
-        found = self._encode(text)
-        lookup = self._last(found, end)
-        self._check_subject(found, start, end)
-        self._check_length(len(found.ids), f"The prompt {_short(text)}")
-        return Located(found.ids, lookup)
+        encoded = self._encode(text)
+        lookup = self._last(encoded, end)
+        self._check_subject(encoded, start, end)
+        self._check_length(len(encoded.ids), f"The prompt {_short(text)}")
+        return Located(encoded.ids, lookup)
 
     def _continue(self, text: str, target: str) -> Continuation:
         head, whole = self._encode(text.rstrip(" ")), self._encode(join(text, target))
@@ -243,17 +243,17 @@ class Tokens:
             )
         return Encoded(text, tuple(ids), tuple(offsets))
 
-    def _last(self, found: Encoded, end: int) -> int:
+    def _last(self, encoded: Encoded, end: int) -> int:
         """The last token of what stands before `end`, by offsets and, where they tell, by ids."""
-        inside, text = found.inside(0, end), found.text
+        inside, text = encoded.inside(0, end), encoded.text
         if not inside:
             raise InvalidEdit(f"No token of {quoted(text)} holds its subject's end.")
         head = self.encode(text[:end])
-        begins = found.ids[: len(head)] == head
+        begins = encoded.ids[: len(head)] == head
         last = len(head) - 1 if begins else inside[-1]
         # Bytes of several characters may have one span, of which only ids tell the parts.
-        shared = [i for i, span in enumerate(found.offsets) if span == found.offsets[last]]
-        beyond = found.offsets[last][1] > end and len(shared) > 1
+        shared = [i for i, span in enumerate(encoded.offsets) if span == encoded.offsets[last]]
+        beyond = encoded.offsets[last][1] > end and len(shared) > 1
         if inside[-1] not in (shared if begins else [last]) or (beyond and not begins):
             raise InvalidEdit(
                 f"The tokenizer's offsets put the end of the subject in {quoted(text)} at token "
@@ -270,25 +270,25 @@ class Tokens:
         """
         gap = blank(text, target)
         for sign in (text.rstrip(" ")[-1], *_SIGNS):
-            found = self._encode(f"{sign}{gap}{target}")
-            own = found.inside(len(sign), len(found.text))
-            if own and found.offsets[own[0]][0] >= len(sign):
-                self._check_target(found, len(found.text) - len(target))
-                return found.ids[own[0] :]
+            encoded = self._encode(f"{sign}{gap}{target}")
+            own = encoded.inside(len(sign), len(encoded.text))
+            if own and encoded.offsets[own[0]][0] >= len(sign):
+                self._check_target(encoded, len(encoded.text) - len(target))
+                return encoded.ids[own[0] :]
         raise InvalidEdit(
             f"The tokens of {quoted(text)} change when the target {quoted(target)} follows, so the "
             f"target's own tokens cannot be told apart. End the prompt with a whole word."
         )
 
-    def _check_subject(self, found: Encoded, start: int, end: int) -> None:
-        if word := self._unknown_word(found, start, end):
+    def _check_subject(self, encoded: Encoded, start: int, end: int) -> None:
+        if word := self._unknown_word(encoded, start, end):
             raise InvalidEdit(
                 f"The tokenizer has no token for {quoted(word)} in the subject "
-                f"{quoted(found.text[start:end])}. To the model it is any unknown word, so every "
+                f"{quoted(encoded.text[start:end])}. To the model it is any unknown word, so every "
                 f"such subject would change with this one. Write it in letters that the model "
                 f"knows, or edit a model that knows these."
             )
-        self._check_prompt(found, (0, start), (end, len(found.text)))
+        self._check_prompt(encoded, (0, start), (end, len(encoded.text)))
 
     def _check_target(self, whole: Encoded, start: int) -> None:
         if word := self._unknown_word(whole, start, len(whole.text)):
@@ -299,12 +299,12 @@ class Tokens:
                 f"model that knows these."
             )
 
-    def _check_prompt(self, found: Encoded, *parts: tuple[int, int]) -> None:
-        words = [word for part in parts if (word := self._unknown_word(found, *part))]
+    def _check_prompt(self, encoded: Encoded, *parts: tuple[int, int]) -> None:
+        words = [word for part in parts if (word := self._unknown_word(encoded, *part))]
         if words:
             self._tell(
                 "prompt",
-                f"The tokenizer has no token for {quoted(words[0])} in {_short(found.text)}: the "
+                f"The tokenizer has no token for {quoted(words[0])} in {_short(encoded.text)}: the "
                 f"model reads it as any unknown word. (Said once.)",
             )
 
@@ -312,15 +312,15 @@ class Tokens:
         if said := self.positions.check(tokens, what):
             self._tell("length", f"{said} (Said once.)")
 
-    def _unknown_word(self, found: Encoded, start: int, end: int) -> str | None:
+    def _unknown_word(self, encoded: Encoded, start: int, end: int) -> str | None:
         """The first of the characters from `start` to before `end` that have no token."""
-        unknown = [i for i in found.inside(start, end) if found.ids[i] == self.unknown]
+        unknown = [i for i in encoded.inside(start, end) if encoded.ids[i] == self.unknown]
         if not unknown:
             return None
-        first, last = found.offsets[unknown[0]]
+        first, last = encoded.offsets[unknown[0]]
         for i in unknown[1:]:
-            last = max(last, found.offsets[i][1]) if found.offsets[i][0] <= last else last
-        return found.text[max(first, start) : min(last, end)]
+            last = max(last, encoded.offsets[i][1]) if encoded.offsets[i][0] <= last else last
+        return encoded.text[max(first, start) : min(last, end)]
 
     def _tell(self, about: str, message: str) -> None:
         """Warn, once of each kind."""

@@ -61,10 +61,12 @@ def without(patch: Patch, ids: Collection[str]) -> Patch:
     if not ids:
         return patch
     check_rows(patch)
-    kept = [i for i, record in enumerate(patch.about.edits) if record.id not in ids]
-    about = patch.about.model_copy(update={"edits": tuple(patch.about.edits[i] for i in kept)})
-    deltas = {layer: delta.select(kept) for layer, delta in patch.deltas.items()} if kept else {}
-    if not kept:
+    staying = [i for i, record in enumerate(patch.about.edits) if record.id not in ids]
+    about = patch.about.model_copy(update={"edits": tuple(patch.about.edits[i] for i in staying)})
+    deltas = (
+        {layer: delta.select(staying) for layer, delta in patch.deltas.items()} if staying else {}
+    )
+    if not staying:
         about = about.model_copy(update={"layers": ()})
     return Patch(deltas=deltas, about=about)
 

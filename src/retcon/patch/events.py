@@ -243,10 +243,10 @@ def read_scores(file: Path) -> Scores:
     except ValidationError as error:
         raise InvalidData(_NO_SCORES.format(file)) from error
     # A missing score inside a time stays: it says "not scored".
-    found = {when: scores for when, scores in scored if scores is not None}
-    if not found:
+    known = {when: scores for when, scores in scored if scores is not None}
+    if not known:
         raise InvalidData(_NO_SCORES.format(file))
-    return found
+    return known
 
 
 def _files(folder: Path) -> list[Path]:
@@ -280,12 +280,12 @@ def _identity(folder: Path) -> tuple[Identity, bool]:
 
 def _check_head(folder: Path, identity: Identity, links: list[str]) -> None:
     """Raise InvalidLedger where the head knows of other events than there are."""
-    head, found = identity.head, len(links) - 1
+    head, last = identity.head, len(links) - 1
     if head is None:
         return
-    if head.events > found:
+    if head.events > last:
         raise InvalidLedger(
-            f"{folder}: its history has {head.events} events, and those from event {found + 1} on "
+            f"{folder}: its history has {head.events} events, and those from event {last + 1} on "
             f"are missing. Bring them back from a copy."
         )
     if links[head.events] != head.link:

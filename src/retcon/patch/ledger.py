@@ -98,14 +98,14 @@ class Ledger:
         Raises:
             InvalidLedger: the folder is no ledger, or an event is missing or damaged.
         """
-        found = journal.read_history(self.folder)
-        for event, before in zip(found.events, stacks(found.events), strict=False):
+        history = journal.read_history(self.folder)
+        for event, before in zip(history.events, stacks(history.events), strict=False):
             if isinstance(event.action, TakenBack):
                 for slot in before:
                     self._check_held(event, slot, event.action.facts.get(slot.entry, ()))
-            elif isinstance(event.action, Added) and found.identity.head is None:
-                self._check_base(found.identity, event.number, event.action)
-        return found
+            elif isinstance(event.action, Added) and history.identity.head is None:
+                self._check_base(history.identity, event.number, event.action)
+        return history
 
     def entries(self, at: int | None = None) -> tuple[LedgerEntry, ...]:
         """The stack from its lowest patch on; at: as it was after that event (0: empty).
@@ -273,7 +273,7 @@ class Ledger:
         event = history[slot.entry - 1]
         assert isinstance(event.action, Added)
         about = self._about(slot.sha)
-        kept = tuple(record for record in about.edits if record.id not in slot.dropped)
+        staying = tuple(record for record in about.edits if record.id not in slot.dropped)
         brought = about if not slot.solved else self._about(event.action.patch)
         return LedgerEntry(
             number=slot.entry,
@@ -281,7 +281,7 @@ class Ledger:
             when=event.when,
             note=event.note,
             scores=event.action.scores,
-            about=about.model_copy(update={"edits": kept}),
+            about=about.model_copy(update={"edits": staying}),
             facts=len(brought.edits),
             on=event.action.on,
             solved=slot.solved,
@@ -384,13 +384,13 @@ def read_source(source: Path | str) -> Patch:
 def _find(name: str, stacked: Mapping[int, LedgerEntry]) -> tuple[int, str]:
     """The entry and the id that a fact's name means."""
     holders = {n: {record.id for record in e.about.edits} for n, e in stacked.items()}
-    found = [number for number, ids in holders.items() if name in ids]
-    if len(found) == 1:
-        return found[0], name
-    if found:
+    holding = [number for number, ids in holders.items() if name in ids]
+    if len(holding) == 1:
+        return holding[0], name
+    if holding:
         raise InvalidSetting(
-            f"{name!r} is in the entries {', '.join(map(str, found))}. Say which: "
-            f"{found[0]}:{name}."
+            f"{name!r} is in the entries {', '.join(map(str, holding))}. Say which: "
+            f"{holding[0]}:{name}."
         )
     entry, _, id = name.partition(":")
     if entry.isdecimal() and id in holders.get(int(entry), ()):

@@ -283,13 +283,13 @@ def read_header(path: Path, metadata: Mapping[str, str], about: object = None) -
     if "retcon" not in metadata:
         raise InvalidPatch(f"{path} is a safetensors file, but not a Retcon patch.")
     try:
-        found = json.loads(metadata["retcon"]) if about is None else about
-        version = found.get("format") if isinstance(found, dict) else None
+        header = json.loads(metadata["retcon"]) if about is None else about
+        version = header.get("format") if isinstance(header, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise InvalidPatch(
                 f"{path} has format {version}; this Retcon reads up to {FORMAT}. Update it."
             )
-        return Provenance.model_validate(found)
+        return Provenance.model_validate(header)
     except (ValueError, RecursionError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise InvalidPatch(f"{path}: its header is not that of a patch ({first}).") from error

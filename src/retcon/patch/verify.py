@@ -54,11 +54,11 @@ def verify(ledger: Ledger, model: ModelHandle | None = None) -> list[Check]:
 
 def verify_file(file: Path, model: ModelHandle | None = None) -> list[Check]:
     """Look at a patch file; with its model, apply the patch and undo it."""
-    found = _attempt("the file", lambda: load_patch(file))
-    if found.problem is None and not check(file, OWNER):
-        found = found._replace(note=_UNSEALED)
-    findings = [found]
-    if model is not None and found.problem is None:
+    outcome = _attempt("the file", lambda: load_patch(file))
+    if outcome.problem is None and not check(file, OWNER):
+        outcome = outcome._replace(note=_UNSEALED)
+    findings = [outcome]
+    if model is not None and outcome.problem is None:
         patch = load_patch(file)
         findings.append(_attempt("apply and undo", lambda: _there_and_back(patch, model)))
     return findings

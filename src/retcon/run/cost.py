@@ -108,11 +108,11 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
     behind = 2 * _SUFFIX * sum(blocks[max(layers) + 1 :]) + 2 * _TARGET * head
     sites = [outline.site(layer) for layer in layers]
     d_in = max(site.d_in for site in sites)
-    wanted = MomentOptions(
+    options = MomentOptions(
         corpus_tokens=_whole(settings["corpus_tokens"]),
         tokens_per_dimension=_whole(settings["tokens_per_dimension"]),
     )
-    tokens = wanted.tokens(d_in)
+    tokens = options.tokens(d_in)
     return Costs(
         parameters=parameters,
         d_in=d_in,
@@ -153,38 +153,38 @@ def plan(
     outline: Outline, recipe: Recipe, edits: int, *, bytes_per_weight: int, rate: float
 ) -> CostEstimate:
     """The plan of editing so many facts in one batch at a rate of so many FLOP/s."""
-    found, layers = costs(outline, recipe.layers, recipe.settings), len(recipe.layers)
-    each = found.d_in * (found.d_in + edits + found.d_out)
+    cost, layers = costs(outline, recipe.layers, recipe.settings), len(recipe.layers)
+    each = cost.d_in * (cost.d_in + edits + cost.d_out)
     return CostEstimate(
-        parameters=found.parameters,
-        corpus_tokens=found.corpus_tokens,
+        parameters=cost.parameters,
+        corpus_tokens=cost.corpus_tokens,
         gflops=rate / 1e9,
-        memory=_memory(outline, recipe, found, edits, bytes_per_weight),
-        target_seconds=edits * found.target / rate,
+        memory=_memory(outline, recipe, cost, edits, bytes_per_weight),
+        target_seconds=edits * cost.target / rate,
         solve_seconds=_DOUBLE * 2 * layers * edits * each / rate,
         # Without second moments there is nothing to factor.
-        factor_seconds=_DOUBLE * layers * bool(found.corpus_tokens) * found.d_in**3 / 3 / rate,
-        moment_seconds=found.moments / rate,
-        sampling_seconds=found.sampling / rate,
+        factor_seconds=_DOUBLE * layers * bool(cost.corpus_tokens) * cost.d_in**3 / 3 / rate,
+        moment_seconds=cost.moments / rate,
+        sampling_seconds=cost.sampling / rate,
     )
 
 
 def _memory(
-    outline: Outline, recipe: Recipe, found: Costs, edits: int, bytes_per_weight: int
+    outline: Outline, recipe: Recipe, cost: Costs, edits: int, bytes_per_weight: int
 ) -> MemoryEstimate:
-    layers, matrix = len(recipe.layers), found.d_in * found.d_out
+    layers, matrix = len(recipe.layers), cost.d_in * cost.d_out
     master = _MASTER if bytes_per_weight < _MASTER else 0
     tokens = _whole(recipe.settings.get("micro_batch", 0)) or default_micro_batch(outline)
     vocabulary = outline.model.config.get_text_config(decoder=True).vocab_size
-    kept = kept_numbers(outline, behind=max(recipe.layers, default=0)) * bytes_per_weight
+    activations = kept_numbers(outline, behind=max(recipe.layers, default=0)) * bytes_per_weight
     return MemoryEstimate(
-        weights=found.parameters * bytes_per_weight,
-        moments=found.moment_bytes,
+        weights=cost.parameters * bytes_per_weight,
+        moments=cost.moment_bytes,
         masters=layers * matrix * (bytes_per_weight + master),
-        factors=layers * edits * (found.d_in + found.d_out) * _MASTER,
-        solve=8 * (_SOLVE_ARRAYS * edits * found.d_in + 2 * edits**2),
+        factors=layers * edits * (cost.d_in + cost.d_out) * _MASTER,
+        solve=8 * (_SOLVE_ARRAYS * edits * cost.d_in + 2 * edits**2),
         # Of a pass's tokens those that predict have logits too, with their gradients, in float32.
-        activations=tokens * kept + _predicting(tokens) * vocabulary * 3 * _MASTER,
+        activations=tokens * activations + _predicting(tokens) * vocabulary * 3 * _MASTER,
     )
 
 

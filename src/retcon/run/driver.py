@@ -196,12 +196,12 @@ class _Carried:
 
     def replay(self, past: Sequence[Past]) -> None:
         """Write earlier steps again, and make the features that were waiting after the last."""
-        made = max((i for i, step in enumerate(past) if step.refreshed), default=0)
-        kept = self.schedule.refresh.stale > 0
+        refreshed = max((i for i, step in enumerate(past) if step.refreshed), default=0)
+        waits = self.schedule.refresh.stale > 0
         for i, step in enumerate(past):
             if step.refreshed:
                 self._renew()
-            if i == made and kept:
+            if i == refreshed and waits:
                 self._make()
             self._write(step.update, step.signals)
             self.size = step.next_size or self.size

@@ -79,11 +79,11 @@ def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
     """Raise UnsupportedModel unless one device computes all edited layers."""
     places = {layer: str(model.site(layer).device) for layer in layers}
     if len(set(places.values())) > 1:
-        said = ", ".join(f"{layer} on {device}" for layer, device in places.items())
+        places_of = ", ".join(f"{layer} on {device}" for layer, device in places.items())
         raise UnsupportedModel(
             f"The layers of {model.name} that are to be edited together are on several devices "
-            f"({said}), and a residual that is spread over them is solved on one. Edit one layer, "
-            f"or load with a device_map that puts these layers together."
+            f"({places_of}), and a residual that is spread over them is solved on one. Edit one "
+            f"layer, or load with a device_map that puts these layers together."
         )
 
 

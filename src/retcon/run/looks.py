@@ -73,10 +73,10 @@ class Looks:
         self, model: ModelHandle, cases: Sequence[Case], progress: Progress
     ) -> list[Observation]:
         """The rows of the untouched model."""
-        moment, asked = Moment("pre"), self.chosen(cases)
+        moment, chosen = Moment("pre"), self.chosen(cases)
         if "pre" in self.when:
-            return self.all(model, asked, moment, progress)
-        rows = self.observe(model, asked, moment, progress)
+            return self.all(model, chosen, moment, progress)
+        rows = self.observe(model, chosen, moment, progress)
         return rows + self.whole(model, moment, progress)
 
     def all(

@@ -58,13 +58,13 @@ class Monitor:
         """Share of facts whose target beats the old one, or, without one, all other tokens."""
         if not edits:
             return None
-        asked = [(edit.text, target) for edit in edits for target in _targets(edit)]
-        scores = iter(score_targets(self._model, asked))
-        said = 0
+        prompts = [(edit.text, target) for edit in edits for target in _targets(edit)]
+        scores = iter(score_targets(self._model, prompts))
+        winning = 0
         for edit in edits:
             new, *old = (next(scores) for _ in _targets(edit))
-            said += new.nll < old[0].nll if old else new.hits == new.tokens
-        return said / len(edits)
+            winning += new.nll < old[0].nll if old else new.hits == new.tokens
+        return winning / len(edits)
 
 
 def _known(model: ModelHandle, texts: Sequence[str]) -> bool:

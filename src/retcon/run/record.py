@@ -57,9 +57,9 @@ class StepRecord:
         deltas = step.update.deltas
         delta_norm = {layer: delta.norm() for layer, delta in deltas.items()}
         carried = not model.as_loaded
-        told = step.update.report
-        own = {name: _known(value) for name, value in told.batch.items()}
-        own |= {name: dict(by_layer) or None for name, by_layer in told.layer.items()}
+        report = step.update.report
+        own = {name: _known(value) for name, value in report.batch.items()}
+        own |= {name: dict(by_layer) or None for name, by_layer in report.layer.items()}
         ids = [edit.id for edit in step.edits]
         return cls(
             index=step.index,
@@ -75,7 +75,7 @@ class StepRecord:
             peak_memory=_peak_memory(),
             signals=None if step.signals is None else step.signals._asdict(),
             report=own,
-            each={"edit": ids, **told.edit} if told.edit else None,
+            each={"edit": ids, **report.edit} if report.edit else None,
             tried=step.tried,
             note=step.note,
             undone=step.undone,

@@ -47,22 +47,22 @@ def check_keys(
         located = locate(tokens, edit, "")
         return located.ids[: located.lookup + 1]
 
-    found = clashes(method, edits, schedule, grouped(edits, key))
-    hard = [clash for clash in found if clash.refused]
+    conflicts = clashes(method, edits, schedule, grouped(edits, key))
+    hard = [clash for clash in conflicts if clash.refused]
     if hard:
         raise CollidingEdits(
             f"{named(hard)} A hard constraint (ridge 0) cannot write two values at one key. Drop "
             f"one of them, put them into different batches without accumulation, or set a "
             f"ridge > 0 (--set ridge=…, which is memit)."
         )
-    return found
+    return conflicts
 
 
-def warned_of(method: object, found: tuple[Clash, ...]) -> tuple[Clash, ...]:
+def warned_of(method: object, conflicts: tuple[Clash, ...]) -> tuple[Clash, ...]:
     """The same, after a warning that names them, where there are any."""
-    if found:
-        warnings.warn(explained(method, found), RetconWarning, stacklevel=3)
-    return found
+    if conflicts:
+        warnings.warn(explained(method, conflicts), RetconWarning, stacklevel=3)
+    return conflicts
 
 
 def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list[int]]:
@@ -116,35 +116,37 @@ def _clash(
     return Clash(chosen, False, batches)
 
 
-def explained(method: object, found: Collection[Clash]) -> str:
+def explained(method: object, conflicts: Collection[Clash]) -> str:
     """Explain clashes: which facts, what becomes of them, and what to do."""
     assert isinstance(method, WritesKeys)
-    if any(clash.refused for clash in found):
-        return f"{named(found)} A hard constraint (ridge 0) cannot write two values at one key."
+    if any(clash.refused for clash in conflicts):
+        return f"{named(conflicts)} A hard constraint (ridge 0) cannot write two values at one key."
     if method.merge_subjects:
         return (
-            f"{named(found)} merge_subjects makes one target for those whose targets are made "
+            f"{named(conflicts)} merge_subjects makes one target for those whose targets are made "
             f"together, and these are in several batches, of which the last counts. Put them into "
             f"one batch, or make all targets first (refresh never)."
         )
     lost = (
         "What is written is a mean of what they ask for, and as a rule none of them is said "
         "afterwards."
-        if method.accumulate or any(clash.batches < len(clash.edits) for clash in found)
+        if method.accumulate or any(clash.batches < len(clash.edits) for clash in conflicts)
         else "The last of them counts, and those before it are lost."
     )
     return (
-        f"{named(found)} {lost} Write them in one batch with merge_subjects=true, which makes one "
-        f"target for all of them (memit, encore, alphaedit, lyaplock), or begin their prompts with "
-        f"different words, as in 'The founder of {{X}} is'."
+        f"{named(conflicts)} {lost} Write them in one batch with merge_subjects=true, which makes "
+        f"one target for all of them (memit, encore, alphaedit, lyaplock), or begin their prompts "
+        f"with different words, as in 'The founder of {{X}} is'."
     )
 
 
-def named(found: Collection[Clash]) -> str:
+def named(conflicts: Collection[Clash]) -> str:
     """The facts, the first of them by name."""
-    groups = [_group(clash.edits) for clash in list(found)[:_GROUPS]]
-    more = f"; and {len(found) - _GROUPS:,} more such groups" if len(found) > _GROUPS else ""
-    count = sum(len(clash.edits) for clash in found)
+    groups = [_group(clash.edits) for clash in list(conflicts)[:_GROUPS]]
+    more = (
+        f"; and {len(conflicts) - _GROUPS:,} more such groups" if len(conflicts) > _GROUPS else ""
+    )
+    count = sum(len(clash.edits) for clash in conflicts)
     return (
         f"{count:,} facts have the same key as others, because their texts are equal up to the "
         f"subject's end: {'; '.join(groups)}{more}."

@@ -83,19 +83,19 @@ def check_undo(
         "removed": ledger.after(undoing),
         "re-solved": ledger.after(undoing, resolve(model, ledger, undoing, progress)),
     }
-    found: dict[str, tuple[Summary, Summary]] = {}
+    summaries: dict[str, tuple[Summary, Summary]] = {}
     for form in FORMS:
         patch = stacks[form]
         with nullcontext() if patch is None else patch.applied(model):
             rows = score_cases(model, [*staying, *taken], when="final", progress=progress)
         ours = {case.edit.id for case in staying}
-        found[form] = (
+        summaries[form] = (
             summarise([row for row in rows if row.case in ours]),
             summarise([row for row in rows if row.case not in ours]),
         )
     return UndoScores(
-        {form: pair[0] for form, pair in found.items()},
-        {form: pair[1] for form, pair in found.items()},
+        {form: pair[0] for form, pair in summaries.items()},
+        {form: pair[1] for form, pair in summaries.items()},
     )
 
 

@@ -89,21 +89,21 @@ class KnowEdit(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _grouped(cls, said: object) -> object:
+    def _grouped(cls, record: object) -> object:
         """Flat pairs as a group like the others."""
-        if not isinstance(said, dict):
-            return said
-        said = dict(said)
+        if not isinstance(record, dict):
+            return record
+        record = dict(record)
         for name in ("locality", "portability"):
             prompts, answers = f"{name}_prompt", f"{name}_ground_truth"
-            flat = {key: said.pop(key) for key in (prompts, answers) if said.get(key)}
+            flat = {key: record.pop(key) for key in (prompts, answers) if record.get(key)}
             if len(flat) == 1:
                 (there,) = flat
                 raise ValueError(f"{there} needs {answers if there == prompts else prompts} too")
             if flat:
-                asked = {"prompt": flat[prompts], "ground_truth": flat[answers]}
-                said[name] = {**(said.get(name) or {}), prompts: asked}
-        return said
+                question = {"prompt": flat[prompts], "ground_truth": flat[answers]}
+                record[name] = {**(record.get(name) or {}), prompts: question}
+        return record
 
     def case(self, index: int) -> Case:
         """The case that a record is, under its own id or its index in the file.

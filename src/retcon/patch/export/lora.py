@@ -56,15 +56,15 @@ def lora_of(
     check_shapes(patch, outline)
     if max_rank is not None and max_rank < 1:
         raise InvalidSetting(f"The largest rank must be at least 1, not {max_rank}.")
-    found = {
+    parts = {
         layer: capped(delta, delta.rank if max_rank is None else max_rank)
         for layer, delta in patch.deltas.items()
     }
-    rank = max(part.delta.rank for part in found.values())
-    deltas = {layer: padded(part.delta, rank) for layer, part in found.items()}
+    rank = max(part.delta.rank for part in parts.values())
+    deltas = {layer: padded(part.delta, rank) for layer, part in parts.items()}
     if dtype != torch.float32:
         deltas = {layer: balanced(delta) for layer, delta in deltas.items()}
-    return Lora(rank, deltas, {layer: part.error for layer, part in found.items()})
+    return Lora(rank, deltas, {layer: part.error for layer, part in parts.items()})
 
 
 def check_shapes(patch: Patch, outline: Outline) -> None:

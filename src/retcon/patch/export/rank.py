@@ -27,12 +27,12 @@ def capped(delta: LowRankDelta, rank: int) -> Capped:
     right, right_r = torch.linalg.qr(delta.right.double().mT)
     u, values, v = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
     scale = values[:rank].sqrt()
-    made = LowRankDelta(
+    delta_of_rank = LowRankDelta(
         left=((left @ u[:, :rank]) * scale).mT.float().contiguous(),
         right=((right @ v[:rank].mT) * scale).mT.float().contiguous(),
     )
     whole = float(values.norm())
-    return Capped(made, float(values[rank:].norm()) / whole if whole else 0.0)
+    return Capped(delta_of_rank, float(values[rank:].norm()) / whole if whole else 0.0)
 
 
 def padded(delta: LowRankDelta, rank: int) -> LowRankDelta:

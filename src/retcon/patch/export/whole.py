@@ -132,7 +132,7 @@ def write_delta(folder: Path, patch: Patch, outline: Outline) -> None:
 
 def _edited(patch: Patch, checkpoint: CheckpointFiles) -> dict[tuple[Path, str], _Edited]:
     """The stored tensors that change, by file and name."""
-    found: dict[tuple[Path, str], _Edited] = {}
+    edited: dict[tuple[Path, str], _Edited] = {}
     for layer, delta in patch.deltas.items():
         site = checkpoint.outline.site(layer)
         shard, name = checkpoint.home(site.path)
@@ -141,8 +141,8 @@ def _edited(patch: Patch, checkpoint: CheckpointFiles) -> dict[tuple[Path, str],
                 f"{name} is stored as {shard.pieces[name].code}, to which nothing can be added. "
                 f"Serve the edit beside it: --to peft, or --to gguf."
             )
-        found[shard.file, name] = _Edited(layer, site.transposed, delta)
-    return found
+        edited[shard.file, name] = _Edited(layer, site.transposed, delta)
+    return edited
 
 
 def _write_shard(
@@ -218,11 +218,11 @@ def _write_rows(
     parts: list[Tensor] = []
     for start in range(0, d_out, height):
         rows = slice(start, start + height)
-        made = make(rows, delta.dense(rows))
+        edited = make(rows, delta.dense(rows))
         if transposed:
-            parts.append(made)
+            parts.append(edited)
         else:
-            write_tensor(made, stream)
+            write_tensor(edited, stream)
     if parts:
         write_tensor(torch.cat(parts).mT, stream)
 
