@@ -78,8 +78,8 @@ def check_apart(text: HeldOut, corpus: str) -> bool | None:
     if shared:
         raise InvalidSetting(
             f"{shared} of {len(passages)} passages of {text.source} are also in {corpus}, from "
-            f"which the second moments are: they protect them, and drift would be hidden. Measure it "
-            f"on another text."
+            f"which the second moments are: they protect them, and drift would be hidden. Measure "
+            f"it on another text."
         )
     return True
 
