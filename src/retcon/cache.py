@@ -93,8 +93,9 @@ def recall(
 ) -> list[Recalled]:
     """The entry of each name: read, or computed now and kept.
 
-    compute: the entries of the names at some indices, asked for `together` at a time. Each such
-    group is kept before the next begins, so an interrupted run keeps what it has.
+    Args:
+        compute: the entries of the names at some indices, asked for `together` at a time. Each such
+            group is kept before the next begins, so an interrupted run keeps what it has.
     """
     digests = [_digest(kind, name) for name in names]
     found = _without_damage(kind, [_read(kind, digest) for digest in digests])

@@ -108,9 +108,11 @@ class Edit:
 class Probe:
     """A prompt with an answer of its own.
 
-    aliases: other ways to say it, which count where text is generated freely. needs: ids of
-    further edits, without all of which the answer does not follow. Blanks around answers are no
-    part of them.
+    Blanks around answers are no part of them.
+
+    Attributes:
+        aliases: other ways to say it, which count where text is generated freely.
+        needs: ids of further edits, without all of which the answer does not follow.
 
     Raises:
         InvalidEdit: the prompt, the answer or an alias is empty.

@@ -65,7 +65,8 @@ def make_folder(folder: Path) -> Path:
 def check_writable(target: Path | None, *, room: int = 0) -> None:
     """Find out before the work is done whether its result can be kept.
 
-    room: bytes that must find a place beside it.
+    Args:
+        room: bytes that must find a place beside it.
 
     Raises:
         StorageError: no permission, or a file where a folder should be, or the other way round.
@@ -82,7 +83,9 @@ def write_whole(target: Path, write: Callable[[Path], object], *, sync: bool = F
     """Let `write` fill a temporary file beside `target`, then move it into place.
 
     A reader sees the old file or the new one, never a part. Its mode is that of any new file here.
-    sync: not only this process may die right afterwards, but the machine.
+
+    Args:
+        sync: not only this process may die right afterwards, but the machine.
 
     Raises:
         StorageError: no space or no permission.

@@ -35,7 +35,11 @@ Owner = Mapping[str, object]
 
 
 class SealedRecord(NamedTuple):
-    """Record as it was written, without its seal. sealed: true if it had one, which matched."""
+    """Record as it was written, without its seal.
+
+    Attributes:
+        sealed: true if it had one, which matched.
+    """
 
     value: Any
     sealed: bool
@@ -162,8 +166,10 @@ def seal_folder(folder: Path, owner: Owner) -> None:
 def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
     """Check a folder against its seal; False where it has none.
 
-    anew: read all of it again. Without, files are left out that were read before and have had the
-    same sizes, times and places on the disk ever since: a large model is read once, not each time.
+    Args:
+        anew: read all of it again. Without, files are left out that were read before and have had
+            the same sizes, times and places on the disk ever since: a large model is read once, not
+            each time.
 
     Raises:
         Damaged: a file of it is not what was written, or the folder is another's.
@@ -191,7 +197,11 @@ def check_folder(folder: Path, owner: Owner, *, anew: bool = True) -> bool:
 
 
 class Looked(NamedTuple):
-    """Result of checking all files of one kind. damaged: the reason, for each that is."""
+    """Result of checking all files of one kind.
+
+    Attributes:
+        damaged: the reason, for each that is.
+    """
 
     kind: str
     whole: int
@@ -200,7 +210,11 @@ class Looked(NamedTuple):
 
 
 def look(kind: str, checks: Iterable[Callable[[], bool]]) -> Looked:
-    """Look at all of a kind. checks: for each, a call that tells if it is sealed, or raises."""
+    """Look at all of a kind.
+
+    Args:
+        checks: for each, a call that tells if it is sealed, or raises.
+    """
     counts, damaged = [0, 0], list[str]()
     for one in checks:
         try:

@@ -63,7 +63,9 @@ def save_tensors(
 class Tensors:
     """An open file of tensors, each of which is checked as it is read.
 
-    about: the record in the header, or what stands there in its place. metadata: the header.
+    Attributes:
+        about: the record in the header, or what stands there in its place.
+        metadata: the header.
     """
 
     path: Path

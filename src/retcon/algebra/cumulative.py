@@ -26,7 +26,13 @@ class Change(NamedTuple):
 
 
 class Cumulative(NamedTuple):
-    """The sums over all facts. keys: S, (d_in, d_in). pairs: B, (d_out, d_in). count: facts."""
+    """The sums over all facts.
+
+    Attributes:
+        keys: S, (d_in, d_in).
+        pairs: B, (d_out, d_in).
+        count: facts.
+    """
 
     whitening: Whitening
     keys: Float64[Tensor, "d_in d_in"]
@@ -42,7 +48,11 @@ class Cumulative(NamedTuple):
     def add(
         self, keys: Float64[Tensor, "n d_in"], values: Float64[Tensor, "n d_out"]
     ) -> "Cumulative":
-        """Add facts. values: uᵢ, the output that D should give at each key."""
+        """Add facts.
+
+        Args:
+            values: uᵢ, the output that D should give at each key.
+        """
         return self._summed(keys, values, 1)
 
     def remove(

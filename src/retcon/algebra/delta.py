@@ -14,9 +14,11 @@ from retcon.errors import InvalidSetting
 class LowRankDelta:
     """ΔW = leftᵀ right, one row of each factor per edit; multiplied out only to be added.
 
-    left: residuals, (n, d_out). right: write keys, (n, d_in). Both float32, the precision in
-    which an edit is kept, so that a saved edit is the edit that was made. shared: the rows are no
-    edit's own, so that no edit can be taken out.
+    Attributes:
+        left: residuals, (n, d_out).
+        right: write keys, (n, d_in). Both float32, the precision in which an edit is kept, so that
+            a saved edit is the edit that was made.
+        shared: the rows are no edit's own, so that no edit can be taken out.
     """
 
     left: Float[Tensor, "n d_out"]

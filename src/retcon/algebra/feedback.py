@@ -20,7 +20,9 @@ def with_feedback(
 ) -> tuple[Float64[Tensor, "d_out d_in"], Float64[Tensor, "d_out d_in"]]:
     """Process an exact step, and return what is written and what W then has too much.
 
-    step: ΔW, solved on W − error. error: what W had too much before; zeros at first.
+    Args:
+        step: ΔW, solved on W − error.
+        error: what W had too much before; zeros at first.
     """
     aim = step - error
     written = process(aim)

@@ -29,10 +29,13 @@ _ABSORBED_FROM = 1 / 8
 class Preservation:
     """A positive definite metric on key space, in whitened coordinates.
 
-    base: the coordinates of M₀. whitening: those in use, which may have absorbed written keys.
-    written: the rows B above, (m, d_in), of keys that have not been absorbed. count: keys written.
-    hard: whether all of them were written with ρ = 0, which makes I − BᵀB a projection. soft:
-    whether none was, so that they can be absorbed.
+    Attributes:
+        base: the coordinates of M₀.
+        whitening: those in use, which may have absorbed written keys.
+        written: the rows B above, (m, d_in), of keys that have not been absorbed.
+        count: keys written.
+        hard: whether all of them were written with ρ = 0, which makes I − BᵀB a projection.
+        soft: whether none was, so that they can be absorbed.
     """
 
     base: Whitening
@@ -114,7 +117,8 @@ class Preservation:
     def remember(self, rows: Float64[Tensor, "n d_in"], ridge: float) -> "Preservation":
         """The metric after keys were written with `ridge`: M + KᵀK/ρ, or its limit at ρ = 0.
 
-        rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
+        Args:
+            rows: what the keys add to B, G^(-½) A (I − BᵀB), which writing them has computed.
         """
         grown = replace(
             self,

@@ -27,8 +27,10 @@ class Collision(CollidingEdits):
 class Solution(NamedTuple):
     """The solution of the equation.
 
-    rows: A. novelty: how much of each key was new (1) or a copy (0). memory: the rows that the
-    keys add to the metric's B, for `Preservation.remember`.
+    Attributes:
+        rows: A.
+        novelty: how much of each key was new (1) or a copy (0).
+        memory: the rows that the keys add to the metric's B, for `Preservation.remember`.
     """
 
     rows: Float64[Tensor, "n d_in"]
@@ -86,9 +88,10 @@ def write_keys(
 class Factored(NamedTuple):
     """The Cholesky factor of a Gram matrix K M⁻¹ Kᵀ + ρ I, and what its pivots say of the keys.
 
-    novelty: how much of each key was new (1) or a copy (0) of the keys before it. copy: the first
-    row that is a copy where none is allowed, that is with ρ = 0; from there on neither factor nor
-    novelty mean anything.
+    Attributes:
+        novelty: how much of each key was new (1) or a copy (0) of the keys before it.
+        copy: the first row that is a copy where none is allowed, that is with ρ = 0; from there on
+            neither factor nor novelty mean anything.
     """
 
     factor: Float64[Tensor, "n n"]
@@ -104,7 +107,8 @@ def factor_gram(
     Whether a factorisation fails depends on how one processor rounds, so that alone decides
     nothing: a pivot below `_SAME_KEY` of its key's length is a copy on every machine.
 
-    lengths: kᵀM₀⁻¹k of each key.
+    Args:
+        lengths: kᵀM₀⁻¹k of each key.
     """
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal().square() - ridge

@@ -18,7 +18,9 @@ from retcon.errors import InvalidSetting, NotFinite, SingularCovariance
 class Cholesky:
     """a = L⁻¹ k with C + jitter = L Lᵀ: moving W costs what it changes on ordinary text.
 
-    factor: L, (d_in, d_in). jitter: what was added to the diagonal of C, in absolute units.
+    Attributes:
+        factor: L, (d_in, d_in).
+        jitter: what was added to the diagonal of C, in absolute units.
     """
 
     factor: Float64[Tensor, "d_in d_in"]
@@ -30,7 +32,9 @@ class Cholesky:
     ) -> "Cholesky":
         """Factor C after adding `jitter` times its mean diagonal to the diagonal.
 
-        overwrite: leave the factor in the memory of C, so that no second d_in × d_in matrix exists.
+        Args:
+            overwrite: leave the factor in the memory of C, so that no second d_in × d_in matrix
+                exists.
 
         Raises:
             NotFinite: NaN or infinity in C.
@@ -78,8 +82,9 @@ class Cholesky:
 class Projection:
     """a = U Uᵀ k: directions outside the span of U cost everything, those inside the same.
 
-    basis: orthonormal rows, (q, d_in), of U, or of its complement where that is smaller.
-    inside: whether they are of U. With no rows of a complement, nothing is projected: M₀ = I.
+    Attributes:
+        basis: orthonormal rows, (q, d_in), of U, or of its complement where that is smaller.
+        inside: whether they are of U. With no rows of a complement, nothing is projected: M₀ = I.
     """
 
     basis: Float64[Tensor, "q d_in"]
@@ -96,7 +101,8 @@ class Projection:
     ) -> "Projection":
         """The directions in which C has eigenvalues below a threshold.
 
-        relative: in units of C's mean eigenvalue, rather than of the model's activations.
+        Args:
+            relative: in units of C's mean eigenvalue, rather than of the model's activations.
 
         Raises:
             NotFinite: NaN or infinity in C.
@@ -148,7 +154,8 @@ class Projection:
 class Root:
     """a = T k with M⁻¹ = Tᵀ T: a metric that has absorbed keys, at a cost that does not grow.
 
-    root: T, (d_in, d_in).
+    Attributes:
+        root: T, (d_in, d_in).
     """
 
     root: Float64[Tensor, "d_in d_in"]
@@ -202,7 +209,11 @@ Whitening = Cholesky | Projection | Root
 
 
 def energy(white: Float64[Tensor, "d_out d_in"]) -> float:
-    """tr(D M₀ Dᵀ), the mean square change on ordinary text. white: D, weighed."""
+    """tr(D M₀ Dᵀ), the mean square change on ordinary text.
+
+    Args:
+        white: D, weighed.
+    """
     return float(white.square().sum())
 
 

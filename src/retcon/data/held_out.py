@@ -26,7 +26,11 @@ _OTHER = re.compile(r"[\W_]+|<unk>")
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Passages of a source under a seed. identity: as of a corpus, names the source's content."""
+    """Passages of a source under a seed.
+
+    Attributes:
+        identity: as of a corpus, names the source's content.
+    """
 
     source: str
     identity: str
@@ -37,8 +41,9 @@ class HeldOut:
 def held_out(source: str = BUILT_IN, *, passages: int = 64, seed: int = 0) -> HeldOut:
     """At most so many passages, the first in the order of sha256("{seed}:{text}").
 
-    source: `built-in`, or the path of a text file (a paragraph a line) or of JSON lines with the
-    field `text` or `Text`, plain or gzipped.
+    Args:
+        source: `built-in`, or the path of a text file (a paragraph a line) or of JSON lines with
+            the field `text` or `Text`, plain or gzipped.
 
     Raises:
         InvalidData: no such file, it is damaged, or it has no paragraph of 80 characters.
@@ -63,7 +68,8 @@ def held_out(source: str = BUILT_IN, *, passages: int = 64, seed: int = 0) -> He
 def check_apart(text: HeldOut, corpus: str) -> bool | None:
     """Check that second moments are from other text; None where the text is on a hub, unseen.
 
-    corpus: the method's setting of that name.
+    Args:
+        corpus: the method's setting of that name.
 
     Raises:
         InvalidSetting: a passage begins as some document of the corpus does, or stands in it.

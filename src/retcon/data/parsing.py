@@ -37,7 +37,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
 class Record(BaseModel):
     """A record, or a part of one. Keys that it does not have are kept, so that they can be named.
 
-    ignored: those that are known and say nothing that could be scored.
+    Attributes:
+        ignored: those that are known and say nothing that could be scored.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

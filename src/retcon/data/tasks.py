@@ -36,7 +36,11 @@ class Option(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A question: its options, and the index of the right one. number: its record in the file."""
+    """A question: its options, and the index of the right one.
+
+    Attributes:
+        number: its record in the file.
+    """
 
     number: int
     options: tuple[Option, ...]

@@ -24,7 +24,8 @@ def replay_outputs(
 ) -> Float[Tensor, "layers edits hidden"]:
     """Block outputs at the end of each bare prompt's subject, with δ added at the first layer.
 
-    layers: in ascending order; δ is added to the output of the first one's block.
+    Args:
+        layers: in ascending order; δ is added to the output of the first one's block.
     """
     heads = [_head(model, edit) for edit in edits]
     blocks = {layer: model.architecture.blocks[layer] for layer in layers}

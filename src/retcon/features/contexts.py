@@ -30,9 +30,12 @@ Averaging = Literal["halves", "uniform"]
 class ContextOptions:
     """Settings of contexts: how many there are, and how their keys are averaged.
 
-    prefixes: sampled prefixes beside the bare prompt. prefix_tokens: their lengths, taken in
-    turn, seed word included. averaging: `halves` gives the bare prompt half of the weight
-    (MEMIT, EMMET), `uniform` the same weight as each prefix (ROME). seed: of the sampling.
+    Attributes:
+        prefixes: sampled prefixes beside the bare prompt.
+        prefix_tokens: their lengths, taken in turn, seed word included.
+        averaging: `halves` gives the bare prompt half of the weight (MEMIT, EMMET), `uniform` the
+            same weight as each prefix (ROME).
+        seed: of the sampling.
     """
 
     prefixes: Annotated[int, Field(ge=0)] = 5

@@ -25,8 +25,11 @@ from retcon.progress import Progress, silent
 class Answers(NamedTuple):
     """Activations and gradients at the tokens that predict targets; a row a token, edit by edit.
 
-    owner: edit of each row. keys, outputs: inputs and outputs of the edited matrix. gradients: of
-    the edit's mean negative log-probability per token, with respect to that output.
+    Attributes:
+        owner: edit of each row.
+        keys, outputs: inputs and outputs of the edited matrix.
+        gradients: of the edit's mean negative log-probability per token, with respect to that
+            output.
     """
 
     owner: Int[Tensor, " rows"]
@@ -70,7 +73,8 @@ def read_answers(
 ) -> tuple[Answers, Float[Tensor, " edits"]]:
     """The rows of all edits at some layers, and each edit's loss: one pass and its gradient.
 
-    micro_batch: tokens that run together.
+    Args:
+        micro_batch: tokens that run together.
 
     Raises:
         NotFinite: NaN or infinity in a gradient.

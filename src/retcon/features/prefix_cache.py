@@ -38,8 +38,9 @@ class DeltaPlace(NamedTuple):
 class TargetRow(NamedTuple):
     """One text of one edit: its ids, the lookup position, which positions predict.
 
-    shared: how many first tokens it has in common with the other texts of its context; at most
-    `lookup`.
+    Attributes:
+        shared: how many first tokens it has in common with the other texts of its context; at most
+            `lookup`.
     """
 
     ids: tuple[int, ...]

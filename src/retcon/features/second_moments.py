@@ -46,10 +46,13 @@ _SAVING = 0.05
 class MomentOptions:
     """Settings of second moments: the text that C is read from, and its length.
 
-    corpus: `self`, a file, or `hub:…`. corpus_tokens: how many tokens; 0 takes
-    `tokens_per_dimension` times d_in. corpus_seed: of the sampling of `self`. document_tokens:
-    longer documents are cut there. jitter: added to C's diagonal, relative to its mean: dead
-    units would make C singular otherwise.
+    Attributes:
+        corpus: `self`, a file, or `hub:…`.
+        corpus_tokens: how many tokens; 0 takes `tokens_per_dimension` times d_in.
+        corpus_seed: of the sampling of `self`.
+        document_tokens: longer documents are cut there.
+        jitter: added to C's diagonal, relative to its mean: dead units would make C singular
+            otherwise.
     """
 
     corpus: str = "self"
@@ -93,8 +96,11 @@ def collect_moments(
 ) -> dict[int, SecondMoment]:
     """Read at least `tokens` tokens of the texts, or all, and sum k kᵀ at each layer.
 
-    Every token counts, the first of a document too. resume: a file that keeps the running sums,
-    and from which a pass that was cut off continues.
+    Every token counts, the first of a document too.
+
+    Args:
+        resume: a file that keeps the running sums, and from which a pass that was cut off
+            continues.
 
     Raises:
         NotFinite: NaN or infinity in an activation.

@@ -32,7 +32,8 @@ _PASS_COST_ON_GPU = 512
 class Passes(Protocol):
     """Logits of some rows, given the vector that is added at their lookup tokens.
 
-    lengths: how many tokens each row takes in a pass.
+    Attributes:
+        lengths: how many tokens each row takes in a pass.
     """
 
     lengths: list[int]
@@ -47,7 +48,8 @@ def passes_for(
 ) -> tuple[Passes, bool]:
     """The cheapest exact way to run these rows, and whether it is the short one.
 
-    tokens: how many tokens one pass may hold.
+    Args:
+        tokens: how many tokens one pass may hold.
     """
     prefix = read_prefix(model, rows, place, tokens)
     if prefix is not None:

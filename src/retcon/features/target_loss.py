@@ -29,10 +29,13 @@ _SUBJECT = -1
 class Losses(NamedTuple):
     """Terms of the loss, a row per edit; of an edit that was not asked for, what was last seen.
 
-    nll: mean over contexts of the target's mean negative log-probability per token, as last seen
-    of each. kl: divergence at the subject. predicted: whether every token of the target is the most
-    probable in every context but the first, the bare prompt (in that one, where it is alone).
-    complete: whether every context has been seen.
+    Attributes:
+        nll: mean over contexts of the target's mean negative log-probability per token, as last
+            seen of each.
+        kl: divergence at the subject.
+        predicted: whether every token of the target is the most probable in every context but the
+            first, the bare prompt (in that one, where it is alone).
+        complete: whether every context has been seen.
     """
 
     nll: Float[Tensor, " edits"]

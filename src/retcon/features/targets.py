@@ -52,18 +52,25 @@ _OWN = ("active", "nll", "loss", "steps", "said")
 class TargetOptions:
     """Settings of target optimisation; the defaults are those of MEMIT for GPT-J.
 
-    steps: forward passes (one more than updates). lr: of Adam. clamp: largest ‖δ‖ / ‖t₀‖.
-    kl: weight of the divergence at the subject. decay: weight of ‖δ‖ / ‖t₀‖². stop_below: an
-    edit is done when its whole loss falls below this; 0 never stops. insertion: where δ is added,
-    the output of the `block` or of its `down`-projection. micro_batch: suffix tokens and
-    predictions in one forward pass (0: what keeps activations below a quarter of the weights, and
-    on a GPU what fills it), and together: edits optimised side by side, on a GPU as many more as a
-    pass has room for; both change results by rounding only, and memory.
+    `micro_batch` and `together` change memory, and results by rounding only. `contexts_per_step`
+    and `stop_when_said` are approximations, off by default.
 
-    Approximations, off by default: contexts_per_step: look at so many contexts in each step, in
-    turn (0: at all), and stop by what was last seen of each. stop_when_said: an edit is done, too,
-    in so many steps in which every token of its target was the most probable behind every prefix
-    (0: never; the bare prompt is asked only where there is no prefix).
+    Attributes:
+        steps: forward passes (one more than updates).
+        lr: of Adam.
+        clamp: largest ‖δ‖ / ‖t₀‖.
+        kl: weight of the divergence at the subject.
+        decay: weight of ‖δ‖ / ‖t₀‖².
+        stop_below: an edit is done when its whole loss falls below this; 0 never stops.
+        insertion: where δ is added, the output of the `block` or of its `down`-projection.
+        micro_batch: suffix tokens and predictions in one forward pass (0: what keeps activations
+            below a quarter of the weights, and on a GPU what fills it).
+        together: edits optimised side by side, on a GPU as many more as a pass has room for.
+        contexts_per_step: look at so many contexts in each step, in turn, and stop by what was
+            last seen of each (0: look at all).
+        stop_when_said: stop an edit, too, after so many steps in which every token of its target
+            was the most probable behind every prefix (0: never; the bare prompt counts only
+            where there is no prefix).
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -95,10 +102,15 @@ class Halfway(Protocol):
 class Targets(NamedTuple):
     """Optimised vectors and how the optimisation went, one row per edit.
 
-    delta: δ. anchor: t₀, where δ starts from. loss: the whole loss in the last pass; nll: its
-    first term. steps: passes made. seconds: what it took, an even share of its group's time,
-    whenever that was. cached: whether that was in an earlier call. short: whether passes over
-    suffixes could be used.
+    Attributes:
+        delta: δ.
+        anchor: t₀, where δ starts from.
+        loss: the whole loss in the last pass.
+        nll: its first term.
+        steps: passes made.
+        seconds: what it took, an even share of its group's time, whenever that was.
+        cached: whether that was in an earlier call.
+        short: whether passes over suffixes could be used.
     """
 
     delta: Float[Tensor, "edits hidden"]
@@ -172,9 +184,12 @@ def optimise_targets(
 ) -> Targets:
     """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
 
-    start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one. Or
-    where edits that are one group keep how far they have come, and have kept it in an earlier call.
-    tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are done.
+    Args:
+        start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
+            Or where edits that are one group keep how far they have come, and have kept it in an
+            earlier call.
+        tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are
+            done.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -346,7 +361,11 @@ class _Descent:
             value.copy_(state[f"seen.{name}"])
 
     def targets(self, seconds: float) -> Targets:
-        """Targets as they are now. seconds: time of each edit."""
+        """Targets as they are now.
+
+        Args:
+            seconds: time of each edit.
+        """
         return Targets(
             delta=self._delta.detach(),
             anchor=self._anchor,

@@ -34,8 +34,10 @@ def alphaedit(
 ) -> LocateThenEdit:
     """Batches of facts in the null space of ordinary text.
 
-    ridge: ρ, of ‖ΔW‖² in the null space. ridge_batch: the batch size that the ridge is meant for
-    (0: any). accumulate: keep carried facts in the metric of later batches.
+    Args:
+        ridge: ρ, of ‖ΔW‖² in the null space.
+        ridge_batch: the batch size that the ridge is meant for (0: any).
+        accumulate: keep carried facts in the metric of later batches.
     """
     return LocateThenEdit(
         layers=layers,

@@ -28,9 +28,11 @@ def emmet(
 ) -> LocateThenEdit:
     """Batches of facts, each written exactly (hard constraints).
 
-    ridge: ρ; above 0 the constraints soften and the method is MEMIT with λ = ρ.
-    ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0: not).
-    accumulate: keep carried facts as constraints of later batches.
+    Args:
+        ridge: ρ; above 0 the constraints soften and the method is MEMIT with λ = ρ.
+        ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0:
+            not).
+        accumulate: keep carried facts as constraints of later batches.
     """
     return LocateThenEdit(
         layers=layers,

@@ -32,8 +32,10 @@ def encore(
 ) -> LocateThenEdit:
     """MEMIT with early stopping and a norm penalty.
 
-    ridge: λ. ridge_batch: the batch size that the ridge is meant for (0: any). accumulate: keep
-    carried facts in the metric of later batches.
+    Args:
+        ridge: λ.
+        ridge_batch: the batch size that the ridge is meant for (0: any).
+        accumulate: keep carried facts in the metric of later batches.
     """
     return LocateThenEdit(
         layers=layers,

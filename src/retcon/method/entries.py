@@ -28,7 +28,8 @@ Made = TypeVar("Made", bound=Method[Any, Any, Any])
 class MethodEntry:
     """A registry entry: a factory of a method and what is said of it.
 
-    writes: whether it changes weights; what does not makes no patch and needs no layers.
+    Attributes:
+        writes: whether it changes weights; what does not makes no patch and needs no layers.
     """
 
     name: str

@@ -183,10 +183,14 @@ def finetune(
 ) -> FineTune:
     """Batches of facts by gradient descent on the same matrix, inside a box.
 
-    steps: of Adam, at most, and lr: its rate. epsilon: how far any element of W may be moved, from
-    the weights that a `batch` finds or those before the `run`: bound. stop_below: the loss at which
-    it stops (0: never). micro_batch: tokens in one forward pass (0: what keeps activations below a
-    quarter of the weights); it changes results by rounding only.
+    Args:
+        steps: of Adam, at most.
+        lr: its rate.
+        epsilon: how far any element of W may be moved, from the weights that a `batch` finds or
+            those before the `run`: bound.
+        stop_below: the loss at which it stops (0: never).
+        micro_batch: tokens in one forward pass (0: what keeps activations below a quarter of the
+            weights); it changes results by rounding only.
     """
     return FineTune(
         layers=layers,

@@ -160,8 +160,12 @@ def in_context(
 ) -> InContext:
     """Facts before the prompt: no edit at all; they are retrieved for each prompt.
 
-    shown: how many facts, at most. threshold: the share of a fact's words, weighted by how rare
-    they are among the facts, that a prompt must hold. Layers are not used.
+    Layers are not used.
+
+    Args:
+        shown: how many facts, at most.
+        threshold: the share of a fact's words, weighted by how rare they are among the facts, that
+            a prompt must hold.
     """
     del layers
     return InContext(shown=shown, threshold=threshold)

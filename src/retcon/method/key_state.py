@@ -37,7 +37,12 @@ class KeyState(NamedTuple):
 
 
 class KeyIncrement(NamedTuple):
-    """Addition of a batch to the state. ids: none where nothing is accumulated. anchor: its own."""
+    """Addition of a batch to the state.
+
+    Attributes:
+        ids: none where nothing is accumulated.
+        anchor: its own.
+    """
 
     ids: tuple[str, ...]
     learned: Learned

@@ -32,7 +32,8 @@ def lyaplock(
 ) -> LocateThenEdit:
     """Carried batches under a budget for what is to be preserved.
 
-    ridge: λ at the beginning.
+    Args:
+        ridge: λ at the beginning.
     """
     return LocateThenEdit(
         layers=layers,

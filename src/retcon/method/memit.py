@@ -37,9 +37,11 @@ def memit(
 ) -> LocateThenEdit:
     """Batches of facts, softly, over one or several layers.
 
-    ridge: λ, the weight of what is to be preserved (published: mom2_update_weight).
-    ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0: not).
-    accumulate: keep carried facts in the metric of later batches.
+    Args:
+        ridge: λ, the weight of what is to be preserved (published: mom2_update_weight).
+        ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0:
+            not).
+        accumulate: keep carried facts in the metric of later batches.
     """
     return LocateThenEdit(
         layers=layers,

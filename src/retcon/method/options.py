@@ -24,11 +24,14 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class PreservationOptions:
     """Settings of the metric M₀.
 
-    base: the `covariance` C of ordinary text; its `null-space` (AlphaEdit, arXiv:2410.02355), in
-    which every direction costs the same and outside of which none may be written; or `identity`.
-    null_threshold: eigenvalues of C below it span the null space. null_relative: it is in units
-    of the mean eigenvalue. plain: μ, C + (μ/ρ) I penalises the norm of ΔW as well (ENCORE,
-    arXiv:2502.01636); only with the covariance.
+    Attributes:
+        base: the `covariance` C of ordinary text; its `null-space` (AlphaEdit, arXiv:2410.02355),
+            in which every direction costs the same and outside of which none may be written; or
+            `identity`.
+        null_threshold: eigenvalues of C below it span the null space.
+        null_relative: it is in units of the mean eigenvalue.
+        plain: μ, C + (μ/ρ) I penalises the norm of ΔW as well (ENCORE, arXiv:2502.01636); only with
+            the covariance.
     """
 
     base: Literal["covariance", "null-space", "identity"] = "covariance"
@@ -53,7 +56,10 @@ class PreservationOptions:
     def metric(
         self, moment: Float64[Tensor, "d_in d_in"], *, jitter: float, ridge: float | None
     ) -> Preservation:
-        """M₀ of a layer. The moment's memory may be taken. ridge: ρ, which only `plain` needs.
+        """M₀ of a layer. The moment's memory may be taken.
+
+        Args:
+            ridge: ρ, which only `plain` needs.
 
         Raises:
             NotFinite, SingularCovariance, InvalidSetting: as `Preservation`'s.
@@ -74,18 +80,21 @@ class PreservationOptions:
 class ResidualOptions:
     """Settings of the residuals: the part of each target that each layer is to write.
 
-    spread: over several layers: `divided`, the gap that is left at the last layer by the number of
-    layers to come (MEMIT); `forward`, targets at the first layer, whose effect is replayed through
-    the others, each of which closes its own gap whole (FE, arXiv:2605.00358); `each`, targets at
-    each layer, on the model as the layers before have become (BLUE, arXiv:2502.03748).
-    anchor_norm: NAS (arXiv:2602.02543): values m + δ get the mean length of those of the first
-    batch, longest 5 % apart (`equal`), or at most that (`cap`); a fact whose value is twice as
-    long is left out. passes: of what one solve has left of the residuals, the rest is written
-    through the same write keys, so many times in all, which comes to a smaller ridge (iterated
-    Tikhonov; NSE, arXiv:2410.04045, reads keys anew and picks neurons); not with a budget.
-    merge_subjects: facts whose prompts are equal up to the subject's end have one key: those whose
-    targets are made together (a batch; with `refresh`, all that wait) get one target, for all of
-    them, and it is written once (MEMIT-Merge, arXiv:2502.07322).
+    Attributes:
+        spread: over several layers: `divided`, the gap that is left at the last layer by the number
+            of layers to come (MEMIT); `forward`, targets at the first layer, whose effect is
+            replayed through the others, each of which closes its own gap whole (FE,
+            arXiv:2605.00358); `each`, targets at each layer, on the model as the layers before have
+            become (BLUE, arXiv:2502.03748).
+        anchor_norm: NAS (arXiv:2602.02543): values m + δ get the mean length of those of the first
+            batch, longest 5 % apart (`equal`), or at most that (`cap`); a fact whose value is twice
+            as long is left out.
+        passes: of what one solve has left of the residuals, the rest is written through the same
+            write keys, so many times in all, which comes to a smaller ridge (iterated Tikhonov;
+            NSE, arXiv:2410.04045, reads keys anew and picks neurons); not with a budget.
+        merge_subjects: facts whose prompts are equal up to the subject's end have one key: those
+            whose targets are made together (a batch; with `refresh`, all that wait) get one target,
+            for all of them, and it is written once (MEMIT-Merge, arXiv:2502.07322).
     """
 
     spread: Literal["divided", "forward", "each"] = "divided"
@@ -106,13 +115,14 @@ class ResidualOptions:
 class StepOptions:
     """Settings of steps: what is done to ΔW where edits are carried.
 
-    process: `bfloat16` rounds it, `rect` keeps the entries of the largest |ΔW / W|, a share `keep`
-    of all (arXiv:2401.04700), `prune` takes the logarithm of singular values above the largest of
-    W₀ (arXiv:2405.16821, there once, of the sum). feedback: what that takes from a step is given
-    back by the next one. budget: α of LyapLock (arXiv:2505.15702): the ridge grows by as much as
-    D, the mean square change on ordinary text, is above α times what it was after the first
-    batch, and all facts are solved for again, which gives back what a step has lost (0: it does
-    not).
+    Attributes:
+        process: `bfloat16` rounds it, `rect` keeps the entries of the largest |ΔW / W|, a share
+            `keep` of all (arXiv:2401.04700), `prune` takes the logarithm of singular values above
+            the largest of W₀ (arXiv:2405.16821, there once, of the sum).
+        feedback: what that takes from a step is given back by the next one.
+        budget: α of LyapLock (arXiv:2505.15702): the ridge grows by as much as D, the mean square
+            change on ordinary text, is above α times what it was after the first batch, and all
+            facts are solved for again, which gives back what a step has lost (0: it does not).
     """
 
     process: Literal["none", "bfloat16", "rect", "prune"] = "none"
@@ -129,7 +139,11 @@ class StepOptions:
             )
 
     def solver(self, passes: int) -> Solver:
-        """The solver that takes such steps. passes: as of `ResidualOptions`."""
+        """The solver that takes such steps.
+
+        Args:
+            passes: as of `ResidualOptions`.
+        """
         if self.budget:
             return Budgeted(self._process, self.budget)
         plain = OneShot(passes)

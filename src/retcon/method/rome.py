@@ -30,8 +30,10 @@ def rome(
 ) -> LocateThenEdit:
     """One fact an update, written exactly; the original.
 
-    consistent_keys: aim and read with one key (R-ROME). accumulate: keep carried facts as hard
-    constraints; only with consistent_keys, because the published update has no one key to keep.
+    Args:
+        consistent_keys: aim and read with one key (R-ROME).
+        accumulate: keep carried facts as hard constraints; only with consistent_keys, because the
+            published update has no one key to keep.
     """
     return LocateThenEdit(
         layers=layers,

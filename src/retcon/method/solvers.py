@@ -154,7 +154,11 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class OneShot:
-    """The plain change. passes: as `ResidualOptions.passes`."""
+    """The plain change.
+
+    Attributes:
+        passes: as `ResidualOptions.passes`.
+    """
 
     passes: int = 1
 
@@ -228,7 +232,11 @@ PostProcess = Callable[[Float64[Tensor, "d_out d_in"]], Process]
 
 @dataclass(frozen=True)
 class Processed:
-    """A plain change, post-processed. feedback: give back by each step what the last has lost."""
+    """A plain change, post-processed.
+
+    Attributes:
+        feedback: give back by each step what the last has lost.
+    """
 
     plain: OneShot
     process: PostProcess
@@ -266,7 +274,8 @@ class Processed:
 class Budgeted:
     """The change that all facts ask for together, whatever the weights have become.
 
-    budget: α; the ridge grows while the energy is above α times that after the first batch.
+    Attributes:
+        budget: α; the ridge grows while the energy is above α times that after the first batch.
     """
 
     process: PostProcess

@@ -60,7 +60,11 @@ class Spread(Protocol):
         ...
 
     def gap(self, features: KeyFeatures, last: int, layer: Layer) -> Gap:
-        """Output that a layer is to add at each subject's end. last: the last of the layers."""
+        """Output that a layer is to add at each subject's end.
+
+        Args:
+            last: the last of the layers.
+        """
         ...
 
 

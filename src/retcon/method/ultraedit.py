@@ -48,7 +48,11 @@ Running = Mapping[int, Float64[Tensor, "3 width"]]
 
 
 class GradientFeatures(NamedTuple):
-    """Rows that were read at the tokens of the answers. nll: of each target, before the edit."""
+    """Rows that were read at the tokens of the answers.
+
+    Attributes:
+        nll: of each target, before the edit.
+    """
 
     edits: tuple[Edit, ...]
     answers: Answers
@@ -222,10 +226,13 @@ def ultraedit(
 ) -> UltraEdit:
     """Batches of facts by one gradient each; the fast baseline.
 
-    ridge: α, the weight of ‖ΔW‖². lr: how far along the normalised gradient. accumulate: carry the
-    running statistics from batch to batch; otherwise each batch has its own. micro_batch: tokens
-    in one forward pass (0: what keeps activations below a quarter of the weights); it changes
-    results by rounding only.
+    Args:
+        ridge: α, the weight of ‖ΔW‖².
+        lr: how far along the normalised gradient.
+        accumulate: carry the running statistics from batch to batch; otherwise each batch has its
+            own.
+        micro_batch: tokens in one forward pass (0: what keeps activations below a quarter of the
+            weights); it changes results by rounding only.
     """
     return UltraEdit(
         layers=layers, ridge=ridge, lr=lr, accumulate=accumulate, micro_batch=micro_batch

@@ -34,7 +34,11 @@ class WrittenFacts(NamedTuple):
         values: Mapping[int, Float64[Tensor, "edits d_out"]],
         rows: "Rows",
     ) -> "WrittenFacts":
-        """The facts after a batch. names, values: of its edits, and rows: what became of them."""
+        """The facts after a batch.
+
+        Args:
+            names, values: of its edits, and rows: what became of them.
+        """
         merged: dict[int, Tensor] = {}
         for layer, outputs in values.items():
             before = self.values.get(layer, outputs[:0]).clone()

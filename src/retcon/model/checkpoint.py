@@ -176,7 +176,11 @@ def write_safetensors(
     write: Callable[[str, BinaryIO], object],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file, a tensor at a time. write: put a tensor's bytes into the file."""
+    """Write a safetensors file, a tensor at a time.
+
+    Args:
+        write: put a tensor's bytes into the file.
+    """
     # Wide dtypes first, so that every tensor starts at a multiple of its width, as is the custom.
     names = sorted(pieces, key=lambda name: (-_width(pieces[name]), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

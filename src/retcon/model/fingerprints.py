@@ -43,7 +43,9 @@ _CHUNK = 2**22
 class Weights(BaseModel):
     """Fingerprint and digests of a model's weights.
 
-    rounded: what the fingerprint would be after a rounding to float16. digests: of each tensor.
+    Attributes:
+        rounded: what the fingerprint would be after a rounding to float16.
+        digests: of each tensor.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -81,8 +81,9 @@ def sample(
 
     Shorter where the model has no positions for more.
 
-    top_k: draw from the k most probable tokens; 0 draws from the whole distribution. advance: is
-    told how many tokens of each there are.
+    Args:
+        top_k: draw from the k most probable tokens; 0 draws from the whole distribution.
+        advance: is told how many tokens of each there are.
     """
     rows = _sampled(model, [prompt] * count, new_tokens, seed, top_k, advance)
     return [model.tokens.decode(row) for row in rows]
@@ -167,8 +168,10 @@ def greedy(
 ) -> list[tuple[int, ...]]:
     """The most probable continuation of each prompt, freely generated, as many tokens as asked.
 
-    owners: under which of the overlay's updates each is generated. Prompts of one length run
-    together, so nothing is padded.
+    Prompts of one length run together, so nothing is padded.
+
+    Args:
+        owners: under which of the overlay's updates each is generated.
     """
     continuations: list[tuple[int, ...]] = [()] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]

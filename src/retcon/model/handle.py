@@ -124,7 +124,9 @@ class ModelHandle:
     def answers_to(self, base: str, digest: str | None) -> bool:
         """True if a patch that names these weights was made for this model, as loaded or as it is.
 
-        base: a fingerprint. digest: of all weights, where it is known.
+        Args:
+            base: a fingerprint.
+            digest: of all weights, where it is known.
         """
         if self.weights.answers_to(base, digest):
             return True
@@ -203,7 +205,8 @@ class ModelHandle:
     def change(self, layer: int, dtype: torch.dtype | None = None) -> Float[Tensor, "d_out d_in"]:
         """W − W₀ of a layer, W₀ as it was outside every open `scratch()`.
 
-        dtype: in which it is subtracted; None: the master's.
+        Args:
+            dtype: in which it is subtracted; None: the master's.
         """
         now = self.master(layer).to(dtype)
         return now - self._original(layer).to(now)

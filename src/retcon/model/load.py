@@ -58,9 +58,11 @@ def load(
 ) -> ModelHandle:
     """Load a causal language model for editing.
 
-    name: `smollm2-135m`, `toyworld`, `toyworld-small`, a folder, or a hub id. device: anything
-    torch knows, or `auto` to let accelerate place a model that one device does not hold.
-    device_map: where each module goes, `disk` included, in the place of `device`.
+    Args:
+        name: `smollm2-135m`, `toyworld`, `toyworld-small`, a folder, or a hub id.
+        device: anything torch knows, or `auto` to let accelerate place a model that one device does
+            not hold.
+        device_map: where each module goes, `disk` included, in the place of `device`.
 
     Raises:
         ModelNotFound: it is not here and cannot be fetched.

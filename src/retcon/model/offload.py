@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 class Away:
     """Location of an offloaded tensor: its map, its name there, and the device it computes on.
 
-    memory: what the map asks first. stored: whether the map has it elsewhere too, on the disk.
+    Attributes:
+        memory: what the map asks first.
     """
 
     memory: dict[str, Tensor]

@@ -15,8 +15,10 @@ _BESIDE = 2
 class Positions(NamedTuple):
     """The positions of a model.
 
-    count: how many it was made for; None: any number. table: whether each has a row of its own, so
-    that there is nothing behind the last; otherwise the model reads on, and worse.
+    Attributes:
+        count: how many it was made for; None: any number.
+        table: whether each has a row of its own, so that there is nothing behind the last;
+            otherwise the model reads on, and worse.
     """
 
     count: int | None = None
@@ -43,7 +45,8 @@ class Positions(NamedTuple):
     def check(self, tokens: int, text: str) -> str | None:
         """Check a text's length; return a warning if it is longer than the model was made for.
 
-        text: what the message calls it.
+        Args:
+            text: what the message calls it.
 
         Raises:
             InvalidEdit: a table has no row for its last token.

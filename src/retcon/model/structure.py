@@ -67,9 +67,10 @@ class Site:
 class Architecture:
     """Structure of a model: its editable matrices, and why other layers have none.
 
-    additive: a change of the down-projection's output appears unchanged in the block's output;
-    false for post-norm blocks (Gemma-2, OLMo-2) and scaled residuals (Granite).
-    unavailable: layers that cannot be edited, each with the reason.
+    Attributes:
+        additive: a change of the down-projection's output appears unchanged in the block's output;
+            false for post-norm blocks (Gemma-2, OLMo-2) and scaled residuals (Granite).
+        unavailable: layers that cannot be edited, each with the reason.
     """
 
     blocks: tuple[nn.Module, ...]

@@ -74,8 +74,9 @@ def without(patch: Patch, ids: Collection[str]) -> Patch:
 def stack(patches: Mapping[str, Patch], *, base: str, model: str) -> Patch:
     """Several patches as one, in their order; the sum of their changes.
 
-    patches: by a short name of each, which goes before an id that two of them share. base, model:
-    what the sum is for, and what it is called where there are no patches.
+    Args:
+        patches: by a short name of each, which goes before an id that two of them share.
+        base, model: what the sum is for, and what it is called where there are no patches.
 
     Raises:
         PatchMismatch: two patches write matrices of different shapes.

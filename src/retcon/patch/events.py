@@ -61,7 +61,11 @@ class Head(_Record):
 
 
 class Identity(_Record):
-    """The base model of a ledger: its fingerprint, and what it was called. head: from format 2."""
+    """The base model of a ledger: its fingerprint, and what it was called.
+
+    Attributes:
+        head: from format 2.
+    """
 
     format: Literal[1, 2] = FORMAT
     base: str
@@ -75,7 +79,11 @@ class Identity(_Record):
 
 
 class Added(_Record):
-    """A patch came onto the stack. on: the event after whose stack it was made; 0: the base."""
+    """A patch came onto the stack.
+
+    Attributes:
+        on: the event after whose stack it was made; 0: the base.
+    """
 
     kind: Literal["add"] = "add"
     patch: Sha
@@ -84,10 +92,13 @@ class Added(_Record):
 
 
 class TakenBack(_Record):
-    """Facts left the stack. facts: ids by entry. entries: those that left as a whole.
+    """Facts left the stack.
 
-    solved: patches of the facts that stay, solved again, by the entry that each takes the place
-    of; none where rows were removed.
+    Attributes:
+        facts: ids by entry.
+        entries: those that left as a whole.
+        solved: patches of the facts that stay, solved again, by the entry that each takes the place
+            of; none where rows were removed.
     """
 
     kind: Literal["undo"] = "undo"
@@ -123,7 +134,8 @@ def _in_years(time: datetime) -> datetime:
 class Event(_Record):
     """Something that was done to a ledger: by whom, when (UTC), and why, in the user's words.
 
-    previous: its link to all that was before it; none in a ledger of format 1.
+    Attributes:
+        previous: its link to all that was before it; none in a ledger of format 1.
     """
 
     number: Number
@@ -137,7 +149,9 @@ class Event(_Record):
 class History(NamedTuple):
     """All that was ever done to a ledger, oldest first.
 
-    link: to the next event. sealed: whether all of it is, and in one chain.
+    Attributes:
+        link: to the next event.
+        sealed: whether all of it is, and in one chain.
     """
 
     identity: Identity

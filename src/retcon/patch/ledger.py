@@ -38,8 +38,11 @@ _LOCK = ".lock"
 class LedgerEntry:
     """A patch in the stack: who added it, when and why, and what is left of it.
 
-    about: how it was made, with the facts that are still in the stack. facts: how many it brought.
-    on: the event on whose stack it was made; 0: on the base model. solved: see `Slot`.
+    Attributes:
+        about: how it was made, with the facts that are still in the stack.
+        facts: how many it brought.
+        on: the event on whose stack it was made; 0: on the base model.
+        solved: see `Slot`.
     """
 
     number: int
@@ -56,7 +59,8 @@ class LedgerEntry:
 class Undoing(NamedTuple):
     """Facts, by entry, and whole entries that are to leave the stack.
 
-    seen: number of events when this was made out.
+    Attributes:
+        seen: number of events when this was made out.
     """
 
     facts: dict[int, tuple[str, ...]]
@@ -108,7 +112,10 @@ class Ledger:
         return history
 
     def entries(self, at: int | None = None) -> tuple[LedgerEntry, ...]:
-        """The stack from its lowest patch on; at: as it was after that event (0: empty).
+        """The stack from its lowest patch on.
+
+        Args:
+            at: the event after which it is read (0: empty); None: the stack as it is now.
 
         Raises:
             InvalidLedger, InvalidPatch: a file is missing or damaged.
@@ -159,7 +166,8 @@ class Ledger:
     ) -> LedgerEntry:
         """Put a patch on top of the stack. A folder that is empty or missing becomes a ledger.
 
-        model: the base model, needed only for a patch that was made on top of the stack.
+        Args:
+            model: the base model, needed only for a patch that was made on top of the stack.
 
         Raises:
             PatchMismatch: the patch was made for another model.
@@ -179,7 +187,8 @@ class Ledger:
     def choose(self, facts: Sequence[str] = (), entries: Sequence[int] = ()) -> Undoing:
         """Find what an undo would take out of the stack.
 
-        facts: ids, as `ID` or, where several entries have it, `ENTRY:ID`.
+        Args:
+            facts: ids, as `ID` or, where several entries have it, `ENTRY:ID`.
 
         Raises:
             UnknownName: the stack has no such fact or entry.
@@ -214,8 +223,9 @@ class Ledger:
     ) -> Event:
         """Take facts out of the stack; the history keeps them.
 
-        solved: by entry, the facts of it that stay, solved again. Without it their rows stay as
-        they are (*removed*, not re-solved).
+        Args:
+            solved: by entry, the facts of it that stay, solved again. Without it their rows stay as
+                they are (*removed*, not re-solved).
 
         Raises:
             InvalidLedger: somebody else has changed the ledger since the undo was made out.
@@ -254,7 +264,9 @@ class Ledger:
     ) -> Patch:
         """The stack as an undo would leave it; nothing is changed.
 
-        solved: by entry, what takes its place. below: only entries with smaller numbers.
+        Args:
+            solved: by entry, what takes its place.
+            below: only entries with smaller numbers.
 
         Raises:
             InvalidLedger, InvalidPatch: a file is missing or damaged.

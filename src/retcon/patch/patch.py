@@ -59,11 +59,16 @@ class EditRecord(BaseModel):
 class Provenance(BaseModel):
     """Origin of a patch: enough to make it again.
 
-    base: fingerprint of the model's weights. digest: of all of them, where it was recorded.
-    model: what it was called. layers: those written,
-    with their widths. settings: every setting of the method, defaults included. rows: whether row
-    i of every factor belongs to edit i, or rows are no edit's own; only the latter is written down.
-    refresh: by which rule targets were made anew; only another than `each-batch` is written down.
+    Attributes:
+        base: fingerprint of the model's weights.
+        digest: of all of them, where it was recorded.
+        model: what it was called.
+        layers: those written, with their widths.
+        settings: every setting of the method, defaults included.
+        rows: whether row i of every factor belongs to edit i, or rows are no edit's own; only the
+            latter is written down.
+        refresh: by which rule targets were made anew; only another than `each-batch` is written
+            down.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,8 +106,11 @@ class Patch:
     """Changes of some matrices of one base model.
 
     Row i of every factor belongs to edit i, where the patch is `divisible`. Without edits (an
-    imported adapter) the rows belong to none. notes: what a guard has seen while the patch was
-    made, and what adaptive batches came to; they are not saved.
+    imported adapter) the rows belong to none.
+
+    Attributes:
+        notes: what a guard has seen while the patch was made, and what adaptive batches came to;
+            they are not saved.
     """
 
     deltas: Mapping[int, LowRankDelta]
@@ -275,7 +283,10 @@ def _opened(path: Path) -> Generator[Tensors, None, None]:
 
 
 def read_header(path: Path, metadata: Mapping[str, str], about: object = None) -> Provenance:
-    """The provenance in a safetensors header. about: it, where it has been parsed already.
+    """The provenance in a safetensors header.
+
+    Args:
+        about: it, where it has been parsed already.
 
     Raises:
         InvalidPatch: there is none, or one of a newer format, or something else.

@@ -10,7 +10,8 @@ from retcon.patch.events import Added, Event, Returned
 class Slot(NamedTuple):
     """An entry's place in the stack: its patch file, and the facts of it that were taken back.
 
-    solved: the event that put the facts which stayed, solved again, in the patch's place; or 0.
+    Attributes:
+        solved: the event that put the facts which stayed, solved again, in the patch's place; or 0.
     """
 
     entry: int

@@ -18,7 +18,8 @@ _UNSEALED = "written before there were digests, and cannot be checked"
 class Check(NamedTuple):
     """Something that was looked at, and what is wrong with it (None: nothing).
 
-    note: what else is to be said of it.
+    Attributes:
+        note: what else is to be said of it.
     """
 
     what: str

@@ -33,7 +33,9 @@ def side_by_side(
 ) -> list[Beside]:
     """Let both speak behind each prompt; the model is as before afterwards.
 
-    tokens: length of a continuation. top: how many next tokens to name.
+    Args:
+        tokens: length of a continuation.
+        top: how many next tokens to name.
 
     Raises:
         PatchMismatch: the patch is for another model.

@@ -40,8 +40,11 @@ _MASTER = 4
 class Costs(NamedTuple):
     """Cost of a method on a model, in FLOPs, bytes and tokens, whatever the machine.
 
-    target: of one edit, or its gradients. token: of one token forward through the whole model.
-    moments, sampling: once for the layers. context: tokens put before each scored prompt.
+    Attributes:
+        target: of one edit, or its gradients.
+        token: of one token forward through the whole model.
+        moments, sampling: once for the layers.
+        context: tokens put before each scored prompt.
     """
 
     parameters: int
@@ -59,11 +62,14 @@ class Costs(NamedTuple):
 class MemoryEstimate(NamedTuple):
     """Bytes while editing, each at its most; they are not all held at one moment.
 
-    weights: in the dtype in which they are loaded. moments: C, in whose memory its factor is
-    made, of each layer. masters: a float32 copy of each edited matrix where weights are
-    narrower, and the originals that are copied back. factors: of the patch, in float32. solve:
-    what the closed form holds beside keys and factor of C. activations: what a pass keeps for
-    the gradient of its targets.
+    Attributes:
+        weights: in the dtype in which they are loaded.
+        moments: C, in whose memory its factor is made, of each layer.
+        masters: a float32 copy of each edited matrix where weights are narrower, and the originals
+            that are copied back.
+        factors: of the patch, in float32.
+        solve: what the closed form holds beside keys and factor of C.
+        activations: what a pass keeps for the gradient of its targets.
     """
 
     weights: int
@@ -97,7 +103,11 @@ class CostEstimate(NamedTuple):
 
 
 def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object]) -> Costs:
-    """Estimate the cost of editing these layers. settings: all of the method's."""
+    """Estimate the cost of editing these layers.
+
+    Args:
+        settings: all of the method's.
+    """
     if "prefixes" not in settings:
         return _without_targets(outline, layers, settings)
     blocks, parameters = outline.block_parameters, outline.parameters

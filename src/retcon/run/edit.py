@@ -34,11 +34,13 @@ def edit(
 ) -> Patch:
     """Make the patch that writes some facts. The model itself stays as it is.
 
-    What is not given comes from the model's published settings. schedule: how the facts are
-    written, `sequential` or `sequential-batch:B`; all in one batch where it is not given (one
-    after the other for methods that write one at a time). Where its guard has ended the run,
-    the patch holds the facts that were written, and its `notes` say what the guard has seen.
-    A `RetconWarning` names facts that are written over one another.
+    What is not given comes from the model's published settings. Where the schedule's guard has
+    ended the run, the patch holds the facts that were written, and its `notes` say what the guard
+    has seen. A `RetconWarning` names facts that are written over one another.
+
+    Args:
+        schedule: how the facts are written, `sequential` or `sequential-batch:B`; all in one batch
+            where it is not given (one after the other for methods that write one at a time).
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.

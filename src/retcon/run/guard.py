@@ -30,9 +30,12 @@ ACTIONS: tuple[Action, ...] = ("off", "warn", "stop", "rollback")
 class Guard:
     """Settings of a guard: its limits, and what is done beyond them.
 
-    action: `warn` says so and goes on, `stop` ends the run with the batch, `rollback` without it.
-    perplexity: largest ratio to the untouched model's. retention: smallest share of earlier facts
-    that are still said. step_norm, energy: largest ratio to the first batch's.
+    Attributes:
+        action: `warn` says so and goes on, `stop` ends the run with the batch, `rollback` without
+            it.
+        perplexity: largest ratio to the untouched model's.
+        retention: smallest share of earlier facts that are still said.
+        step_norm, energy: largest ratio to the first batch's.
     """
 
     action: Action = "off"
@@ -59,7 +62,11 @@ class Guard:
         return self.action != "off"
 
     def judge(self, untouched: Signals, first: Signals | None, now: Signals) -> str:
-        """Say what is wrong; empty where nothing is. first: as `signals.first_written` finds it."""
+        """Say what is wrong; empty where nothing is.
+
+        Args:
+            first: as `signals.first_written` finds it.
+        """
         moved = growth(untouched, now)
         if not moved <= log(self.perplexity):
             return f"perplexity of ordinary text is {_times(moved)} that of the untouched model"

@@ -149,7 +149,11 @@ class Looks:
         progress: Progress,
         beyond: str = "",
     ) -> list[Observation]:
-        """Observe some cases. beyond: a time; observers that look then too are left out."""
+        """Observe some cases.
+
+        Args:
+            beyond: a time; observers that look then too are left out.
+        """
         return [
             row
             for one in self.observers

@@ -39,7 +39,12 @@ class Monitor:
             self._texts = tuple(own.texts())[:_PASSAGES]
 
     def measure(self, batch: Sequence[Edit], earlier: Sequence[Edit], step_norm: float) -> Signals:
-        """Signals of the model as it is. batch: edits in it that are new. earlier: the others."""
+        """Signals of the model as it is.
+
+        Args:
+            batch: edits in it that are new.
+            earlier: the others.
+        """
         # Of a fact that was edited again, the last target counts.
         now = {edit.fact: edit for edit in batch}
         latest = {edit.fact: edit for edit in earlier if edit.fact not in now}

@@ -15,8 +15,10 @@ from retcon.scoring.score import score_cases
 class Efficacy(NamedTuple):
     """Scores of a patch's facts, and those that rounding has lost.
 
-    scores: of the base model, of the patch in it, and of the merged model. lost: ids of facts of
-    which the patched model gives the target every token, and the merged one does not.
+    Attributes:
+        scores: of the base model, of the patch in it, and of the merged model.
+        lost: ids of facts of which the patched model gives the target every token, and the merged
+            one does not.
     """
 
     scores: Mapping[str, Mapping[str, float | None]]

@@ -37,9 +37,10 @@ _RULES = ("each-batch", "never", "stale:T")
 class Refresh:
     """Rule for when targets are made anew, on the weights as they have become.
 
-    stale: the drift, in units of ‖δ‖, of which the 90th percentile over the facts that wait must
-    not be above; 0 refreshes for each batch, infinity never. window: for how many facts targets
-    are made at once.
+    Attributes:
+        stale: the drift, in units of ‖δ‖, of which the 90th percentile over the facts that wait
+            must not be above; 0 refreshes for each batch, infinity never.
+        window: for how many facts targets are made at once.
     """
 
     stale: float

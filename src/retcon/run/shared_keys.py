@@ -26,7 +26,9 @@ _GROUPS, _FACTS = 3, 4
 class Clash(NamedTuple):
     """Edits with one key that get into each other's way.
 
-    refused: a hard constraint cannot write them. batches: in how many they are written.
+    Attributes:
+        refused: a hard constraint cannot write them.
+        batches: in how many they are written.
     """
 
     edits: tuple[Edit, ...]
@@ -66,9 +68,12 @@ def warned_of(method: object, conflicts: tuple[Clash, ...]) -> tuple[Clash, ...]
 
 
 def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list[int]]:
-    """The places of edits with one key, where there are several. key: by what it is known.
+    """The places of edits with one key, where there are several.
 
     The tokens decide; before a model is known the text up to the subject's end stands for them.
+
+    Args:
+        key: by what it is known.
     """
     places: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, edit in enumerate(edits):

@@ -71,7 +71,8 @@ def check_undo(
 ) -> UndoScores:
     """Score both ways of undoing; the ledger stays as it is.
 
-    cases: paraphrases and neighbours of facts, where there are such; other facts are ignored.
+    Args:
+        cases: paraphrases and neighbours of facts, where there are such; other facts are ignored.
 
     Raises:
         InvalidSetting, PatchMismatch: as `resolve`.

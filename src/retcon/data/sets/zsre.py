@@ -72,6 +72,7 @@ def _question(text: str) -> str:
 def zsre(record: Zsre, place: Place, *, target: ZsreTarget = "answers") -> list[Case]:
     """The case of a record.
 
-    target: what is written of a record that has both: `answers`, the first of them, or `alt`.
+    Args:
+        target: what is written of a record that has both: `answers`, the first of them, or `alt`.
     """
     return [record.case(place.index, target)]

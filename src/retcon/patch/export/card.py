@@ -17,8 +17,10 @@ def write_card(
 ) -> None:
     """Write README.md with the front matter that the Hugging Face hub reads.
 
-    relation: `adapter` or `finetune`. use: lines of Python that load it. remark: a line
-    of the front matter, `# …`.
+    Args:
+        relation: `adapter` or `finetune`.
+        use: lines of Python that load it.
+        remark: a line of the front matter, `# …`.
     """
     about = patch.about
     front: dict[str, object] = {

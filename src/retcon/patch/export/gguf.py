@@ -87,7 +87,9 @@ def write_gguf(
 def gguf_adapter(job: Job, *, dtype: str = "float32", max_rank: Rank = None) -> Exported:
     """A LoRA adapter for llama.cpp.
 
-    dtype: of the factors, float32 or float16. max_rank: the largest rank; by default all rows.
+    Args:
+        dtype: of the factors, float32 or float16.
+        max_rank: the largest rank; by default all rows.
     """
     kind, structure = find_dtype(dtype), job.outline()
     lora = lora_of(job.patch, structure, dtype=kind, max_rank=max_rank)

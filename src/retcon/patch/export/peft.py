@@ -146,9 +146,11 @@ def read_peft(
 ) -> Patch:
     """A LoRA adapter of a model's editable matrices as a patch.
 
-    base, digest: of the weights of the model that the adapter is for. An adapter that Retcon wrote
-    is the patch that it was, with its facts; any other is one without, to be applied and undone as
-    a whole.
+    An adapter that Retcon wrote is the patch that it was, with its facts. Any other is one
+    without, to be applied and undone as a whole.
+
+    Args:
+        base, digest: of the weights of the model that the adapter is for.
 
     Raises:
         InvalidAdapter: its files are missing or damaged, it is no LoRA, or changes what a patch
@@ -303,7 +305,9 @@ def _pairs(file: Path, shapes: Mapping[str, tuple[int, ...]], outline: Outline) 
 def peft(job: Job, *, dtype: str = "float32", max_rank: Rank = None) -> Exported:
     """A LoRA adapter for PEFT and vLLM.
 
-    dtype: of the factors. max_rank: the largest rank; by default all rows are kept.
+    Args:
+        dtype: of the factors.
+        max_rank: the largest rank; by default all rows are kept.
     """
     kind, structure = find_dtype(dtype), job.outline()
     lora = lora_of(job.patch, structure, dtype=kind, max_rank=max_rank)

@@ -44,9 +44,10 @@ _CHUNK = 2**24
 class Rounding(NamedTuple):
     """Effect of rounding on the edit of one layer.
 
-    lost: how far the change that was written is from the one that was wanted,
-    ‖round(W + ΔW) − round(W) − ΔW‖ / ‖ΔW‖. unmoved: share of the matrix's numbers that are what
-    they would be without the edit.
+    Attributes:
+        lost: how far the change that was written is from the one that was wanted, ‖round(W + ΔW) −
+            round(W) − ΔW‖ / ‖ΔW‖.
+        unmoved: share of the matrix's numbers that are what they would be without the edit.
     """
 
     dtype: str
@@ -71,9 +72,12 @@ def write_merged(
 ) -> dict[int, Rounding]:
     """Write the checkpoint with the patch in its weights; by layer, what rounding lost.
 
-    dtype: of all float tensors; None: each as it is stored, and shards without an edited matrix
-    are copied. The sum is taken in float64, and rounded to float32 and then to the dtype, as in a
-    model that is loaded and edited.
+    The sum is taken in float64, and rounded to float32 and then to the dtype, as in a model that
+    is loaded and edited.
+
+    Args:
+        dtype: of all float tensors; None: each as it is stored, and shards without an edited matrix
+            are copied.
 
     Raises:
         PatchMismatch: the checkpoint is not the base model of the patch.
@@ -264,7 +268,8 @@ def _write_index(file: Path, target: Path) -> None:
 def merged(job: Job, *, dtype: str | None = None) -> Exported:
     """The whole model with the patch in its weights, a new checkpoint.
 
-    dtype: of all float tensors; by default each stays as it is stored.
+    Args:
+        dtype: of all float tensors; by default each stays as it is stored.
     """
     kind = None if dtype is None else find_dtype(dtype)
     job.progress("reading the base model", 0, 1)

@@ -28,8 +28,9 @@ class Aimd:
     way, whatever one costs on this model. The next batch is then larger by `step`. Otherwise it is
     taken back, bit for bit, and its first half is written, with the same targets.
 
-    step: the first batch, and the smallest: what a few facts cost is far from what facts cost on
-    average, so that smaller and smaller batches would only fail more and more often.
+    Attributes:
+        step: the first batch, and the smallest: what a few facts cost is far from what facts cost
+            on average, so that smaller and smaller batches would only fail more and more often.
     """
 
     step: int
