@@ -25,7 +25,7 @@ def markdown(text: str) -> str:
 
 
 def _unmarked(begin: str) -> str:
-    """The same beginning without its meaning. Of a number the sign behind it has it."""
+    """Escape the beginning of a line that has a meaning; of a number, the sign behind it."""
     return f"{begin}\\" if begin.isdecimal() else f"\\{begin}"
 
 

@@ -55,7 +55,7 @@ class LowRankDelta:
         return LowRankDelta(left=self.left[index], right=self.right[index])
 
     def compact(self) -> "LowRankDelta":
-        """The same change in at most min(d_out, d_in) rows, where rows are no edit's own."""
+        """Reduce to at most min(d_out, d_in) rows, where rows are no edit's own."""
         most = min(self.left.shape[1], self.right.shape[1])
         if not self.shared or self.rank <= most:
             return self

@@ -133,7 +133,7 @@ class Preservation:
         return grown._absorbed() if many and grown.soft else grown
 
     def _absorbed(self) -> "Preservation":
-        """The same metric in coordinates of which B is a part."""
+        """Absorb B into the coordinates; the metric stays the same."""
         root = Root.of(self.whitening)
         if len(self.written):
             root = root.after(self.written)

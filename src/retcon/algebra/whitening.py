@@ -142,11 +142,11 @@ class Projection:
         return within if self.inside else keys - within
 
     def unwhiten(self, white: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        """The same: once more, so that what is kept stays untouched to round-off."""
+        """Project once more, so that what is kept stays untouched to round-off."""
         return self.whiten(white)
 
     def weigh(self, rows: Float64[Tensor, "n d_in"]) -> Float64[Tensor, "n d_in"]:
-        """The same, of rows of a change: what lies outside of the span of U is round-off."""
+        """Project rows of a change: what lies outside of the span of U is round-off."""
         return self.whiten(rows)
 
 
@@ -162,7 +162,7 @@ class Root:
 
     @classmethod
     def of(cls, whitening: "Whitening") -> "Root":
-        """The same coordinates."""
+        """The coordinates themselves."""
         if isinstance(whitening, Root):
             return whitening
         return cls(root=whitening.unwhiten(torch.eye(whitening.width).to(whitening.like)))

@@ -69,7 +69,7 @@ class NewQuestion(Record):
     answer: str = Field(alias="New Answer")
 
     def probe(self) -> Probe:
-        """The same as a probe."""
+        """Make a probe of it."""
         return Probe(prompt=self.question, answer=self.answer)
 
 

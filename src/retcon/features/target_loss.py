@@ -216,7 +216,7 @@ def _subjects(tokens: Tokens, edits: Sequence[Edit]) -> list[_Text]:
 
 
 def _share(texts: Sequence[_Text]) -> list[_Text]:
-    """The same, knowing how many first tokens all of them have in common."""
+    """Note how many first tokens all texts of a context have in common."""
     columns = zip(*(text.row.ids for text in texts), strict=False)
     common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     shared = min([common, *(text.row.lookup for text in texts)])

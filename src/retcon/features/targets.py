@@ -127,7 +127,7 @@ class Targets(NamedTuple):
         return Targets._make([*(field[rows] for field in self[:-1]), self.short])
 
     def to(self, device: torch.device) -> "Targets":
-        """The same on a device."""
+        """Move the targets to a device."""
         return Targets._make([*(field.to(device) for field in self[:-1]), self.short])
 
     @staticmethod
@@ -231,7 +231,7 @@ class _Group(NamedTuple):
     def optimise(
         self, start: Float[Tensor, "edits hidden"] | Halfway | None, *, tied: bool
     ) -> Targets:
-        """Their targets, from the beginning or from where an earlier call was cut off."""
+        """Optimise the targets, from the beginning or from where an earlier call was cut off."""
         started = time.perf_counter()
         place, options = DeltaPlace(self.layer, self.options.insertion), self.options
         size = pass_tokens(self.model, self.layer, options)
@@ -335,7 +335,7 @@ class _Descent:
         delta.copy_(torch.where(self.active.unsqueeze(1), clamped, before))
 
     def standing(self, seconds: float) -> dict[str, Tensor]:
-        """All that the next pass depends on, beside what is read from the model anew."""
+        """State that the next pass depends on, beside what is read from the model anew."""
         adam = self._adam.state[self._delta]
         own = {name: getattr(self, name) for name in _OWN}
         moments = {f"adam.{name}": value for name, value in adam.items()}

@@ -116,7 +116,7 @@ class Update(Generic[I]):
 
 @runtime_checkable
 class Setup(Protocol[S_co]):
-    """All that the beginning of a method depends on, as a frozen dataclass.
+    """Settings that the beginning of a method depends on, as a frozen dataclass.
 
     Methods with equal setups share one state at the beginning: that is the key it is kept under.
     So `begin` can read nothing that the key does not hold.

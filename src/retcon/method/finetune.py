@@ -91,7 +91,7 @@ class FineTune:
     def features(
         self, model: ModelHandle, edits: Sequence[Edit], state: Changes, progress: Progress = silent
     ) -> NoFeatures:
-        """Nothing: all work depends on which facts are in a batch together."""
+        """Read nothing: all work depends on which facts are in a batch together."""
         del model, state, progress
         return NoFeatures(tuple(edits))
 
@@ -112,7 +112,7 @@ class FineTune:
         )
 
     def carry(self, state: Changes, increment: None) -> Changes:
-        """The same: what has been written is in the weights."""
+        """Return the state unchanged: what has been written is in the weights."""
         del increment
         return state
 

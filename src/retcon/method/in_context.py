@@ -55,7 +55,7 @@ class InContext:
 
     @property
     def setup(self) -> Nothing:
-        """Nothing."""
+        """Settings of the beginning: none."""
         return Nothing()
 
     @property
@@ -70,7 +70,7 @@ class InContext:
         state: tuple[Edit, ...],
         progress: Progress = silent,
     ) -> NoFeatures:
-        """Nothing has to be read."""
+        """Return the edits alone: nothing has to be read."""
         del model, state, progress
         return NoFeatures(tuple(edits))
 
@@ -147,7 +147,7 @@ def _words(text: str) -> set[str]:
 
 
 def _behind(context: str, edit: Edit) -> Edit:
-    """The same edit with a text before its prompt, in which no `{}` is taken for the subject's."""
+    """Put a text before an edit's prompt; no `{}` in it is taken for the subject's."""
     return replace(edit, prompt=context.replace("{}", "{ }") + edit.prompt) if context else edit
 
 

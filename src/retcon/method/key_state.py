@@ -51,7 +51,7 @@ class KeyIncrement(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class KeySetup:
-    """All that the beginning depends on.
+    """Settings that the beginning depends on.
 
     Attributes:
         layers: the layers that are written.

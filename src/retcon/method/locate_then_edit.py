@@ -438,7 +438,7 @@ def _only_first(state: KeyState) -> Float64[Tensor, " contexts"]:
 def _name_collision(
     collision: Collision, features: KeyFeatures, rows: Rows, state: KeyState, layer: int
 ) -> CollidingEdits:
-    """The same error with the names of the two edits."""
+    """Add the names of the two edits to the error."""
     second = features.edits[rows.new[collision.second]]
     if collision.first is not None:
         first = features.edits[rows.new[collision.first]]

@@ -109,15 +109,15 @@ def resolve(
         UnknownName: no such method, layer or setting.
         InvalidSetting: the model has no preset for what was left open.
     """
-    aloof = method is not None and not find_method(method).writes
+    writes_nothing = method is not None and not find_method(method).writes
     family = family_of(model)
     rows = family.presets if family is not None else ()
     preset = next((row for row in rows if method in (None, row.method)), None)
-    if preset is None and (method is None or layers is None) and not aloof:
+    if preset is None and (method is None or layers is None) and not writes_nothing:
         raise InvalidSetting(_ask_for(model, method))
     chosen = find_method(method or preset.method if preset else method or "")
     taken = tuple(layers if layers is not None else preset.layers if preset else ())
-    if aloof:
+    if writes_nothing:
         taken = ()
     else:
         _check_layers(model, taken)

@@ -346,6 +346,6 @@ class Budgeted:
 
 
 def _among(rows: Rows, chosen: list[int]) -> Rows:
-    """The same rows, counted among the chosen edits alone."""
+    """Count the rows among the chosen edits alone."""
     at = {i: place for place, i in enumerate(chosen)}
     return Rows([at[i] for i in rows.new], [at[i] for i in rows.again], rows.places)

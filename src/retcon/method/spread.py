@@ -70,7 +70,7 @@ class Spread(Protocol):
 
 @dataclass(frozen=True)
 class Divided:
-    """The same share for each of the layers that are left."""
+    """Equal shares for the layers that are left."""
 
     def aim(self, layers: Sequence[int]) -> int:
         """The last layer."""

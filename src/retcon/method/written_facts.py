@@ -77,5 +77,5 @@ class Rows(NamedTuple):
 
     @property
     def written(self) -> list[int]:
-        """All that are written, in their order."""
+        """Edits that are written, in their order."""
         return sorted([*self.new, *self.again])

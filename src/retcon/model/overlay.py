@@ -42,7 +42,7 @@ class Overlay:
             self.model.check(deltas)
 
     @property
-    def pays(self) -> bool:
+    def applicable(self) -> bool:
         """True if overlaid updates give the scores of written weights, and cost less.
 
         Rows see updates unrounded, and so do weights only where they are their own masters: in

@@ -147,7 +147,7 @@ class Event(_Record):
 
 
 class History(NamedTuple):
-    """All that was ever done to a ledger, oldest first.
+    """Read everything that was ever done to a ledger, oldest first.
 
     Attributes:
         link: to the next event.

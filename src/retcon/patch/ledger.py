@@ -89,7 +89,7 @@ class Ledger:
 
     @property
     def history(self) -> tuple[Event, ...]:
-        """All that was ever done, oldest first.
+        """Events of the whole history, oldest first.
 
         Raises:
             InvalidLedger: the folder is no ledger, or an event is missing or damaged.
@@ -136,7 +136,7 @@ class Ledger:
         return self._patch(slots[entry])
 
     def stack(self, at: int | None = None) -> Patch:
-        """All that is in the stack as one patch; without changes where the stack is empty.
+        """One patch of everything in the stack; without changes where the stack is empty.
 
         Raises:
             InvalidLedger, InvalidPatch: a file is missing, damaged, or not the one that was added.

@@ -41,8 +41,9 @@ FORMAT = 1
 # Whose a patch is, its base says; a file may be copied anywhere.
 OWNER: Owner = {"kind": "patch"}
 
-# What is not written down, because every reader takes it for granted: older ones know no such keys.
-_GRANTED = (("rows", "edits"), ("refresh", "each-batch"), ("digest", None))
+# Fields that are not saved at these values, so that older readers, which know no such keys, accept
+# the file.
+_OMITTED_DEFAULTS = (("rows", "edits"), ("refresh", "each-batch"), ("digest", None))
 
 
 class EditRecord(BaseModel):
@@ -92,12 +93,12 @@ class Provenance(BaseModel):
 
     @model_serializer(mode="wrap")
     def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:
-        return {k: v for k, v in dump(self).items() if (k, v) not in _GRANTED}
+        return {k: v for k, v in dump(self).items() if (k, v) not in _OMITTED_DEFAULTS}
 
 
 def scheduled(schedule: str, refresh: object = None) -> str:
     """A schedule and a refresh rule for a reader; where it is the usual one, the schedule alone."""
-    usual = refresh is None or ("refresh", refresh) in _GRANTED
+    usual = refresh is None or ("refresh", refresh) in _OMITTED_DEFAULTS
     return schedule if usual else f"{schedule}, refresh {refresh}"
 
 

@@ -153,7 +153,7 @@ class Schedule:
         return cls(batch_size=int(size), carry=name != "batch", refresh=rule, rule=adapted)
 
     def carried(self) -> "Schedule":
-        """The same, if its edits stay.
+        """The schedule itself, if its edits stay.
 
         Raises:
             InvalidSetting: they do not, so there is no one model that holds them all.

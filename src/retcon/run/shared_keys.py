@@ -61,7 +61,7 @@ def check_keys(
 
 
 def warned_of(method: object, conflicts: tuple[Clash, ...]) -> tuple[Clash, ...]:
-    """The same, after a warning that names them, where there are any."""
+    """Warn of conflicts, if there are any, and return them."""
     if conflicts:
         warnings.warn(explained(method, conflicts), RetconWarning, stacklevel=3)
     return conflicts

@@ -120,7 +120,7 @@ def score_looks(
         NotFinite: an update or a log-probability is NaN.
     """
     overlay = Overlay(model=handle, updates=[look.deltas for look in looks])
-    if overlay.pays:
+    if overlay.applicable:
         scored = iter(_scored(overlay, looks, progress))
         return [row for look in looks for row in _rows(look, scored)]
     rows: list[Observation] = []

@@ -22,7 +22,7 @@ class Answered(Strict):
     needs: tuple[str, ...] = ()
 
     def probe(self) -> Probe:
-        """The same as a probe."""
+        """Make a probe of it."""
         return Probe(**self.model_dump())
 
 

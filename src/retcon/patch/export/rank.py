@@ -36,13 +36,13 @@ def capped(delta: LowRankDelta, rank: int) -> Capped:
 
 
 def padded(delta: LowRankDelta, rank: int) -> LowRankDelta:
-    """The same change with rows of zeros below, so that there are `rank` of them."""
+    """Add rows of zeros, so that there are `rank` rows."""
     more = (0, 0, 0, rank - delta.rank)
     return LowRankDelta(left=pad(delta.left, more), right=pad(delta.right, more))
 
 
 def balanced(delta: LowRankDelta) -> LowRankDelta:
-    """The same change, the two rows of an edit about equally large: a matter for half precision.
+    """Scale the two rows of an edit to about equal size, which half precision needs.
 
     Scaled by powers of two, which float32 factors multiply by without rounding.
     """
