@@ -70,7 +70,7 @@ class Undoing(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """A folder of patches on one base model; see the module `journal` for its files.
+    """A folder of patches on one base model; see the module `events` for its files.
 
     Any number of processes may read and write it: writers wait for each other, and readers see
     each event whole or not at all.

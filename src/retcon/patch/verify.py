@@ -16,7 +16,7 @@ _UNSEALED = "written before there were digests, and cannot be checked"
 
 
 class Check(NamedTuple):
-    """Something that was looked at, and what is wrong with it (None: nothing).
+    """Result of looking at one thing, and what is wrong with it (None: nothing).
 
     Attributes:
         note: what else is to be said of it.

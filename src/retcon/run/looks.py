@@ -27,7 +27,7 @@ Rewrite = Callable[[Sequence[Case]], Sequence[Case]]
 
 
 def unchanged(cases: Sequence[Case]) -> Sequence[Case]:
-    """The cases as they are."""
+    """Leave the cases as they are."""
     return cases
 
 

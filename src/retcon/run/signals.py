@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Signals(NamedTuple):
-    """One reading.
+    """One reading of a monitor.
 
     Attributes:
         log_perplexity: of ordinary text, in nats per token; infinite where it is not finite.

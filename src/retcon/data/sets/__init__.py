@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set.
+    """An entry of the registry: a data set.
 
     Attributes:
         name: by which it is known in messages.

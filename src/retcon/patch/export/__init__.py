@@ -40,7 +40,7 @@ class Job:
 
 
 class Table(NamedTuple):
-    """Something to show of what was written."""
+    """Table that shows what was written."""
 
     title: str
     columns: Sequence[str]
@@ -68,7 +68,7 @@ Write = Callable[..., Exported]
 
 
 class ExportForm(NamedTuple):
-    """A form.
+    """An entry of the registry: an export form.
 
     Attributes:
         name: what `--to` takes.

@@ -37,7 +37,7 @@ class Aimd:
 
     @property
     def looks(self) -> bool:
-        """Yes."""
+        """True: the batch is judged by what it did."""
         return True
 
     def check(self, method: object) -> None:

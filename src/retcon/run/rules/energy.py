@@ -31,7 +31,7 @@ class Foresees(Protocol):
 
 @dataclass(frozen=True)
 class Energy:
-    """largest: B."""
+    """The rule: batches of at most `largest` edits that do not get into each other's way."""
 
     largest: int
 

@@ -8,7 +8,7 @@ from retcon.run.signals import Signals
 
 @dataclass(frozen=True)
 class Fixed:
-    """size: B."""
+    """The rule: batches of `size` edits."""
 
     size: int
 
