@@ -6,7 +6,6 @@ import runpy
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,18 +97,6 @@ def test_the_map_lists_every_file():
     """Mend it with: python docs/write_map.py."""
     namespace = runpy.run_path(str(ROOT / "docs" / "write_map.py"))
     assert (ROOT / "docs" / "map.md").read_text(encoding="utf-8") == namespace["page"]()
-
-
-def test_names_of_files_and_classes_are_unique():
-    """A command may have the name of what it calls; a class of a module's own may have any."""
-    stems, classes = Counter(), Counter()
-    for path in FILES:
-        if path.stem != "__init__" and path.parent.name != "commands":
-            stems[path.stem] += 1
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                classes[node.name] += 1
-    assert not [name for name, number in (stems + classes).items() if number > 1]
 
 
 def test_results_are_packed_and_few_files_are_tracked():
