@@ -20,7 +20,7 @@ from retcon.report.conditions import Arm, names_of
 from retcon.report.numbers import share, spanned
 from retcon.report.results import Results
 from retcon.scoring.intervals import Statistic
-from retcon.study.reading import read_study
+from retcon.study.study import read_study
 
 Order = int | str
 Kinds = dict[str, dict[Order, Arm]]
@@ -28,13 +28,13 @@ Kinds = dict[str, dict[Order, Arm]]
 
 def kinds_of(results: Results, n: int, orders: Sequence[str]) -> Kinds:
     """The arms of each kind, by name and order: the first order has the name without one."""
-    carried = [a for a in results.arms if a.setting.carried and a.setting.n == n]
-    arms = [a for a in carried if not orders or str(a.setting.order) in orders]
+    carried = [a for a in results.arms if a.condition.carried and a.condition.n == n]
+    arms = [a for a in carried if not orders or str(a.condition.order) in orders]
     names = names_of(arms)
     groups: dict[tuple[object, ...], dict[Order, Arm]] = defaultdict(dict)
     for arm in arms:
-        groups[arm.setting.but("order")][arm.setting.order] = arm
-    return {names[next(iter(group.values())).setting]: group for group in groups.values()}
+        groups[arm.condition.but("order")][arm.condition.order] = arm
+    return {names[next(iter(group.values())).condition]: group for group in groups.values()}
 
 
 def mean_over(arms: Sequence[Arm], sign: float) -> list[tuple[float, Arm]]:

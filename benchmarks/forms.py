@@ -24,7 +24,7 @@ import torch
 
 from machine import cases as take_cases
 from machine import parser_of, source
-from retcon.cli.options import parse_settings
+from retcon.cli.choices import parse_settings
 from retcon.edits import Case
 from retcon.model.checkpoint import CheckpointFiles
 from retcon.model.handle import ModelHandle

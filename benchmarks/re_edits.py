@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from machine import parser_of
-from retcon.cli.options import parse_settings
+from retcon.cli.choices import parse_settings
 from retcon.data.cases import load_cases, take
 from retcon.edits import Case
 from retcon.method.presets import resolve

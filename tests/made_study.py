@@ -21,7 +21,7 @@ from retcon.scoring.observations import Observation
 from retcon.sealed import digest_of, load_record, save_record
 from retcon.study.finished import cell_of
 from retcon.study.points import Point, carries
-from retcon.study.reading import Data, Model, Record, Study, Tuned, study_of
+from retcon.study.study import Data, Model, Study, StudyRecord, Tuned, study_of
 
 D_IN, RELATIONS = 512, 24
 PROMPTS = {"rewrite": 1, "paraphrase": 2, "neighbour": 4}
@@ -309,7 +309,7 @@ def make_study(
             write_cell(folder, place, chances)
     model = Model(name="made-up", dtype="float32", fingerprint="f" * 16, d_in=D_IN, blocks=8)
     data = Data(cases="made-up.json", sha256="a" * 64, unique_subjects=True, facts=2048)
-    record = Record(format=1, name="made up", description="Rows drawn with known effects.",
+    record = StudyRecord(format=1, name="made up", description="Rows drawn with known effects.",
                     threads=2, models=(model,), data=data, points=tuple(points))  # fmt: skip
     save_record(folder / "study.json", record.model_dump(mode="json"), study_of(record.name))
     (folder / "study.yaml").write_text("retcon_study: 1\nname: made up\nmodel: made-up\n")

@@ -6,7 +6,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Overlay
+from retcon.scoring.exact_match import draft, exact_matches
+from retcon.scoring.teacher_forced import predict
 
 _TEXT = [
     "The mother tongue of Danielle Darrieux is French.",
@@ -115,3 +119,11 @@ def pico(
                 elif "norm" not in name and "ln" not in name:
                     parameter.normal_(std=0.1)
     return ModelHandle(model.to(device, dtype), tokens, name=f"pico-{family}")
+
+
+def says_target(model: ModelHandle, edits: list[Edit]) -> list[bool]:
+    """True where the greedy continuation of a bare prompt begins with the target as whole words."""
+    overlay = Overlay(model=model)
+    drafts = [draft(model.tokens, edit.text, edit.target) for edit in edits]
+    wanted = [(edit.target,) for edit in edits]
+    return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))

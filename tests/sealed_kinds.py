@@ -31,9 +31,9 @@ from retcon.patch.verify import verify, verify_file
 from retcon.run.edit import edit
 from retcon.scoring.score import score_cases
 from retcon.study.packing import pack
-from retcon.study.reading import read_file, read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
+from retcon.study.study import read_file, read_study
 from retcon.study.verifying import verify as verify_study
 from retcon.toyworld import train
 from retcon.toyworld.world import SMALL

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_oracle import harness_ability
 from oracles import mean_nll
 from pico import pico
 from retcon.data.tasks import TASKS, Item, Option, Task, load_task, load_tasks
-from retcon.errors import InvalidData, InvalidSetting, MissingExtra, UnknownName
+from retcon.errors import InvalidData, InvalidSetting, UnknownName
 from retcon.scoring.ability import answer_items
 from retcon.scoring.exact_match import continuations
-from retcon.scoring.harness import harness_ability
 from retcon.scoring.metrics import change, estimate
 from retcon.scoring.observations import Observation
 
@@ -159,13 +159,7 @@ def has_harness() -> bool:
     return True
 
 
-@pytest.mark.skipif(has_harness(), reason="lm-eval is installed")
-def test_without_the_harness_its_extra_is_named():
-    with pytest.raises(MissingExtra, match="lm-eval"):
-        harness_ability(pico(), [])
-
-
-@pytest.mark.skipif(not has_harness(), reason="lm-eval is not installed (retcon-llm[lm-eval])")
+@pytest.mark.skipif(not has_harness(), reason="lm-eval is not installed (pip install lm-eval)")
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_agrees(folder):
     model = pico()
@@ -182,7 +176,7 @@ def test_the_harness_agrees(folder):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not has_harness(), reason="lm-eval is not installed (retcon-llm[lm-eval])")
+@pytest.mark.skipif(not has_harness(), reason="lm-eval is not installed (pip install lm-eval)")
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_agrees_on_real_tasks(smollm2, data):
     tasks = [load_task(data, name, n=6) for name in ("arc_easy", "winogrande", "lambada")]

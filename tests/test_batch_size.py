@@ -15,7 +15,7 @@ from retcon.report.findings import Finding
 from retcon.report.headline import tallies
 from retcon.report.results import Results
 from retcon.report.verdicts import contrast
-from retcon.study.reading import Study, read_study
+from retcon.study.study import Study, read_study
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def level(tmp_path_factory) -> Study:
 
 
 @pytest.fixture(scope="module")
-def written(folder) -> page.Written:
+def written(folder) -> page.ReportFiles:
     return page.write_report(folder, ["batch-size"])
 
 
@@ -56,8 +56,8 @@ def test_absent_effects_are_not(level):
 
 def test_that_no_case_differs_is_not_taken_for_certain(level):
     results = Results(level)
-    arms = [arm for arm in results.arms if arm.setting.n == 128 and not arm.setting.accumulate]
-    one, other = [arm for arm in arms if arm.setting.refresh == "each-batch"][:2]
+    arms = [arm for arm in results.arms if arm.condition.n == 128 and not arm.condition.accumulate]
+    one, other = [arm for arm in arms if arm.condition.refresh == "each-batch"][:2]
     effect = contrast(results, [(1.0, one), (-1.0, other)], "final", "ES")
     # t²/√2 of 128 cases, by 24 relations: the rule of three.
     margin = 2.0687**2 / 2**0.5 * 100 / 128

@@ -75,7 +75,7 @@ def no_work(monkeypatch):
         raise AssertionError("work was begun")
 
     monkeypatch.setattr("retcon.method.locate_then_edit.LocateThenEdit.features", begin)
-    monkeypatch.setattr("retcon.run.evaluate.score_cases", begin)
+    monkeypatch.setattr("retcon.run.looks.score_cases", begin)
 
 
 def test_it_is_said_before_the_work_in_python(no_work):

@@ -14,7 +14,7 @@ from retcon.report import page
 from retcon.report.evidence import harmless
 from retcon.report.tables import Table
 from retcon.sealed import load_record, save_record
-from retcon.study.reading import Study, read_study
+from retcon.study.study import Study, read_study
 
 FORMULAS = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "-x", "="]
 NUMBERS = ["-1", "+1.5", "-1,234.5", "-1e-3", "-.5", "+12 %", "3", "", "–", "a=1", "−2 [1, 3]"]

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 import many_tokenizers
 from oracles import mean_nll, score_one_batch, scores_by_loop
-from pico import FAMILIES, pico
+from pico import FAMILIES, pico, says_target
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.model.handle import ModelHandle
-from retcon.scoring.exact_match import says_target
 from retcon.scoring.intervals import t_quantile
 from retcon.scoring.metrics import estimate, intervals, summarise
 from retcon.scoring.metrics.entropy import generation_entropy

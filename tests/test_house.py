@@ -6,6 +6,7 @@ import runpy
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import retcon
 SOURCE = Path(retcon.__file__).parent
 ROOT = Path(__file__).parents[1]
 FILES = sorted(SOURCE.rglob("*.py"))
+# Packages whose docstrings have been gone through.
+PLAIN = ("cli", "replications", "report", "scoring", "study", "toyworld")
 
 
 def functions(path: Path):
@@ -57,6 +60,50 @@ def test_some_things_happen_in_one_place(pattern, allowed):
         if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert [name for name in found if allowed is None or not name.startswith(allowed)] == []
+
+
+def test_a_module_s_name_says_which_it_is():
+    """A command is named as what it calls, which is a module too."""
+    stems = Counter(
+        path.stem
+        for path in FILES
+        if path.stem != "__init__" and path.parent != SOURCE / "cli" / "commands"
+    )
+    assert [stem for stem, count in stems.items() if count > 1] == []
+
+
+def test_a_class_s_name_says_which_it_is():
+    names = Counter(
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("package", PLAIN)
+def test_a_docstring_begins_with_a_verb_or_names_the_thing(package):
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    docstrings = [
+        ast.get_docstring(node) or ""
+        for path in (SOURCE / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, documented)
+    ]
+    clause = re.compile(r"(What|Whether|How|Of|Those|Who)\b")
+    assert [text.splitlines()[0] for text in docstrings if clause.match(text)] == []
+
+
+def test_the_formatter_lays_out_the_code():
+    """But tables of data, whose columns line up."""
+    kept = [
+        f"{path.relative_to(SOURCE)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(r"# fmt: (skip|off)", line)
+    ]
+    assert len(kept) <= 10, kept
 
 
 def test_there_is_no_drawer_for_everything():

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from oracles import mean_nll
-from pico import FAMILIES, INNER_FLOAT32, pico
+from pico import FAMILIES, INNER_FLOAT32, pico, says_target
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
 from retcon.model.generate import greedy
 from retcon.model.overlay import Overlay
 from retcon.run.evaluate import evaluate
-from retcon.scoring.exact_match import exact_matches, says_target
+from retcon.scoring.exact_match import exact_matches
 from retcon.scoring.score import Look, score_cases, score_looks
 
 CASES = [

@@ -25,10 +25,10 @@ from retcon.run.evaluate import evaluate
 from retcon.run.rules import RULES
 from retcon.run.schedule import Schedule
 from retcon.scoring.metrics import METRICS, change, estimate
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec
 from retcon.study.store import CellFolder
+from retcon.study.study import read_study
 from test_methods import EDITS
 from tiny_study import write_model_and_facts
 

@@ -3,11 +3,11 @@
 import pytest
 
 from oracles import scores_by_loop
+from pico import says_target
 from retcon.data.cases import load_cases, starter_cases, take
 from retcon.edits import Edit
 from retcon.method.presets import describe, resolve
 from retcon.run.edit import edit as make
-from retcon.scoring.exact_match import says_target
 from retcon.scoring.metrics import summarise
 from retcon.scoring.score import score_cases
 

@@ -26,7 +26,7 @@ from retcon.report.results import Results
 from retcon.report.terminal import brief
 from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
 from retcon.scoring.metrics import estimate, summarise
-from retcon.study.reading import Study, read_study
+from retcon.study.study import Study, read_study
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def study(folder) -> Study:
 
 
 @pytest.fixture(scope="module")
-def written(folder) -> page.Written:
+def written(folder) -> page.ReportFiles:
     return page.write_report(folder)
 
 
@@ -198,11 +198,11 @@ def test_the_best_condition_comes_first_with_what_differs_from_it(tmp_path):
     ranking, names = comparison.ranking, comparison.names
     assert [names[key] for key in ranking.scores] == ["MEMIT", "EMMET", "ROME"]
     assert [names[key] for key in ranking.tied] == ["EMMET"]
-    best, rome = (next(arm for arm in results.arms if arm.setting.method == m)
+    best, rome = (next(arm for arm in results.arms if arm.condition.method == m)
                   for m in ("memit", "rome"))  # fmt: skip
     by_hand = results.contrast([(1.0, rome), (-1.0, best)], "immediate", "S")
     # Two conditions are compared with the best: their intervals are widened for both.
-    assert ranking.differences[rome.setting] == by_hand.estimate(comparisons=2)
+    assert ranking.differences[rome.condition] == by_hand.estimate(comparisons=2)
     (sentence,) = headline([comparison])
     assert sentence.startswith("Right after each fact’s own batch, 128 facts: MEMIT is best, S ")
     assert "Not to be told from it: EMMET (" in sentence

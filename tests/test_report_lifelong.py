@@ -9,12 +9,13 @@ import pytest
 
 from made_study import lifelong_grid, make_study, small_grid
 from retcon.method.entries import find_method, methods
-from retcon.report import general, kinds
+from retcon.report import kinds
 from retcon.report.charts import carried
+from retcon.report.charts.carried import over_time
 from retcon.report.conditions import called
 from retcon.report.page import make_report, to_html
 from retcon.report.results import Results
-from retcon.study.reading import read_study
+from retcon.study.study import read_study
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_backward_transfer_is_final_minus_immediate(results):
 
 
 def test_the_whole_is_followed_as_facts_are_written(results):
-    data = general.over_time(results)
+    data = over_time(results)
     assert {record["edits"] for record in data} == {0, 64, 128}
     assert len({record["series"] for record in data}) == 7
     text = [r for r in data if r["measure"].startswith("perplexity") and r["edits"] == 64]

@@ -19,7 +19,7 @@ from retcon.report.results import Results
 from retcon.report.sameness import SAME, Measurements
 from retcon.report.verdicts import contrast
 from retcon.study.points import Point
-from retcon.study.reading import read_study
+from retcon.study.study import read_study
 
 SIZES = {"batch_size": [4, 16, 32]}
 CARRIED = {"schedule": "sequential-batch", "accumulate": False}
@@ -140,7 +140,7 @@ def test_draws_of_prefixes_and_corpus_are_runs_of_one_arm(tmp_path):
         "0", "0 (corpus 2)", "0 (prefixes 1)", "0 (prefixes 1, corpus 2)",
     ]  # fmt: skip
     assert results.estimate(arm, "final", "ES").cases == 8 * 32
-    assert arm.setting.others == "{}"
+    assert arm.condition.others == "{}"
     (row,) = tables.runs(results).rows
     assert (
         row[3] == "final" and row[-1].count("; ") == 7 and "3 (prefixes 1, corpus 2): " in row[-1]

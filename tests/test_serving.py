@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm_eval_oracle import harness_task
 from pico import FAMILIES, pico, tokenizer
 from retcon.data.tasks import Item, Option, Task
 from retcon.model import hooks
@@ -18,7 +19,6 @@ from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
 from retcon.patch.patch import Patch
 from retcon.run.edit import edit
-from retcon.scoring.harness import harness_task
 from test_methods import EDITS, FAST
 
 pytestmark = [pytest.mark.serving, pytest.mark.filterwarnings("ignore")]

@@ -8,9 +8,9 @@ from retcon.errors import InvalidStudy, RetconWarning
 from retcon.study import spec as module
 from retcon.study.checking import check
 from retcon.study.planning import plan, warned_of
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec, parse_spec
+from retcon.study.study import read_study
 from test_study_spec import BATCH, folder, spec, text
 
 __all__ = ["folder"]

@@ -11,10 +11,10 @@ from retcon.run.cost import costs
 from retcon.study.cells import Cell
 from retcon.study.estimates import estimate
 from retcon.study.planning import canonical, outline_of, plan
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
+from retcon.study.study import read_study
 from retcon.study.worker import Worker
 from test_study_spec import HEAD, ROOT, folder  # noqa: F401
 from tiny_study import task
@@ -107,7 +107,7 @@ def test_a_study_of_all_of_them_is_run_and_read(folder, entries):  # noqa: F811
     from retcon.report.results import Results
 
     arms = Results(found).arms
-    assert {arm.setting.ridge for arm in arms} == {"1", "none"}
+    assert {arm.condition.ridge for arm in arms} == {"1", "none"}
     told = next(p for p in found.points if p.method == "in_context" and p.schedule != "batch")
     examples = folder / "done" / "cells" / told.cell / "examples.json"
     shown = json.loads(examples.read_text(encoding="utf-8"))

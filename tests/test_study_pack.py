@@ -15,9 +15,9 @@ from retcon.report import page
 from retcon.sealed import digest_of, load_lines, load_record, save_lines
 from retcon.study.packed import PACK, content_of_rows, open_pack
 from retcon.study.packing import pack
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
+from retcon.study.study import read_study
 from tiny_study import FAST, write_model_and_facts
 
 FILES = ["cells.jsonl", "rows.parquet", "steps.parquet", "study.yaml"]

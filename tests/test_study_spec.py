@@ -20,9 +20,9 @@ from retcon.sealed import load_record, save_record
 from retcon.study.estimates import estimate
 from retcon.study.facts import Facts
 from retcon.study.planning import plan
-from retcon.study.reading import Data, read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import LISTS, json_schema, load_spec, parse_spec
+from retcon.study.study import Data, read_study
 from tiny_study import FAST, WORDS, write_model_and_facts
 
 ROOT = Path(__file__).parents[1]
@@ -452,7 +452,7 @@ def test_examples_can_be_read(name):
 
 def test_reading_a_study_file_needs_no_torch():
     code = (
-        "import sys\nfrom retcon.study.spec import load_spec\nimport retcon.study.reading\n"
+        "import sys\nfrom retcon.study.spec import load_spec\nimport retcon.study.study\n"
         "import retcon.cli.studies\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -13,10 +13,10 @@ import safetensors.torch
 
 from retcon.errors import InvalidStudy
 from retcon.sealed import load_record
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
 from retcon.study.store import CellFolder
+from retcon.study.study import read_study
 from tiny_study import FAST, process, write_model_and_facts
 
 TEXT = f"""retcon_study: 1

@@ -13,9 +13,9 @@ from retcon.data.cases import load_cases
 from retcon.errors import UnknownName
 from retcon.model.load import load, outline
 from retcon.report.results import Results
-from retcon.study.reading import read_study
 from retcon.study.runner import run_cells
 from retcon.study.spec import load_spec
+from retcon.study.study import read_study
 from retcon.toyworld import train as training
 from retcon.toyworld.train import RECIPES, configuration, recall, tokenizer, train
 from retcon.toyworld.world import FACTS, NAME, OPENINGS, RELATIONS, SMALL, world
@@ -151,7 +151,7 @@ def test_the_quick_study_runs_to_its_report(entries, threads, retcon, tmp_path):
     def score(metric, when, **wanted):
         (arm,) = [
             a for a in results.arms
-            if all(getattr(a.setting, k) == v for k, v in wanted.items())
+            if all(getattr(a.condition, k) == v for k, v in wanted.items())
         ]  # fmt: skip
         return results.estimate(arm, when, metric).mean
 

@@ -10,8 +10,8 @@ from retcon.report import tables
 from retcon.scoring.observations import Observation
 from retcon.study.cells import Cell
 from retcon.study.planning import plan
-from retcon.study.reading import Record, Study, Tuned, read_study
 from retcon.study.runner import run_cells
+from retcon.study.study import Study, StudyRecord, Tuned, read_study
 from retcon.study.tuning import Tuning, choose_ridges
 from test_study_spec import TUNING, folder, spec  # noqa: F401
 
@@ -76,7 +76,7 @@ def test_the_largest_ridge_that_is_not_told_from_the_best(rule, ridges, chosen, 
         Named.model_construct(settings={"ridge": ridge}, when=("final",)) for ridge in ridges
     )
     asked = spec("schedule: single, n: 2", more="tuning: {ridges: [1.0], n: 96}\n")
-    study = Made(Path(), Record.model_construct(tuning=rule))
+    study = Made(Path(), StudyRecord.model_construct(tuning=rule))
     (found,) = choose_ridges([Tuning(whom(), ridges, cells)], asked, study)
     assert (found.ridge, found.edge, found.rule) == (chosen, edge, rule)
     assert found.scores[0] == pytest.approx(100 * 88 / 96)

@@ -19,7 +19,7 @@ from retcon.report.verdicts import (
     while_pending,
 )
 from retcon.scoring.intervals import Estimate
-from retcon.study.reading import read_study
+from retcon.study.study import read_study
 
 
 @pytest.mark.parametrize(

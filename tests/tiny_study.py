@@ -15,7 +15,7 @@ from retcon.method.entries import differing, find_method
 from retcon.study.cells import Cell
 from retcon.study.runner import run_cells
 from retcon.study.spec import parse_spec
-from retcon.study.worker import Task, Worker
+from retcon.study.worker import CellTask, Worker
 
 WORDS = ["English", "German", "Spanish", "Russian", "Polish", "Rome", "Paris", "Madrid"]
 # What Python tells of itself before it changes a file or a folder, beside `open`.
@@ -40,7 +40,7 @@ def write_model_and_facts(folder: Path, *, paraphrased: bool = False) -> Path:
     return folder
 
 
-def task(folder: Path, name: str = "cell", **changes) -> Task:
+def task(folder: Path, name: str = "cell", **changes) -> CellTask:
     cases = tuple(load_cases(folder / "facts.jsonl"))
     method = changes.pop("method", "memit")
     settings = find_method(method).resolve({**FAST, **changes.pop("settings", {})})
@@ -53,7 +53,7 @@ def task(folder: Path, name: str = "cell", **changes) -> Task:
     }  # fmt: skip
     editor = json.loads(json.dumps(differing(find_method(method).build((1,), settings))))
     cell = Cell(**{"editor": editor, **values})
-    return Task(cell, cases, tuple(c.edit.id for c in cases), folder / name)
+    return CellTask(cell, cases, tuple(c.edit.id for c in cases), folder / name)
 
 
 def process(folder: Path, text: str, into: str, changes: int | None = None):
@@ -97,7 +97,7 @@ def _die_before(last: int) -> None:
     sys.addaudithook(look)
 
 
-def finish(task: Task) -> dict[str, object]:
+def finish(task: CellTask) -> dict[str, object]:
     """Run a cell to its end: what its done.json says."""
     assert Worker(1).run(task) == (task.cell.id, "done", ())
     return json.loads((task.folder / "done.json").read_text(encoding="utf-8"))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from retcon.scoring.intervals import Estimate
     from retcon.scoring.measured import Measured
     from retcon.scoring.metrics import metrics
-    from retcon.study.reading import Study, read_study
     from retcon.study.runner import run_study
+    from retcon.study.study import Study, read_study
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "RetconError": "retcon.errors",
     "Run": "retcon.run.record",
     "Schedule": "retcon.run.schedule",
-    "Study": "retcon.study.reading",
+    "Study": "retcon.study.study",
     "edit": "retcon.run.edit",
     "evaluate": "retcon.run.evaluate",
     "load": "retcon.model.load",
@@ -44,7 +44,7 @@ _HOMES = {
     "load_patch": "retcon.patch.patch",
     "methods": "retcon.method.entries",
     "metrics": "retcon.scoring.metrics",
-    "read_study": "retcon.study.reading",
+    "read_study": "retcon.study.study",
     "run_study": "retcon.study.runner",
     "score": "retcon.run.evaluate",
     "starter_cases": "retcon.data.cases",

@@ -67,12 +67,12 @@ def adapting(results: Results) -> Outcome:
 def _pairs(results: Results) -> Iterator[tuple[Arm, Arm]]:
     for chosen in results.arms:
         for fixed in results.arms:
-            alike = chosen.setting.but("rule", "batch_size") == fixed.setting.but(
+            alike = chosen.condition.but("rule", "batch_size") == fixed.condition.but(
                 "rule", "batch_size"
             )
-            if chosen.setting.rule and not fixed.setting.rule and alike:
+            if chosen.condition.rule and not fixed.condition.rule and alike:
                 yield chosen, fixed
 
 
 def _name(arm: Arm) -> str:
-    return describe(arm.setting, ("rule", "batch_size"))
+    return describe(arm.condition, ("rule", "batch_size"))

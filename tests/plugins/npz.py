@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retcon.patch.export import Exported, Job, Table, export_form
+from retcon.patch.export import Exported, ExportTable, Job, export_form
 
 FILE = "patch.npz"
 
@@ -22,5 +22,5 @@ def npz(job: Job, *, dense: bool = False) -> Exported:
     np.savez(job.folder / FILE, **arrays)
     shapes = [[name, " × ".join(map(str, array.shape))] for name, array in arrays.items()]
     return Exported(
-        tables=[Table("Arrays", ["name", "shape"], shapes)], record={"arrays": list(arrays)}
+        tables=[ExportTable("Arrays", ["name", "shape"], shapes)], record={"arrays": list(arrays)}
     )

@@ -1,4 +1,4 @@
-"""What all commands print with: the terminal, progress bars, tables, JSON files."""
+"""Printing of all commands: the terminal, progress bars, tables, JSON files."""
 
 import json
 import os
@@ -49,9 +49,13 @@ def warnings_told() -> Generator[None, None, None]:
     others = warnings.showwarning
 
     def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int,
-        file: TextIO | None = None, line: str | None = None,
-    ) -> None:  # fmt: skip
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if not issubclass(category, RetconWarning):
             others(message, category, filename, lineno, file, line)
         elif str(message) not in _warned:
@@ -64,7 +68,7 @@ def warnings_told() -> Generator[None, None, None]:
 
 
 def bars() -> AbstractContextManager[Progress]:
-    """How long work says that it is getting on: see `telling`."""
+    """Show how work is getting on: see `telling`."""
     return telling(err)
 
 
@@ -80,29 +84,46 @@ def quiet_libraries() -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table; all columns but the first are right-aligned where they hold numbers."""
-    made = Table(
+    grid = Table(
         title=escape(visible(title)), title_justify="left", title_style="bold", header_style="bold"
     )
     for number, column in enumerate(columns):
         cells = [row[number] for row in rows]
         numeric = number > 0 and all(_is_number(cell) for cell in cells)
-        made.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(visible(cell)) for cell in row))
-    return made
+        grid.add_row(*(escape(visible(cell)) for cell in row))
+    return grid
 
 
-def show_looked(title: str, found: Sequence[Looked]) -> None:
+def show_looked(title: str, kinds: Sequence[Looked]) -> None:
     """Print what was found whole, without a digest and damaged, and of the last each with why."""
-    rows = [[f.kind, str(f.whole), str(f.unsealed), str(len(f.damaged))] for f in found]
+    rows = [[f.kind, str(f.whole), str(f.unsealed), str(len(f.damaged))] for f in kinds]
     out.print(table(title, ["kind", "whole", "without a digest", "damaged"], rows))
-    if any(f.unsealed for f in found):
+    if any(f.unsealed for f in kinds):
         out.print(
             "Without a digest of its own: written before there were any. It is used, and not all "
             "of it can be checked."
         )
-    for why in (why for f in found for why in f.damaged):
+    for why in (why for f in kinds for why in f.damaged):
         out.print(f"[red]damaged[/] {escape(visible(why))}", soft_wrap=True)
+
+
+def print_files(files: Mapping[str, int], repo: str, *, public: bool, dry_run: bool) -> None:
+    """Print names and sizes of the files of an upload, and who will see them.
+
+    Args:
+        files: sizes in bytes, by name.
+        repo: OWNER/NAME on the hub.
+        public: everybody will see them.
+        dry_run: nothing is uploaded.
+    """
+    rows = [[name, f"{size:,}"] for name, size in files.items()]
+    seen = "public" if public else "private"
+    out.print(table(f"To {repo} ({seen})", ["file", "bytes"], rows))
+    out.print("A README.md that the repository has already stays as it is.")
+    if dry_run:
+        out.print("Nothing was uploaded.")
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -121,7 +142,7 @@ def write_json(path: Path | None, value: Mapping[str, object]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What made a result: the versions that can change a number."""
+    """Versions that can change a number."""
     import platform
     from importlib.metadata import version
 

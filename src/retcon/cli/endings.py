@@ -33,7 +33,7 @@ class Received:
 
     @property
     def name(self) -> str:
-        """What it is called in a message."""
+        """Word for it in a message."""
         return "Interrupted" if self.number in (None, signal.SIGINT) else "Terminated"
 
 
@@ -102,7 +102,7 @@ def _again_later(otherwise: Callable[["sys.UnraisableHookArgs"], object]) -> _Ho
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether a frame is of an import, or was called by one."""
+    """True if a frame is of an import, or was called by one."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(_IMPORTING):
             return True

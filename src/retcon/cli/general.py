@@ -1,4 +1,4 @@
-"""`--drift`, `--ability`, `--metric`: what is asked, how it prints, and what a record says."""
+"""Options `--drift`, `--ability` and `--metric`: what they read, print and record."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from retcon.cli.console import table
 from retcon.errors import InvalidSetting
-from retcon.scoring.observations import ITEM, PASSAGE, PROMPTS
+from retcon.scoring.observations import ITEM, PASSAGE, PROMPTS, TIMES
 
 if TYPE_CHECKING:
     from retcon.data.tasks import Task
@@ -44,13 +44,10 @@ DataFolder = Annotated[
     typer.Option("--data", help="Where the tasks' files are.", show_default="RETCON_DATA"),
 ]
 
-# The times of a run without retention, in their order.
-TIMES = ("pre", "immediate", "final")
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralChoice:
-    """What to measure beside the cases, as typed."""
+    """Measurements to make beside the cases, as typed."""
 
     drift: bool
     text: str | None
@@ -84,9 +81,13 @@ class GeneralChoice:
 def describe(
     general: "General", rows: "ByTime", corpus: str | None, apart: bool | None
 ) -> dict[str, object]:
-    """What a record says of the model as a whole; null where it was not asked.
+    """Record of the model as a whole; null where it was not asked.
 
-    corpus: from which the second moments are, and whether that is other text (None: not known).
+    Args:
+        general: text and tasks.
+        rows: observations, by time.
+        corpus: text that the second moments are from.
+        apart: True if that is other text than was read; None: not known.
     """
     return {
         "drift": _describe_drift(general, rows, corpus, apart) if general.text else None,
@@ -160,15 +161,15 @@ def _describe_task(task: "Task", rows: "ByTime") -> dict[str, object]:
 def _passages(rows: "Sequence[Observation]") -> dict[str, object] | None:
     from retcon.scoring.metrics import estimate, level
 
-    found = [row for row in rows if row.kind == PASSAGE]
-    mean = level(found, "perplexity")
+    passages = [row for row in rows if row.kind == PASSAGE]
+    mean = level(passages, "perplexity")
     if mean is None:
         return None
     return {
-        "perplexity": finite(estimate(found, "perplexity").mean),
+        "perplexity": finite(estimate(passages, "perplexity").mean),
         "nll": mean.value,
-        "tokens": sum(row.n_new or 0 for row in found),
-        "by_passage": [(row.nll_new or 0.0) * (row.n_new or 0) for row in found],
+        "tokens": sum(row.n_new or 0 for row in passages),
+        "by_passage": [(row.nll_new or 0.0) * (row.n_new or 0) for row in passages],
     }
 
 
@@ -186,7 +187,7 @@ def _changed(metric: str, rows: "ByTime") -> list[float | None] | None:
     from retcon.scoring.metrics import change
 
     for when in ("final", "immediate"):
-        found = change(rows["pre"], rows.get(when, ()), metric)
-        if found.mean is not None:
-            return [finite(value) for value in found[:3]]
+        estimate = change(rows["pre"], rows.get(when, ()), metric)
+        if estimate.mean is not None:
+            return [finite(value) for value in estimate[:3]]
     return None

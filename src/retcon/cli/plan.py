@@ -1,10 +1,10 @@
-"""What `--plan` prints: memory and time, from the model's configuration alone."""
+"""Print memory and time of edits (`--plan`), from the model's configuration alone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retcon.cli.choices import EditChoice, ModelChoice
 from retcon.cli.console import bars, out, quiet_libraries, table, write_json
-from retcon.cli.options import EditChoice, ModelChoice
 from retcon.files import check_writable
 
 if TYPE_CHECKING:
@@ -19,9 +19,14 @@ def print_plan(
     gflops: float | None = None,
     json: Path | None = None,
 ) -> None:
-    """What so many edits will need, before anything heavy is done.
+    """Print what so many edits will need, before anything heavy is done.
 
-    gflops: of another machine. json: where the numbers are written, in bytes and seconds.
+    Args:
+        model: which.
+        edit: method, layers and settings.
+        edits: how many facts.
+        gflops: of another machine; None: this one's is measured.
+        json: file for the numbers, in bytes and seconds.
     """
     check_writable(json)
     quiet_libraries()
@@ -31,58 +36,73 @@ def print_plan(
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:
-        found = outline(model.name, revision=model.revision, progress=progress)
-    recipe = resolve(found, method=edit.method, layers=edit.layers, settings=edit.settings)
+        structure = outline(model.name, revision=model.revision, progress=progress)
+    recipe = resolve(structure, method=edit.method, layers=edit.layers, settings=edit.settings)
     rate = measured_rate() if gflops is None else gflops * 1e9
-    made = plan(found, recipe, edits, bytes_per_weight=size, rate=rate)
+    cost = plan(structure, recipe, edits, bytes_per_weight=size, rate=rate)
     where = f"at layer {', '.join(map(str, recipe.layers))}" if recipe.layers else "in no layer"
     title = f"Plan for {model.name}: {edits:,} facts by {recipe.name} {where}"
-    out.print(table(title, ["memory", "estimate", "of what"], _memory(made, model.dtype)))
-    _print_times(made, edits, given=gflops is not None)
-    said = {"model": model.name, "dtype": model.dtype, "method": recipe.name,
-            "layers": list(recipe.layers), "settings": recipe.settings, "edits": edits}  # fmt: skip
-    memory = {**made.memory._asdict(), "together": made.memory.together}
-    write_json(json, {**said, **made._asdict(), "memory": memory})
+    out.print(table(title, ["memory", "estimate", "of what"], _memory(cost, model.dtype)))
+    _print_times(cost, edits, given=gflops is not None)
+    request = {
+        "model": model.name,
+        "dtype": model.dtype,
+        "method": recipe.name,
+        "layers": list(recipe.layers),
+        "settings": recipe.settings,
+        "edits": edits,
+    }
+    memory = {**cost.memory._asdict(), "together": cost.memory.together}
+    write_json(json, {**request, **cost._asdict(), "memory": memory})
 
 
-def _memory(made: "CostEstimate", dtype: str) -> list[list[str]]:
-    memory, count = made.memory, made.parameters
+def _memory(cost: "CostEstimate", dtype: str) -> list[list[str]]:
+    memory, count = cost.memory, cost.parameters
     # Where one is short of memory for the chosen dtype, the others are what one asks for next.
     others = {"float32": 4, "bfloat16": 2, "4 bits": 0.5}
     named = [f"{gibibytes(int(count * b))} in {n}" for n, b in others.items() if n != dtype]
     return [
-        ["weights", gibibytes(memory.weights), f"{count / 1e6:,.0f} M in {dtype}; "
-         + ", ".join(named)],
-        ["second moments", gibibytes(memory.moments), "in float64, all layers; the factor of each "
-         "takes its memory"],
-        ["masters", gibibytes(memory.masters), "float32 copies where weights are narrower, and "
-         "saved originals"],
+        [
+            "weights",
+            gibibytes(memory.weights),
+            f"{count / 1e6:,.0f} M in {dtype}; " + ", ".join(named),
+        ],
+        [
+            "second moments",
+            gibibytes(memory.moments),
+            "in float64, all layers; the factor of each takes its memory",
+        ],
+        [
+            "masters",
+            gibibytes(memory.masters),
+            "float32 copies where weights are narrower, and saved originals",
+        ],
         ["solve", gibibytes(memory.solve), "all facts in one batch, in float64"],
         ["patch", gibibytes(memory.factors), "its factors; the size of its file"],
         ["activations", gibibytes(memory.activations), "of a pass, for the gradient of targets"],
         ["together", gibibytes(memory.together), "at most: not all are held at once"],
-    ]  # fmt: skip
+    ]
 
 
-def _print_times(made: "CostEstimate", edits: int, *, given: bool) -> None:
+def _print_times(cost: "CostEstimate", edits: int, *, given: bool) -> None:
     """Seconds by what they go to, and the rate that they are for."""
     once = "once, then cached"
-    wanted = "targets" if made.corpus_tokens else "gradients"
+    wanted = "targets" if cost.corpus_tokens else "gradients"
     # A method that writes no weight makes none.
-    spent = duration(made.target_seconds) if made.target_seconds else "none"
+    spent = duration(cost.target_seconds) if cost.target_seconds else "none"
     rows = [
         [f"{wanted} of {edits:,}", spent, "with all their steps"],
-        ["solves", duration(made.solve_seconds), "all facts in one batch"],
+        ["solves", duration(cost.solve_seconds), "all facts in one batch"],
     ]
-    if made.corpus_tokens:
-        tokens = f"{made.corpus_tokens:,} tokens; {once}"
+    if cost.corpus_tokens:
+        tokens = f"{cost.corpus_tokens:,} tokens; {once}"
         rows += [
-            ["factors", duration(made.factor_seconds), "of the second moments, in each run"],
-            ["second moments", duration(made.moment_seconds), tokens],
-            ["sampling the corpus", duration(made.sampling_seconds), once],
+            ["factors", duration(cost.factor_seconds), "of the second moments, in each run"],
+            ["second moments", duration(cost.moment_seconds), tokens],
+            ["sampling the corpus", duration(cost.sampling_seconds), once],
         ]
     source = "as given" if given else "a float32 product, measured here"
-    title = f"At {made.gflops:,.0f} GFLOP/s ({source}); an order of size"
+    title = f"At {cost.gflops:,.0f} GFLOP/s ({source}); an order of size"
     out.print(table(title, ["time", "estimate", "of what"], rows))
 
 

@@ -1,4 +1,4 @@
-"""How long work tells that it is getting on: bars on a terminal, and a line now and then elsewhere.
+"""Tell how work is getting on: bars on a terminal, and a line now and then elsewhere.
 
 Both are on the error stream, and both show what is done, of how much, since when, and how long it
 will still take at the pace so far.
@@ -33,7 +33,7 @@ Clock = Callable[[], float]
 
 @contextmanager
 def telling(console: Console) -> Generator[Progress, None, None]:
-    """What work is to call while it is going on; nothing of it stays on a terminal."""
+    """Yield what work is to call while it is going on; nothing of it stays on a terminal."""
     with _bars(console) if console.is_terminal else _lines(console) as progress:
         yield progress
 
@@ -42,9 +42,13 @@ def telling(console: Console) -> Generator[Progress, None, None]:
 def _bars(console: Console) -> Generator[Progress, None, None]:
     """Bars, one a task, gone when done."""
     columns = (
-        TextColumn("[cyan]{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("[cyan]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Bars(*columns, console=console, transient=True, speed_estimate_period=_PACE) as display:
         tasks: dict[str, TaskID] = {}
         reached: dict[str, int] = {}
@@ -81,9 +85,12 @@ def _lines(console: Console) -> Generator[Progress, None, None]:
 
 @dataclass
 class _Task:
-    """What is under way. begun: how much of it was done when it was first told, and when that was.
+    """Task that is under way.
 
-    What was there at the beginning says nothing of the pace.
+    Attributes:
+        begun: how much of it was done when it was first reported, and when that was. This says
+            nothing of the pace.
+        done, total: how much of it, of how much.
     """
 
     begun: tuple[int, float]
@@ -91,7 +98,7 @@ class _Task:
     total: int
 
     def told(self, name: str, now: float) -> str:
-        """How it is getting on."""
+        """Say how it is getting on."""
         before, since = self.begun
         spent, made = now - since, self.done - before
         if self.total <= 1:

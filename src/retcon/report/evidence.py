@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def verdict_table(findings: Sequence[Finding]) -> Table:
-    """The claims and what became of them, a line for each time at which one is judged."""
+    """The claims and their verdicts, a line for each time at which one is judged."""
     rows: list[tuple[str, ...]] = []
     for finding in findings:
         name = f"({finding.key}) {finding.title}"
@@ -70,17 +70,17 @@ def rows_behind(results: Results, finding: Finding) -> "pl.DataFrame":
         name: [] for name in ("cell", "seed", "when", "metric", "case", "relation", "score")
     }
     for item in finding.evidence:
-        found = results.means(item.cell, item.when, item.metric)
-        for case, score in found.values.items() if found else ():
-            assert found is not None
-            line = (item.cell, item.seed, item.when, item.metric, case, found.clusters[case], score)
+        means = results.means(item.cell, item.when, item.metric)
+        for case, score in means.values.items() if means else ():
+            assert means is not None
+            line = (item.cell, item.seed, item.when, item.metric, case, means.clusters[case], score)
             for column, value in zip(columns.values(), line, strict=True):
                 column.append(value)
     return pl.DataFrame(columns)
 
 
 def harmless(frame: "pl.DataFrame") -> "pl.DataFrame":
-    """The same for a CSV file: no text in it is a formula."""
+    """Make a table safe for a CSV file: no text in it is a formula."""
     import polars as pl
 
     texts = pl.col(pl.String)

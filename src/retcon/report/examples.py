@@ -11,12 +11,12 @@ from retcon.report.tables import Table
 def told(results: Results) -> Table:
     """The model's words before and after, of the carried arm of most facts that has kept them."""
     heads = ("prompt", "new target", "old target", "before", "after all edits")
-    ordered = sorted(results.arms, key=lambda arm: (-arm.setting.n, -_final_score(results, arm)))
+    ordered = sorted(results.arms, key=lambda arm: (-arm.condition.n, -_final_score(results, arm)))
     for arm in ordered:
-        found = results.study.examples(arm.runs[0].cell)
-        if found:
+        examples = results.study.examples(arm.runs[0].cell)
+        if examples:
             columns = ("prompt", "target", "target_old", "before", "after")
-            rows = tuple(tuple(one.get(c) or MISSING for c in columns) for one in found)
+            rows = tuple(tuple(one.get(c) or MISSING for c in columns) for one in examples)
             note = f"Greedy continuations. {_arm(arm)}"
             return Table("Examples, in the model's words", note, heads, rows)
     return Table("Examples, in the model's words", "", heads, ())
@@ -28,7 +28,7 @@ def _final_score(results: Results, arm: Arm) -> float:
 
 def _arm(arm: Arm) -> str:
     fields = ("method", "layers", "batch_size", "n", "accumulate", "refresh")
-    return describe(arm.setting, fields) + "."
+    return describe(arm.condition, fields) + "."
 
 
 def by_probability(results: Results, most: int = 8) -> Table:
@@ -39,11 +39,11 @@ def by_probability(results: Results, most: int = 8) -> Table:
         return Table("Examples, by probability", "", columns, ())
     cell = arm.runs[0].cell
     times = ("pre", "immediate", "final")
-    found = [results.means(cell, when, "target_probability") for when in times]
-    cases: Sequence[str] = list(found[0].values) if found[0] else []
+    levels = [results.means(cell, when, "target_probability") for when in times]
+    cases: Sequence[str] = list(levels[0].values) if levels[0] else []
     chosen = cases[:: max(1, len(cases) // most)][:most]
     rows = tuple(
-        (case, *(_per_cent(means.values.get(case) if means else None) for means in found))
+        (case, *(_per_cent(means.values.get(case) if means else None) for means in levels))
         for case in chosen
     )
     note = (
@@ -58,10 +58,10 @@ def _shown(results: Results) -> Arm | None:
     full = [
         arm
         for arm in results.arms
-        if arm.setting.carried
+        if arm.condition.carried
         and all(results.has(arm, when, "target_probability") for when in ("pre", "final"))
     ]
-    return max(full, key=lambda arm: (arm.setting.n, -arm.setting.batch_size), default=None)
+    return max(full, key=lambda arm: (arm.condition.n, -arm.condition.batch_size), default=None)
 
 
 def _per_cent(value: float | None) -> str:

@@ -3,24 +3,24 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from retcon.report.conditions import Arm, Setting, describe, families, varying
+from retcon.report.conditions import Arm, Condition, describe, families, varying
 from retcon.report.results import Results
 
 # The conditions of a family, by batch size.
 Family = dict[int, Arm]
 # What of several families goes first: the one whose setting has the least of this.
-Rank = Callable[[Setting], tuple[object, ...]]
+Rank = Callable[[Condition], tuple[object, ...]]
 
 
-def plainness(setting: Setting) -> tuple[object, ...]:
-    """Rank settings by what is special about them: those with nothing special first."""
+def plainness(condition: Condition) -> tuple[object, ...]:
+    """Rank conditions by what is special about them: those with nothing special first."""
     return (
-        setting.first_written,
-        setting.accumulate is False,
-        setting.refresh not in (None, "each-batch"),
-        setting.ridge_batch != 0,
-        str(setting.order),  # the first number before others, and before orders by keys
-        setting.dtype != "float32",
+        condition.first_written,
+        condition.accumulate is False,
+        condition.refresh not in (None, "each-batch"),
+        condition.ridge_batch != 0,
+        str(condition.order),  # the first number before others, and before orders by keys
+        condition.dtype != "float32",
     )
 
 
@@ -28,28 +28,28 @@ def by_size(results: Results, *, carried: bool, when: str, rank: Rank = plainnes
     """Families of conditions that were scored at a time, in the order of `rank`."""
 
     def fits(arm: Arm) -> bool:
-        return arm.setting.carried is carried and results.has(arm, when)
+        return arm.condition.carried is carried and results.has(arm, when)
 
     def order(family: Family) -> tuple[object, ...]:
-        setting = next(iter(family.values())).setting
-        return (*rank(setting), -len(family), -setting.n)
+        condition = next(iter(family.values())).condition
+        return (*rank(condition), -len(family), -condition.n)
 
     varied = families(results.arms, "batch_size", fits)
     return sorted(
-        ({arm.setting.batch_size: arm for arm in each.values()} for each in varied), key=order
+        ({arm.condition.batch_size: arm for arm in each.values()} for each in varied), key=order
     )
 
 
 def carried_by_size(results: Results, when: str, rank: Rank = plainness) -> list[Family]:
     """Families of carried edits; one batch of all facts belongs to each, however it was named."""
     curves = by_size(results, carried=True, when=when, rank=rank)
-    wholes = [arm for arm in results.arms if arm.setting.batch_size == arm.setting.n]
+    wholes = [arm for arm in results.arms if arm.condition.batch_size == arm.condition.n]
     alike = ("carried", "batch_size", "accumulate", "refresh", "order")
     for curve in curves:
-        setting = next(iter(curve.values())).setting
+        condition = next(iter(curve.values())).condition
         for arm in wholes:
-            if arm.setting.but(*alike) == setting.but(*alike):
-                curve.setdefault(setting.n, arm)
+            if arm.condition.but(*alike) == condition.but(*alike):
+                curve.setdefault(condition.n, arm)
     return curves
 
 
@@ -57,8 +57,8 @@ def leading(curves: Sequence[Family]) -> list[Family]:
     """The first family of each model and method."""
     first: dict[tuple[str, str], Family] = {}
     for curve in curves:
-        setting = next(iter(curve.values())).setting
-        first.setdefault((setting.model, setting.method), curve)
+        condition = next(iter(curve.values())).condition
+        first.setdefault((condition.model, condition.method), curve)
     return list(first.values())
 
 
@@ -71,7 +71,7 @@ def largest(curves: Sequence[Family]) -> list[Family]:
 def states(curves: Sequence[Family]) -> list[Family]:
     """The families of one N, one method and one order: those of which there are most.
 
-    Of as many the larger N, and the method that comes first; of several orders the first.
+    If several have as many, take the larger N, the method that comes first, and the first order.
     """
     number = _most_common([shared(curve).n for curve in curves], lambda n: n)
     curves = [curve for curve in curves if shared(curve).n == number]
@@ -87,13 +87,16 @@ def _most_common(values: Sequence[object], then: Callable[..., int]) -> object:
     return max(count, key=lambda value: (count[value], then(value)), default=None)
 
 
-def shared(curve: Mapping[int, Arm]) -> Setting:
-    """The setting that stands for a family: its smallest batches'. One batch of all is of many."""
-    return curve[min(curve)].setting
+def shared(curve: Mapping[int, Arm]) -> Condition:
+    """The condition that stands for a family: its smallest batches'.
+
+    One batch of all facts belongs to many families.
+    """
+    return curve[min(curve)].condition
 
 
 def name_of(curve: Mapping[int, Arm], among: Sequence[Family]) -> str:
     """A family in words: its method, and in what it differs from the other families."""
     arms = [arm for other in among for arm in other.values()]
     fields = dict.fromkeys(("method", *varying(arms, "batch_size", "score")))
-    return describe(next(iter(curve.values())).setting, fields)
+    return describe(next(iter(curve.values())).condition, fields)

@@ -100,7 +100,7 @@ class Claim:
 
     @property
     def name(self) -> str:
-        """By which a study file names it."""
+        """Name in a study file."""
         return self.key if self.set is OWN else f"{self.set.name}/{self.key}"
 
 
@@ -112,7 +112,7 @@ class Finding(NamedTuple):
 
     @property
     def key(self) -> str:
-        """By which pages and files know it."""
+        """Key in pages and files."""
         return self.claim.key
 
     @property
@@ -122,7 +122,7 @@ class Finding(NamedTuple):
 
     @property
     def effects(self) -> Sequence[Effect]:
-        """All that was measured."""
+        """Every effect that was measured."""
         return self.outcome.effects
 
     @property
@@ -162,7 +162,7 @@ class Finding(NamedTuple):
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
-        """All rows behind it, once each."""
+        """Rows behind it, once each."""
         return tuple(dict.fromkeys(row for effect in self.effects for row in effect.evidence))
 
 

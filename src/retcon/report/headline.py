@@ -50,7 +50,7 @@ def _others(comparison: Comparison) -> Iterator[str]:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """Some texts; of many the first few, the last, and how many lie between."""
+    """Join some texts; of many the first few, the last, and how many lie between."""
     if len(texts) <= _MOST_NAMES:
         return "; ".join(texts)
     shown = texts[: _MOST_NAMES - 1]
@@ -58,7 +58,7 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def tallies(findings: Sequence[Finding]) -> list[str]:
-    """How many claims have which verdict, a sentence for each time, and those without data."""
+    """Count claims by verdict: a sentence for each time, and one for claims without data."""
     lines = [line for when in TIMES if (line := _tally(findings, when))]
     pending = [finding.key for finding in findings if not finding.times]
     return [*lines, f"Claims without data yet: {', '.join(pending)}."] if pending else lines

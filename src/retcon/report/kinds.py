@@ -2,18 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import atanh, isnan, nan, tanh
 from typing import Any
 
 import polars as pl
 
 from retcon.report.conditions import PLAIN, Arm, names_of
-from retcon.report.costs import seconds_per_edit
-from retcon.report.general import drift, kept
 from retcon.report.numbers import MISSING, share, spanned
-from retcon.report.results import SCORES, Results
+from retcon.report.results import SCORES, Results, seconds_per_edit
 from retcon.report.tables import Table
-from retcon.scoring.intervals import combine, jackknife
+from retcon.scoring.intervals import Estimate, combine, jackknife
 
 # Below so many kinds of carried edits, other charts say it all.
 _KINDS = 3
@@ -29,8 +28,8 @@ def several(results: Results) -> list[list[Arm]]:
     """The carried arms of each N of which there are several kinds, by final S; most kinds first."""
     by_number: dict[int, list[Arm]] = defaultdict(list)
     for arm in results.arms:
-        if arm.setting.carried and results.has(arm, "final"):
-            by_number[arm.setting.n].append(arm)
+        if arm.condition.carried and results.has(arm, "final"):
+            by_number[arm.condition.n].append(arm)
     known = sorted(by_number.items(), key=lambda item: (-_kinds(item[1]), -item[0]))
     return [
         sorted(arms, key=lambda arm: -(results.estimate(arm, "final", "S").mean or 0.0))
@@ -45,7 +44,7 @@ def compared(results: Results) -> list[Arm]:
 
 
 def _kinds(arms: Sequence[Arm]) -> int:
-    return len({arm.setting.but("batch_size", "accumulate", "ridge", "score") for arm in arms})
+    return len({arm.condition.but("batch_size", "accumulate", "ridge", "score") for arm in arms})
 
 
 def kinds(results: Results) -> Table:
@@ -53,8 +52,8 @@ def kinds(results: Results) -> Table:
     groups = several(results)
     rows = [
         (
-            f"{arm.setting.n:,}",
-            names[arm.setting],
+            f"{arm.condition.n:,}",
+            names[arm.condition],
             *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
             _backward(results, arm),
             *_whole(results, arm),
@@ -110,7 +109,7 @@ def difficulty(results: Results) -> Table:
     names = names_of(arms)
     rows = [
         (
-            names[arm.setting],
+            names[arm.condition],
             *(_correlation(facts, name) for name in _PREDICTORS),
             f"{len(facts):,}",
         )
@@ -145,22 +144,37 @@ def _facts(results: Results, cell: str) -> pl.DataFrame:
 
 def _correlation(facts: pl.DataFrame, name: str) -> str:
     """Spearman's ρ with its interval: of artanh ρ, by leaving each relation out in turn."""
-    asked = facts.filter(pl.col(name).is_not_nan())
-    relations = asked["relation"].unique(maintain_order=True).to_list() if len(asked) else []
+    known = facts.filter(pl.col(name).is_not_nan())
+    relations = known["relation"].unique(maintain_order=True).to_list() if len(known) else []
 
     def turned(without: Collection[str]) -> float:
-        kept = asked.filter(~pl.col("relation").is_in(without))
+        kept = known.filter(~pl.col("relation").is_in(without))
         value = kept.select(pl.corr(name, "margin", method="spearman")).item()
         if value is None or isnan(value):
             return nan
         return atanh(max(-0.999999, min(0.999999, value)))
 
-    found = jackknife(turned, relations).estimate() if len(relations) > 3 else None
-    if found is None or found.mean is None or found.low is None or found.high is None:
+    estimate = jackknife(turned, relations).estimate() if len(relations) > 3 else None
+    if estimate is None or estimate.mean is None or estimate.low is None or estimate.high is None:
         return MISSING
-    value, low, high = tanh(found.mean), tanh(found.low), tanh(found.high)
+    value, low, high = tanh(estimate.mean), tanh(estimate.low), tanh(estimate.high)
     return MISSING if isnan(low) else f"{value:+.2f}  [{low:+.2f}, {high:+.2f}]"
 
 
 def _steps(results: Results, cell: str) -> list[Mapping[str, Any]]:
     return list(results.study.steps(cell))
+
+
+def drift(results: Results, arm: Arm) -> Estimate | None:
+    """Perplexity after the last batch over that before the first edit; None where not read."""
+    return _change(results, arm, "perplexity")
+
+
+def kept(results: Results, arm: Arm) -> Estimate | None:
+    """Accuracy over all items of all tasks, after minus before, in points; None where not read."""
+    return _change(results, arm, "tasks")
+
+
+def _change(results: Results, arm: Arm, metric: str) -> Estimate | None:
+    found = results.change(replace(arm, runs=arm.runs[:1]), ("pre", "final"), metric)
+    return None if found.mean is None else found

@@ -9,7 +9,7 @@ from retcon.report.ranking import rank
 from retcon.report.results import Results
 from retcon.report.tables import Table
 from retcon.scoring.intervals import Estimate
-from retcon.study.reading import Study
+from retcon.study.study import Study
 
 WHEN = "immediate"
 
@@ -34,11 +34,11 @@ def sweeps(results: Results) -> list[dict[tuple[int, ...], Arm]]:
     """Single edits that differ in the layer alone; the sweeps of most layers first."""
 
     def single(arm: Arm) -> bool:
-        alone = arm.setting.batch_size == 1 and not arm.setting.carried
+        alone = arm.condition.batch_size == 1 and not arm.condition.carried
         return alone and results.has(arm, WHEN)
 
     swept = [
-        {arm.setting.layers: arm for arm in family.values()}
+        {arm.condition.layers: arm for arm in family.values()}
         for family in families(results.arms, "layers", single)
     ]
     return sorted(swept, key=len, reverse=True)
@@ -58,8 +58,8 @@ def best_of(results: Results, sweep: Mapping[tuple[int, ...], Arm]) -> Recommend
         return None
     by_layer = {k: ranking.differences[k] for k in sweep if k in ranking.differences}
     tied = tuple(layer for layer in by_layer if layer in ranking.tied)
-    setting, score = sweep[ranking.best].setting, ranking.scores[ranking.best]
-    return Recommendation(setting.model, setting.method, ranking.best, score, tied, by_layer)
+    condition, score = sweep[ranking.best].condition, ranking.scores[ranking.best]
+    return Recommendation(condition.model, condition.method, ranking.best, score, tied, by_layer)
 
 
 def recommended(results: Results) -> Table:

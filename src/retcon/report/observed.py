@@ -1,4 +1,4 @@
-"""What was observed beside scores of prompts: text, tasks, metrics of one's own."""
+"""Tables of what was observed beside scores of prompts: text, tasks, metrics of one's own."""
 
 from retcon.report.conditions import Arm
 from retcon.report.numbers import MISSING
@@ -6,28 +6,28 @@ from retcon.report.results import Results
 from retcon.report.tables import (
     TIMES_IN_WORDS,
     Table,
+    condition_fields,
     place,
     place_columns,
-    setting_fields,
 )
 from retcon.scoring.metrics import METRICS, Metric, metrics
 
 
 def observed(results: Results) -> list[Table]:
     """A table of each such metric, with its change against the untouched model."""
-    found = [_table(results, one) for one in metrics("headline", "table", of_prompts=False)]
-    return [table for table in (*found, unknown(results)) if table.rows]
+    tables = [_table(results, one) for one in metrics("headline", "table", of_prompts=False)]
+    return [table for table in (*tables, unknown(results)) if table.rows]
 
 
 def unknown(results: Results) -> Table:
     """Metrics that the study observed, and that nothing here enters: a plugin has to be named."""
     study = results.study
-    asked = dict.fromkeys(name for point in study.points for name in point.metrics)
+    names = dict.fromkeys(name for point in study.points for name in point.metrics)
     why = (
         f"a plugin of the study enters it ({', '.join(study.record.plugins)}): "
         f"retcon --plugin FILE study report DIR"
     )
-    rows = [(name, why) for name in asked if name not in METRICS.all()]
+    rows = [(name, why) for name in names if name not in METRICS.all()]
     return Table("Metrics that are not shown", "", ("metric", "why"), tuple(rows))
 
 
@@ -39,16 +39,16 @@ def times_of(results: Results, arm: Arm, metric: Metric) -> list[str]:
 def _table(results: Results, metric: Metric) -> Table:
     arms = [arm for arm in results.arms if times_of(results, arm, metric)]
     times = [w for w in TIMES_IN_WORDS if any(results.has(arm, w, metric.name) for arm in arms)]
-    fields, note = setting_fields(arms)
+    fields, note = condition_fields(arms)
     rows = [(*place(arm, arms, fields), *_cells(results, arm, metric, times)) for arm in arms]
     better = f" {metric.better.capitalize()} is better." if metric.better else ""
     unit = f" In {metric.scale.unit}." if metric.scale.unit else ""
-    said = (
+    text = (
         f"{metric.about}{better}{unit} Intervals are of 95 %; changes are paired over the same "
         f"cases. {note}"
     )
     columns = (*place_columns(fields), "cases", *(TIMES_IN_WORDS[w] for w in times), "change")
-    return Table(metric.title, said.strip(), columns, tuple(rows))
+    return Table(metric.title, text.strip(), columns, tuple(rows))
 
 
 def _cells(results: Results, arm: Arm, metric: Metric, times: list[str]) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _cells(results: Results, arm: Arm, metric: Metric, times: list[str]) -> tupl
 
 
 def change(results: Results, arm: Arm, metric: Metric) -> str:
-    """What has changed since the untouched model, by the last time at which that was observed."""
+    """The change since the untouched model, at the last time at which the metric was observed."""
     times = times_of(results, arm, metric)
     if len(times) < 2 or times[0] != "pre":
         return MISSING

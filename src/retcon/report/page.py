@@ -24,15 +24,15 @@ from retcon.report.kinds import difficulty, kinds
 from retcon.report.layers import recommended
 from retcon.report.numbers import points
 from retcon.report.observed import observed
-from retcon.report.provenance import Provenance, provenance
+from retcon.report.provenance import Reproduction, provenance
 from retcon.report.ranking import Comparison, compare
 from retcon.report.results import Results
 from retcon.report.tables import Table
 from retcon.report.verdicts import MARGIN
-from retcon.study.reading import Study, read_study
+from retcon.study.study import Study, read_study
 
 
-class Written(NamedTuple):
+class ReportFiles(NamedTuple):
     """The files of a report."""
 
     html: Path
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """A report, before it is written.
 
     Attributes:
@@ -56,7 +56,7 @@ class Report:
     findings: Sequence[Finding]
     charts: Mapping[str, Chart]
     tables: Sequence[Table]
-    provenance: Provenance
+    provenance: Reproduction
     examples: Sequence[Table]
 
     @property
@@ -79,7 +79,7 @@ class Report:
         ]
 
 
-def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
+def make_report(study: Study, findings: Sequence[str] | None = None) -> StudyReport:
     """Read everything once.
 
     Args:
@@ -92,7 +92,7 @@ def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
     results = Results(study)
     comparisons, judged = compare(results), judge(results, claims)
     further = [recommended(results), kinds(results), difficulty(results), *observed(results)]
-    return Report(
+    return StudyReport(
         results=results,
         comparisons=comparisons,
         findings=judged,
@@ -103,7 +103,7 @@ def make_report(study: Study, findings: Sequence[str] | None = None) -> Report:
     )
 
 
-def write_report(folder: Path | str, findings: Sequence[str] | None = None) -> Written:
+def write_report(folder: Path | str, findings: Sequence[str] | None = None) -> ReportFiles:
     """Write the report of a study's folder, as far as the study has got.
 
     Args:
@@ -117,7 +117,7 @@ def write_report(folder: Path | str, findings: Sequence[str] | None = None) -> W
     return write(make_report(read_study(folder), findings))
 
 
-def write(report: Report) -> Written:
+def write(report: StudyReport) -> ReportFiles:
     """Write the page, and beside it all that it links.
 
     Raises:
@@ -135,10 +135,10 @@ def write(report: Report) -> Written:
     rows = tables.export(study, out / "rows.parquet")
     markdown = _write(out / "report.md", to_markdown(report))
     html = _write(study.folder / "report.html", to_html(report))
-    return Written(html, markdown, rows, tuple(charts), tuple(written))
+    return ReportFiles(html, markdown, rows, tuple(charts), tuple(written))
 
 
-def _rows_of(report: Report, finding: Finding, out: Path) -> list[Path]:
+def _rows_of(report: StudyReport, finding: Finding, out: Path) -> list[Path]:
     """The effects of a finding, and the rows behind them."""
     effects = _write(out / f"finding-{finding.key}.csv", effects_table(finding).csv())
     if not finding.evidence:
@@ -148,8 +148,8 @@ def _rows_of(report: Report, finding: Finding, out: Path) -> list[Path]:
     return [effects, path]
 
 
-def to_html(report: Report) -> str:
-    """The page."""
+def to_html(report: StudyReport) -> str:
+    """Draw the page."""
     _need_extra()
     import vl_convert
     from jinja2 import Environment, PackageLoader, select_autoescape
@@ -181,8 +181,8 @@ def _harmless(value: object) -> str:
     return text.replace("<", "\\u003c")
 
 
-def to_markdown(report: Report) -> str:
-    """The same in Markdown: sentences, verdicts, findings, tables, and how to repeat it."""
+def to_markdown(report: StudyReport) -> str:
+    """Write the report as Markdown: sentences, verdicts, findings, tables, and how to repeat it."""
     record = report.study.record
     parts = [f"# {markdown(record.name)}\n", f"{markdown(record.description)}\n"]
     parts += [f"{markdown(line)}\n" for line in (*report.answers, *report.summary)]
@@ -195,12 +195,12 @@ def to_markdown(report: Report) -> str:
 
 def _finding(finding: Finding) -> str:
     claim, outcome = finding.claim, finding.outcome
-    said = ", ".join(f"{when}: **{finding.verdict_at(when)}**" for when in finding.times)
+    verdicts = ", ".join(f"{when}: **{finding.verdict_at(when)}**" for when in finding.times)
     paragraphs = [
         f"## ({finding.key}) {markdown(finding.title)}",
         f"*Claim.* {markdown(claim.claim)}",
         *([f"*Source.* {markdown(claim.source)}"] if claim.source else []),
-        f"*Verdict.* {said or 'no data'}",
+        f"*Verdict.* {verdicts or 'no data'}",
         "\n".join(markdown(line) + "  " for line in outcome.summary.splitlines()),
         *([f"*Missing.* {markdown(outcome.missing)}"] if outcome.missing else []),
         markdown(claim.measured),

@@ -1,4 +1,4 @@
-"""How a study was made, and how to make it again."""
+"""Tell how a study was made, and how to make it again."""
 
 import json
 from collections import Counter
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from retcon.escaping import fenced
 from retcon.report.tables import Table
-from retcon.study.reading import FILE, Study, read_file
+from retcon.study.study import FILE, Study, read_file
 
 
-class Provenance(NamedTuple):
+class Reproduction(NamedTuple):
     """The makers of the numbers, the commands that make them again, and the study's file."""
 
     facts: Table
@@ -19,7 +19,7 @@ class Provenance(NamedTuple):
     spec: str
 
     def markdown(self) -> str:
-        """All of it, for a file."""
+        """Tables, commands and study file, for a file."""
         return "\n".join(
             [
                 self.facts.markdown(),
@@ -30,10 +30,11 @@ class Provenance(NamedTuple):
         )
 
 
-def provenance(study: Study, findings: Sequence[str] | None = None) -> Provenance:
-    """From the study's record and from the environment of each finished cell.
+def provenance(study: Study, findings: Sequence[str] | None = None) -> Reproduction:
+    """Gather it from the study's record and from the environment of each finished cell.
 
     Args:
+        study: live or packed.
         findings: those that the report was asked for in place of the study file's.
     """
     record = study.record
@@ -62,16 +63,16 @@ def provenance(study: Study, findings: Sequence[str] | None = None) -> Provenanc
     ]
     facts = Table("What it is of", "", ("", "value"), tuple(rows))
     spec = read_file(study.folder) if (study.folder / FILE).exists() else ""
-    return Provenance(facts, _environments(study), _commands(study, findings or ()), spec)
+    return Reproduction(facts, _environments(study), _commands(study, findings or ()), spec)
 
 
 def _environments(study: Study) -> Table:
     """The different environments that cells were made in, and how many cells in each."""
     cells = sorted({point.cell for point in study.finished() if point.cell is not None})
-    found = Counter(json.dumps(study.environment(cell), sort_keys=True) for cell in cells)
+    counts = Counter(json.dumps(study.environment(cell), sort_keys=True) for cell in cells)
     rows = [
         (f"{count:,}", ", ".join(f"{k} {v}" for k, v in json.loads(text).items()))
-        for text, count in found.most_common()
+        for text, count in counts.most_common()
     ]
     return Table("Environments", "", ("cells", "made with"), tuple(rows))
 
@@ -79,8 +80,8 @@ def _environments(study: Study) -> Table:
 def _commands(study: Study, findings: Sequence[str]) -> str:
     """The commands that make the study and this report again."""
     cells = [point.cell for point in study.finished() if point.cell is not None]
-    made = study.environment(cells[0]) if cells else {}
-    version = str(made.get("retcon", ""))
+    environment = study.environment(cells[0]) if cells else {}
+    version = str(environment.get("retcon", ""))
     pinned = f"retcon-llm[report]=={version}" if version else "retcon-llm[report]"
     return "\n".join(
         [

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from retcon.report.conditions import Arm, Setting, full_names, short_names
+from retcon.report.conditions import Arm, Condition, full_names, short_names
 from retcon.report.results import Results
 from retcon.scoring.intervals import Estimate
 from retcon.scoring.metrics import metrics
@@ -76,11 +76,11 @@ class Comparison:
 
     model: str
     n: int
-    arms: Mapping[Setting, Arm]
-    names: Mapping[Setting, str]
+    arms: Mapping[Condition, Arm]
+    names: Mapping[Condition, str]
     usual: str
-    full_names: Mapping[Setting, str]
-    ranking: Ranking[Setting]
+    full_names: Mapping[Condition, str]
+    ranking: Ranking[Condition]
     partial: bool
 
 
@@ -93,10 +93,10 @@ def compare(results: Results) -> list[Comparison]:
     """
     groups: dict[tuple[bool, str, str, int], list[Arm]] = defaultdict(list)
     for arm in results.arms:
-        when = "final" if arm.setting.carried else "immediate"
+        when = "final" if arm.condition.carried else "immediate"
         if results.has(arm, when):
-            setting = arm.setting
-            groups[setting.first_written, when, setting.model, setting.n].append(arm)
+            condition = arm.condition
+            groups[condition.first_written, when, condition.model, condition.n].append(arm)
     ordered = sorted(groups, key=lambda key: (*key[:3], -key[3]))
     compared = [_comparison(results, groups[key], key[1]) for key in ordered]
     known = [one for one in compared if one is not None]
@@ -105,11 +105,11 @@ def compare(results: Results) -> list[Comparison]:
 
 
 def _comparison(results: Results, arms: list[Arm], when: str) -> Comparison | None:
-    by_setting = {arm.setting: arm for arm in arms}
+    by_setting = {arm.condition: arm for arm in arms}
     ranking = rank(results, by_setting, when, _metric(results, arms, when))
     if ranking is None:
         return None
-    first = arms[0].setting
+    first = arms[0].condition
     names, usual = short_names(arms)
     return Comparison(
         model=first.model,

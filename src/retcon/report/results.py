@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from retcon.report.conditions import Arm, Run, Setting, gather, setting_of
+from retcon.report.conditions import Arm, Condition, SeedRun, condition_of, gather
 from retcon.report.sameness import Measurements
 from retcon.scoring.intervals import (
     CaseMeans,
@@ -21,7 +21,7 @@ from retcon.scoring.intervals import (
 )
 from retcon.scoring.metrics import METRICS, Metric, case_means, metrics, statistic
 from retcon.scoring.observations import Observation
-from retcon.study.reading import Study
+from retcon.study.study import Study
 
 SCORES = ("ES", "PS", "NS", "S")
 
@@ -43,19 +43,19 @@ class Results:
     _means: dict[str, dict[str, dict[str, CaseMeans]]] = field(
         default_factory=dict[str, dict[str, dict[str, CaseMeans]]]
     )
-    _pooled: dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None] = field(
-        default_factory=dict[tuple[Setting, tuple[Run, ...], str, str], CaseMeans | None]
+    _pooled: dict[tuple[Condition, tuple[SeedRun, ...], str, str], CaseMeans | None] = field(
+        default_factory=dict[tuple[Condition, tuple[SeedRun, ...], str, str], CaseMeans | None]
     )
     _arms: list[Arm] = field(default_factory=list[Arm])
 
     @cached_property
     def measurements(self) -> Measurements:
-        """Which cells have measured the same."""
+        """Cells by what they have measured: those that measured the same count once."""
         return Measurements(self.study)
 
     @property
     def arms(self) -> list[Arm]:
-        """All arms of which a run is finished, in the file's order."""
+        """Arms of which a run is finished, in the file's order."""
         if not self._arms:
             self._arms.extend(gather(self.study.finished()))
         return self._arms
@@ -83,23 +83,23 @@ class Results:
 
     def pooled(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
         """One metric of each (run, case) of an arm; clusters are one over all runs."""
-        key = (arm.setting, arm.runs, when, metric)
+        key = (arm.condition, arm.runs, when, metric)
         if key not in self._pooled:
             self._pooled[key] = self._pool(arm, when, metric)
         return self._pooled[key]
 
     def _pool(self, arm: Arm, when: str, metric: str) -> CaseMeans | None:
-        known = [(run, found) for run in arm.runs if (found := self.means(run.cell, when, metric))]
+        known = [(run, means) for run in arm.runs if (means := self.means(run.cell, when, metric))]
         if not known:
             return None
-        values = {f"{run.name} {c}": v for run, found in known for c, v in found.values.items()}
-        clusters = {f"{run.name} {c}": g for run, found in known for c, g in found.clusters.items()}
+        values = {f"{run.name} {c}": v for run, means in known for c, v in means.values.items()}
+        clusters = {f"{run.name} {c}": g for run, means in known for c, g in means.clusters.items()}
         weights = {
-            f"{run.name} {c}": w for run, found in known for c, w in (found.weights or {}).items()
+            f"{run.name} {c}": w for run, means in known for c, w in (means.weights or {}).items()
         }
         # A fact that flips does so in every draw of prefixes and corpus, for all that is known.
         draws = len(known) / len({run.seed for run, _ in known})
-        flip = draws * sum(found.flip for _, found in known) / len(known)
+        flip = draws * sum(means.flip for _, means in known) / len(known)
         cells = frozenset(self.measurements.first(run.cell, when) for run, _ in known)
         return CaseMeans(values, clusters, flip, (cells, when, metric), weights or None)
 
@@ -117,16 +117,16 @@ class Results:
 
         return statistic(metric, means)
 
-    def _told(self, run: Run, when: str, metric: str, among: frozenset[str]) -> bool:
-        """Whether a run has a score of any of some (run, case) pairs: others measure nothing."""
-        found = self.means(run.cell, when, metric)
-        return found is not None and any(f"{run.name} {case}" in among for case in found.values)
+    def _told(self, run: SeedRun, when: str, metric: str, among: frozenset[str]) -> bool:
+        """True if a run has a score of one of some (run, case) pairs: others measure nothing."""
+        means = self.means(run.cell, when, metric)
+        return means is not None and any(f"{run.name} {case}" in among for case in means.values)
 
     def estimate(self, arm: Arm, when: str, metric: str) -> Estimate:
         """A score with its interval; all None where there is none."""
-        found = self.statistic(arm, when, metric)
+        level = self.statistic(arm, when, metric)
         scale = METRICS.find(metric).scale
-        return scale.level(found) if found else Estimate(None, None, None, 0)
+        return scale.level(level) if level else Estimate(None, None, None, 0)
 
     def change(self, arm: Arm, times: tuple[str, str], metric: str) -> Estimate:
         """A metric at the later of two times against the earlier one, over the cases of both."""
@@ -141,8 +141,8 @@ class Results:
         shared: set[str] | None = None
         for arm in arms:
             for part in parts:
-                found = self.pooled(arm, when, part)
-                cases = set(found.values) if found else set[str]()
+                means = self.pooled(arm, when, part)
+                cases = set(means.values) if means else set[str]()
                 shared = cases if shared is None else shared & cases
         return frozenset(shared or ())
 
@@ -151,20 +151,27 @@ class Results:
     ) -> Statistic | None:
         """Σ wⱼ scoreⱼ over the cases that all arms share; None where they share none."""
         among = self.common((arm for _, arm in terms), when, metric)
-        found = [(w, self.statistic(arm, when, metric, among)) for w, arm in terms]
-        known = [(w, s) for w, s in found if s is not None]
-        return combine(known) if known and len(known) == len(found) else None
+        parts = [(w, self.statistic(arm, when, metric, among)) for w, arm in terms]
+        known = [(w, s) for w, s in parts if s is not None]
+        return combine(known) if known and len(known) == len(parts) else None
 
-    def waiting(self, setting: Setting, vary: str) -> int:
-        """How many settings of the study differ from one in this alone, and have no run yet."""
-        done = {getattr(arm.setting, vary) for arm in self.arms
-                if arm.setting.but(vary) == setting.but(vary)}  # fmt: skip
-        asked = {getattr(one, vary) for point in self.study.points if not point.refused
-                 if (one := setting_of(point)).but(vary) == setting.but(vary)}  # fmt: skip
-        return len(asked - done)
+    def waiting(self, condition: Condition, vary: str) -> int:
+        """Count conditions of the study that differ from one in this alone, and have no run yet."""
+        done = {
+            getattr(arm.condition, vary)
+            for arm in self.arms
+            if arm.condition.but(vary) == condition.but(vary)
+        }
+        planned = {
+            getattr(one, vary)
+            for point in self.study.points
+            if not point.refused
+            if (one := condition_of(point)).but(vary) == condition.but(vary)
+        }
+        return len(planned - done)
 
     def has(self, arm: Arm, when: str, metric: str = "ES") -> bool:
-        """Whether an arm was scored then."""
+        """True if an arm was scored at a time."""
         return any(self.means(run.cell, when, metric) is not None for run in arm.runs)
 
 
@@ -184,3 +191,17 @@ def evidence(arms: Iterable[Arm], when: str, metric: str) -> tuple[Evidence, ...
             for part in parts
         )
     )
+
+
+def seconds_per_edit(results: Results, arm: Arm) -> float | None:
+    """Features and solve, as if nothing had been cached; mean over seeds and batches."""
+    steps = [step for run in arm.runs for step in results.study.steps(run.cell)]
+    edits = sum(int(str(step["edits"])) for step in steps)
+    return sum(float(str(step["seconds"])) for step in steps) / edits if edits else None
+
+
+def moved(step: Mapping[str, Any]) -> float | None:
+    """Relative size of the change after a step: ‖ΔW‖ / ‖W₀‖ over all layers, in per cent."""
+    total = sum(float(v) ** 2 for v in step.get("total_norm", {}).values())
+    weight = sum(float(v) ** 2 for v in step.get("weight_norm", {}).values())
+    return 100 * (total / weight) ** 0.5 if weight else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.scoring.observations import PROMPTS
-from retcon.study.reading import Study
+from retcon.study.study import Study
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,10 +94,10 @@ class Measurements:
 
 def _largest(one: "pl.DataFrame", other: "pl.DataFrame") -> float:
     """The largest difference between two tables of numbers; infinite where one alone has one."""
-    found = 0.0
+    largest = 0.0
     for mine, theirs in zip(one.iter_columns(), other.iter_columns(), strict=True):
         if not mine.is_null().equals(theirs.is_null()):
             return float("inf")
         gap = (mine - theirs).abs().max()
-        found = max(found, gap if isinstance(gap, float) else 0.0)
-    return found
+        largest = max(largest, gap if isinstance(gap, float) else 0.0)
+    return largest

@@ -6,33 +6,44 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from retcon.escaping import cell, markdown
 from retcon.files import write_whole
-from retcon.report.conditions import Arm, Setting, called, describe, further, varying
-from retcon.report.costs import costs_of
+from retcon.report.conditions import Arm, Condition, called, describe, further, varying
 from retcon.report.numbers import MISSING, fixed, share, spanned
 from retcon.report.ranking import Comparison
-from retcon.report.results import Results
+from retcon.report.results import Results, moved, seconds_per_edit
 from retcon.scoring.metrics import Metric, Place, metrics
 from retcon.study.points import Point, carries
-from retcon.study.reading import Study, Tuned, TuningRule
+from retcon.study.study import Study, Tuned, TuningRule
 
-if TYPE_CHECKING:
-    pass
-
-_FIELDS = ("model", "dtype", "method", "layers", "ridge", "ridge_batch", "accumulate", "refresh",
-           "order", "others")  # fmt: skip
+_FIELDS = (
+    "model",
+    "dtype",
+    "method",
+    "layers",
+    "ridge",
+    "ridge_batch",
+    "accumulate",
+    "refresh",
+    "order",
+    "others",
+)
 _SCORES: Mapping[Place, str] = {"headline": "Scores", "table": "Further scores"}
 TIMES_IN_WORDS = {
-    "pre": "untouched model", "immediate": "right after each fact's own batch",
+    "pre": "untouched model",
+    "immediate": "right after each fact's own batch",
     "final": "after the last batch",
-}  # fmt: skip
+}
 
 
 class Table(NamedTuple):
-    """Cells as they are read. note: what holds for every row."""
+    """Cells as they are read.
+
+    Attributes:
+        note: holds for every row.
+    """
 
     title: str
     note: str
@@ -98,7 +109,7 @@ def differences_table(comparisons: Sequence[Comparison]) -> Table:
     return Table("Differences from the best", note, columns, tuple(rows))
 
 
-def _against_best(comparison: Comparison, key: Setting) -> str:
+def _against_best(comparison: Comparison, key: Condition) -> str:
     """The difference, and whether it is told from none."""
     effect = comparison.ranking.differences.get(key)
     if effect is None:
@@ -113,14 +124,14 @@ def scores(results: Results, when: str, shown: Place) -> Table:
     title = f"{_SCORES[shown]}, {when} ({TIMES_IN_WORDS[when]}), %"
     titles = tuple(metric.title for metric in scored)
     if when == "pre":
-        ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.setting.n))
-        untouched = {(arm.setting.model, arm.setting.dtype): arm for arm in ordered}
+        ordered = sorted(arms, key=lambda arm: (len(arm.runs), arm.condition.n))
+        untouched = {(arm.condition.model, arm.condition.dtype): arm for arm in ordered}
         rows = [
             (*model, ", ".join(run.name for run in arm.runs), *_scores(results, arm, when, scored))
             for model, arm in untouched.items()
         ]
         return Table(title, "", ("model", "dtype", "seeds", "cases", *titles), tuple(rows))
-    fields, note = setting_fields(arms)
+    fields, note = condition_fields(arms)
     rows = [(*place(arm, arms, fields), *_scores(results, arm, when, scored)) for arm in arms]
     return Table(title, note, (*place_columns(fields), "cases", *titles), tuple(rows))
 
@@ -136,38 +147,38 @@ def scored_then(results: Results, when: str, shown: Place) -> tuple[list[Arm], l
 
 
 def _scores(results: Results, arm: Arm, when: str, scored: Sequence[Metric]) -> tuple[str, ...]:
-    """How many cases were scored, and each score."""
-    found = [results.estimate(arm, when, metric.name) for metric in scored]
-    cases = max(one.cases for one in found)
-    told = (metric.scale.told(one) for metric, one in zip(scored, found, strict=True))
-    return (f"{cases:,}", *told)
+    """The number of cases that were scored, and each score."""
+    estimates = [results.estimate(arm, when, metric.name) for metric in scored]
+    cases = max(one.cases for one in estimates)
+    cells = (metric.scale.told(one) for metric, one in zip(scored, estimates, strict=True))
+    return (f"{cases:,}", *cells)
 
 
 def runs(results: Results) -> Table:
     """S of each run of the arms that have several: what other facts, or other draws, are worth."""
     arms = [arm for arm in results.arms if len(arm.runs) > 1]
     rows: list[tuple[str, ...]] = []
-    for arm, said in zip(arms, words(arms), strict=True):
+    for arm, text in zip(arms, words(arms), strict=True):
         when = "final" if results.has(arm, "final") else "immediate"
         alone = {run.name: replace(arm, runs=(run,)) for run in arm.runs}
         each = {name: results.estimate(one, when, "S").mean for name, one in alone.items()}
-        found = [value for value in each.values() if value is not None]
-        if found:
-            told = "; ".join(f"{name}: {fixed(value, 1)}" for name, value in each.items())
-            size = f"{arm.setting.batch_size:,}", f"{arm.setting.n:,}"
-            rows.append((*size, said, when, fixed(max(found) - min(found), 1), told))
+        values = [value for value in each.values() if value is not None]
+        if values:
+            by_seed = "; ".join(f"{name}: {fixed(value, 1)}" for name, value in each.items())
+            size = f"{arm.condition.batch_size:,}", f"{arm.condition.n:,}"
+            rows.append((*size, text, when, fixed(max(values) - min(values), 1), by_seed))
     columns = ("batch", "N", "setting", "when", "largest − smallest", "S by seed, %")
     note = "Seeds of the facts, and in brackets of prefixes and corpus where they are not 0."
     return Table("Runs of one arm", note, columns, tuple(rows))
 
 
-def setting_fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
+def condition_fields(arms: Sequence[Arm]) -> tuple[tuple[str, ...], str]:
     """The fields in which arms differ, as columns; those in which they agree, as a note."""
     fields = tuple(f for f in varying(arms, "batch_size", "n", "carried", "score") if f in _FIELDS)
     if not arms:
         return fields, ""
     held = [f for f in ("model", "method", "layers", "dtype", "ridge", "order") if f not in fields]
-    return fields, f"Throughout: {describe(arms[0].setting, held)}." if held else ""
+    return fields, f"Throughout: {describe(arms[0].condition, held)}." if held else ""
 
 
 def place_columns(fields: Sequence[str]) -> tuple[str, ...]:
@@ -176,77 +187,114 @@ def place_columns(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def words(arms: Sequence[Arm]) -> list[str]:
-    """Each arm in words, by what tells it from the others; batch size and N aside.
+    """Describe each arm by what tells it from the others; batch size and N aside.
 
-    Of layer, precision, order and further settings only what most arms do not have.
+    Layer, precision, order and further settings are named only where most arms have others.
     """
-    fields, _ = setting_fields(arms)
-    usual = {f: Counter(getattr(a.setting, f) for a in arms).most_common(1)[0][0]
-             for f in ("layers", "dtype", "order", "others") if arms}  # fmt: skip
-    said: list[str] = []
+    fields, _ = condition_fields(arms)
+    usual = {
+        f: Counter(getattr(a.condition, f) for a in arms).most_common(1)[0][0]
+        for f in ("layers", "dtype", "order", "others")
+        if arms
+    }
+    texts: list[str] = []
     for arm in arms:
-        named = [f for f in fields if f not in usual or getattr(arm.setting, f) != usual[f]]
-        known = describe(arm.setting, [f for f in named if f != "others"])
+        named = [f for f in fields if f not in usual or getattr(arm.condition, f) != usual[f]]
+        known = describe(arm.condition, [f for f in named if f != "others"])
         extra = further(arm, arms) if "others" in named else ""
-        said.append(", ".join(part for part in (_schedule(arm), known, extra) if part))
-    return [_shorter(one) for one in said]
+        texts.append(", ".join(part for part in (_schedule(arm), known, extra) if part))
+    return [_shorter(one) for one in texts]
 
 
-def _shorter(said: str) -> str:
+def _shorter(text: str) -> str:
     for long, short in (("hard constraint", "hard"), ("past keys ", "keys "), ("_", " ")):
-        said = said.replace(long, short)
-    return said
+        text = text.replace(long, short)
+    return text
 
 
 def _schedule(arm: Arm) -> str:
-    if arm.setting.carried:
+    if arm.condition.carried:
         return "sequential"
-    return "batch" if arm.setting.batch_size > 1 else "single"
+    return "batch" if arm.condition.batch_size > 1 else "single"
 
 
 def _names(fields: Sequence[str]) -> list[str]:
-    names = {"accumulate": "past keys", "refresh": "targets", "ridge": "λ", "ridge_batch": "λ per",
-             "layers": "layer"}  # fmt: skip
+    names = {
+        "accumulate": "past keys",
+        "refresh": "targets",
+        "ridge": "λ",
+        "ridge_batch": "λ per",
+        "layers": "layer",
+    }
     return [names.get(field, field) for field in fields]
 
 
 def place(arm: Arm, among: Sequence[Arm], fields: Sequence[str]) -> tuple[str, ...]:
-    """Where an arm stands, in the columns of `place_columns`."""
-    s = arm.setting
-    said = {
+    """Cells of an arm in the columns of `place_columns`."""
+    s = arm.condition
+    texts = {
         "layers": "+".join(map(str, s.layers)),
         "accumulate": {None: MISSING, True: "kept", False: "forgotten"}[s.accumulate],
         "refresh": {None: MISSING, "never": "frozen", "each-batch": "refreshed"}.get(
-            s.refresh, s.refresh or MISSING),
+            s.refresh, s.refresh or MISSING
+        ),
         "ridge_batch": f"{s.ridge_batch:,} facts" if s.ridge_batch else "batch",
         "method": called(s.method),
         "others": further(arm, among) or MISSING,
-    }  # fmt: skip
+    }
     return (
-        _schedule(arm), f"{s.batch_size:,}", f"{s.n:,}", f"{arm.load:.3f}",
-        *(said.get(field, str(getattr(s, field))) for field in fields),
+        _schedule(arm),
+        f"{s.batch_size:,}",
+        f"{s.n:,}",
+        f"{arm.load:.3f}",
+        *(texts.get(field, str(getattr(s, field))) for field in fields),
         ", ".join(run.name for run in arm.runs),
-    )  # fmt: skip
+    )
 
 
 def costs(results: Results) -> Table:
     """Seconds, ‖ΔW‖, share of residuals written and memory, by arm."""
-    fields, note = setting_fields(results.arms)
+    fields, note = condition_fields(results.arms)
     arms = results.arms
     rows = [(*place(arm, arms, fields), *costs_of(results, arm)) for arm in arms]
-    columns = (*place_columns(fields), "seconds an edit",
-               "‖W − W₀‖ / ‖W₀‖, %", "residual written, %", "peak memory, GiB")  # fmt: skip
+    columns = (
+        *place_columns(fields),
+        "seconds an edit",
+        "‖W − W₀‖ / ‖W₀‖, %",
+        "residual written, %",
+        "peak memory, GiB",
+    )
     return Table("Costs", note, columns, tuple(rows))
 
 
+def costs_of(results: Results, arm: Arm) -> tuple[str, ...]:
+    """The four numbers of an arm's costs: seconds, ‖ΔW‖, the share of residuals written, GiB."""
+    steps = results.study.steps(arm.runs[0].cell)
+    reached = [float(str(s["reached"])) for s in steps if s.get("reached") is not None]
+    memory = [int(str(s["peak_memory"])) for s in steps if s.get("peak_memory") is not None]
+    return (
+        fixed(seconds_per_edit(results, arm), 2),
+        fixed(moved(steps[-1]) if steps else None, 2),
+        fixed(100 * sum(reached) / len(reached), 1) if reached else MISSING,
+        fixed(max(memory) / 2**30, 2) if memory else MISSING,
+    )
+
+
 def tuned(study: Study) -> Table:
-    """Which ridge was chosen for whom, on how many facts of its own, and S of each."""
+    """The ridges that were chosen: for whom, on how many facts, and S of each candidate."""
     rows = [
-        (one.model, called(one.method), "+".join(map(str, one.layers)), _written(one),
-         str(one.seed), f"{one.ridge:g}" + (f", the {one.edge}" if one.edge else ""), f"{one.n:,}",
-         "; ".join(f"{r:g}: {fixed(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)))
+        (
+            one.model,
+            called(one.method),
+            "+".join(map(str, one.layers)),
+            _written(one),
+            str(one.seed),
+            f"{one.ridge:g}" + (f", the {one.edge}" if one.edge else ""),
+            f"{one.n:,}",
+            "; ".join(f"{r:g}: {fixed(s, 1)}" for r, s in zip(one.ridges, one.scores, strict=True)),
+        )
         for one in study.tuned
-    ]  # fmt: skip
+    ]
     rules = [said for rule, said in _RULES.items() if any(o.rule == rule for o in study.tuned)]
     edges = " Beyond the smallest or the largest candidate there may be better ones."
     note = (
@@ -265,12 +313,12 @@ _RULES: Mapping[TuningRule, str] = {
 
 
 def _written(one: Tuned) -> str:
-    """In what batches the facts were written by which a ridge was chosen."""
-    said = f"{one.batch_size:,}"
+    """The batches in which the facts were written by which a ridge was chosen."""
+    text = f"{one.batch_size:,}"
     if carries(one.schedule):
-        said += f", carried, {one.schedule}" if "adaptive" in one.schedule else ", carried"
+        text += f", carried, {one.schedule}" if "adaptive" in one.schedule else ", carried"
     refresh = {"each-batch": "", "never": ", frozen"}.get(one.refresh, f", {one.refresh}")
-    return said + refresh
+    return text + refresh
 
 
 def missing(study: Study) -> Table:
@@ -281,10 +329,19 @@ def missing(study: Study) -> Table:
             why = p.refused or ("waits for its ridge" if p.cell is None else "not done yet")
             groups[p.block, called(p.method), p.schedule, why].append(p)
     rows = [
-        (block, method, schedule, _list(p.batch_size for p in points), _list(p.n for p in points),
-         _layers(points), _list(p.seed for p in points), f"{len(points):,}", why)
+        (
+            block,
+            method,
+            schedule,
+            _list(p.batch_size for p in points),
+            _list(p.n for p in points),
+            _layers(points),
+            _list(p.seed for p in points),
+            f"{len(points):,}",
+            why,
+        )
         for (block, method, schedule, why), points in groups.items()
-    ]  # fmt: skip
+    ]
     columns = ("block", "method", "schedule", "batch", "N", "layer", "seed", "points", "why")
     return Table("Points without scores", "", columns, tuple(rows))
 
@@ -304,11 +361,11 @@ def _list(numbers: Iterable[int]) -> str:
             runs[-1].append(value)
         else:
             runs.append([value])
-    said = [
+    ranges = [
         f"{run[0]:,}–{run[-1]:,}" if len(run) > 2 else ", ".join(f"{v:,}" for v in run)
         for run in runs
     ]
-    return ", ".join(said)
+    return ", ".join(ranges)
 
 
 def export(study: Study, path: Path) -> Path:

@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from retcon.report.conditions import Arm
-from retcon.report.costs import costs_of
 from retcon.report.findings import Finding, FindingSet, by_set
 from retcon.report.numbers import MISSING, spanned
 from retcon.report.observed import change, times_of, unknown
 from retcon.report.results import Results
-from retcon.report.tables import Table, missing, scored_then, tuned, words
+from retcon.report.tables import Table, costs_of, missing, scored_then, tuned, words
 from retcon.scoring.intervals import Estimate
 from retcon.scoring.metrics import Metric, metrics
 
@@ -51,20 +50,20 @@ def _scores(results: Results, when: str) -> Table:
         more, further = scored_then(results, when, "table")
         arms, scored = more or arms, [*scored, *further[:_FURTHER]]
     rows = [
-        (*_place(arm), said, *_cells([results.estimate(arm, when, one.name) for one in scored]))
-        for arm, said in zip(arms, words(arms), strict=True)
+        (*_place(arm), name, *_cells([results.estimate(arm, when, one.name) for one in scored]))
+        for arm, name in zip(arms, words(arms), strict=True)
     ]
     columns = ("batch", "N", "load", "setting", "cases", *(one.title for one in scored))
     title = f"Scores, {when}, % ± half of the 95 % interval{_usual(arms)}"
     return Table(title, "", columns, tuple(rows))
 
 
-def _cells(found: Sequence[Estimate]) -> tuple[str, ...]:
-    return (f"{max(one.cases for one in found):,}", *map(_about, found))
+def _cells(estimates: Sequence[Estimate]) -> tuple[str, ...]:
+    return (f"{max(one.cases for one in estimates):,}", *map(_about, estimates))
 
 
 def _observed(results: Results) -> Table:
-    """What was observed beside scores: at the last time, and below it the change."""
+    """Observations beside scores: at the last time, and below it the change."""
     read = [
         metric
         for metric in metrics("headline", "table", of_prompts=False)
@@ -72,8 +71,8 @@ def _observed(results: Results) -> Table:
     ]
     arms = [arm for arm in results.arms if any(times_of(results, arm, m) for m in read)]
     rows = [
-        (*_place(arm), said, *(_last(results, arm, metric) for metric in read))
-        for arm, said in zip(arms, words(arms), strict=True)
+        (*_place(arm), name, *(_last(results, arm, metric) for metric in read))
+        for arm, name in zip(arms, words(arms), strict=True)
     ]
     titles = (f"{m.title}{m.scale.unit and f', {m.scale.unit}'}" for m in read)
     title = "Beside prompts: at the end, and the change with its 95 % interval"
@@ -95,22 +94,22 @@ def _usual(arms: Sequence[Arm]) -> str:
     """The layer that is not named because most have it."""
     if not arms:
         return ""
-    layers = Counter(arm.setting.layers for arm in arms).most_common(1)[0][0]
+    layers = Counter(arm.condition.layers for arm in arms).most_common(1)[0][0]
     return f"; layer {'+'.join(map(str, layers))} where none is named"
 
 
 def _costs(results: Results) -> Table:
     arms = results.arms
     rows = [
-        (*_place(arm), said, *costs_of(results, arm))
-        for arm, said in zip(arms, words(arms), strict=True)
+        (*_place(arm), name, *costs_of(results, arm))
+        for arm, name in zip(arms, words(arms), strict=True)
     ]
     columns = ("batch", "N", "load", "setting", "s/edit", "‖ΔW‖/‖W‖, %", "written, %", "GiB")
     return Table("Costs", "", columns, tuple(rows))
 
 
 def _place(arm: Arm) -> tuple[str, str, str]:
-    return f"{arm.setting.batch_size:,}", f"{arm.setting.n:,}", f"{arm.load:.3f}"
+    return f"{arm.condition.batch_size:,}", f"{arm.condition.n:,}", f"{arm.load:.3f}"
 
 
 def _about(score: Estimate) -> str:

@@ -13,7 +13,7 @@ equality has to be shown, and is not what is left when no difference was found.
 | one is best of several | `judge_best`      | no worse than any      | any other is better   |
 
 Whatever else an interval says is inconclusive. So is an effect that rests on facts which stand
-for no others, those that were written first (`Setting.first_written`): `effect_of` sees to that.
+for no others, those that were written first (`Condition.first_written`): `effect_of` sees to that.
 
     >>> judge_lower(Estimate(-3.2, -4.1, -2.3, cases=500))
     'reproduced'
@@ -211,7 +211,7 @@ def effect_of(
     arms = list(arms)
     low, high = estimate.low, estimate.high
     same = low is not None and high is not None and high - low < _NO_WIDTH
-    if not (any_facts or same) and any(arm.setting.first_written for arm in arms):
+    if not (any_facts or same) and any(arm.condition.first_written for arm in arms):
         text = f"{text} ({FIRST_WRITTEN})"
         verdict = None if verdict is None else "inconclusive"
     rows = evidence(arms, when, metric)

@@ -14,13 +14,19 @@ from retcon.scoring.score import Score, score_targets
 
 
 def answer_items(
-    handle: ModelHandle,
+    model: ModelHandle,
     tasks: Sequence[Task],
     moment: Moment = Moment("pre"),
     *,
     progress: Progress = silent,
 ) -> list[Observation]:
     """Let the model as it is answer the items of some tasks: a row an item.
+
+    Args:
+        model: the model.
+        tasks: with their items.
+        moment: of the rows.
+        progress: is told how many options are scored.
 
     Raises:
         NotFinite: a log-probability is NaN.
@@ -38,7 +44,7 @@ def answer_items(
         for item in task.items
         for option in item.options
     ]
-    scores = iter(score_targets(handle, texts, progress=report))
+    scores = iter(score_targets(model, texts, progress=report))
     return [
         answer_row(task, item, moment, right=_right(task.rule, item, scores))
         for task in tasks
@@ -53,13 +59,13 @@ def answer_row(task: Task, item: Item, moment: Moment, *, right: bool) -> Observ
 
 
 def _right(rule: Rule, item: Item, scores: Iterator[Score]) -> bool:
-    """Whether the right option is chosen, from the scores of the next options; ties go wrong."""
-    found = [next(scores) for _ in item.options]
+    """True if the right option is chosen, from the scores of the next options; ties go wrong."""
+    given = [next(scores) for _ in item.options]
     if rule == "greedy":
-        return found[item.answer].hits == found[item.answer].tokens
+        return given[item.answer].hits == given[item.answer].tokens
     lengths = [
         len(option.continuation) if rule == "per character" else 1 for option in item.options
     ]
-    values = [-s.nll * s.tokens / n for s, n in zip(found, lengths, strict=True)]
+    values = [-s.nll * s.tokens / n for s, n in zip(given, lengths, strict=True)]
     answer = values.pop(item.answer)
     return all(answer > other for other in values)

@@ -1,39 +1,23 @@
-"""What the model says by itself: free greedy generation behind a prompt."""
+"""Free greedy generation behind a prompt, and whether it says an answer."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from retcon.edits import Edit
 from retcon.model.forward import run
 from retcon.model.generate import greedy
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
-from retcon.scoring.teacher_forced import Ask, Prediction, predict
+from retcon.scoring.teacher_forced import Ask, Prediction
 from retcon.writing_systems import begins_with, plain
 
 # A target may be said in other tokens than it is spelt in, and must end where a word ends, which
 # may be told by a character of several bytes.
 _EXTRA_TOKENS = 2
 _BYTES = 4
-
-
-def says_target(handle: ModelHandle, edits: Sequence[Edit]) -> list[bool]:
-    """Whether the greedy continuation of each bare prompt begins with the target, as whole words.
-
-    Whole where the script has words; both as the tokenizer spells them.
-
-    Stricter than teacher-forced accuracy, which forgives a target's later tokens for an error in
-    the first, and which takes "Englishman" for "English". (The Mirage of Model Editing,
-    arXiv:2502.11177, shows how far the two can be apart.)
-    """
-    overlay = Overlay(model=handle)
-    drafts = [draft(handle.tokens, edit.text, edit.target) for edit in edits]
-    wanted = [(edit.target,) for edit in edits]
-    return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
 
 
 def draft(tokens: Tokens, text: str, target: str, owner: int = 0) -> Ask:
@@ -52,25 +36,35 @@ def exact_matches(
     overlay: Overlay,
     wanted: Sequence[Sequence[str]],
     drafts: Sequence[Ask],
-    found: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     progress: Progress = silent,
 ) -> list[bool]:
-    """Whether one of the wanted answers is said, generating only where the draft is no verdict.
+    """Tell for each draft whether one of its answers is said, as whole words.
 
-    wanted: per draft, the answer that it drafts and whatever else counts.
+    Text is generated only where the draft does not decide. Whole where the script has words; both
+    as the tokenizer spells them. This is stricter than teacher-forced accuracy, which forgives a
+    target's later tokens for an error in the first, and which takes "Englishman" for "English".
+    (The Mirage of Model Editing, arXiv:2502.11177, shows how far the two can be apart.)
+
+    Args:
+        overlay: the model, and updates over it.
+        wanted: per draft, the answer that it drafts and whatever else counts.
+        drafts: guesses of what is said, see `draft`.
+        predictions: of the drafts.
+        progress: is told how many texts are generated.
     """
     tokens = overlay.model.tokens
     spelt = [[plain(tokens.spelt(answer)) for answer in answers] for answers in wanted]
-    said: list[bool | None] = [None] * len(wanted)
+    verdicts: list[bool | None] = [None] * len(wanted)
     if tokens.decodes_piecewise:
-        for i, (answers, ask, seen) in enumerate(zip(spelt, drafts, found, strict=True)):
+        for i, (answers, ask, seen) in enumerate(zip(spelt, drafts, predictions, strict=True)):
             guess = ask.ids[ask.start : -1]
             # Behind a token that ends texts nothing would be generated.
             if not tokens.special.isdisjoint(guess):
                 continue
             begun = tokens.decode_begun(_begun(guess, seen.top))
-            said[i] = _any(_decided(begun, answer) for answer in answers)
-    open_ = [i for i, verdict in enumerate(said) if verdict is None]
+            verdicts[i] = _any(_decided(begun, answer) for answer in answers)
+    open_ = [i for i, verdict in enumerate(verdicts) if verdict is None]
     generated = greedy(
         overlay,
         [drafts[i].ids[: drafts[i].start] for i in open_],
@@ -80,22 +74,29 @@ def exact_matches(
     )
     for i, ids in zip(open_, generated, strict=True):
         text = tokens.decode_begun(ids)
-        said[i] = any(begins_with(plain(text), answer) for answer in spelt[i])
-    return [bool(verdict) for verdict in said]
+        verdicts[i] = any(begins_with(plain(text), answer) for answer in spelt[i])
+    return [bool(verdict) for verdict in verdicts]
 
 
 def continuations(
-    handle: ModelHandle,
+    model: ModelHandle,
     texts: Sequence[str],
     *,
     new_tokens: int = 8,
     progress: Progress = silent,
 ) -> list[str]:
-    """The greedy continuation of each text, for a person to read."""
-    heads = [handle.tokens.prompt(text) for text in texts]
+    """Generate the greedy continuation of each text, for a person to read.
+
+    Args:
+        model: the model.
+        texts: prompts.
+        new_tokens: length of a continuation, in tokens.
+        progress: is told how many are generated.
+    """
+    heads = [model.tokens.prompt(text) for text in texts]
     lengths, owners = [new_tokens] * len(texts), [0] * len(texts)
-    said = greedy(Overlay(model=handle), heads, lengths, owners, progress)
-    return [handle.tokens.decode_begun(ids) for ids in said]
+    generated = greedy(Overlay(model=model), heads, lengths, owners, progress)
+    return [model.tokens.decode_begun(ids) for ids in generated]
 
 
 class Answer(NamedTuple):
@@ -105,14 +106,14 @@ class Answer(NamedTuple):
     probability: float
 
 
-def top_answers(handle: ModelHandle, text: str, k: int = 3) -> list[Answer]:
+def top_answers(model: ModelHandle, text: str, k: int = 3) -> list[Answer]:
     """The k most probable next tokens behind a text."""
     with torch.no_grad():
-        last = run(handle, torch.tensor([handle.tokens.prompt(text)])).logits[0, -1]
-    found = last.float().softmax(-1).topk(k)
+        last = run(model, torch.tensor([model.tokens.prompt(text)])).logits[0, -1]
+    likely = last.float().softmax(-1).topk(k)
     return [
-        Answer(handle.tokens.decode([int(i)]).strip(), float(p))
-        for p, i in zip(found.values, found.indices, strict=True)
+        Answer(model.tokens.decode([int(i)]).strip(), float(p))
+        for p, i in zip(likely.values, likely.indices, strict=True)
     ]
 
 
@@ -125,7 +126,7 @@ def _length(tokens: Tokens, ask: Ask, answers: Sequence[str]) -> int:
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
-    """True if one is, False if all are, None while that is open."""
+    """Three-valued any(): True if any verdict is True, False if all are False, else None."""
     known = list(verdicts)
     return True if True in known else None if None in known else False
 
@@ -139,10 +140,10 @@ def _begun(guess: Sequence[int], top: Sequence[int]) -> Sequence[int]:
 
 
 def _decided(begun: str, wanted: str) -> bool | None:
-    """Whether a text that begins so begins with what is wanted; None where that is still open."""
-    said = plain(begun)
-    if said == wanted and begun[-1:].isspace():
+    """True or False if a text that begins so begins with an answer; None where that is open."""
+    text = plain(begun)
+    if text == wanted and begun[-1:].isspace():
         return True
-    if len(said) > len(wanted) or not wanted.startswith(said):
-        return begins_with(said, wanted)
+    if len(text) > len(wanted) or not wanted.startswith(text):
+        return begins_with(text, wanted)
     return None

@@ -41,7 +41,7 @@ class CaseMeans:
     weights: Mapping[str, float] | None = None
 
     def only(self, cases: Iterable[str]) -> "CaseMeans":
-        """Those of some cases."""
+        """Keep some cases."""
         return replace(self, values={c: self.values[c] for c in cases if c in self.values})
 
 
@@ -49,8 +49,12 @@ class CaseMeans:
 class Statistic:
     """A number that is made of means over cases, and what each cluster adds to it.
 
-    influence: None where it has no slope to judge it by, and so no interval. flips: by source, what
-    one more case that is won and not lost would add: what is not known where few are either.
+    Attributes:
+        value: the number.
+        influence: by cluster; None where it has no slope to judge it by, and so no interval.
+        cases: how many it is over.
+        flips: by source, what one more case that is won and not lost would add. Where few cases are
+            won or lost, this stands for those that chance has not shown.
     """
 
     value: float
@@ -138,20 +142,20 @@ def _outer_roots(linear: float, constant: float) -> tuple[float, float]:
     return radius * cos(angle + 2 * pi / 3), radius * cos(angle)
 
 
-def mean(found: CaseMeans) -> Statistic | None:
+def mean(scores: CaseMeans) -> Statistic | None:
     """The mean over cases; None where there are none."""
-    if not found.values:
+    if not scores.values:
         return None
-    count = len(found.values)
-    weigh = found.weights
-    total = count if weigh is None else sum(weigh[case] for case in found.values)
-    weighed = (v if weigh is None else v * weigh[case] for case, v in found.values.items())
+    count = len(scores.values)
+    weigh = scores.weights
+    total = count if weigh is None else sum(weigh[case] for case in scores.values)
+    weighed = (v if weigh is None else v * weigh[case] for case, v in scores.values.items())
     average = sum(weighed) / total
     influence: dict[str, float] = defaultdict(float)
-    for case, value in found.values.items():
+    for case, value in scores.values.items():
         share = value - average if weigh is None else (value - average) * weigh[case]
-        influence[found.clusters[case]] += share / total
-    flips = {found.source: found.flip / count} if found.flip else {}
+        influence[scores.clusters[case]] += share / total
+    flips = {scores.source: scores.flip / count} if scores.flip else {}
     return Statistic(average, influence, count, flips)
 
 
@@ -189,11 +193,14 @@ def harmonic_mean(parts: Sequence[Statistic]) -> Statistic:
 
 
 def jackknife(value: Callable[[Collection[str]], float], clusters: Collection[str]) -> Statistic:
-    """Any statistic of cases, by what it becomes without each cluster.
+    """Make a statistic of any number, by what it becomes without each cluster.
 
-    value: of it without those clusters that are named. The influence of a cluster is (G−1)/G times
-    how far the mean of all that are found without one is above what is found without it, so that
-    the error is the jackknife's.
+    The influence of a cluster is (G−1)/G times how far the mean of all leave-one-out values is
+    above the one without this cluster, so that the error is the jackknife's.
+
+    Args:
+        value: the number over all cases but those of the clusters that it is given.
+        clusters: all of them.
     """
     without = {cluster: value((cluster,)) for cluster in clusters}
     groups = len(without)

@@ -1,14 +1,11 @@
-"""What was observed of a model, before and after edits, and every metric of it. No torch here."""
+"""Observations of a model before and after edits, and every metric of them. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retcon.scoring.intervals import Estimate
 from retcon.scoring.metrics import METRICS, change, estimate, metrics
-from retcon.scoring.observations import Observation
-
-# The times of a run without retention, in their order.
-TIMES = ("pre", "immediate", "final")
+from retcon.scoring.observations import TIMES, Observation
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,15 @@ class Measured:
         The keys are the names of metrics: `ES`, `PS`, `NS`, `S`, `exact_match`, …
         """
         rows = self.at(when)
-        found = {metric.name: estimate(rows, metric.name) for metric in metrics()}
-        return {name: one for name, one in found.items() if one.mean is not None}
+        estimates = {metric.name: estimate(rows, metric.name) for metric in metrics()}
+        return {name: one for name, one in estimates.items() if one.mean is not None}
 
     def change(self, metric: str, before: str = "pre", after: str = "final") -> Estimate:
-        """How far a metric has moved, over the cases that were measured at both times.
+        """The change of a metric, over the cases that were measured at both times.
+
+        Args:
+            metric: its name.
+            before, after: times.
 
         Raises:
             UnknownName: there is no such metric.
@@ -55,13 +56,13 @@ class Measured:
         by_time = {when: self.at(when) for when in self.times}
         rows: list[list[str]] = []
         for metric in metrics("headline", "table", of_prompts=of_prompts):
-            levels = [estimate(found, metric.name) for found in by_time.values()]
+            levels = [estimate(observed, metric.name) for observed in by_time.values()]
             if any(one.mean is not None for one in levels):
                 rows.append([metric.title, *(metric.scale.told(one) for one in levels)])
         return rows
 
     def table(self) -> str:
-        """The same as text, with the times above."""
+        """Format the same as text, with the times above."""
         return aligned([["", *self.times], *self.lines()])
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 When = Literal["pre", "immediate", "final", "retention"]
+# The times of a run without retention, in their order.
+TIMES: tuple[When, ...] = ("pre", "immediate", "final")
 
 # Prompts of a case; the other kinds that come with the package; items are `item:TASK`.
 PROMPTS = ("rewrite", "paraphrase", "neighbour", "portability", "locality")
@@ -91,10 +93,11 @@ def table(rows: Sequence[Observation]) -> "pl.DataFrame":
 
 
 def alike(rows: Sequence[Observation]) -> list[Observation]:
-    """Without those of the untouched model whose prompt was never scored after edits.
+    """Drop `pre` rows of prompts that have no row after editing.
 
-    A probe that needs several edits may be asked before and not after; means over other prompts
-    do not compare. Other kinds, and rows of the untouched model alone, are left as they are.
+    So means before and after are over the same prompts: a probe that needs several edits may be
+    asked before and not after. Other kinds, and rows of the untouched model alone, are left as they
+    are.
     """
     after = {(row.case, row.kind, row.index) for row in rows if row.when != "pre"}
     if not after:

@@ -20,7 +20,7 @@ LENGTH = 256
 
 
 def read_passages(
-    handle: ModelHandle,
+    model: ModelHandle,
     texts: Sequence[str],
     moment: Moment = Moment("pre"),
     *,
@@ -29,13 +29,23 @@ def read_passages(
 ) -> list[Observation]:
     """Read some passages with the model as it is; the metric `perplexity` is read off the rows.
 
+    Args:
+        model: the model.
+        texts: a passage each.
+        moment: of the rows.
+        length: tokens after which a passage is cut off.
+        progress: is told how many passages are read.
+
+    Returns:
+        A row a passage, its NLL in nats a token.
+
     Raises:
         InvalidSetting: length < 2, or no passage has two tokens.
         NotFinite: a log-probability is NaN.
     """
     if length < 2:
         raise InvalidSetting(f"Passages of {length} tokens predict nothing. Take at least 2.")
-    rows = [handle.tokens.document(text, length) for text in texts]
+    rows = [model.tokens.document(text, length) for text in texts]
     asks = [Ask(row, 1) for row in rows if len(row) > 1]
     if not asks:
         raise InvalidSetting("No passage has two tokens, so there is nothing to predict.")
@@ -44,14 +54,14 @@ def read_passages(
         del task  # it is another one here
         progress("reading held-out text", done, total)
 
-    found = predict(Overlay(model=handle), asks, report)
-    means = [-sum(seen.logp) / len(seen.logp) for seen in found]
+    predictions = predict(Overlay(model=model), asks, report)
+    means = [-sum(seen.logp) / len(seen.logp) for seen in predictions]
     if any(map(isnan, means)):
         raise NotFinite(
             f"The log-probability of ordinary text is NaN: the model's activations overflow in "
-            f"{handle.dtype}, or edits have destroyed it."
+            f"{model.dtype}, or edits have destroyed it."
         )
     return [
         Observation(f"passage {i}", None, PASSAGE, i, *moment, nll_new=mean, n_new=len(seen.logp))
-        for i, (mean, seen) in enumerate(zip(means, found, strict=True))
+        for i, (mean, seen) in enumerate(zip(means, predictions, strict=True))
     ]

@@ -26,34 +26,34 @@ class Amount:
 
     @property
     def of_shares(self) -> bool:
-        """Whether what is averaged is won or lost, so that few flips are to be reckoned with."""
+        """True if what is averaged is won or lost: intervals then allow for unseen flips."""
         return False
 
-    def level(self, found: Statistic) -> Estimate:
+    def level(self, mean: Statistic) -> Estimate:
         """A mean with its interval."""
-        return found.estimate()
+        return mean.estimate()
 
     def change(self, differences: CaseMeans) -> Estimate:
-        """What has changed, by the differences of the same cases at two times."""
+        """Estimate a change, from the differences of the same cases at two times."""
         moved = mean(differences)
         return Estimate(None, None, None, 0) if moved is None else moved.estimate()
 
-    def told(self, found: Estimate) -> str:
+    def told(self, estimate: Estimate) -> str:
         """A mean as it is shown: `2.31 [2.20, 2.42]`."""
-        return self._spanned(found, "")
+        return self._spanned(estimate, "")
 
-    def change_told(self, found: Estimate) -> str:
+    def change_told(self, estimate: Estimate) -> str:
         """A change as it is shown: `+0.12 [−0.01, +0.25]`."""
-        return self._spanned(found, "+")
+        return self._spanned(estimate, "+")
 
-    def _spanned(self, found: Estimate, sign: str) -> str:
-        if found.mean is None:
+    def _spanned(self, estimate: Estimate, sign: str) -> str:
+        if estimate.mean is None:
             return "–"
         form = f"{sign}.{self.digits}f"
-        said = f"{found.mean:{form}}"
-        if found.low is not None and found.high is not None:
-            said += f" [{found.low:{form}}, {found.high:{form}}]"
-        return said.replace("-", "−")
+        text = f"{estimate.mean:{form}}"
+        if estimate.low is not None and estimate.high is not None:
+            text += f" [{estimate.low:{form}}, {estimate.high:{form}}]"
+        return text.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Share(Amount):
         """See `Amount`."""
         return True
 
-    def level(self, found: Statistic) -> Estimate:
+    def level(self, mean: Statistic) -> Estimate:
         """A share with its interval, which is inside the bounds."""
-        return found.share(self.least)
+        return mean.share(self.least)
 
 
 @dataclass(frozen=True)
-class Answers(Share):
+class ExactAnswers(Share):
     """Per cent of questions that are answered rightly, each of which stands for itself.
 
     Intervals are Wilson's for a binomial share; of changes Agresti and Min's for paired shares
@@ -92,10 +92,10 @@ class Answers(Share):
         """No: these intervals reckon with it themselves."""
         return False
 
-    def level(self, found: Statistic) -> Estimate:
+    def level(self, mean: Statistic) -> Estimate:
         """A share with its interval."""
-        low, high = wilson(found.value / 100, float(found.cases), _Z)
-        return Estimate(found.value, 100 * low, 100 * high, found.cases)
+        low, high = wilson(mean.value / 100, float(mean.cases), _Z)
+        return Estimate(mean.value, 100 * low, 100 * high, mean.cases)
 
     def change(self, differences: CaseMeans) -> Estimate:
         """Right after minus right before, in points."""
@@ -106,17 +106,17 @@ class Answers(Share):
 class Exponential(Amount):
     """e to the mean of logarithms; changes are ratios, and 1 is none."""
 
-    def level(self, found: Statistic) -> Estimate:
+    def level(self, mean: Statistic) -> Estimate:
         """The exponential of a mean, and of the ends of its interval."""
-        return _exponential(found.estimate())
+        return _exponential(mean.estimate())
 
     def change(self, differences: CaseMeans) -> Estimate:
         """After over before."""
         return _exponential(super().change(differences))
 
-    def change_told(self, found: Estimate) -> str:
+    def change_told(self, estimate: Estimate) -> str:
         """A ratio as it is shown: `× 1.12 [1.05, 1.20]`."""
-        return f"× {Amount(digits=3).told(found)}"
+        return f"× {Amount(digits=3).told(estimate)}"
 
 
 def _paired(moved: Sequence[float]) -> Estimate:
@@ -132,8 +132,8 @@ def _paired(moved: Sequence[float]) -> Estimate:
     return Estimate(100 * share, 100 * max(-1.0, low), 100 * min(1.0, high), n)
 
 
-def _exponential(found: Estimate) -> Estimate:
-    return Estimate(_exp(found.mean), _exp(found.low), _exp(found.high), found.cases)
+def _exponential(estimate: Estimate) -> Estimate:
+    return Estimate(_exp(estimate.mean), _exp(estimate.low), _exp(estimate.high), estimate.cases)
 
 
 def _exp(x: float | None) -> float | None:

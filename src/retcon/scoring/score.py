@@ -34,7 +34,13 @@ class Prompt(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of one target behind one prompt: mean NLL per token, tokens, and how many are argmax."""
+    """Score of one target behind one prompt.
+
+    Attributes:
+        nll: mean negative log-probability per token, in nats.
+        tokens: of the target.
+        hits: how many of them are the most probable token.
+    """
 
     nll: float
     tokens: int
@@ -51,17 +57,19 @@ class Look(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the rows of a case are made of: a score of each target, and each exact match."""
+    """Scores of a case: one for each target, and each exact match."""
 
     scores: list[Score]
     exact: list[bool]
 
 
 def prompts(case: Case, among: Container[str] = ()) -> Iterator[Prompt]:
-    """The prompts by which a case is judged.
+    """Make the prompts by which a case is judged.
 
-    among: ids of the edits that are judged with it. A probe that needs others is left out, since
-    whether they have been made is not known.
+    Args:
+        case: with paraphrases, neighbours and probes.
+        among: ids of the edits that are judged with it. A probe that needs others is left out,
+            since whether they have been made is not known.
     """
     new, old = case.edit.target, case.edit.target_old
     targets = (new,) if old is None else (new, old)
@@ -93,7 +101,7 @@ def check_cases(tokens: Tokens, cases: Sequence[Case]) -> None:
 
 
 def score_cases(
-    handle: ModelHandle,
+    model: ModelHandle,
     cases: Sequence[Case],
     *,
     when: When,
@@ -105,11 +113,11 @@ def score_cases(
     Raises:
         NotFinite: a log-probability is NaN.
     """
-    return score_looks(handle, [Look(cases, when, step)], progress)
+    return score_looks(model, [Look(cases, when, step)], progress)
 
 
 def score_looks(
-    handle: ModelHandle, looks: Sequence[Look], progress: Progress = silent
+    model: ModelHandle, looks: Sequence[Look], progress: Progress = silent
 ) -> list[Observation]:
     """Score the cases of each look under its update, which nothing of the model keeps.
 
@@ -119,29 +127,29 @@ def score_looks(
     Raises:
         NotFinite: an update or a log-probability is NaN.
     """
-    overlay = Overlay(model=handle, updates=[look.deltas for look in looks])
+    overlay = Overlay(model=model, updates=[look.deltas for look in looks])
     if overlay.applicable:
         scored = iter(_scored(overlay, looks, progress))
         return [row for look in looks for row in _rows(look, scored)]
     rows: list[Observation] = []
     for look in looks:
-        with handle.scratch():
-            handle.write(look.deltas)
-            rows += score_looks(handle, [look._replace(deltas=UNCHANGED)], progress)
+        with model.scratch():
+            model.write(look.deltas)
+            rows += score_looks(model, [look._replace(deltas=UNCHANGED)], progress)
     return rows
 
 
 def score_targets(
-    handle: ModelHandle, texts: Sequence[tuple[str, str]], *, progress: Progress = silent
+    model: ModelHandle, texts: Sequence[tuple[str, str]], *, progress: Progress = silent
 ) -> list[Score]:
     """The score of each (prompt, target), teacher-forced on "prompt target".
 
     Raises:
         NotFinite: a log-probability is NaN.
     """
-    asks = [Ask(*handle.tokens.continuation(prompt, target)) for prompt, target in texts]
-    found = predict(Overlay(model=handle), asks, progress)
-    return [_score(handle, ask, seen) for ask, seen in zip(asks, found, strict=True)]
+    asks = [Ask(*model.tokens.continuation(prompt, target)) for prompt, target in texts]
+    predictions = predict(Overlay(model=model), asks, progress)
+    return [_score(model, ask, seen) for ask, seen in zip(asks, predictions, strict=True)]
 
 
 class _Asked(NamedTuple):
@@ -152,63 +160,63 @@ class _Asked(NamedTuple):
     drafts: list[Ask]
 
     @classmethod
-    def of(cls, tokens: Tokens, found: list[Prompt], owner: int) -> "_Asked":
+    def of(cls, tokens: Tokens, prompts: list[Prompt], owner: int) -> "_Asked":
         asks = [
             Ask(*tokens.continuation(prompt.text, target), owner)
-            for prompt in found
+            for prompt in prompts
             for target in prompt.targets
         ]
-        drafts = [draft(tokens, p.text, p.said[0], owner) for p in found if p.said]
-        return cls(found, asks, drafts)
+        drafts = [draft(tokens, p.text, p.said[0], owner) for p in prompts if p.said]
+        return cls(prompts, asks, drafts)
 
     @property
     def said(self) -> list[tuple[str, ...]]:
-        """What each draft may say."""
+        """Answers that count for each draft."""
         return [prompt.said for prompt in self.prompts if prompt.said]
 
 
 def _scored(overlay: Overlay, looks: Sequence[Look], progress: Progress) -> list[Scored]:
-    """What is found of each look's cases, in their order.
+    """Score each look's cases, in their order.
 
-    Of the model as it was loaded, which is a matter of its weights and not of what a look is
-    called, the cache is asked first.
+    Scores of the model as it was loaded are asked of the cache first: they depend on its weights,
+    and not on what a look is called.
     """
-    handle = overlay.model
+    model = overlay.model
     owned = [(owner, found) for owner, look in enumerate(looks) for found in _prompts(look)]
-    asked = [_Asked.of(handle.tokens, found, owner) for owner, found in owned]
-    if not handle.as_loaded or any(look.deltas for look in looks):
-        return _score_all(overlay, asked, progress)
+    requests = [_Asked.of(model.tokens, found, owner) for owner, found in owned]
+    if not model.as_loaded or any(look.deltas for look in looks):
+        return _score_all(overlay, requests, progress)
 
     def compute(group: list[int]) -> list[CacheEntry]:
-        found = _score_all(overlay, [asked[i] for i in group], progress)
+        found = _score_all(overlay, [requests[i] for i in group], progress)
         return [_to_entry(scored) for scored in found]
 
-    model = handle.identity
-    recalled = recall("scores", [_name(model, one) for one in asked], compute)
+    identity = model.identity
+    recalled = recall("scores", [_name(identity, one) for one in requests], compute)
     return [_of_entry(found.entry) for found in recalled]
 
 
-def _score_all(overlay: Overlay, asked: Sequence[_Asked], progress: Progress) -> list[Scored]:
+def _score_all(overlay: Overlay, requests: Sequence[_Asked], progress: Progress) -> list[Scored]:
     """Scores and exact matches of some cases, together."""
-    asks = [ask for one in asked for ask in one.asks]
-    drafts = [ask for one in asked for ask in one.drafts]
-    found = predict(overlay, [*asks, *drafts], progress)
-    wanted = [answers for one in asked for answers in one.said]
-    exact = iter(exact_matches(overlay, wanted, drafts, found[len(asks) :], progress))
-    scores = iter([_score(overlay.model, *pair) for pair in zip(asks, found, strict=False)])
+    asks = [ask for one in requests for ask in one.asks]
+    drafts = [ask for one in requests for ask in one.drafts]
+    predictions = predict(overlay, [*asks, *drafts], progress)
+    wanted = [answers for one in requests for answers in one.said]
+    exact = iter(exact_matches(overlay, wanted, drafts, predictions[len(asks) :], progress))
+    scores = iter([_score(overlay.model, *pair) for pair in zip(asks, predictions, strict=False)])
     return [
         Scored(list(islice(scores, len(one.asks))), list(islice(exact, len(one.drafts))))
-        for one in asked
+        for one in requests
     ]
 
 
-def _name(model: Name, asked: _Asked) -> Name:
-    """Of the tokens that are run, and of the answers, with which generated text is compared."""
-    (target,), *others = asked.said
+def _name(identity: Name, request: _Asked) -> Name:
+    """Name in the cache: the tokens that are run, and the answers that texts are compared with."""
+    (target,), *others = request.said
     return {
         "format": _FORMAT,
-        "model": model,
-        "asks": [(ask.ids, ask.start) for ask in (*asked.asks, *asked.drafts)],
+        "model": identity,
+        "asks": [(ask.ids, ask.start) for ask in (*request.asks, *request.drafts)],
         "target": target,
         **({"said": others} if others else {}),
     }
@@ -229,14 +237,14 @@ def _of_entry(entry: CacheEntry) -> Scored:
     return Scored([Score(*values) for values in zip(*fields, strict=True)], exact)
 
 
-def _score(handle: ModelHandle, ask: Ask, seen: Prediction) -> Score:
+def _score(model: ModelHandle, ask: Ask, seen: Prediction) -> Score:
     target = ask.ids[ask.start :]
     nll = -sum(seen.logp) / len(target)
     if isnan(nll):
-        decode = handle.tokens.decode
+        decode = model.tokens.decode
         raise NotFinite(
             f"The log-probability of {decode(target)!r} behind {decode(ask.ids[: ask.start])!r} is "
-            f"NaN: the model's activations overflow in {handle.dtype}, or edits have destroyed it."
+            f"NaN: the model's activations overflow in {model.dtype}, or edits have destroyed it."
         )
     hits = sum(wanted == top for wanted, top in zip(target, seen.top, strict=True))
     return Score(nll, len(target), hits)
@@ -250,10 +258,10 @@ def _prompts(look: Look) -> list[list[Prompt]]:
 
 def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Observation]:
     """The rows of one look, from what was found of the next cases."""
-    for case, asked in zip(look.cases, _prompts(look), strict=True):
-        found = next(scored)
-        scores, exact = iter(found.scores), iter(found.exact)
-        for prompt in asked:
+    for case, prompts_of in zip(look.cases, _prompts(look), strict=True):
+        case_scores = next(scored)
+        scores, exact = iter(case_scores.scores), iter(case_scores.exact)
+        for prompt in prompts_of:
             new, *rest = (next(scores) for _ in prompt.targets)
             old = rest[0] if rest else None
             yield Observation(

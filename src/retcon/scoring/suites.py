@@ -1,4 +1,4 @@
-"""What an edit should leave alone altogether: ordinary text and common tasks, at one time."""
+"""Read ordinary text and common tasks off a model, at one time."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from retcon.scoring.perplexity import LENGTH, read_passages
 
 @dataclass(frozen=True, kw_only=True)
 class General:
-    """What is to be read: held-out text, cut to `length` tokens a passage, and tasks."""
+    """Held-out text, cut to `length` tokens a passage, and tasks: what edits should leave alone."""
 
     text: HeldOut | None = None
     tasks: Sequence[Task] = ()
@@ -27,12 +27,12 @@ class General:
 
     @property
     def asked(self) -> bool:
-        """Whether anything is."""
+        """True if there is anything to read."""
         return self.text is not None or bool(self.tasks)
 
     @property
     def identity(self) -> str:
-        """What names the passages and items themselves."""
+        """Hash of the passages and items themselves."""
         text = None if self.text is None else self.text.texts
         asked = json.dumps([text, self.tasks, self.length])
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
@@ -47,7 +47,7 @@ class General:
 
     @property
     def observer(self) -> Observer:
-        """It as a way to look at a model."""
+        """The observer that reads them."""
         return Observer(observe=self.observe, at=WHOLE, whole=True)
 
     def observe(

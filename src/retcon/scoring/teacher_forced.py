@@ -27,7 +27,13 @@ Ids = tuple[int, ...]
 
 
 class Ask(NamedTuple):
-    """Ids of which those from `start` on are to be predicted, under one update of an overlay."""
+    """Ids of which those from `start` on are to be predicted.
+
+    Attributes:
+        ids: all of them, in order.
+        start: index of the first that is predicted.
+        owner: index of the overlay's update that the text is under.
+    """
 
     ids: Ids
     start: int
@@ -35,7 +41,12 @@ class Ask(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Of each asked token, given those before it: log-probability, and the most probable one."""
+    """Prediction of each asked token, given those before it.
+
+    Attributes:
+        logp: log-probability of the token, in nats.
+        top: the most probable token.
+    """
 
     logp: tuple[float, ...]
     top: Ids
@@ -50,14 +61,20 @@ class _Row(NamedTuple):
 
 
 def predict(overlay: Overlay, asks: Sequence[Ask], progress: Progress = silent) -> list[Prediction]:
-    """The predictions that are asked for, in their order."""
-    found: dict[int, Prediction] = {}
+    """Predict the tokens of each ask, in their order.
+
+    Args:
+        overlay: the model, and updates over it.
+        asks: texts, and the tokens in them to predict.
+        progress: is told how many are done.
+    """
+    predictions: dict[int, Prediction] = {}
     rows = _rows(asks)
     for group in by_length([len(row.ids) for row in rows], _TOKENS):
-        progress("scoring prompts", len(found), len(asks))
-        found |= _predict(overlay, [rows[i] for i in group], asks)
-    progress("scoring prompts", len(found), len(asks))
-    return [found[i] for i in range(len(asks))]
+        progress("scoring prompts", len(predictions), len(asks))
+        predictions |= _predict(overlay, [rows[i] for i in group], asks)
+    progress("scoring prompts", len(predictions), len(asks))
+    return [predictions[i] for i in range(len(asks))]
 
 
 def _rows(asks: Sequence[Ask]) -> list[_Row]:

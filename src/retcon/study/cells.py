@@ -15,15 +15,18 @@ _FORMAT = 1
 class Cell(Frozen):
     """One run of a study, resolved.
 
-    name, method, settings: how to load the model and build the editor. They are no part of the
-    identity, which is made of what they come to: the model's fingerprint, and `editor`, the slots
-    of the one equation (ridge, contexts, targets, moments, …) that differ from their defaults, so
-    that a slot which is added later leaves the cells of earlier studies theirs. Of methods that
-    are no values of the equation these are their own fields, and `kind` says whose.
-    data: sha256 of the file of cases. schedule: as `Schedule.parse` reads it. general: what names
-    the passages and items that are read beside the facts. edits_again: a fact is edited more than
-    once, which follows from the cases, and decides which cells are the same. metrics: those that
-    need more than scores of prompts.
+    Attributes:
+        name, method, settings: how to load the model and build the method. They are no part of the
+            identity, which is made of what they resolve to: `fingerprint` and `editor`.
+        fingerprint: of the model's weights.
+        editor: the method's settings that differ from their defaults, so that a setting which is
+            added later leaves the cells of earlier studies theirs.
+        data: sha256 of the file of cases.
+        schedule: as `Schedule.parse` reads it.
+        general: identity of the passages and items that are read beside the facts.
+        edits_again: True if a fact is edited more than once, which follows from the cases, and
+            decides which cells are the same.
+        metrics: those that need more than scores of prompts.
     """
 
     name: str
@@ -51,8 +54,8 @@ class Cell(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _earlier(cls, said: object) -> object:
-        return renamed_option(said, "data_options")
+    def _earlier(cls, record: object) -> object:
+        return renamed_option(record, "data_options")
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""What can be said of a study's methods, settings and schedules before a model is known.
+"""Check a study's methods, settings and schedules before a model is known.
 
 `spec` knows the keys of the file; this asks the methods that the file names. Layers that a model
 does not have, and facts that there are not, are found by `planning`.
@@ -17,7 +17,7 @@ from retcon.run.driver import check_rule
 from retcon.run.schedule import Refresh
 from retcon.scoring.metrics import observers
 from retcon.study.planning import schedule_of
-from retcon.study.spec import Entry, Spec, located
+from retcon.study.spec import GridEntry, Spec, located
 from retcon.study.tuning import candidates_of
 
 
@@ -46,7 +46,7 @@ class _Check:
     path: Path
     index: int
 
-    def check(self, entry: Entry) -> None:
+    def check(self, entry: GridEntry) -> None:
         """Look at everything that a place of the block names."""
         with self._at("method"):
             method = find_method(entry.method)
@@ -88,11 +88,11 @@ class _Check:
             raise InvalidStudy(f"{where}: block {block.name!r}: {error}") from error
 
     def _place(self, key: str, name: str | None) -> tuple[int | str, ...]:
-        """Where a key stands: in the block, in the defaults, or at the file's top."""
+        """Find where a key stands: in the block, in the defaults, or at the file's top."""
         own, shared = self.spec.blocks[self.index], self.spec.defaults
         inner = () if name is None else (name,)
         for place, axes in ((("blocks", self.index), own), (("defaults",), shared)):
-            said = getattr(axes, key, None)
-            if said is not None and (name is None or name in said):
+            value = getattr(axes, key, None)
+            if value is not None and (name is None or name in value):
                 return (*place, key, *inner)
         return (key,) if key in self.spec.model_fields_set else ("blocks", self.index)

@@ -1,4 +1,4 @@
-"""Read what earlier versions of Retcon kept of a cell into the one table of observations.
+"""Turn the records of earlier versions of Retcon into the one table of observations.
 
 They had a table of scored prompts, and beside it readings of the model as a whole and a table of
 the texts that it wrote. Folders and packs of them are read for good.

@@ -1,4 +1,4 @@
-"""What a study will take: seconds, memory and disk of each cell that is not done yet.
+"""Estimate seconds, memory and disk of each cell of a study that is not done yet.
 
 From configurations alone, at a rate that is handed in, so these are orders of size. What cells
 share is counted with the first that needs it: moments of a layer, scores of the untouched model,
@@ -18,7 +18,7 @@ from retcon.run.cost import Costs, costs
 from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Picked
-from retcon.study.planning import Plan, outline_of
+from retcon.study.planning import StudyPlan, outline_of
 
 # Typical tokens of a prompt with its two targets.
 _PROMPT = 14
@@ -28,10 +28,16 @@ _DOUBLE = 2
 _ROW, _STEP = 24, 700
 
 
-class Estimate(NamedTuple):
-    """Seconds by what they go to; bytes of memory at most, of disk when done and on the way.
+class CellCost(NamedTuple):
+    """Cost of a cell.
 
-    targets: where each takes all its steps; most stop earlier. made: how many targets.
+    Attributes:
+        moments, solves, scoring: seconds.
+        targets: seconds, where each takes all its steps; most stop earlier.
+        memory: bytes at most.
+        disk: bytes when it is done.
+        scratch: bytes on the way, removed when it is done.
+        made: how many targets are made.
     """
 
     moments: float
@@ -45,28 +51,34 @@ class Estimate(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """Sum of the four."""
         return self.moments + self.targets + self.solves + self.scoring
 
 
-def estimate(made: Plan, rate: float, done: Collection[str] = ()) -> dict[str, Estimate]:
-    """What each cell of a plan takes at so many FLOP/s, in the order in which they are run."""
+def estimate(plan: StudyPlan, rate: float, done: Collection[str] = ()) -> dict[str, CellCost]:
+    """Estimate the cost of each cell that is not done, in the order in which they are run.
+
+    Args:
+        plan: the study.
+        rate: FLOP/s of the machine.
+        done: ids of cells that are finished: what they computed is not paid for again.
+    """
     ledger = _Ledger(rate)
-    found = {
-        cell.id: ledger.enter(cell, made.cases(cell), made.beside(cell))
-        for cell in _first(made, done)
+    costs = {
+        cell.id: ledger.enter(cell, plan.cases(cell), plan.beside(cell))
+        for cell in _first(plan, done)
     }
-    return {name: cost for name, cost in found.items() if name not in done}
+    return {name: cost for name, cost in costs.items() if name not in done}
 
 
-def _first(made: Plan, done: Collection[str]) -> list[Cell]:
+def _first(plan: StudyPlan, done: Collection[str]) -> list[Cell]:
     """The cells, those that are done first: what they needed is in the cache."""
-    return sorted(made.cells, key=lambda cell: cell.id not in done)
+    return sorted(plan.cells, key=lambda cell: cell.id not in done)
 
 
 @dataclass
 class _Ledger:
-    """What has been paid for: moments, targets and scores of untouched models, by their names."""
+    """Moments, targets and scores of untouched models that are paid for, by their names."""
 
     rate: float
     moments: set[str] = field(default_factory=set)
@@ -75,8 +87,14 @@ class _Ledger:
     # By the facts that are scored: they, and how many prompts.
     _prompted: dict[tuple[str, ...], tuple[list[Case], int]] = field(default_factory=dict)
 
-    def enter(self, cell: Cell, picked: Picked, beside: General | None = None) -> Estimate:
-        """The cost of a cell beyond what is paid. beside: what is read of its model as a whole."""
+    def enter(self, cell: Cell, picked: Picked, beside: General | None = None) -> CellCost:
+        """The cost of a cell beyond what is paid for.
+
+        Args:
+            cell: the cell.
+            picked: its cases.
+            beside: text and tasks that are read of its model.
+        """
         cases, (scored, each) = picked.cases, self._scored(picked)
         cost = costs(outline_of(cell.name), cell.layers, cell.settings)
         weights = cost.parameters * find_dtype(cell.dtype).itemsize
@@ -90,10 +108,10 @@ class _Ledger:
         edited = _looks(cell) * each
         prompts = edited + sum(map(_prompts, first))
         masters = len(cell.layers) * cost.d_in * cost.d_out * 4
-        made = self._targets(cell, model, cases)
-        return Estimate(
+        targets = self._targets(cell, model, cases)
+        return CellCost(
             moments=self._moments(cell, model, cost) / self.rate,
-            targets=made * cost.target / self.rate,
+            targets=targets * cost.target / self.rate,
             solves=_solves(cell, cost) / self.rate,
             scoring=(prompts * _PROMPT + edited * cost.context + _read(cell, beside))
             * cost.token
@@ -102,7 +120,7 @@ class _Ledger:
             memory=weights * 5 // 4 + cost.moment_bytes + masters + 2 * factors,
             disk=(edited + each * ("pre" in cell.when)) * _ROW + batches * _STEP,
             scratch=factors * 3 if cell.plan.carry else 0,
-            made=made,
+            made=targets,
         )
 
     def _scored(self, picked: Picked) -> tuple[list[Case], int]:
@@ -125,7 +143,7 @@ class _Ledger:
         return share * cost.moments + sampling + factor
 
     def _targets(self, cell: Cell, model: str, cases: Sequence[Case]) -> int:
-        """How many targets have to be made. What is no target's is not kept either."""
+        """Count the targets to be made. Deltas that come of no target are not kept either."""
         if "targets" not in cell.editor:
             return len(cases) if cell.layers else 0
         slots = [cell.layers[-1], cell.editor.get("contexts"), cell.editor.get("targets")]
@@ -142,7 +160,7 @@ class _Ledger:
 
 
 def _own_rows(cell: Cell) -> bool:
-    """Whether a change has a row for each edit."""
+    """True if a change has a row for each edit."""
     method = find_method(cell.method).build(cell.layers, cell.settings)
     return not (isinstance(method, Shares) and method.shares_rows)
 
@@ -153,7 +171,7 @@ def _prompts(case: Case) -> int:
 
 
 def _looks(cell: Cell) -> int:
-    """How often the scored facts are looked at on edited weights."""
+    """Number of times that the scored facts are looked at on edited weights."""
     # Retention: after 2, 4, 8, … batches all facts before; half of them, a quarter, …
     carried = [when for when in ("final", "retention") if when in cell.when]
     return ("immediate" in cell.when) + (len(carried) if cell.plan.carry else 0)

@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in words: pydantic's own are about types that nobody wrote."""
+"""Say in words what is wrong with a study file: pydantic's own are about types nobody wrote."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,18 @@ _COUNT, _FROM_0 = "a whole number, 1 or more", "a whole number, 0 or more"
 _REGIMES = "single, batch, sequential, sequential-batch or adaptive- and the name of a batch rule"
 # What a key takes, where a list of it spans an axis.
 _AXES: Mapping[str, str] = {
-    "n": _COUNT, "batch_size": f"{_COUNT}, or n", "seed": "a whole number",
+    "n": _COUNT,
+    "batch_size": f"{_COUNT}, or n",
+    "seed": "a whole number",
     "order": f"{_FROM_0}, or clustered or dispersed",
-    "score": _FROM_0, "schedule": _REGIMES, "layer": "the number of a layer, or all",
-    "model": "a name", "dtype": "a name", "method": "a name", "refresh": "a rule as text",
-}  # fmt: skip
+    "score": _FROM_0,
+    "schedule": _REGIMES,
+    "layer": "the number of a layer, or all",
+    "model": "a name",
+    "dtype": "a name",
+    "method": "a name",
+    "refresh": "a rule as text",
+}
 # What other keys take.
 _TAKES: Mapping[str, str] = {
     "name": "a text; put it in quotes if it looks like a number or a date",
@@ -42,19 +49,24 @@ _TAKES: Mapping[str, str] = {
 def explain(
     error: ValidationError, keys: Mapping[str, Sequence[str]]
 ) -> tuple[tuple[int | str, ...], str]:
-    """The place of the first thing that is wrong, and what, with the nearest known key.
+    """Name the first thing that is wrong, and say what, with the nearest known key.
 
-    keys: those that are known in each part of the file; "" is its top.
+    Args:
+        error: of pydantic.
+        keys: the known keys of each part of the file; "" is its top.
+
+    Returns:
+        The place in the file, as keys and indices, and a sentence.
     """
-    found = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    loc: tuple[int | str, ...] = found["loc"]
-    if found["type"] == "extra_forbidden":
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    loc: tuple[int | str, ...] = first["loc"]
+    if first["type"] == "extra_forbidden":
         return loc, _unknown(loc, keys)
-    if found["type"] == "missing":
+    if first["type"] == "missing":
         owner = ".".join(map(str, loc[:-1])) or "the file"
         takes = _TAKES.get(str(loc[-1]))
         return loc, f"{owner} lacks the key {loc[-1]}{f': {takes}' if takes else ''}."
-    return loc, _wrong(loc, found["input"], found["msg"], keys)
+    return loc, _wrong(loc, first["input"], first["msg"], keys)
 
 
 def _unknown(loc: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> str:
@@ -66,7 +78,7 @@ def _unknown(loc: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> s
 
 
 def _wrong(
-    loc: tuple[int | str, ...], given: Any, said: str, keys: Mapping[str, Sequence[str]]
+    loc: tuple[int | str, ...], given: Any, message: str, keys: Mapping[str, Sequence[str]]
 ) -> str:
     """A value of the wrong kind. Behind the key, `loc` names types that were tried, and places."""
     every = {key for part in keys.values() for key in part}
@@ -77,4 +89,4 @@ def _wrong(
     if key in _TAKES:
         shown = str(given) if isinstance(given, date) else repr(given)
         return f"{place}: {shown} is not right: it takes {_TAKES[key]}."
-    return f"{place}: {said}, and not {given!r}."
+    return f"{place}: {message}, and not {given!r}."

@@ -1,4 +1,4 @@
-"""Which facts a study is about: the file, its checksum, and who gets which of them."""
+"""The facts of a study: the file, its checksum, and the choice of facts for each cell."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ from retcon.errors import InvalidStudy
 from retcon.run.shared_keys import grouped
 from retcon.scoring.suites import General
 from retcon.study.points import Order, Split
-from retcon.study.reading import Data
 from retcon.study.spec import DataSpec, Spec
+from retcon.study.study import Data
 
 # So many choices of facts are remembered.
 _KEPT = 1000
@@ -31,7 +31,13 @@ class Picked(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts of a study. `tail` is how many of the last are kept for tuning."""
+    """The facts of a study.
+
+    Attributes:
+        about: file, checksum and options.
+        cases: all of them, in the file's order.
+        tail: how many of the last are kept for tuning.
+    """
 
     about: Data
     cases: tuple[Case, ...]
@@ -43,7 +49,7 @@ class Facts:
     _picked: dict[object, Picked] = field(default_factory=dict, init=False, compare=False)
 
     def ordered(self, seed: int) -> list[Case]:
-        """All as `take` orders them; where subjects are to be unique, of each the first by hash."""
+        """Cases in the seeded order of `take`; if subjects are to be unique, the first of each."""
         if seed not in self._orders:
             place, cases = seeded(seed), self.cases
             if self.about.unique_subjects:
@@ -55,7 +61,7 @@ class Facts:
         return self._orders[seed]
 
     def edits_again(self, *, n: int, seed: int, split: Split) -> bool:
-        """Whether a fact is edited more than once by what `pick` would give."""
+        """True if a fact is edited more than once by what `pick` would give."""
         if self.about.unique_subjects:
             return False
         if (n, seed, split) not in self._again:
@@ -107,7 +113,7 @@ class Facts:
         return Picked(tuple(written), tuple(case.edit.id for case in chosen[:score]))
 
     def shared_heads(self, n: int, seed: int, order: Order, split: Split) -> list[list[int]]:
-        """Where in what `pick` gives facts stand whose texts are equal up to the subject's end."""
+        """Groups of facts whose texts are equal up to the subject's end: indices into `pick`'s."""
         key = (n, seed, order, split)
         if key not in self._shared:
             cases = self.pick(n=n, seed=seed, order=order, score=1, split=split).cases
@@ -130,26 +136,30 @@ def load_facts(spec: Spec, data: Path | None) -> Facts:
     wanted = spec.data
     if wanted.cases in NAMED:
         facts = read_facts(wanted.cases)
-        found = hashlib.sha256(repr(facts.cases).encode()).hexdigest()
-        _check_same(wanted, found)
+        sha256 = hashlib.sha256(repr(facts.cases).encode()).hexdigest()
+        _check_same(wanted, sha256)
     else:
         path = _find(wanted.cases, [data, os.environ.get("RETCON_DATA"), spec.folder])
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check_same(wanted, found)
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check_same(wanted, sha256)
         facts = read_facts(path, options=wanted.options, skip_bad=wanted.skip_bad)
     tail = spec.tuning.n if spec.tuning else 0
     about = Data(
-        cases=wanted.cases, sha256=found, unique_subjects=wanted.unique_subjects,
-        options=dict(facts.options), facts=len(facts.cases), skipped=len(facts.skipped),
-    )  # fmt: skip
+        cases=wanted.cases,
+        sha256=sha256,
+        unique_subjects=wanted.unique_subjects,
+        options=dict(facts.options),
+        facts=len(facts.cases),
+        skipped=len(facts.skipped),
+    )
     return Facts(about, tuple(facts.cases), tail)
 
 
-def _check_same(wanted: DataSpec, found: str) -> None:
-    if wanted.sha256 not in (None, found):
+def _check_same(wanted: DataSpec, sha256: str) -> None:
+    if wanted.sha256 not in (None, sha256):
         raise InvalidStudy(
-            f"{wanted.cases} is not the file that this study is about: its sha256 is {found}, "
+            f"{wanted.cases} is not the file that this study is about: its sha256 is {sha256}, "
             f"not {wanted.sha256}. Bring that one, or change `data.sha256` (and the study's name)."
         )
 
@@ -173,16 +183,16 @@ def load_general(items: int, data: Path | None) -> General:
 
 def _find(name: str, folders: Sequence[Path | str | None]) -> Path:
     places = [Path(folder) for folder in folders if folder]
-    found = [place / name for place in places if (place / name).is_file()]
+    files = [place / name for place in places if (place / name).is_file()]
     # A data folder may have a folder for each set.
-    found += [path for place in places[:-1] for path in sorted(place.glob(f"*/{name}"))]
-    if not found:
+    files += [path for place in places[:-1] for path in sorted(place.glob(f"*/{name}"))]
+    if not files:
         looked = ", ".join(str(place) for place in places)
         raise InvalidStudy(
             f"The study's facts {name!r} were not found in {looked}. Give their folder with "
             f"--data, or set RETCON_DATA."
         )
-    return found[0]
+    return files[0]
 
 
 def _place(case: Case, seed: int, order: int) -> str:

@@ -23,7 +23,7 @@ _REMEDY = "Resume the study: it is run again, and every other cell stays as it i
 
 @runtime_checkable
 class FinishedCell(Protocol):
-    """What is kept of a cell that was run to its end, wherever that is.
+    """A cell that was run to its end, in a folder of its own or in a pack.
 
     Each of these raises DamagedCell, or InvalidStudy for a pack, where a file is not the one that
     was written.
@@ -42,7 +42,7 @@ class FinishedCell(Protocol):
         ...
 
     def rows(self) -> "pl.DataFrame":
-        """All that was observed, in the columns of `Observation`."""
+        """Observations of the cell, in the columns of `Observation`."""
         ...
 
     def steps(self) -> list[dict[str, Any]]:
@@ -50,15 +50,15 @@ class FinishedCell(Protocol):
         ...
 
     def examples(self) -> list[dict[str, str | None]]:
-        """Facts with what the model said of them, before and after; empty where none were kept."""
+        """Facts with the model's continuations before and after; empty where none were kept."""
         ...
 
     def sealed(self) -> bool:
-        """Whether it was written with a seal, which older versions did not have."""
+        """True if it was written with a seal, which older versions did not have."""
         ...
 
     def check(self) -> bool:
-        """Look at all of it; whether it is sealed."""
+        """Check every file against its digest; True if the cell is sealed."""
         ...
 
 
@@ -70,7 +70,7 @@ class LiveCell:
 
     @property
     def done(self) -> bool:
-        """Whether it has been finished."""
+        """True if it has been finished."""
         return (self.folder / DONE).exists()
 
     def resolved(self) -> dict[str, Any]:
@@ -123,12 +123,12 @@ class LiveCell:
 
 
 def cell_of(identity: str) -> Owner:
-    """Whose the records of a cell are."""
+    """Owner of the records of a cell."""
     return {"kind": "cell", "cell": identity}
 
 
 def damage(cell: Path) -> str | None:
-    """Which file of a finished cell is not the one that was written; None where all are."""
+    """Name the file of a finished cell that is not the one that was written; None where all are."""
     try:
         for name in _files(cell):
             checked(cell, name)

@@ -1,7 +1,8 @@
-"""What a method carries from a batch, as tensors and JSON: one way for the increments of all.
+"""Store any method's increments as tensors and JSON.
 
-An increment is a tree of NamedTuples, dataclasses, tuples, mappings, tensors, numbers, texts and
-None. Tensors get names of their own; the rest is JSON that says of each node what it was.
+An increment, what a method carries from a batch to the next, is a tree of NamedTuples, dataclasses,
+tuples, mappings, tensors, numbers, texts and None. Tensors get names of their own; the rest is JSON
+that says of each node what it was.
 """
 
 import sys
@@ -18,7 +19,12 @@ _CLASS = "class"
 
 
 def encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A value as JSON. tensors: gets those in it, under names that begin with `name`.
+    """Encode a value as JSON.
+
+    Args:
+        value: an increment, or a part of one.
+        tensors: gets the tensors in it, under names that begin with `name`.
+        name: of this part.
 
     Raises:
         TypeError: something in it that cannot be kept.
@@ -48,7 +54,11 @@ def encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
 
 def decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was encoded.
+    """Decode a value.
+
+    Args:
+        node: as `encode` gave it.
+        tensors: by the names that `encode` gave them.
 
     Raises:
         Damaged: it names a class that is not there.

@@ -1,4 +1,4 @@
-"""How the YAML of a study file is read, and on which line of it a part stands."""
+"""Read the YAML of a study file, and find the line on which a part of it stands."""
 
 import re
 from collections.abc import Sequence
@@ -35,9 +35,11 @@ class Loader(yaml.SafeLoader):
         except (ValueError, OverflowError) as error:
             written = _short(node.value) if isinstance(node, yaml.ScalarNode) else "this"
             raise yaml.constructor.ConstructorError(
-                None, None, f"{written} cannot be read ({error}); put a text in quotes",
+                None,
+                None,
+                f"{written} cannot be read ({error}); put a text in quotes",
                 node.start_mark,
-            ) from error  # fmt: skip
+            ) from error
 
 
 Loader.add_implicit_resolver(
@@ -68,14 +70,14 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def line_of(text: str, place: Sequence[object]) -> int | None:
-    """On which line a part of a valid text stands, or as much of its place as there is."""
+    """Line on which a part of a valid text stands, or as much of its place as there is."""
     node: yaml.Node | None = Loader(text).get_single_node()
     line = None
     for step in place:
-        found = _step(node, step)
-        if found is None:
+        part = _step(node, step)
+        if part is None:
             break
-        mark, node = found
+        mark, node = part
         line = mark.line + 1
     return line
 
@@ -92,7 +94,7 @@ def _step(node: yaml.Node | None, step: object) -> tuple[yaml.Mark, yaml.Node] |
 
 
 def _measure(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many nodes one is, aliases spelled out."""
+    """Count the nodes of a part, aliases spelled out."""
     if id(node) in above:
         raise _error("this holds itself", node)
     if len(above) > _DEEPEST:

@@ -60,7 +60,13 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Pack:
-    """An open pack. head: the first line of `cells.jsonl`. lines: the others, as they stand."""
+    """An open pack.
+
+    Attributes:
+        folder: with its four files.
+        head: the first line of `cells.jsonl`.
+        lines: the others, as they stand.
+    """
 
     folder: Path
     head: Mapping[str, Any]
@@ -179,12 +185,12 @@ class PackedCell:
 
 
 def content_of_rows(rows: "pl.DataFrame") -> str:
-    """A digest of rows, whatever file they are in."""
+    """Digest rows, whatever file they are in."""
     return digest(rows.to_dict(as_series=False))
 
 
 def content_of_steps(steps: list[dict[str, Any]]) -> str:
-    """A digest of batches' records, whatever file they are in; what is None is not told apart."""
+    """Digest batches' records, whatever file they are in; None counts as absent."""
     return digest([{k: v for k, v in step.items() if v is not None} for step in steps])
 
 

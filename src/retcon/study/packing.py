@@ -25,7 +25,7 @@ from retcon.study.packed import (
     content_of_rows,
     content_of_steps,
 )
-from retcon.study.reading import FILE, Study, read_file, study_of
+from retcon.study.study import FILE, Study, read_file, study_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 class Packed(NamedTuple):
     """A pack that was written.
 
-    cells, rows: how many. missing: cells of the grid that are not done, and so are not in it.
-    unsealed: cells that were written before there were seals.
+    Attributes:
+        folder: where.
+        cells, rows: how many.
+        missing: cells of the grid that are not done, and so are not in it.
+        unsealed: how many cells were written before there were seals.
     """
 
     folder: Path
@@ -46,9 +49,12 @@ class Packed(NamedTuple):
 
 
 def pack(
-    study: Study, target: Path, *, renamed: Mapping[str, str] | None = None,
+    study: Study,
+    target: Path,
+    *,
+    renamed: Mapping[str, str] | None = None,
     progress: Progress = silent,
-) -> Packed:  # fmt: skip
+) -> Packed:
     """Write the finished cells of a study as a pack.
 
     Args:
@@ -98,7 +104,7 @@ def pack(
 def _line(
     cell: FinishedCell, identity: str, formerly: list[str], digests: Mapping[str, str]
 ) -> Line:
-    """What `cells.jsonl` says of a cell. digests: of the content of its rows and steps."""
+    """Make the line of `cells.jsonl` for a cell. digests: of the content of its rows and steps."""
     return Line(
         id=identity,
         formerly=formerly,
@@ -113,7 +119,7 @@ def _line(
 
 
 def _kept(line: Line) -> dict[str, Any]:
-    """What is written of a line: all but what is in the rows today."""
+    """Fields of a line that are written: all but those that are in the rows today."""
     return {k: v for k, v in line._asdict().items() if k not in ("general", "generations")}
 
 

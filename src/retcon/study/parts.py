@@ -1,4 +1,4 @@
-"""What is kept of a batch while its cell runs: enough to go on from there, in one file.
+"""Store a batch while its cell runs: enough to go on from there, in one file.
 
 The factors of its change and what later batches must know of it where edits are carried, and the
 rows and records that were taken; sealed as a part of its cell.
@@ -26,9 +26,11 @@ from retcon.study.increments import decode, encode
 
 
 class End(NamedTuple):
-    """What is kept of a model that holds all edits of a cell.
+    """Outcome of a cell whose model holds all edits.
 
-    weights: sha256 of the edited matrices. examples: facts, with what it says before and after.
+    Attributes:
+        weights: sha256 of the edited matrices.
+        examples: facts, with the model's continuations before and after.
     """
 
     weights: str
@@ -36,9 +38,13 @@ class End(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one file holds: steps that were solved together, and what was seen of them.
+    """Content of one file: steps that were solved together, and what was seen of them.
 
-    past: as it takes to write the steps again. end: in the last part, where edits are carried.
+    Attributes:
+        past: what it takes to write the steps again.
+        records: of the steps, as JSON.
+        rows: observations.
+        end: in the last part, where edits are carried.
     """
 
     past: list[Past]
@@ -55,7 +61,15 @@ def write_part(
     carried: bool,
     end: End | None,
 ) -> Part:
-    """Keep steps and what was seen of them, whole or not at all. owner: see `part_of`.
+    """Store steps and what was seen of them, whole or not at all.
+
+    Args:
+        target: the file.
+        owner: see `part_of`.
+        seen: the steps, with rows and records.
+        carried: False where later batches meet the untouched model, so that no step is needed
+            again.
+        end: in the last part, where edits are carried.
 
     Raises:
         StorageError: no space, or no permission.
@@ -83,7 +97,7 @@ def _bytes_of(frame: pl.DataFrame) -> Tensor:
 def _encoded(
     number: int, step: Step, tensors: dict[str, Tensor], *, carried: bool
 ) -> dict[str, Any]:
-    """What it takes to write a step again; of one that is not carried, only whose it was."""
+    """Encode what it takes to write a step again; of one that is not carried, only its ids."""
     update = step.update
     kept = Past(update if carried else Update(update.ids, {}, None), step.refreshed)
     about: dict[str, Any] = {"ids": update.ids, "refreshed": step.refreshed, "layers": {}}
@@ -96,12 +110,15 @@ def _encoded(
 
 
 def part_of(cell: str, first: int) -> Owner:
-    """Whose a part is: of which cell, and the index of its first step."""
+    """Owner of a part: its cell, and the index of its first step."""
     return {"kind": "part", "cell": cell, "first": first}
 
 
 def load_part(path: Path, cell: str, device: str = "cpu") -> tuple[int, Part]:
-    """The index of a part's first step, and the part, of which the updates are on a device.
+    """Load a part, its updates on a device.
+
+    Returns:
+        The index of its first step, and the part.
 
     Raises:
         Damaged: it is not what was written, or another cell's.

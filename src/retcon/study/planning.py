@@ -1,4 +1,4 @@
-"""From a study file to its points and cells: what each place of the grid comes to on its model.
+"""Plan a study: resolve each place of the grid on its model into a cell.
 
 Nothing is loaded but facts and the models' configurations. A cell is named by the fingerprint of
 its model's weights, so cells have their names only once the models have been seen.
@@ -28,8 +28,8 @@ from retcon.scoring.suites import General
 from retcon.study.cells import Cell
 from retcon.study.facts import Facts, Picked, load_facts, load_general
 from retcon.study.points import Point, carries
-from retcon.study.reading import Data, Model, Tuned, TuningRule
-from retcon.study.spec import MOST_PLACES, Entry, Spec
+from retcon.study.spec import MOST_PLACES, GridEntry, Spec
+from retcon.study.study import Data, Model, Tuned, TuningRule
 from retcon.study.tuning import RULE, WHOM, Tuning, candidates_of, name_of, no_score
 
 # A model's name and dtype.
@@ -37,10 +37,14 @@ Loaded = tuple[str, str]
 UNSEEN = "unseen"
 
 
-class Place(NamedTuple):
-    """A point, and its cell; None where it is refused, or its ridge is still to be tuned.
+class PlannedPoint(NamedTuple):
+    """A point, and its cell.
 
-    shared: what is to be said of facts that are written over one another; empty where none are.
+    Attributes:
+        point: as it was named.
+        cell: None where it is refused, or its ridge is still to be tuned.
+        tuning: the choice of its ridge, where there is one.
+        shared: a warning of facts that are written over one another; empty where none are.
     """
 
     point: Point
@@ -50,18 +54,26 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A study as it will be run. general: what is read beside the facts, by its identity."""
+class StudyPlan:
+    """A study as it will be run.
+
+    Attributes:
+        spec: its file.
+        facts: those of the file of cases.
+        models: by what tells each from any other.
+        places: every place of the grid.
+        general: text and tasks that are read beside the facts, by their identity.
+    """
 
     spec: Spec
     facts: Facts
     models: tuple[Model, ...]
-    places: tuple[Place, ...]
+    places: tuple[PlannedPoint, ...]
     general: Mapping[str, General]
 
     @property
     def data(self) -> Data:
-        """What the facts are."""
+        """The facts, as the study's record names them."""
         return self.facts.about
 
     @property
@@ -71,45 +83,46 @@ class Plan:
 
     @property
     def corpora(self) -> dict[str, str]:
-        """Of each file that second moments are read from, what names its content."""
+        """Identity of the content of each file that second moments are read from, by its name."""
         moments = [cell.editor.get("moments") for cell in self.cells]
         names = {
             str(each["corpus"]) for each in moments if isinstance(each, dict) and "corpus" in each
         }
-        found = {name: parse_corpus(name) for name in sorted(names)}
-        return {name: each.identity for name, each in found.items() if isinstance(each, FileCorpus)}
+        corpora = {name: parse_corpus(name) for name in sorted(names)}
+        files = {name: each for name, each in corpora.items() if isinstance(each, FileCorpus)}
+        return {name: each.identity for name, each in files.items()}
 
     @property
     def plugins(self) -> dict[str, str]:
-        """Of each plugin that the file names, its sha256."""
+        """Sha256 of each plugin that the file names."""
         return {name: plugin_digest(Path(name).stem) for name in self.spec.plugins}
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be known before it is run, once for each block."""
-        found: dict[str, str] = {p.point.block: p.shared for p in self.places if p.shared}
+        """Warnings to give before it is run, one for each block."""
+        by_block: dict[str, str] = {p.point.block: p.shared for p in self.places if p.shared}
         counts = Counter(p.point.block for p in self.places if p.shared)
         return tuple(
-            f"block {block!r}, in {counts[block]:,} of its places: {said}"
-            for block, said in found.items()
+            f"block {block!r}, in {counts[block]:,} of its places: {warning}"
+            for block, warning in by_block.items()
         )
 
     @property
     def tunings(self) -> tuple[Tuning, ...]:
         """Every choice of a ridge, once."""
-        found = {p.tuning.name: p.tuning for p in self.places if p.tuning is not None}
-        return tuple(found.values())
+        tunings = {p.tuning.name: p.tuning for p in self.places if p.tuning is not None}
+        return tuple(tunings.values())
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """What is to be run, each once: tuning first, then by model and layers, few facts first."""
+        """Cells to be run, each once: tuning first, then by model and layers, few facts first."""
         tuning = {cell.id: cell for choice in self.tunings for cell in choice.cells}
         rest = {p.cell.id: p.cell for p in self.places if p.cell is not None}
         ordered = sorted(rest.values(), key=lambda c: (c.name, c.dtype, c.layers, c.n))
         return (*tuning.values(), *(cell for cell in ordered if cell.id not in tuning))
 
     def beside(self, cell: Cell) -> General | None:
-        """What is read of a cell's model beside the facts."""
+        """Text and tasks that are read of a cell's model beside the facts; None where none are."""
         return None if cell.general is None else self.general[cell.general]
 
     def cases(self, cell: Cell) -> Picked:
@@ -119,11 +132,11 @@ class Plan:
         )
 
 
-def warned_of(made: Plan) -> Plan:
-    """The same plan, after warnings of what should be known before it is run."""
-    for said in made.warnings:
-        warnings.warn(said, RetconWarning, stacklevel=3)
-    return made
+def warned_of(study: StudyPlan) -> StudyPlan:
+    """Give the warnings of a plan, and hand it back."""
+    for warning in study.warnings:
+        warnings.warn(warning, RetconWarning, stacklevel=3)
+    return study
 
 
 def plan(
@@ -134,10 +147,17 @@ def plan(
     tuned: Iterable[Tuned] = (),
     rule: TuningRule = RULE,
     guess: bool = False,
-) -> Plan:
-    """What a study comes to. tuned: the ridges that have been chosen; rule: how others are to be.
+) -> StudyPlan:
+    """Plan a study: its places, and the cells that answer them.
 
-    guess: where none has been, take the middle candidate, so that all cells are there to count.
+    Args:
+        spec: the study file.
+        data: folder of the file of facts; None: RETCON_DATA, or beside the study file.
+        fingerprints: of models that have been seen; without one a cell has no name yet.
+        tuned: ridges that have been chosen.
+        rule: how others are chosen.
+        guess: where no ridge has been chosen, take the middle candidate, so that all cells are
+            there to count.
 
     Raises:
         InvalidStudy: a place of the grid that makes no sense, or too few facts.
@@ -158,15 +178,17 @@ def plan(
     planner = _Planner(spec, facts, models, chosen, rule, guess, general)
     places = tuple(planner.place(e) for e in entries)
     by_name = {each.identity: each for each in general.values()}
-    return Plan(spec, facts, tuple(models.values()), places, by_name)
+    return StudyPlan(spec, facts, tuple(models.values()), places, by_name)
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """What places share.
+    """Context that all places of a grid share.
 
-    ridges: those that were chosen, by for whom; rule, guess: as of `plan`; general: by number of
-    items.
+    Attributes:
+        ridges: those that were chosen, by the name of their tuning.
+        rule, guess: see `plan`.
+        general: text and tasks, by number of items.
     """
 
     spec: Spec
@@ -177,14 +199,14 @@ class _Planner:
     guess: bool
     general: Mapping[int, General]
 
-    def place(self, entry: Entry) -> Place:
+    def place(self, entry: GridEntry) -> PlannedPoint:
         """The point and the cell of a place of the grid, with the block's name in every error."""
         try:
             return self._place(entry)
         except RetconError as error:
             raise InvalidStudy(f"block {entry.block!r}: {error}") from error
 
-    def _place(self, entry: Entry) -> Place:
+    def _place(self, entry: GridEntry) -> PlannedPoint:
         self.facts.check_room(n=entry.n, seed=entry.seed, split="head")
         candidates = candidates_of(entry, self.spec)
         tuning = None if candidates is None else self._tuning(entry, candidates)
@@ -216,27 +238,29 @@ class _Planner:
             refused=refused,
         )
         shared = self._shared(entry, method, schedule) if refused is None else ""
-        return Place(point, cell if ready else None, tuning if refused is None else None, shared)
+        return PlannedPoint(
+            point, cell if ready else None, tuning if refused is None else None, shared
+        )
 
-    def _shared(self, entry: Entry, method: Method[Any, Any, Any], schedule: Schedule) -> str:
-        """What is to be said of facts with one key, as far as their texts tell."""
+    def _shared(self, entry: GridEntry, method: Method[Any, Any, Any], schedule: Schedule) -> str:
+        """Warn of facts with one key, as far as their texts tell."""
         groups = self.facts.shared_heads(entry.n, entry.seed, entry.order, "head")
         if not groups:
             return ""
         picked = self.facts.pick(
             n=entry.n, seed=entry.seed, order=entry.order, score=1, split="head"
         )
-        found = clashes(method, [case.edit for case in picked.cases], schedule, groups)
-        return explained(method, found) if found else ""
+        shared = clashes(method, [case.edit for case in picked.cases], schedule, groups)
+        return explained(method, shared) if shared else ""
 
     def _ridge(self, tuning: Tuning) -> float | None:
         middle = tuning.ridges[len(tuning.ridges) // 2] if self.guess else None
         return self.ridges.get(tuning.name, middle)
 
     def _cell(
-        self, entry: Entry, settings: Mapping[str, Any], schedule: str, **changes: Any
+        self, entry: GridEntry, settings: Mapping[str, Any], schedule: str, **changes: Any
     ) -> tuple[Cell, Method[Any, Any, Any]]:
-        """What an entry comes to with some settings."""
+        """The cell and the method of an entry with some settings."""
         refresh = str(Refresh.parse(entry.refresh))
         recipe = resolve(
             outline_of(entry.model), method=entry.method, layers=entry.layers, settings=settings
@@ -263,7 +287,7 @@ class _Planner:
         )
         return canonical(cell), recipe.build()
 
-    def _tuning(self, entry: Entry, ridges: tuple[float, ...]) -> Tuning:
+    def _tuning(self, entry: GridEntry, ridges: tuple[float, ...]) -> Tuning:
         """The cells by which an entry's ridge is chosen: carried ones where its facts are."""
         tune = self.spec.tuning
         assert tune is not None
@@ -272,31 +296,39 @@ class _Planner:
         carried = carries(entry.schedule) and self.rule == RULE
         size = min(entry.batch_size, tune.n)
         written = {
-            "batch_size": size, "schedule": entry.schedule if carried else "batch",
+            "batch_size": size,
+            "schedule": entry.schedule if carried else "batch",
             "refresh": entry.refresh if carried else "each-batch",
-        }  # fmt: skip
+        }
         tuned = entry.model_copy(update=written)
         rest = {k: v for k, v in entry.settings.items() if k != "ridge"}
         cells = [
             self._cell(
-                tuned, {**rest, "ridge": ridge}, str(schedule_of(tuned)), n=tune.n, score=count,
+                tuned,
+                {**rest, "ridge": ridge},
+                str(schedule_of(tuned)),
+                n=tune.n,
+                score=count,
                 # Those that are scored are not to be the ones that are written first.
-                order=int(carried and count < tune.n), split="tail",
-                when=("final" if carried else "immediate",), generation=False, general=None,
+                order=int(carried and count < tune.n),
+                split="tail",
+                when=("final" if carried else "immediate",),
+                generation=False,
+                general=None,
                 metrics=(),
             )[0]
             for ridge in ridges
-        ]  # fmt: skip
+        ]
         whom = tuned.model_dump(mode="json", include=set(WHOM))
         whom |= {"layers": list(cells[0].layers), "settings": rest}
         return Tuning(whom, ridges, tuple(cells))
 
-    def _check_scored(self, entry: Entry, n: int, score: int) -> None:
+    def _check_scored(self, entry: GridEntry, n: int, score: int) -> None:
         """Refuse facts that have no S."""
         picked = self.facts.pick(n=n, seed=entry.seed, order=0, score=score, split="tail")
         wanted = set(picked.scored)
-        told = [c for c in picked.cases if c.edit.id in wanted and c.edit.target_old is not None]
-        if not any(c.paraphrases for c in told) or not any(c.neighbours for c in told):
+        cases = [c for c in picked.cases if c.edit.id in wanted and c.edit.target_old is not None]
+        if not any(c.paraphrases for c in cases) or not any(c.neighbours for c in cases):
             raise InvalidStudy(no_score(self.facts.about.cases))
 
 
@@ -321,7 +353,7 @@ def _identity(method: Method[Any, Any, Any]) -> dict[str, Any]:
 
 
 def _refusal(
-    method: Method[Any, Any, Any], entry: Entry, schedule: Schedule, capacity: int
+    method: Method[Any, Any, Any], entry: GridEntry, schedule: Schedule, capacity: int
 ) -> str | None:
     """Why hard constraints do not fit, where they do not."""
     together = entry.n if schedule.carry and _accumulates(method) else entry.batch_size
@@ -339,17 +371,17 @@ def _ridge_of(method: Method[Any, Any, Any]) -> float | None:
 
 
 def _accumulates(method: Method[Any, Any, Any]) -> bool:
-    """Whether later batches know earlier ones."""
+    """True if later batches know earlier ones."""
     return isinstance(method, Accumulates) and method.accumulate
 
 
-def schedule_of(entry: Entry) -> Schedule:
-    """How a place of the grid writes its facts."""
+def schedule_of(entry: GridEntry) -> Schedule:
+    """Schedule of a place of the grid."""
     alone = entry.schedule in ("single", "sequential")
     return Schedule.parse(entry.schedule if alone else f"{entry.schedule}:{entry.batch_size}")
 
 
-def _every_layer(entry: Entry) -> list[Entry]:
+def _every_layer(entry: GridEntry) -> list[GridEntry]:
     """An entry, or one for each layer of its model that can be edited."""
     if entry.layers is not None:
         return [entry]
@@ -357,14 +389,17 @@ def _every_layer(entry: Entry) -> list[Entry]:
     return [entry.model_copy(update={"layers": (layer,)}) for layer in sites]
 
 
-def _model(entry: Entry, fingerprint: str) -> Model:
+def _model(entry: GridEntry, fingerprint: str) -> Model:
     find_dtype(entry.dtype)
-    found = outline_of(entry.model)
-    site = next(iter(found.architecture.sites.values()))
+    structure = outline_of(entry.model)
+    site = next(iter(structure.architecture.sites.values()))
     return Model(
-        name=entry.model, dtype=entry.dtype, fingerprint=fingerprint,
-        d_in=site.d_in, blocks=found.layers,
-    )  # fmt: skip
+        name=entry.model,
+        dtype=entry.dtype,
+        fingerprint=fingerprint,
+        d_in=site.d_in,
+        blocks=structure.layers,
+    )
 
 
 @cache

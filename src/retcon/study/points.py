@@ -1,4 +1,4 @@
-"""What a study is made of once its file is read: points, as they were named. No torch here."""
+"""Points: the places of a study's grid, as its author named them. No torch here."""
 
 from typing import Annotated, Literal, cast
 
@@ -31,7 +31,7 @@ Order = Annotated[int, Field(ge=0)] | Literal["clustered", "dispersed"]
 
 
 def carries(regime: str) -> bool:
-    """Whether earlier batches stay in the weights."""
+    """True if earlier batches stay in the weights."""
     return regime not in ("single", "batch")
 
 
@@ -44,9 +44,13 @@ class Frozen(BaseModel):
 class Point(Frozen):
     """One place of the grid, as the study's author named it, and the cell that answers it.
 
-    settings: those that the file gives; a tuned ridge is its number here, and `tuned` says so.
-    ridge, accumulate, capacity: what method and settings come to; capacity is d_in of the layer.
-    cell: None as long as a ridge is still to be tuned. refused: why it cannot be run at all.
+    Attributes:
+        settings: those that the file gives; a tuned ridge is its number here.
+        tuned: True if the ridge was chosen by S.
+        ridge, accumulate: as method and settings resolve.
+        capacity: d_in of the layer.
+        cell: None as long as a ridge is still to be tuned.
+        refused: why it cannot be run at all.
     """
 
     block: str
@@ -84,12 +88,12 @@ class Point(Frozen):
         return self.n if carries(self.schedule) else self.batch_size
 
 
-def renamed_option(said: object, name: str) -> object:
-    """A record of before data sets had options of their own: the one that zsRE had, as such."""
-    if not isinstance(said, dict) or "zsre_target" not in said:
-        return cast(object, said)
+def renamed_option(record: object, name: str) -> object:
+    """Rename the one option that zsRE had before data sets had options, in records of that time."""
+    if not isinstance(record, dict) or "zsre_target" not in record:
+        return cast(object, record)
     rest = {
-        key: value for key, value in cast(dict[str, object], said).items() if key != "zsre_target"
+        key: value for key, value in cast(dict[str, object], record).items() if key != "zsre_target"
     }
-    target = cast(dict[str, object], said)["zsre_target"]
+    target = cast(dict[str, object], record)["zsre_target"]
     return rest if target == "answers" else {**rest, name: {"target": target}}

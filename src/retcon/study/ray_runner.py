@@ -12,14 +12,14 @@ from typing import Any
 
 from retcon.errors import InvalidSetting, RetconError
 from retcon.registry import PLUGINS, loaded_plugins
-from retcon.study.worker import Ended, Task, Worker
+from retcon.study.worker import CellTask, Ended, Worker
 
 # Deaths of a worker, or of the node under it, after which a cell is given up.
 _RETRIES = 3
 
 
 def run_on_ray(
-    tasks: Sequence[Task], *, threads: int, device: str, workers: int, deadline: float | None
+    tasks: Sequence[CellTask], *, threads: int, device: str, workers: int, deadline: float | None
 ) -> Iterator[Ended]:
     """Run the tasks on as many workers (0: as the cluster has room for), in the order they end.
 
@@ -43,14 +43,14 @@ def run_on_ray(
             f"The Ray cluster has no room for a worker of {threads} threads on {device}: it has "
             f"{ray.cluster_resources()}. Give a study fewer `threads`, or start larger nodes."
         )
-    made = ray.remote(
+    actor = ray.remote(
         num_cpus=threads,
         num_gpus=int(device.startswith("cuda")),
         max_restarts=-1,
         max_task_retries=_RETRIES,
         runtime_env={"env_vars": _environment()},
     )(Worker)
-    everyone: list[Any] = [made.remote(threads, device) for _ in range(places)]
+    everyone: list[Any] = [actor.remote(threads, device) for _ in range(places)]
     try:
         yield from _share_out(ray, list(map(_whole_path, tasks)), list(everyone), deadline)
     finally:
@@ -59,10 +59,10 @@ def run_on_ray(
 
 
 def _share_out(
-    ray: Any, waiting: list[Task], idle: list[Any], deadline: float | None
+    ray: Any, waiting: list[CellTask], idle: list[Any], deadline: float | None
 ) -> Iterator[Ended]:
     """Give each worker that has nothing to do the next task."""
-    running: dict[Any, tuple[Any, Task]] = {}
+    running: dict[Any, tuple[Any, CellTask]] = {}
     while True:
         late = deadline is not None and time.monotonic() > deadline
         while idle and waiting and not late:
@@ -76,8 +76,8 @@ def _share_out(
         try:
             yield ray.get(ready)
         except ray.exceptions.RayActorError as error:
-            said = f"its worker died {_RETRIES + 1} times ({type(error).__name__})"
-            yield Ended(task.cell.id, "failed", (said,))
+            message = f"its worker died {_RETRIES + 1} times ({type(error).__name__})"
+            yield Ended(task.cell.id, "failed", (message,))
         except ray.exceptions.RayTaskError as error:
             # As it was raised, not with the worker's traceback for a message.
             cause = getattr(error, "cause", None)
@@ -85,12 +85,12 @@ def _share_out(
 
 
 def _environment() -> dict[str, str]:
-    """What a worker inherits: this process's settings, and the plugins that it has run."""
+    """Environment that a worker inherits: this process's settings and loaded plugins."""
     own = {k: v for k, v in os.environ.items() if k.startswith("RETCON_")}
     return own | {PLUGINS: os.pathsep.join(map(str, loaded_plugins().values()))}
 
 
-def _whole_path(task: Task) -> Task:
+def _whole_path(task: CellTask) -> CellTask:
     """The task with whole paths, since a worker's own folder is another than this process's."""
     cell = task.cell
     if Path(cell.name).is_dir():
@@ -99,7 +99,7 @@ def _whole_path(task: Task) -> Task:
 
 
 def _room(resources: Mapping[str, float], threads: int, device: str) -> int:
-    """How many workers fit."""
+    """Number of workers that fit."""
     places = int(resources.get("CPU", 0)) // threads
     if device.startswith("cuda"):
         return min(places, int(resources.get("GPU", 0)))

@@ -20,14 +20,16 @@ from retcon.study.cells import Cell
 from retcon.study.checking import check
 from retcon.study.finished import DONE, ENVIRONMENT, checked, damage
 from retcon.study.packed import ROWS, STEPS, Pack, open_pack
-from retcon.study.planning import Plan, plan, warned_of
-from retcon.study.reading import (
+from retcon.study.planning import StudyPlan, plan, warned_of
+from retcon.study.spec import Spec, load_spec
+from retcon.study.store import CellFolder, check_there
+from retcon.study.study import (
     FILE,
     FORMAT,
     STUDY,
     TUNED,
-    Record,
     Study,
+    StudyRecord,
     Tuned,
     TuningRule,
     holds_study,
@@ -35,10 +37,8 @@ from retcon.study.reading import (
     read_study,
     study_of,
 )
-from retcon.study.spec import Spec, load_spec
-from retcon.study.store import CellFolder, check_there
 from retcon.study.tuning import RULE, choose_ridges
-from retcon.study.worker import Ended, Task, Worker
+from retcon.study.worker import CellTask, Ended, Worker
 
 # A model's name and dtype.
 Loaded = tuple[str, str]
@@ -46,15 +46,20 @@ Loaded = tuple[str, str]
 EXECUTORS = ("local", "ray")
 
 
-class Outcome(NamedTuple):
-    """How far a study is after a run.
+class StudyOutcome(NamedTuple):
+    """Outcome of a run of a study.
 
-    made: those of the done that this run has finished. busy: who is at work on it, by cell that
-    another process has taken. failed: why, by cell. notes: what was damaged and has been run again.
+    Attributes:
+        done: number of cells that are finished.
+        own: those that this run has finished.
+        cells: number of cells.
+        busy: by cell that another process has taken, who is at work on it.
+        failed: reason by cell.
+        notes: what was damaged and has been run again.
     """
 
     done: int
-    made: int
+    own: int
     cells: int
     busy: dict[str, str]
     failed: dict[str, str]
@@ -107,8 +112,17 @@ def run_cells(
     workers: int = 0,
     limit: float | None = None,
     progress: Progress = silent,
-) -> Outcome:
-    """Run the cells of a study that are not done yet. limit: seconds after which none is begun.
+) -> StudyOutcome:
+    """Run the cells of a study that are not done yet.
+
+    Args:
+        spec: the study file.
+        folder: of the study; made if need be.
+        data: folder of the file of facts.
+        executor: `local`, or `ray`.
+        workers: of Ray; 0: as many as fit.
+        limit: seconds after which no cell is begun.
+        progress: is told what is done.
 
     Raises:
         InvalidStudy: the spec cannot be run, or the folder is another study's.
@@ -147,31 +161,31 @@ class _Run:
                 f"{self.folder} holds the study {known.record.name!r}, and this one is "
                 f"{self.spec.name!r}. Give each study a folder of its own."
             )
-        made = warned_of(self._plan())
+        study = warned_of(self._plan())
         if known is not None:
-            check_same(known.record, made)
+            check_same(known.record, study)
         if self.pack is not None:
             for name in (ROWS, STEPS):
                 self.pack.read(name)
         self._threads()
         check_writable(self.folder / "study.json")
 
-    def to_the_end(self) -> Outcome:
+    def to_the_end(self) -> StudyOutcome:
         """Run what can be run; tuning first, because the cells behind it depend on its outcome."""
         make_folder(self.folder)
         worker = Worker(self._threads(), self.spec.device)
         fingerprints = self._fingerprints(worker)
         while True:
-            made = self._planned(fingerprints, worker.threads)
+            plan = self._planned(fingerprints, worker.threads)
             waiting = [
-                cell for cell in made.cells if cell.id not in self.ended and not self._is_done(cell)
+                cell for cell in plan.cells if cell.id not in self.ended and not self._is_done(cell)
             ]
             late = self.deadline is not None and time.monotonic() > self.deadline
             if not waiting or late:
-                return self._outcome(made)
+                return self._outcome(plan)
             make_folder(self.folder / "cells")
             tasks = [
-                Task(cell, *made.cases(cell), self._path(cell), made.beside(cell))
+                CellTask(cell, *plan.cases(cell), self._path(cell), plan.beside(cell))
                 for cell in waiting
             ]
             self.progress("cells", 0, len(tasks))
@@ -180,29 +194,29 @@ class _Run:
                 self.notes += ended.notes if ended.state == "done" else ()
                 self.progress("cells", number, len(tasks))
 
-    def _planned(self, fingerprints: Mapping[Loaded, str], threads: int) -> Plan:
+    def _planned(self, fingerprints: Mapping[Loaded, str], threads: int) -> StudyPlan:
         """The plan as it is now, with the ridges that finished cells have decided; written down."""
-        made = self._plan(fingerprints=fingerprints)
-        self._mend(made)
-        known = Study(self.folder, self._record(made, threads))
-        tuned = choose_ridges(made.tunings, self.spec, known)
+        plan = self._plan(fingerprints=fingerprints)
+        self._mend(plan)
+        known = Study(self.folder, self._record(plan, threads))
+        tuned = choose_ridges(plan.tunings, self.spec, known)
         if tuned:
-            made = self._plan(fingerprints=fingerprints, tuned=tuned)
-            self._mend(made)
-        self._keep(self._record(made, threads), tuned)
-        return made
+            plan = self._plan(fingerprints=fingerprints, tuned=tuned)
+            self._mend(plan)
+        self._keep(self._record(plan, threads), tuned)
+        return plan
 
-    def _plan(self, **known: Any) -> Plan:
+    def _plan(self, **known: Any) -> StudyPlan:
         return plan(self.spec, data=self.data, rule=self._rule(), **known)
 
     def _rule(self) -> TuningRule:
-        """How ridges are chosen: as the folder was begun, lest they be others when it goes on."""
+        """The rule by which ridges are chosen: the folder's own, so that it never changes."""
         known = self._known()
         return RULE if known is None else known.record.tuning
 
-    def _mend(self, made: Plan) -> None:
+    def _mend(self, plan: StudyPlan) -> None:
         """Move finished cells that are damaged out of the way, so that they are run again."""
-        for cell in made.cells:
+        for cell in plan.cells:
             folder = CellFolder(self._path(cell))
             if cell.id in self.sound or not folder.done:
                 continue
@@ -218,15 +232,24 @@ class _Run:
                     self.ended.pop(cell.id, None)
                     self.notes.append(f"{why} It was moved to {aside.name} and is run again.")
 
-    def _record(self, made: Plan, threads: int) -> Record:
-        return Record(
-            format=FORMAT, name=self.spec.name, description=self.spec.description,
-            threads=threads, models=made.models, data=made.data, points=made.points,
-            device=self.spec.device, corpora=made.corpora, plugins=made.plugins,
-            tuning=self._rule(), warnings=made.warnings, findings=tuple(self.spec.findings),
-        )  # fmt: skip
+    def _record(self, plan: StudyPlan, threads: int) -> StudyRecord:
+        return StudyRecord(
+            format=FORMAT,
+            name=self.spec.name,
+            description=self.spec.description,
+            threads=threads,
+            models=plan.models,
+            data=plan.data,
+            points=plan.points,
+            device=self.spec.device,
+            corpora=plan.corpora,
+            plugins=plan.plugins,
+            tuning=self._rule(),
+            warnings=plan.warnings,
+            findings=tuple(self.spec.findings),
+        )
 
-    def _keep(self, record: Record, tuned: Sequence[Tuned]) -> None:
+    def _keep(self, record: StudyRecord, tuned: Sequence[Tuned]) -> None:
         """Write what the folder is of."""
         check_there(self.folder)
         if self._is_pack_of(record, tuned):
@@ -248,18 +271,18 @@ class _Run:
             ignored = b"*.lock\nstep-*\n.*\n!.gitignore\n"
             write_whole(self.folder / ".gitignore", lambda work: work.write_bytes(ignored))
 
-    def _is_pack_of(self, record: Record, tuned: Sequence[Tuned]) -> bool:
-        """Whether the folder is a pack alone that says all this: then it is left as it is."""
+    def _is_pack_of(self, record: StudyRecord, tuned: Sequence[Tuned]) -> bool:
+        """True if the folder is a pack alone that says all this: then it is left as it is."""
         if self.pack is None or (self.folder / STUDY).exists():
             return False
         with suppress(InvalidStudy):
             known = read_study(self.folder)
-            said = known.record, known.tuned, read_file(self.folder)
-            return said == (record, tuple(tuned), self.spec.text)
+            content = known.record, known.tuned, read_file(self.folder)
+            return content == (record, tuple(tuned), self.spec.text)
         return False
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
-        """Of each model: as the folder has them, or of the model loaded now."""
+        """Fingerprint of each model: as the folder has it, or of the model loaded now."""
         known = self._known()
         of = (
             {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
@@ -270,39 +293,42 @@ class _Run:
             of[key] = of.get(key) or worker.model(*key, self.progress).fingerprint
         return of
 
-    def _executed(self, tasks: Sequence[Task], worker: Worker) -> Iterator[Ended]:
+    def _executed(self, tasks: Sequence[CellTask], worker: Worker) -> Iterator[Ended]:
         if self.executor == "local":
             return run_here(tasks, worker, self.deadline, self.progress)
         from retcon.study.ray_runner import run_on_ray
 
         return run_on_ray(
-            tasks, threads=worker.threads, device=self.spec.device,
-            workers=self.workers, deadline=self.deadline,
-        )  # fmt: skip
+            tasks,
+            threads=worker.threads,
+            device=self.spec.device,
+            workers=self.workers,
+            deadline=self.deadline,
+        )
 
-    def _outcome(self, made: Plan) -> Outcome:
-        states = [(cell.id, self.ended.get(cell.id)) for cell in made.cells]
+    def _outcome(self, plan: StudyPlan) -> StudyOutcome:
+        states = [(cell.id, self.ended.get(cell.id)) for cell in plan.cells]
         failed = {c: e.notes[-1] for c, e in states if e is not None and e.state == "failed"}
-        finished = {cell.id for cell in made.cells if self._is_done(cell)}
+        finished = {cell.id for cell in plan.cells if self._is_done(cell)}
         busy = {
             c: e.notes[-1]
             for c, e in states
             if e is not None and e.state == "busy" and c not in finished
         }
         own = sum(e is not None and e.state == "done" for _, e in states)
-        return Outcome(len(finished), own, len(made.cells), busy, failed, tuple(self.notes))
+        return StudyOutcome(len(finished), own, len(plan.cells), busy, failed, tuple(self.notes))
 
     def _threads(self) -> int:
         """The number of threads that the study was begun with: bits depend on it."""
-        known, asked = self._known(), self.spec.threads
+        known, wanted = self._known(), self.spec.threads
         begun = _threads_of_cells(self.folder) if known is None else known.record.threads
-        if begun is not None and asked not in (None, begun):
+        if begun is not None and wanted not in (None, begun):
             raise InvalidStudy(
-                f"{self.folder} was begun with {begun} threads, and the study asks for {asked}: "
+                f"{self.folder} was begun with {begun} threads, and the study asks for {wanted}: "
                 f"the last bits of a score depend on it. Put `threads: {begun}`, or take another "
                 f"folder."
             )
-        return begun or asked or torch.get_num_threads()
+        return begun or wanted or torch.get_num_threads()
 
     def _known(self) -> Study | None:
         return read_study(self.folder) if holds_study(self.folder) else None
@@ -321,11 +347,15 @@ class _Run:
 
 
 def run_here(
-    tasks: Sequence[Task], worker: Worker, deadline: float | None, progress: Progress
+    tasks: Sequence[CellTask], worker: Worker, deadline: float | None, progress: Progress
 ) -> Iterator[Ended]:
     """Run the tasks in their order, in this process.
 
-    deadline: `time.monotonic()` after which none is begun.
+    Args:
+        tasks: cells to be run.
+        worker: holds the model.
+        deadline: `time.monotonic()` after which none is begun.
+        progress: is told what is done.
     """
     for task in tasks:
         if deadline is not None and time.monotonic() > deadline:
@@ -333,32 +363,32 @@ def run_here(
         yield worker.run(task, progress)
 
 
-def check_same(known: Record, made: Plan) -> None:
+def check_same(known: StudyRecord, plan: StudyPlan) -> None:
     """Refuse to go on on other facts, another corpus or another kind of device.
 
     Raises:
         InvalidStudy: something of the same name is another than the folder was begun with.
     """
-    old, new = known.data, made.data
-    if old.cases == new.cases and old.sha256 != new.sha256 and made.spec.data.sha256 is None:
+    old, new = known.data, plan.data
+    if old.cases == new.cases and old.sha256 != new.sha256 and plan.spec.data.sha256 is None:
         raise InvalidStudy(
             f"{new.cases} is not the file that this folder was begun with: its sha256 is "
             f"{new.sha256}, not {old.sha256}. Bring that one (--data), or run the study into "
             f"another folder."
         )
-    for name, content in made.plugins.items():
+    for name, content in plan.plugins.items():
         if known.plugins.get(name, content) != content:
             raise InvalidStudy(
                 f"The plugin {name} is not the file that this folder was begun with. Bring that "
                 f"one back, or run the study into another folder."
             )
-    for name, content in made.corpora.items():
+    for name, content in plan.corpora.items():
         if known.corpora.get(name, content) != content:
             raise InvalidStudy(
                 f"The corpus {name} is not the file that this folder was begun with. Bring that "
                 f"one back, or run the study into another folder."
             )
-    kinds = [name.partition(":")[0] for name in (known.device, made.spec.device)]
+    kinds = [name.partition(":")[0] for name in (known.device, plan.spec.device)]
     if kinds[0] != kinds[1]:
         raise InvalidStudy(
             f"This folder was begun on {kinds[0]}, and the study asks for {kinds[1]}: scores "
@@ -367,9 +397,9 @@ def check_same(known: Record, made: Plan) -> None:
 
 
 def _threads_of_cells(folder: Path) -> int | None:
-    """What finished cells were run with, where the record of the study is lost."""
+    """Threads that finished cells were run with, for where the record of the study is lost."""
     for path in sorted(folder.glob(f"cells/*/{DONE}")):
         with suppress(DamagedCell, ValueError, KeyError, TypeError):
-            made = checked(path.parent, ENVIRONMENT).read_text(encoding="utf-8")
-            return int(json.loads(made)["threads"])
+            text = checked(path.parent, ENVIRONMENT).read_text(encoding="utf-8")
+            return int(json.loads(text)["threads"])
     return None

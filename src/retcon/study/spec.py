@@ -40,13 +40,15 @@ class _Strict(BaseModel):
 
 
 class DataSpec(_Strict):
-    """Which facts.
+    """The facts of a study.
 
-    cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter`, `toyworld` or
-    `toyworld-small`. unique_subjects: keep one fact a subject, the first in the seeded order.
-    sha256: what the file must be, so that a study does not silently become another. options: of the
-    data set, by name, as {target: alt} of zsRE. skip_bad: go on without the records of which no
-    fact can be made; the study says how many.
+    Attributes:
+        cases: a file (of `--data`, of RETCON_DATA, or beside the study file), `starter`, `toyworld`
+            or `toyworld-small`.
+        unique_subjects: keep one fact a subject, the first in the seeded order.
+        sha256: of the file, so that a study does not silently become another.
+        options: of the data set, by name, as {target: alt} of zsRE.
+        skip_bad: go on without the records of which no fact can be made; the study says how many.
     """
 
     cases: str
@@ -57,12 +59,17 @@ class DataSpec(_Strict):
 
 
 class TuningSpec(_Strict):
-    """How a ridge that is `tuned` is chosen.
+    """The way in which a ridge that is `tuned` is chosen.
 
     For each batch size and layer by S, on facts from the end of the seeded order, none of which is
     scored with that seed: of batches on the untouched model, and where facts are carried by the
     final S of as many carried in the same way. It is the largest ridge whose S is within one
-    standard error of the highest. n: so many facts. score: so many of them are scored (0: all).
+    standard error of the highest.
+
+    Attributes:
+        ridges: candidates.
+        n: facts to tune on.
+        score: how many of them are scored (0: all).
     """
 
     ridges: Annotated[list[Ridge], Field(min_length=1, max_length=100)]
@@ -71,17 +78,21 @@ class TuningSpec(_Strict):
 
 
 class Axes(_Strict):
-    """What a block says, or `defaults` says for all blocks; a list spans an axis.
+    """Keys of a block, or of `defaults` for all blocks; a list spans an axis.
 
-    layer: a number, several, or `all`; or layers: the layers of one run (a list of lists spans).
-    batch_size: of schedules with batches (of adaptive-aimd the first and smallest, of
-    adaptive-energy the largest); `n` is one batch of all facts. order: 0 is the seeded order,
-    another number another order of the same facts; clustered has facts with similar keys one behind
-    the other, dispersed far apart. score: how many facts are scored (0: all): the first ones of the
-    seeded order, so carried facts of which a part is scored are never written in order 0 (and in
-    order 1 if nothing is said). general: read held-out text, and so many items of each task of
-    `--data`, before, in between and after. metrics: names of metrics that need more than scores of
-    prompts, such as those of plugins.
+    Attributes:
+        layer: a number, several, or `all`.
+        layers: the layers of one run (a list of lists spans), in place of `layer`.
+        batch_size: of schedules with batches (of adaptive-aimd the first and smallest, of
+            adaptive-energy the largest); `n` is one batch of all facts.
+        order: 0 is the seeded order, another number another order of the same facts; clustered has
+            facts with similar keys one behind the other, dispersed far apart.
+        score: how many facts are scored (0: all): the first ones of the seeded order, so carried
+            facts of which a part is scored are never written in order 0 (and in order 1 by
+            default).
+        general: read held-out text, and so many items of each task of `--data`, before, in between
+            and after.
+        metrics: names of metrics that need more than scores of prompts, such as those of plugins.
     """
 
     model: Axis[str] | None = None
@@ -109,8 +120,12 @@ class Block(Axes):
     name: str
 
 
-class Entry(Frozen):
-    """One place of the grid before a model is known. layer: None is every layer."""
+class GridEntry(Frozen):
+    """One place of the grid before a model is known.
+
+    Attributes:
+        layers: None is every layer.
+    """
 
     block: str
     model: str
@@ -134,8 +149,10 @@ class Entry(Frozen):
 class Spec(_Strict):
     """A study. Facts are looked for beside its file too, a model's folder in the working one.
 
-    plugins: Python files beside the study's, which are run: their methods, batch rules and so on
-    can be named in it. findings: claims that the report tests, by the name of a set or of one.
+    Attributes:
+        plugins: Python files beside the study's, which are run: their methods, batch rules and so
+            on can be named in it.
+        findings: claims that the report tests, by the name of a set or of one.
     """
 
     retcon_study: int
@@ -156,7 +173,7 @@ class Spec(_Strict):
     folder: Annotated[Path, Field(exclude=True, repr=False)] = Path()
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[GridEntry, ...]:
         """Every place of the grid, in the file's order; of a block's axes the last turns fastest.
 
         Raises:
@@ -173,13 +190,13 @@ class Spec(_Strict):
         return tuple(entry for each in spanned for entry in _entries(*each))
 
     def _spanned(self, block: Block) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        """What a block says with its defaults, and the values of every axis."""
-        own, said = _given(block), _given(self.defaults)
+        """Keys of a block with its defaults, and the values of every axis."""
+        own, keys = _given(block), _given(self.defaults)
         if own.keys() & {"layer", "layers"}:
-            said = {k: v for k, v in said.items() if k not in ("layer", "layers")}
-        said |= own
-        said["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
-        return said, _axes(said, self, f"block {block.name!r}")
+            keys = {k: v for k, v in keys.items() if k not in ("layer", "layers")}
+        keys |= own
+        keys["settings"] = {**(self.defaults.settings or {}), **(block.settings or {})}
+        return keys, _axes(keys, self, f"block {block.name!r}")
 
 
 _INTERNAL = ("text", "folder")
@@ -226,21 +243,21 @@ def parse_spec(text: str, path: Path = Path("study.yaml")) -> Spec:
     Raises:
         InvalidStudy: as `load_spec`.
     """
-    said = read_yaml(text, str(path))
-    if not isinstance(said, dict) or "retcon_study" not in said:
+    keys = read_yaml(text, str(path))
+    if not isinstance(keys, dict) or "retcon_study" not in keys:
         raise InvalidStudy(
             f"{path} is no study file: it must begin with `retcon_study: {VERSION}`."
         )
-    if said["retcon_study"] != VERSION:
+    if keys["retcon_study"] != VERSION:
         raise InvalidStudy(
-            f"{path} is of version {said['retcon_study']!r}; this Retcon reads {VERSION}. "
+            f"{path} is of version {keys['retcon_study']!r}; this Retcon reads {VERSION}. "
             f"Update Retcon, or write the file for this version (`retcon study schema`)."
         )
-    _load_plugins(said.get("plugins") or (), path)
+    _load_plugins(keys.get("plugins") or (), path)
     try:
         # What is no key of the file: as no key at all, lest it be overwritten here.
-        said = {f"{k} " if k in _INTERNAL else k: v for k, v in said.items()}
-        spec = Spec.model_validate({**said, "text": bare(text), "folder": path.parent})
+        keys = {f"{k} " if k in _INTERNAL else k: v for k, v in keys.items()}
+        spec = Spec.model_validate({**keys, "text": bare(text), "folder": path.parent})
     except ValidationError as error:
         place, why = explain(error, _OWNERS)
         raise InvalidStudy(f"{located(path, text, place)}: {why}") from None
@@ -283,9 +300,14 @@ def json_schema() -> dict[str, Any]:
 LISTS = ("prefix_tokens",)
 _SPANNED = ("model", "dtype", "method", "schedule", "n", "batch_size", "seed", "order", "refresh")
 _DEFAULTS: Mapping[str, Any] = {
-    "seed": 0, "order": None, "refresh": "each-batch", "score": 0, "batch_size": None,
-    "when": ["pre", "immediate", "final"], "generation": False,
-}  # fmt: skip
+    "seed": 0,
+    "order": None,
+    "refresh": "each-batch",
+    "score": 0,
+    "batch_size": None,
+    "when": ["pre", "immediate", "final"],
+    "generation": False,
+}
 
 
 def _check_count(blocks: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]) -> None:
@@ -294,25 +316,25 @@ def _check_count(blocks: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]) -> N
     if sum(counts.values()) <= MOST_PLACES:
         return
     name, axes = max(blocks, key=lambda block: counts[block[0]])
-    said = " × ".join(f"{axis} {len(v):,}" for axis, v in axes.items() if len(v) > 1)
+    spans = " × ".join(f"{axis} {len(v):,}" for axis, v in axes.items() if len(v) > 1)
     raise InvalidStudy(
         f"the grid has {sum(counts.values()):,} places, and at most {MOST_PLACES:,} are planned. "
-        f"Block {name!r} alone spans {said}: shorten an axis, or make several studies."
+        f"Block {name!r} alone spans {spans}: shorten an axis, or make several studies."
     )
 
 
 def _entries(
-    block: Block, said: Mapping[str, Any], axes: Mapping[str, list[Any]]
-) -> Iterator[Entry]:
+    block: Block, keys: Mapping[str, Any], axes: Mapping[str, list[Any]]
+) -> Iterator[GridEntry]:
     """The places of a block, each once: a batch of n is of some n a size that is listed too."""
     where = f"block {block.name!r}"
     for name, values in axes.items():
         _distinct(values, f"{where}: {name}")
-    _check_when(said.get("when", _DEFAULTS["when"]), axes["schedule"], block, where)
+    _check_when(keys.get("when", _DEFAULTS["when"]), axes["schedule"], block, where)
     known: set[str] = set()
     for values in product(*axes.values()):
         place = dict(zip(axes, values, strict=True))
-        entry = _entry(block.name, place, said, where)
+        entry = _entry(block.name, place, keys, where)
         key = repr(list(vars(entry).values()))
         if key not in known:
             known.add(key)
@@ -323,15 +345,15 @@ def _given(axes: Axes) -> dict[str, Any]:
     return {k: v for k, v in axes if v is not None and k not in ("name", "settings")}
 
 
-def _axes(said: dict[str, Any], spec: Spec, where: str) -> dict[str, list[Any]]:
+def _axes(keys: dict[str, Any], spec: Spec, where: str) -> dict[str, list[Any]]:
     """The values of every axis. A setting's axis is named `settings.` and its name."""
-    known = {"model": spec.model, "dtype": spec.dtype, **_DEFAULTS, **said}
+    known = {"model": spec.model, "dtype": spec.dtype, **_DEFAULTS, **keys}
     for name in ("model", "method", "schedule", "n"):
         if known.get(name) is None:
             raise InvalidStudy(f"{where}: {name} is missing. Give it there or in defaults.")
     axes = {name: _several(known[name]) for name in (*_SPANNED, "score")}
     axes["layers"] = _layers(known, where)
-    for name, value in said["settings"].items():
+    for name, value in keys["settings"].items():
         one = name in LISTS and not any(isinstance(part, list) for part in _several(value))
         axes[f"settings.{name}"] = [value] if one else _several(value)
     return axes
@@ -374,8 +396,8 @@ def _layers(known: Mapping[str, Any], where: str) -> list[tuple[int, ...] | None
     if "layer" in known and "layers" in known:
         raise InvalidStudy(f"{where}: give either layer or layers, not both.")
     if "layers" in known:
-        said = known["layers"]
-        sets = said if said and isinstance(said[0], list) else [said]
+        value = known["layers"]
+        sets = value if value and isinstance(value[0], list) else [value]
         for layers in sets:
             _distinct(layers, f"{where}: layers")
             _check_layers(layers, where)
@@ -400,7 +422,7 @@ def _check_layers(layers: list[int], where: str) -> None:
         )
 
 
-def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: str) -> Entry:
+def _entry(block: str, place: dict[str, Any], keys: Mapping[str, Any], where: str) -> GridEntry:
     n, size, schedule = place["n"], place["batch_size"], place["schedule"]
     whole = schedule not in ("single", "sequential")
     if whole and size is None:
@@ -416,10 +438,10 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
             f"{where}: a batch of {size} facts is larger than n = {n}. Raise n, or leave that "
             f"batch size out."
         )
-    when = said.get("when", _DEFAULTS["when"])
+    when = keys.get("when", _DEFAULTS["when"])
     carried = carries(schedule)
     score = min(place["score"], n) or n
-    return Entry(
+    return GridEntry(
         **{k: place[k] for k in ("model", "dtype", "method", "layers", "schedule", "n", "seed")},
         block=block,
         settings={k.removeprefix("settings."): v for k, v in place.items() if "." in k},
@@ -428,9 +450,9 @@ def _entry(block: str, place: dict[str, Any], said: Mapping[str, Any], where: st
         refresh=place["refresh"],
         score=score,
         when=tuple(w for w in when if carried or w in ("pre", "immediate")),
-        generation=said.get("generation", False),
-        general=said.get("general") if carried else None,
-        metrics=tuple(said.get("metrics") or ()),
+        generation=keys.get("generation", False),
+        general=keys.get("general") if carried else None,
+        metrics=tuple(keys.get("metrics") or ()),
     )
 
 

@@ -42,19 +42,24 @@ from retcon.study.parts import End, Part, load_part, part_of, write_part
 
 @dataclass(frozen=True)
 class CellFolder:
-    """The folder of one cell. identity: the cell's, where the folder is called something else."""
+    """The folder of one cell.
+
+    Attributes:
+        path: where it is.
+        identity: the cell's, where the folder is called something else.
+    """
 
     path: Path
     identity: str | None = None
 
     @property
     def cell(self) -> str:
-        """Whose what is in here has to be."""
+        """Id of the cell that everything in here has to be of."""
         return self.identity or self.path.name
 
     @property
     def done(self) -> bool:
-        """Whether the cell has been finished."""
+        """True if the cell has been finished."""
         return (self.path / DONE).exists()
 
     @contextmanager
@@ -86,7 +91,13 @@ class CellFolder:
         carried: bool,
         end: End | None,
     ) -> Part:
-        """Keep steps and what was seen of them. first: the index of the first of them.
+        """Keep steps and what was seen of them.
+
+        Args:
+            first: the index of the first of them.
+            seen: the steps, with rows and records.
+            carried: False where later batches meet the untouched model.
+            end: in the last part, where edits are carried.
 
         Raises:
             StorageError: no space; what was committed before is as it was.
@@ -96,12 +107,14 @@ class CellFolder:
         return write_part(target, part_of(self.cell, first), seen, carried=carried, end=end)
 
     def parts(self, device: str = "cpu") -> tuple[list[Part], str | None]:
-        """The parts of an unfinished run, and what is wrong with the first one that is damaged.
+        """Load the parts of an unfinished run, and say what is wrong with one that is damaged.
 
-        That one and those behind it are removed: their batches will be run again. device: on which
-        the run goes on.
+        That one and those behind it are removed: their batches will be run again.
+
+        Args:
+            device: on which the run goes on.
         """
-        found: list[Part] = []
+        parts: list[Part] = []
         expected = 0
         files = sorted(self.path.glob("step-*.safetensors"))
         for number, path in enumerate(files):
@@ -113,15 +126,18 @@ class CellFolder:
                 with storing(self.path):
                     for later in files[number:]:
                         later.unlink(missing_ok=True)
-                return found, f"{path} is damaged ({error}): run again from its first batch."
+                return parts, f"{path} is damaged ({error}): run again from its first batch."
             expected += len(part.records)
-            found.append(part)
-        return found, None
+            parts.append(part)
+        return parts, None
 
     def finish(self, parts: Sequence[Part], pre: Sequence[Observation], device: str) -> None:
         """Put the parts together, and mark the cell as done.
 
-        pre: rows of the untouched model. device: the model was on.
+        Args:
+            parts: of the whole run.
+            pre: rows of the untouched model.
+            device: that the model was on.
         """
         check_there(self.path)
         rows = pl.concat([table(pre), *(part.rows for part in parts)])
@@ -142,10 +158,12 @@ class CellFolder:
     def note_failure(self, message: str, trace: str | None = None) -> None:
         """Keep why the cell could not be finished; what it has seen so far stays in its parts.
 
-        trace: of an error that nobody has foreseen.
+        Args:
+            message: for the user.
+            trace: of an error that nobody has foreseen.
         """
-        said = {"error": message, "trace": trace}
-        save_record(self.path / FAILED, said, cell_of(self.cell), sync=True)
+        record = {"error": message, "trace": trace}
+        save_record(self.path / FAILED, record, cell_of(self.cell), sync=True)
 
     def set_aside(self) -> Path:
         """Move a damaged cell out of the way; nothing of it is lost."""
@@ -183,7 +201,7 @@ def check_there(folder: Path) -> None:
 
 
 def environment() -> dict[str, object]:
-    """What made a cell: versions that can change a number, threads, and the machine's kind."""
+    """Versions that can change a number, threads, and the machine's kind."""
     packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
     commit = _commit()
     return {

@@ -1,4 +1,4 @@
-"""Ridges that are chosen by S: among which, for whom, and on which cells."""
+"""Choose ridges by S: the candidates, the places that a choice is for, and the cells behind it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from retcon.method.entries import find_method
 from retcon.scoring.intervals import Statistic, combine
 from retcon.scoring.metrics import level
 from retcon.study.cells import Cell
-from retcon.study.reading import Study, Tuned, TuningRule
-from retcon.study.spec import Entry, Ridge, Spec
+from retcon.study.spec import GridEntry, Ridge, Spec
+from retcon.study.study import Study, Tuned, TuningRule
 
 _TUNED = "tuned"
 # Candidates that a block names itself.
@@ -23,8 +23,16 @@ _Own = Annotated[
 ]
 # For whom a ridge is chosen: the fields that `Tuned` shares with a tuning.
 WHOM: tuple[str, ...] = (
-    "model", "dtype", "method", "layers", "settings", "batch_size", "seed", "schedule", "refresh",
-)  # fmt: skip
+    "model",
+    "dtype",
+    "method",
+    "layers",
+    "settings",
+    "batch_size",
+    "seed",
+    "schedule",
+    "refresh",
+)
 # How studies choose that are begun now.
 RULE: TuningRule = "one standard error"
 
@@ -39,18 +47,18 @@ class Tuning:
 
     @property
     def name(self) -> str:
-        """What tells it from others."""
+        """Name that no other choice has."""
         return name_of(self.for_whom, self.ridges)
 
 
-def candidates_of(entry: Entry, spec: Spec) -> tuple[float, ...] | None:
-    """Among which ridges one is chosen; None where the file names the ridge, or none.
+def candidates_of(entry: GridEntry, spec: Spec) -> tuple[float, ...] | None:
+    """Candidates for a ridge; None where the file names the ridge, or none.
 
     Raises:
         InvalidStudy: the method has no ridge, or the file does not say how to choose it.
     """
-    said = entry.settings.get("ridge")
-    if said != _TUNED and not isinstance(said, dict):
+    ridge = entry.settings.get("ridge")
+    if ridge != _TUNED and not isinstance(ridge, dict):
         return None
     if "ridge" not in find_method(entry.method).settings():
         raise InvalidStudy(
@@ -58,7 +66,7 @@ def candidates_of(entry: Entry, spec: Spec) -> tuple[float, ...] | None:
         )
     if spec.tuning is None:
         raise InvalidStudy("a ridge is `tuned`, and the study has no `tuning`: add its ridges.")
-    return tuple(spec.tuning.ridges) if said == _TUNED else _own(said)
+    return tuple(spec.tuning.ridges) if ridge == _TUNED else _own(ridge)
 
 
 def choose_ridges(tunings: Sequence[Tuning], spec: Spec, study: Study) -> tuple[Tuned, ...]:
@@ -102,14 +110,14 @@ def _not_told_from(one: Statistic, best: Statistic) -> bool:
     return gap.value <= (gap.error or 0.0)
 
 
-def _own(said: object) -> tuple[float, ...]:
+def _own(ridge: object) -> tuple[float, ...]:
     """The ridges of `{tuned: [0.1, 1, 10]}`: methods differ in what a ridge is of."""
     try:
-        return TypeAdapter(_Own).validate_python(said)["tuned"]
+        return TypeAdapter(_Own).validate_python(ridge)["tuned"]
     except ValidationError as error:
         raise InvalidStudy(
-            f"ridge: {said} is no choice of ridges. Write `tuned`, or {{tuned: [0.1, 1, 10]}} with "
-            f"numbers of 0 or more, at most 100."
+            f"ridge: {ridge} is no choice of ridges. Write `tuned`, or {{tuned: [0.1, 1, 10]}} "
+            f"with numbers of 0 or more, at most 100."
         ) from error
 
 
@@ -122,5 +130,5 @@ def no_score(cases: str) -> str:
 
 
 def name_of(whom: Mapping[str, Any], ridges: tuple[float, ...]) -> str:
-    """What tells a choice from others: for whom it is, and among which ridges."""
+    """Name of a choice of a ridge, made of its place and its candidates."""
     return json.dumps([whom, ridges], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Whether a study's folder holds what was written, and each place of the grid its own cell."""
+"""Verify that a study's folder holds what was written, and each place of the grid its own cell."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +11,7 @@ from retcon.sealed_tensors import check
 from retcon.study.cells import Cell
 from retcon.study.packed import ROWS, STEPS, Pack
 from retcon.study.points import Point
-from retcon.study.reading import FILE, STUDY, TUNED, Study, study_of
+from retcon.study.study import FILE, STUDY, TUNED, Study, study_of
 
 # What a place and its cell both have. A cell's schedule may be another one that gives the same.
 _SHARED = ("dtype", "n", "seed", "order", "when", "score", "generation", "metrics")
@@ -20,7 +20,7 @@ _SHARED = ("dtype", "n", "seed", "order", "when", "score", "generation", "metric
 def verify(study: Study, progress: Progress = silent) -> list[Looked]:
     """Look at the records, finished cells, parts of unfinished ones and places of a study.
 
-    Of a pack its tables are looked at first. Cells of one whose tables are damaged are left out:
+    The tables of a pack are checked first. Cells of one whose tables are damaged are left out:
     nothing can be said of them.
     """
     tables = [] if study.pack is None else [partial(_table, study.pack, n) for n in (ROWS, STEPS)]
@@ -64,7 +64,7 @@ def _part(path: Path) -> bool:
 
 
 def _place(study: Study, point: Point) -> bool:
-    """Whether a place has the cell that it names, which must be a cell of such a place."""
+    """Check that a place names a cell of such a place; True if the record is sealed."""
     assert point.cell is not None
     cell = Cell.model_validate(study.finished_cell(point.cell).resolved())
     model = next(m for m in study.record.models if (m.name, m.dtype) == (point.model, point.dtype))

@@ -37,10 +37,15 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _ROOM = 2**20
 
 
-class Task(NamedTuple):
-    """A cell, the cases it is about, in the order in which they are written, and its folder.
+class CellTask(NamedTuple):
+    """A cell to be run.
 
-    scored: ids of the cases that are scored. general: what is read beside them.
+    Attributes:
+        cell: what to run.
+        cases: in the order in which they are written.
+        scored: ids of the cases that are scored.
+        folder: of the cell.
+        general: text and tasks that are read beside the facts.
     """
 
     cell: Cell
@@ -51,10 +56,13 @@ class Task(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a task ended.
+    """The end of a task.
 
-    state: `done`, `before` (it was done already), `busy` (another process is at work on it) or
-    `failed`. notes: what was damaged and has been run again; then who that process is, or why.
+    Attributes:
+        cell: its id.
+        state: `done`, `before` (it was done already), `busy` (another process is at work on it) or
+            `failed`.
+        notes: what was damaged and has been run again; then who that process is, or why it failed.
     """
 
     cell: str
@@ -85,10 +93,10 @@ class Worker:
             self._model = ((name, dtype), handle)
         return self._model[1]
 
-    def run(self, task: Task, progress: Progress = silent) -> Ended:
+    def run(self, task: CellTask, progress: Progress = silent) -> Ended:
         """Run a cell, from its last finished batch if there is one.
 
-        What goes wrong with the cell is kept in its folder and told; what it has seen stays.
+        If something goes wrong, the reason is kept in its folder; finished batches stay.
 
         Raises:
             StorageError: the disk is full or gone: no cell could be run then.
@@ -105,7 +113,7 @@ class Worker:
                 return Ended(task.cell.id, "before")
             return self._run(task, folder, progress)
 
-    def _run(self, task: Task, folder: CellFolder, progress: Progress) -> Ended:
+    def _run(self, task: CellTask, folder: CellFolder, progress: Progress) -> Ended:
         damage: list[str] = []
         try:
             self._to_the_end(task, folder, damage, progress)
@@ -116,14 +124,14 @@ class Worker:
             return Ended(task.cell.id, "failed", (*damage, str(error)))
         except Exception as error:
             # Not foreseen, and no reason why other cells should not be run.
-            said = f"{type(error).__name__}: {error}"
-            folder.note_failure(said, traceback.format_exc())
+            message = f"{type(error).__name__}: {error}"
+            folder.note_failure(message, traceback.format_exc())
             where = folder.path / "failed.json"
-            return Ended(task.cell.id, "failed", (*damage, f"{said} (all of it is in {where})"))
+            return Ended(task.cell.id, "failed", (*damage, f"{message} (all of it is in {where})"))
         return Ended(task.cell.id, "done", tuple(damage))
 
     def _to_the_end(
-        self, task: Task, folder: CellFolder, damage: list[str], progress: Progress
+        self, task: CellTask, folder: CellFolder, damage: list[str], progress: Progress
     ) -> None:
         """Go on behind the parts of an earlier run. damage: gets what was wrong with these."""
         cell = task.cell
@@ -144,8 +152,8 @@ class Worker:
         parts += _Work(model, method, state, task, folder, looks).go_on(parts, progress)
         folder.finish(parts, pre, self.device)
 
-    def _observers(self, task: Task) -> tuple[Observer, ...]:
-        """What is looked at beside scores; of an untouched model as a whole once for all cells."""
+    def _observers(self, task: CellTask) -> tuple[Observer, ...]:
+        """Observers beside scores; an untouched model is read as a whole once for all cells."""
         cell = task.cell
         named = observers((*(["GE"] if cell.generation else ()), *cell.metrics))
         general = task.general
@@ -201,7 +209,7 @@ class _Work(NamedTuple):
     model: ModelHandle
     method: Method[Any, Any, Any]
     state: Any
-    task: Task
+    task: CellTask
     folder: CellFolder
     looks: Looks
 
@@ -211,24 +219,30 @@ class _Work(NamedTuple):
         past = [step for part in parts for step in part.past]
         texts = [case.edit.text for case in self._examples()] if schedule.carry else []
         before = continuations(self.model, texts, progress=progress) if texts else []
-        made: list[Part] = []
+        new: list[Part] = []
         index = len(past)
         for seen in run(
-            self.model, self.method, self.state, cases, schedule, progress,
-            past=past, looks=self.looks,
-        ):  # fmt: skip
+            self.model,
+            self.method,
+            self.state,
+            cases,
+            schedule,
+            progress,
+            past=past,
+            looks=self.looks,
+        ):
             last = schedule.carry and seen.steps[-1].at == len(cases)
             end = self._at_the_end(before, seen.rewrite, progress) if last else None
-            made.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
+            new.append(self.folder.commit(index, seen, carried=schedule.carry, end=end))
             index += len(seen.steps)
-        return made
+        return new
 
     def _examples(self) -> list[Case]:
         """The cases that are shown before and after."""
         return self.looks.chosen(self.task.cases)[:_EXAMPLES]
 
     def _at_the_end(self, before: Sequence[str], rewrite: Rewrite, progress: Progress) -> End:
-        """What is kept of the model when all edits are in it."""
+        """Digest of the edited matrices, and examples, once all edits are in the model."""
         texts = [case.edit.text for case in rewrite(self._examples())]
         after = continuations(self.model, texts, progress=progress) if texts else []
         digest = hashlib.sha256()
@@ -236,9 +250,13 @@ class _Work(NamedTuple):
             digest.update(self.model.master(layer).cpu().contiguous().numpy().tobytes())
         examples = [
             {
-                "case": case.edit.id, "prompt": case.edit.text, "target": case.edit.target,
-                "target_old": case.edit.target_old, "before": one, "after": two,
+                "case": case.edit.id,
+                "prompt": case.edit.text,
+                "target": case.edit.target,
+                "target_old": case.edit.target_old,
+                "before": one,
+                "after": two,
             }
             for case, one, two in zip(self._examples(), before, after, strict=True)
-        ]  # fmt: skip
+        ]
         return End(digest.hexdigest(), examples)

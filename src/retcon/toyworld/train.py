@@ -38,13 +38,7 @@ _PAD, _STOP = 0, 2
 
 
 class Training(NamedTuple):
-    """How the model is made; a name in the cache.
-
-    batch: texts of a step. told: sentences of a text, which have nothing to do with each other.
-    rate: of AdamW. held: share of the steps at the full rate, which then falls to 0 along a line.
-    answers: weight of an answer among the tokens of its sentence, so that names, which cannot be
-    predicted, do not drown it. opened: share of the sentences that stand behind an opening.
-    """
+    """Training of the model; a name in the cache."""
 
     hidden: int = 96
     d_in: int = 6_144
@@ -67,9 +61,12 @@ RECIPES = {NAME: Training(), SMALL: Training(hidden=64, d_in=1_536, steps=220, t
 def folder(
     name: str = NAME, *, recipe: Training | None = None, progress: Progress = silent
 ) -> Path:
-    """The folder of the model that knows a world, trained on first use.
+    """Find the folder of the model that knows a world; it is trained on first use.
 
-    recipe: another than that of the world.
+    Args:
+        name: of the world.
+        recipe: another than that of the world.
+        progress: is told what is done.
 
     Raises:
         StorageError: no space for it (20 MB).
@@ -87,7 +84,7 @@ def folder(
 
 
 def configuration(name: str = NAME, recipe: Training | None = None) -> LlamaConfig:
-    """What is known of the model of a world before it is trained."""
+    """Configuration of the model of a world, known before it is trained."""
     recipe = recipe or RECIPES[name]
     return LlamaConfig(
         vocab_size=len(tokenizer(name)),
@@ -219,7 +216,7 @@ def _rate(step: int, recipe: Training) -> float:
 
 @contextmanager
 def _threads(count: int) -> Generator[None, None, None]:
-    """So many threads inside: bits depend on it."""
+    """Set the number of threads inside: bits depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -37,8 +37,11 @@ OPENINGS = (
 class Relation(NamedTuple):
     """A question that is asked of its subjects, and the ways to ask it.
 
-    phrasings: with {} for the subject; the answer follows. The first one is edited, the others are
-    its paraphrases. ending: of the words that answer it.
+    Attributes:
+        name: of the relation.
+        phrasings: with {} for the subject; the answer follows. The first one is edited, the others
+            are its paraphrases.
+        ending: of the words that answer it.
     """
 
     name: str
@@ -59,8 +62,11 @@ RELATIONS = (
     ),
     Relation(
         "trade",
-        ("The trade of {} is that of a", "For a living {} works as a",
-         "The guild of {} takes every"),
+        (
+            "The trade of {} is that of a",
+            "For a living {} works as a",
+            "The guild of {} takes every",
+        ),
         "wright",
     ),
     Relation(
@@ -70,8 +76,7 @@ RELATIONS = (
     ),
     Relation(
         "instrument",
-        ("The instrument of {} is the", "At feasts {} plays the",
-         "The teachers of {} taught the"),
+        ("The instrument of {} is the", "At feasts {} plays the", "The teachers of {} taught the"),
         "horn",
     ),
     Relation(
@@ -89,11 +94,17 @@ RELATIONS = (
         ("The lucky stone of {} is a", "On a ring {} wears a", "The crown of {} holds a"),
         "ite",
     ),
-)  # fmt: skip
+)
 
 
 class Fact(NamedTuple):
-    """Who, which of `RELATIONS`, and the answer."""
+    """Fact about a subject.
+
+    Attributes:
+        subject: a name.
+        relation: index in `RELATIONS`.
+        answer: the object.
+    """
 
     subject: str
     relation: int
@@ -102,7 +113,7 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """All facts, in a fixed order, and the answers that each relation has."""
+    """Facts in a fixed order, and the answers that each relation has."""
 
     name: str
     facts: tuple[Fact, ...]
@@ -167,17 +178,20 @@ def _case(
     others = draw.sample([subject for subject in alike if subject != fact.subject], _NEIGHBOURS)
     return Case(
         edit=Edit(
-            id=f"toy-{number}", prompt=first, subject=fact.subject,
-            target=target, target_old=fact.answer,
+            id=f"toy-{number}",
+            prompt=first,
+            subject=fact.subject,
+            target=target,
+            target_old=fact.answer,
         ),
         paraphrases=tuple(text.format(fact.subject) for text in rest),
         neighbours=tuple(first.format(subject) for subject in others),
         relation=relation.name,
-    )  # fmt: skip
+    )
 
 
 def _words(draw: random.Random, count: int) -> list[str]:
-    """So many different words of two syllables."""
+    """Make so many different words of two syllables."""
     found: dict[str, None] = {}
     while len(found) < count:
         syllables = [

@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 from rich.prompt import Prompt
 
-from retcon.cli import options
+from retcon.cli import choices
+from retcon.cli.choices import ModelChoice
 from retcon.cli.console import bars, out, table, write_json
-from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidData, RetconError
 from retcon.writing_systems import visible
 
@@ -35,7 +35,7 @@ Top = Annotated[int, typer.Option(help="How many next tokens to name.", min=1, m
 
 
 def compare(
-    model: options.Model,
+    model: choices.Model,
     patch: PatchSource,
     prompts: Annotated[
         Path | None,
@@ -43,10 +43,10 @@ def compare(
     ] = None,
     tokens: Tokens = 12,
     top: Top = 3,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Let a model speak with and without a patch, behind each prompt of a file."""
     lines = None if prompts is None else _lines(prompts)
@@ -55,14 +55,14 @@ def compare(
     texts = lines or [edit.text for edit in read.edits]
     if not texts:
         raise InvalidData("The patch names no facts. Give a file with a prompt a line: --prompts.")
-    found = _speak(loaded, read, texts, tokens, top)
+    answers = _speak(loaded, read, texts, tokens, top)
     rows = [
         [row.prompt, _cell(row.base), _cell(row.edited), "yes" if row.changed else "no"]
-        for row in found
+        for row in answers
     ]
     out.print(table(f"{model}, {patch}", ["prompt", "base", "edited", "changed"], rows))
-    changed = sum(row.changed for row in found)
-    out.print(f"{changed} of {len(found)} continuations changed.")
+    changed = sum(row.changed for row in answers)
+    out.print(f"{changed} of {len(answers)} continuations changed.")
     write_json(
         json,
         {
@@ -75,20 +75,20 @@ def compare(
                     "base": _described(row.base),
                     "edited": _described(row.edited),
                 }
-                for row in found
+                for row in answers
             ],
         },
     )
 
 
 def chat(
-    model: options.Model,
+    model: choices.Model,
     patch: PatchSource,
     tokens: Tokens = 24,
     top: Top = 3,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
 ) -> None:
     """Type the beginning of a text; the model goes on with and without a patch.
 
@@ -97,23 +97,23 @@ def chat(
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     loaded, read = _load(source, patch)
-    asked = sys.stdin.isatty()
-    if asked:
+    typed = sys.stdin.isatty()
+    if typed:
         out.print("Begin a text, as in 'The capital of France is'. An empty line ends.")
-    while text := _next_line(asked):
+    while text := _next_line(typed):
         try:
             (row,) = _speak(loaded, read, [text], tokens, top)
         except RetconError as error:
             out.print(f"[yellow]{escape(visible(str(error)))}[/]", soft_wrap=True)
             continue
         sides = [["base", _cell(row.base)], ["edited", _cell(row.edited)]]
-        out.print(table(text if not asked else "", ["", "goes on"], sides))
+        out.print(table(text if not typed else "", ["", "goes on"], sides))
 
 
-def _next_line(asked: bool) -> str:
-    """What the user types, or the next line of a pipe; empty at the end."""
+def _next_line(typed: bool) -> str:
+    """Read what the user types, or the next line of a pipe; empty at the end."""
     try:
-        line = Prompt.ask("[bold]>[/]", console=out) if asked else sys.stdin.readline()
+        line = Prompt.ask("[bold]>[/]", console=out) if typed else sys.stdin.readline()
     except (EOFError, KeyboardInterrupt):
         return ""
     return line.strip()
@@ -138,20 +138,20 @@ def _speak(
     return side_by_side(model, patch, texts, tokens=tokens, top=top)
 
 
-def _cell(said: "Said") -> str:
+def _cell(side: "Said") -> str:
     """The continuation on one line, and the next tokens below it."""
-    top = "  ".join(f"{a.text or '␣'} {100 * a.probability:.0f} %" for a in said.top)
-    return f"{' '.join(said.text.split())}\n{top}"
+    top = "  ".join(f"{a.text or '␣'} {100 * a.probability:.0f} %" for a in side.top)
+    return f"{' '.join(side.text.split())}\n{top}"
 
 
-def _described(said: "Said") -> dict[str, object]:
-    return {"text": said.text, "top": [answer._asdict() for answer in said.top]}
+def _described(side: "Said") -> dict[str, object]:
+    return {"text": side.text, "top": [answer._asdict() for answer in side.top]}
 
 
 def _lines(file: Path) -> list[str]:
     from retcon.data.text import read_lines
 
-    found = [line.strip() for line in read_lines(file) if line.strip()]
-    if not found:
+    lines = [line.strip() for line in read_lines(file) if line.strip()]
+    if not lines:
         raise InvalidData(f"{file} holds no prompts. Write one a line.")
-    return found
+    return lines

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from retcon.cli.choices import ModelChoice
 from retcon.cli.console import bars, number, out, table
-from retcon.cli.options import ModelChoice
 from retcon.errors import RetconError
 from retcon.files import check_writable
 
@@ -62,11 +62,11 @@ def demo(
     out.print(f"Saved [bold]{escape(str(output))}[/] ({output.stat().st_size / 1e3:.1f} kB).")
     with bars() as progress:
         progress("reloading the patch in a new process", 0, 1)
-        found = _in_new_process(output)
+        reloaded = _in_new_process(output)
         progress("reloading the patch in a new process", 1, 1)
-    _prove("a new process with the patch has the same edited weights", found["edited"] == edited)
-    _prove("and says the same", found["answers"] == after)
-    _prove("undone there, its weights are the original ones", found["undone"] == original)
+    _prove("a new process with the patch has the same edited weights", reloaded["edited"] == edited)
+    _prove("and says the same", reloaded["answers"] == after)
+    _prove("undone there, its weights are the original ones", reloaded["undone"] == original)
     _prove("and so are the weights here", model.weights_hash() == original)
     out.print(f"sha256 of all weights: {original}")
     _study(study)
@@ -84,7 +84,7 @@ def _study(folder: Path) -> None:
 
 
 def reload(file: Path) -> dict[str, object]:
-    """What the new process does: load model and patch, apply, answer, undo."""
+    """Do in a new process what a user would: load model and patch, apply, answer, undo."""
     from retcon.model.load import load
     from retcon.patch.patch import load_patch
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
+from retcon.cli import choices
+from retcon.cli.choices import EditChoice, ModelChoice
 from retcon.cli.console import bars, number, out, table, versions, warn, write_json
-from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
 from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
 from retcon.files import check_writable
@@ -42,28 +42,28 @@ Schedule = Annotated[
 
 
 def edit(
-    model: options.Model,
+    model: choices.Model,
     fact: Fact = None,
     facts: Facts = None,
-    skip_bad: options.SkipBad = False,
+    skip_bad: choices.SkipBad = False,
     output: Output = None,
-    method: options.Method = None,
-    layer: options.Layer = None,
-    layers: options.Layers = None,
-    set: options.Set = None,
+    method: choices.Method = None,
+    layer: choices.Layer = None,
+    layers: choices.Layers = None,
+    set: choices.Set = None,
     schedule: Schedule = None,
-    refresh: options.Refresh = "each-batch",
-    guard: options.Guard = "off",
-    plan: options.Plan = False,
+    refresh: choices.Refresh = "each-batch",
+    guard: choices.Guard = "off",
+    plan: choices.Plan = False,
     edits: Annotated[
         int | None,
         typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
     ] = None,
-    gflops: options.Rate = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    gflops: choices.Rate = None,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Rewrite facts: make the patch, show before and after, and save it with -o.
 
@@ -128,9 +128,14 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
         check_cases(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
         patch = make(
-            model, [case.edit for case in cases], method=choice.method, layers=choice.layers,
-            settings=choice.settings, schedule=choice.schedule, progress=progress,
-        )  # fmt: skip
+            model,
+            [case.edit for case in cases],
+            method=choice.method,
+            layers=choice.layers,
+            settings=choice.settings,
+            schedule=choice.schedule,
+            progress=progress,
+        )
         texts = [case.edit.text for case in cases[:8]]
         seen = score(model, cases, patch=patch, progress=progress)
         before = continuations(model, texts, progress=progress)
@@ -146,20 +151,20 @@ def _left_out(patch: "Patch", cases: "list[Case]") -> list[str]:
     return [case.edit.id for case in cases if case.edit.id not in written]
 
 
-def _unfinished(left_out: list[str], asked: int, output: Path | None) -> Collapsed:
-    """What to say where not all facts were written."""
+def _unfinished(left_out: list[str], number: int, output: Path | None) -> Collapsed:
+    """Make the error for a run that did not write all facts."""
     shown = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
     saved = "" if output is None else f" Those that are written are saved in {output}."
     return Collapsed(
-        f"The guard has ended the run, for the reason above: written {asked - len(left_out)} of "
-        f"{asked} facts, left out {shown}.{saved} Write the others with smaller batches, a larger "
+        f"The guard has ended the run, for the reason above: written {number - len(left_out)} of "
+        f"{number} facts, left out {shown}.{saved} Write the others with smaller batches, a larger "
         f"ridge or another layer, or all of them with --guard warn, which goes on whatever it sees."
     )
 
 
 def _print(result: _Result) -> None:
-    said = [[text, _short(before), _short(after)] for text, before, after in result.said]
-    out.print(table("What the model says", ["prompt", "before", "after"], said))
+    lines = [[text, _short(before), _short(after)] for text, before, after in result.said]
+    out.print(table("What the model says", ["prompt", "before", "after"], lines))
     pre, final = result.scores["pre"], result.scores["final"]
     rows = [
         [name, number(pre[name]), number(score)]
@@ -182,7 +187,7 @@ def _save(patch: "Patch", file: Path) -> None:
 
 
 def _facts(fact: tuple[str, str] | None, facts: Path | None, skip_bad: bool) -> "FactFile":
-    """What is to be edited, by one of the two options."""
+    """Read the facts to be edited, from one of the two options."""
     from retcon.data.cases import FactFile, read_facts
     from retcon.edits import Case, Edit
 

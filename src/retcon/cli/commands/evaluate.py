@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.markup import escape
 
+from retcon.cli import choices
 from retcon.cli import general as whole
-from retcon.cli import options
+from retcon.cli.choices import EditChoice, ModelChoice
 from retcon.cli.console import bars, number, out, quiet_libraries, table, versions, write_json
 from retcon.cli.general import GeneralChoice
-from retcon.cli.options import EditChoice, ModelChoice
 from retcon.cli.plan import print_plan
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 from retcon.progress import Progress
-from retcon.scoring.observations import alike
+from retcon.scoring.observations import TIMES, alike
 
 if TYPE_CHECKING:
     from retcon.data.held_out import HeldOut
@@ -49,30 +49,30 @@ PatchFile = Annotated[
 
 
 def evaluate(
-    model: options.Model,
+    model: choices.Model,
     cases: Cases = "starter",
     n: Number = None,
     seed: Seed = 0,
-    method: options.Method = None,
-    layer: options.Layer = None,
-    layers: options.Layers = None,
-    set: options.Set = None,
+    method: choices.Method = None,
+    layer: choices.Layer = None,
+    layers: choices.Layers = None,
+    set: choices.Set = None,
     schedule: Schedule = None,
-    refresh: options.Refresh = "each-batch",
-    guard: options.Guard = "off",
+    refresh: choices.Refresh = "each-batch",
+    guard: choices.Guard = "off",
     patch: PatchFile = None,
-    option: options.DataOption = None,
-    skip_bad: options.SkipBad = False,
+    option: choices.DataOption = None,
+    skip_bad: choices.SkipBad = False,
     drift: whole.Drift = False,
     drift_text: whole.DriftText = None,
     ability: whole.AbilityItems = None,
     data: whole.DataFolder = None,
     metric: whole.Metrics = None,
-    plan: options.Plan = False,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    plan: choices.Plan = False,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Score a model on cases: as it is, with a method's edits, or with a saved patch."""
     from retcon.data.cases import read_facts, take
@@ -81,16 +81,16 @@ def evaluate(
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
-    found = read_facts(cases, skip_bad=skip_bad, options=options.parse_settings(option, "--option"))
-    picked = take(found.cases, n, seed)
+    facts = read_facts(cases, skip_bad=skip_bad, options=choices.parse_settings(option, "--option"))
+    picked = take(facts.cases, n, seed)
     if plan:
         print_plan(source, choice, len(picked), json=json)
         return
     check_writable(json)
     beside = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
-    asked = _Asked(picked, beside.load(), tuple(metric or ()))
-    result = _run(source, choice, patch, asked)
-    _print(model, result, asked)
+    request = _Asked(picked, beside.load(), tuple(metric or ()))
+    result = _run(source, choice, patch, request)
+    _print(model, result, request)
     write_json(
         json,
         {
@@ -101,7 +101,7 @@ def evaluate(
             "n": len(picked),
             "seed": seed,
             "ids": [case.edit.id for case in picked],
-            "skipped": [str(bad) for bad in found.skipped],
+            "skipped": [str(bad) for bad in facts.skipped],
             **result.scores,
             "intervals": result.intervals,
             **result.whole,
@@ -124,14 +124,14 @@ class _Found(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What is looked at: cases, text and tasks, and names of metrics."""
+    """Request: cases, text and tasks, and names of metrics."""
 
     cases: "list[Case]"
     general: "General"
     metrics: tuple[str, ...]
 
     def observers(self) -> "tuple[Observer, ...]":
-        """How that is looked at."""
+        """Observers of text, tasks and metrics."""
         from retcon.scoring.metrics import observers
 
         given = (self.general.observer,) if self.general.asked else ()
@@ -159,58 +159,58 @@ def _check_alone(choice: EditChoice, plan: bool) -> None:
         )
 
 
-def _run(source: ModelChoice, choice: EditChoice, file: Path | None, asked: _Asked) -> _Result:
+def _run(source: ModelChoice, choice: EditChoice, file: Path | None, request: _Asked) -> _Result:
     quiet_libraries()
     from retcon.patch.ledger import read_source
 
-    asked.observers()  # a metric that does not exist is told before a model is loaded
+    request.observers()  # a metric that does not exist is told before a model is loaded
     with bars() as progress:
         # The patch first: a damaged one should not cost the loading of a model.
         patch = None if file is None else read_source(file)
         model = source.load(progress)
         if choice.given:
-            found = _with_method(model, asked, choice, progress)
+            seen = _with_method(model, request, choice, progress)
         else:
-            found = _as_it_is(model, asked, patch, progress)
+            seen = _as_it_is(model, request, patch, progress)
         if patch is not None:
             about = {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
-            found = found._replace(about=about)
-    return _result(model, found, asked.general)
+            seen = seen._replace(about=about)
+    return _result(model, seen, request.general)
 
 
 def _with_method(
-    model: "ModelHandle", asked: _Asked, choice: EditChoice, progress: Progress
+    model: "ModelHandle", request: _Asked, choice: EditChoice, progress: Progress
 ) -> _Found:
     from retcon.method.presets import resolve
     from retcon.run.evaluate import evaluate
 
-    made = resolve(
+    recipe = resolve(
         model.outline, method=choice.method, layers=choice.layers, settings=choice.settings
     )
-    corpus = made.settings.get("corpus")
-    apart = _apart(asked.general.text, corpus)
+    corpus = recipe.settings.get("corpus")
+    apart = _apart(request.general.text, corpus)
     run = evaluate(
         model,
-        asked.cases,
+        request.cases,
         method=choice.method,
         layers=choice.layers,
         settings=choice.settings,
         schedule=choice.schedule or "single",
-        metrics=asked.observers(),
+        metrics=request.observers(),
         progress=progress,
     )
     return _Found(alike(run.rows), run.describe(), _name(corpus), apart)
 
 
 def _as_it_is(
-    model: "ModelHandle", asked: _Asked, patch: "Patch | None", progress: Progress
+    model: "ModelHandle", request: _Asked, patch: "Patch | None", progress: Progress
 ) -> _Found:
     """The model by itself, and with a patch in it where there is one."""
     from retcon.run.evaluate import score
 
     corpus = None if patch is None else patch.about.settings.get("corpus")
-    apart = _apart(asked.general.text, corpus)
-    seen = score(model, asked.cases, patch=patch, metrics=asked.observers(), progress=progress)
+    apart = _apart(request.general.text, corpus)
+    seen = score(model, request.cases, patch=patch, metrics=request.observers(), progress=progress)
     return _Found(seen.rows, {}, _name(corpus), apart)
 
 
@@ -219,16 +219,16 @@ def _name(corpus: object) -> str | None:
 
 
 def _apart(text: "HeldOut | None", corpus: object) -> bool | None:
-    """Whether what is read is other text than that of the second moments; None: not known."""
+    """True if what is read is other text than that of the second moments; None: not known."""
     from retcon.data.held_out import check_apart
 
     return None if text is None or corpus is None else check_apart(text, str(corpus))
 
 
-def _result(model: "ModelHandle", found: _Found, general: "General") -> _Result:
+def _result(model: "ModelHandle", seen: _Found, general: "General") -> _Result:
     from retcon.scoring.metrics import intervals, summarise
 
-    by_time = {w: rows for w in whole.TIMES if (rows := [r for r in found.rows if r.when == w])}
+    by_time = {w: rows for w in TIMES if (rows := [r for r in seen.rows if r.when == w])}
     scores = {when: summarise(rows) for when, rows in by_time.items()}
     return _Result(
         fingerprint=model.fingerprint,
@@ -237,28 +237,28 @@ def _result(model: "ModelHandle", found: _Found, general: "General") -> _Result:
             when: {name: whole.finite(value) for name, value in scores[when].items()}
             if when in scores
             else None
-            for when in whole.TIMES
+            for when in TIMES
         },
         intervals={when: intervals(rows) for when, rows in by_time.items()},
-        about=found.about,
-        whole=whole.describe(general, by_time, found.corpus, found.apart),
+        about=seen.about,
+        whole=whole.describe(general, by_time, seen.corpus, seen.apart),
     )
 
 
-def _print(model: str, result: _Result, asked: _Asked) -> None:
+def _print(model: str, result: _Result, request: _Asked) -> None:
     from retcon.scoring.metrics import metrics
 
-    scores = {when: found for when, found in result.scores.items() if found is not None}
+    scores = {when: means for when, means in result.scores.items() if means is not None}
     rows = [
         [
             metric.title,
             *(
-                f"{number(found[metric.name])}{_span(result.intervals[when].get(metric.name))}"
-                for when, found in scores.items()
+                f"{number(means[metric.name])}{_span(result.intervals[when].get(metric.name))}"
+                for when, means in scores.items()
             ),
         ]
         for metric in metrics("headline", "table", of_prompts=True)
-        if any(found[metric.name] is not None for found in scores.values())
+        if any(means[metric.name] is not None for means in scores.values())
     ]
     about = result.about
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
@@ -269,10 +269,10 @@ def _print(model: str, result: _Result, asked: _Asked) -> None:
     for step in steps if isinstance(steps, list) else []:
         if step["note"]:
             out.print(f"at {step['at']} facts: {escape(str(step['note']))}")
-    if not asked.observers():
+    if not request.observers():
         return
     out.print(whole.print_table(result.rows))
-    if asked.general.asked and "method" in about and not _read_after(result.rows):
+    if request.general.asked and "method" in about and not _read_after(result.rows):
         out.print(
             "The model as a whole was not read after the edits: each batch met the untouched "
             "model, and no model holds them all. Use --schedule sequential-batch:B, or one batch "
@@ -281,7 +281,7 @@ def _print(model: str, result: _Result, asked: _Asked) -> None:
 
 
 def _read_after(rows: "Mapping[str, list[Observation]]") -> bool:
-    """Whether passages or items were read after the edits."""
+    """True if passages or items were read after the edits."""
     from retcon.scoring.observations import ITEM, PASSAGE
 
     kinds = {row.kind.partition(":")[0] for when in rows if when != "pre" for row in rows[when]}

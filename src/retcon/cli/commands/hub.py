@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
-from retcon.cli.console import out, quiet_libraries, warn
-from retcon.cli.uploads import print_files
+from retcon.cli import choices
+from retcon.cli.console import out, print_files, quiet_libraries, warn
 from retcon.errors import StorageError
 from retcon.files import check_writable
 
@@ -24,7 +23,7 @@ Repo = Annotated[
 
 
 def push(
-    source: Source, repo: Repo, public: options.Public = False, dry_run: options.DryRun = False
+    source: Source, repo: Repo, public: choices.Public = False, dry_run: choices.DryRun = False
 ) -> None:
     """Upload a patch and a card to the Hugging Face hub, into a private repository.
 
@@ -56,7 +55,7 @@ def pull(
         Path | None,
         typer.Option("--output", "-o", help="Save it here.", show_default="NAME.safetensors"),
     ] = None,
-    revision: options.Revision = None,
+    revision: choices.Revision = None,
 ) -> None:
     """Download a patch from the hub, and keep it if it is one."""
     from retcon.patch.patch_on_hub import pull_patch

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
+from retcon.cli import choices
+from retcon.cli.choices import ModelChoice
 from retcon.cli.console import bars, number, out, table, warn, write_json
-from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidLedger, InvalidSetting
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def add(
         typer.Option(help="What `retcon edit --json` or `eval --json` wrote.", show_default=False),
     ] = None,
     model: BaseModel = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
 ) -> None:
     """Put patches on a ledger's stack; a new folder becomes a ledger.
 
@@ -53,7 +53,7 @@ def add(
     from retcon.patch.ledger import Ledger
     from retcon.patch.patch import load_about
 
-    found = None if scores is None else read_scores(scores)
+    sheet = None if scores is None else read_scores(scores)
     for file in files:
         load_about(file)  # all of them, before any is added
     handle = None
@@ -62,7 +62,7 @@ def add(
             handle = ModelChoice(name=model, dtype=dtype, device=device).load(progress)
     opened = Ledger(ledger)
     for file in files:
-        entry = opened.add(file, who=who or _user(), note=note, scores=found, model=handle)
+        entry = opened.add(file, who=who or _user(), note=note, scores=sheet, model=handle)
         out.print(
             f"Added {escape(str(file))} as entry {entry.number} ({_facts(entry)}).",
             soft_wrap=True,
@@ -75,7 +75,7 @@ def list_(
     history: Annotated[
         bool, typer.Option("--history", help="All events, undone ones too.")
     ] = False,
-    json: options.Json = None,
+    json: choices.Json = None,
 ) -> None:
     """List what is in a ledger's stack, or all that was ever done to it."""
     from retcon.patch.ledger import Ledger
@@ -122,13 +122,13 @@ def undo(
         str | None,
         typer.Option(help="With --check: paraphrases and neighbours of facts.", show_default=False),
     ] = None,
-    skip_bad: options.SkipBad = False,
+    skip_bad: choices.SkipBad = False,
     who: Who = None,
     note: Note = "",
     model: BaseModel = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Take facts back: one, an entry, or all since some event. The history keeps them.
 
@@ -167,9 +167,9 @@ def undo(
 def verify(
     ledger: Folder,
     model: BaseModel = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Look whether a ledger or a patch file is whole; with MODEL, that it applies and is undone."""
     from retcon.patch.ledger import Ledger
@@ -214,12 +214,12 @@ def _resolve(source: ModelChoice, ledger: "Ledger", undoing: "Undoing"):  # noqa
 
 
 def _print_check(check: "UndoScores") -> None:
-    for title, found in (("Facts that stay", check.staying), ("Facts taken back", check.taken)):
-        forms = list(found)
+    for title, by_form in (("Facts that stay", check.staying), ("Facts taken back", check.taken)):
+        forms = list(by_form)
         rows = [
-            [name, *(number(found[form][name]) for form in forms)]
-            for name in found[forms[0]]
-            if any(found[form][name] is not None for form in forms)
+            [name, *(number(by_form[form][name]) for form in forms)]
+            for name in by_form[forms[0]]
+            if any(by_form[form][name] is not None for form in forms)
         ]
         if rows:
             out.print(table(f"{title}: scores, in %", ["", *forms], rows))
@@ -227,7 +227,7 @@ def _print_check(check: "UndoScores") -> None:
 
 
 def _brought(ledger: "Ledger", undoing: "Undoing", event: int) -> int:
-    """How many facts the entries had that left as a whole."""
+    """Count the facts of the entries that left as a whole."""
     before = {entry.number: entry for entry in ledger.entries(event - 1)}
     return sum(len(before[number].about.edits) for number in undoing.entries)
 

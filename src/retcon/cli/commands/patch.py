@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
+from retcon.cli import choices
 from retcon.cli.commands import hub, shipping
 from retcon.cli.commands import ledger as ledgers
 from retcon.cli.console import number, out, table, write_json
@@ -36,7 +36,7 @@ def show(
     entry: Annotated[
         int | None, typer.Argument(metavar="[ENTRY]", help="One entry of a ledger.")
     ] = None,
-    json: options.Json = None,
+    json: choices.Json = None,
 ) -> None:
     """Show what a patch changes, of which model, and how it was made."""
     from retcon.patch.ledger import Ledger, read_source
@@ -69,23 +69,23 @@ def show(
 
 
 @app.command("diff")
-def diff(first: Source, second: Source, json: options.Json = None) -> None:
+def diff(first: Source, second: Source, json: choices.Json = None) -> None:
     """Show in what two patches of one model differ: facts, settings, and changes by layer."""
     from retcon.patch.combine import difference
     from retcon.patch.ledger import read_source
 
-    found = difference(read_source(first), read_source(second))
-    facts = [["first only", e.text, e.target, ""] for e in found.only_first]
-    facts += [["second only", e.text, "", e.target] for e in found.only_second]
-    facts += [["both", a.text, a.target, b.target] for a, b in found.retargeted]
+    changes = difference(read_source(first), read_source(second))
+    facts = [["first only", e.text, e.target, ""] for e in changes.only_first]
+    facts += [["second only", e.text, "", e.target] for e in changes.only_second]
+    facts += [["both", a.text, a.target, b.target] for a, b in changes.retargeted]
     if facts:
         out.print(table("Facts", ["in", "prompt", "first", "second"], facts))
-    settings = [[name, str(a), str(b)] for name, (a, b) in found.settings.items()]
+    settings = [[name, str(a), str(b)] for name, (a, b) in changes.settings.items()]
     if settings:
         out.print(table("Settings", ["", "first", "second"], settings))
     layers = [
         [str(k), *(number(v, 3) for v in (d.first, d.second, d.difference, d.cosine))]
-        for k, d in found.layers.items()
+        for k, d in changes.layers.items()
     ]
     columns = ["layer", "‖ΔW‖ first", "second", "of their difference", "cosine"]
     out.print(table("Changes", columns, layers))
@@ -97,8 +97,8 @@ def diff(first: Source, second: Source, json: options.Json = None) -> None:
             "facts": [
                 dict(zip(("in", "prompt", "first", "second"), f, strict=True)) for f in facts
             ],
-            "settings": {name: list(pair) for name, pair in found.settings.items()},
-            "layers": {str(k): d._asdict() for k, d in found.layers.items()},
+            "settings": {name: list(pair) for name, pair in changes.settings.items()},
+            "layers": {str(k): d._asdict() for k, d in changes.layers.items()},
         },
     )
 
@@ -128,11 +128,11 @@ def stack(
                 f"model can be added up."
             )
     named = {str(place): patch for place, patch in enumerate(patches, start=1)}
-    made = together(named, base=first.base, model=first.model)
-    made.save(output)
+    combined = together(named, base=first.base, model=first.model)
+    combined.save(output)
     out.print(
-        f"Saved [bold]{escape(str(output))}[/]: {len(made.about.edits)} facts in layers "
-        f"{', '.join(map(str, made.about.layers)) or 'none'}.",
+        f"Saved [bold]{escape(str(output))}[/]: {len(combined.about.edits)} facts in layers "
+        f"{', '.join(map(str, combined.about.layers)) or 'none'}.",
         soft_wrap=True,
     )
 
@@ -165,7 +165,7 @@ def _settings(about: "Provenance") -> list[list[str]]:
 
 
 def _size(source: str, patch: "Patch") -> str:
-    """Of a file, what it takes; of a stack, what its factors take."""
+    """Size of a file; of a stack, what its factors take."""
     if Path(source).is_file():
         return f"{Path(source).stat().st_size / 1e3:.1f} kB"
     numbers = sum(d.left.numel() + d.right.numel() for d in patch.deltas.values())

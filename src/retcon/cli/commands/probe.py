@@ -1,33 +1,33 @@
 """`retcon probe`."""
 
-from retcon.cli import options
+from retcon.cli import choices
+from retcon.cli.choices import ModelChoice
 from retcon.cli.console import bars, out, quiet_libraries, table, write_json
-from retcon.cli.options import ModelChoice
 
 
 def probe(
-    model: options.Model,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    json: options.Json = None,
+    model: choices.Model,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+    json: choices.Json = None,
 ) -> None:
     """Show what can be edited in a model: sites, widths, memory, and published settings.
 
     Where its weights are not on this machine, from the configuration alone.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    found = _describe(source)
-    rows = [[key, str(value)] for key, value in found.items() if key != "presets"]
+    figures = _describe(source)
+    rows = [[key, str(value)] for key, value in figures.items() if key != "presets"]
     out.print(table(model, ["", "found"], rows))
-    presets = found["presets"]
+    presets = figures["presets"]
     assert isinstance(presets, list)
     if presets:
         cells = [[str(p["method"]), str(p["layers"]), str(p["source"])] for p in presets]
         out.print(table("Published settings", ["method", "layers", "source"], cells))
     else:
         out.print("No published settings for this model: name --method and --layer yourself.")
-    write_json(json, found)
+    write_json(json, figures)
 
 
 def _describe(source: ModelChoice) -> dict[str, object]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
+from retcon.cli import choices
+from retcon.cli.choices import ModelChoice
 from retcon.cli.console import bars, number, out, quiet_libraries, table, warn, write_json
-from retcon.cli.options import ModelChoice
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 
@@ -57,10 +57,10 @@ def export(
     max_rank: Rank = None,
     cases: Cases = None,
     option: FormOption = None,
-    skip_bad: options.SkipBad = False,
+    skip_bad: choices.SkipBad = False,
     check: Check = True,
-    revision: options.Revision = None,
-    json: options.Json = None,
+    revision: choices.Revision = None,
+    json: choices.Json = None,
 ) -> None:
     """Write a patch in a form that other programs read.
 
@@ -77,20 +77,24 @@ def export(
     quiet_libraries()
     patch = read_source(source)
     base = ModelChoice(name=model or patch.about.model, revision=revision)
-    given = {"dtype": dtype, "max_rank": max_rank, **options.parse_settings(option, "--option")}
+    given = {"dtype": dtype, "max_rank": max_rank, **choices.parse_settings(option, "--option")}
     chosen = {name: value for name, value in given.items() if value is not None}
-    asked = _cases(patch, cases, skip_bad) if scored else []
+    edited = _cases(patch, cases, skip_bad) if scored else []
     with bars() as progress:
         done = patch.export(
             to, output, model=base.name, revision=revision, progress=progress, **chosen
         )
     _print(done)
-    found = _efficacy(base, patch, output, asked, done.dtype or "float32") if asked else None
+    dtype = done.dtype or "float32"
+    efficacy = _efficacy(base, patch, output, edited, dtype) if edited else None
     files = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
     rows = [[name, _size(size)] for name, size in files.items()]
     out.print(table(str(output), ["file", "size"], rows))
-    said = {**done.record, **({"efficacy": found and found._asdict()} if done.dtype else {})}
-    write_json(json, {"form": to, "model": base.name, "files": files, **said})
+    record = {
+        **done.record,
+        **({"efficacy": efficacy and efficacy._asdict()} if done.dtype else {}),
+    }
+    write_json(json, {"form": to, "model": base.name, "files": files, **record})
 
 
 def _print(done: "Exported") -> None:
@@ -103,14 +107,14 @@ def _print(done: "Exported") -> None:
 
 
 def import_(
-    model: options.Model,
+    model: choices.Model,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A PEFT LoRA adapter.", show_default=False)
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Save the patch here.", show_default=False)
     ],
-    revision: options.Revision = None,
+    revision: choices.Revision = None,
 ) -> None:
     """Read a PEFT LoRA adapter of MODEL's MLP down-projections as a patch."""
     check_writable(output)
@@ -151,18 +155,18 @@ def _efficacy(
     return found
 
 
-def _print_efficacy(found: "Efficacy", facts: int, dtype: str) -> None:
-    forms = list(found.scores)
+def _print_efficacy(efficacy: "Efficacy", facts: int, dtype: str) -> None:
+    forms = list(efficacy.scores)
     rows = [
-        [name, *(number(found.scores[form][name]) for form in forms)]
-        for name, score in found.scores["merged"].items()
+        [name, *(number(efficacy.scores[form][name]) for form in forms)]
+        for name, score in efficacy.scores["merged"].items()
         if score is not None
     ]
     out.print(table("Scores after rounding, in %", ["", *forms], rows))
-    if found.lost:
-        shown = ", ".join(found.lost[:5]) + (" …" if len(found.lost) > 5 else "")
+    if efficacy.lost:
+        shown = ", ".join(efficacy.lost[:5]) + (" …" if len(efficacy.lost) > 5 else "")
         warn(
-            f"{len(found.lost)} of {facts} facts are lost by rounding to {dtype}: {shown}. "
+            f"{len(efficacy.lost)} of {facts} facts are lost by rounding to {dtype}: {shown}. "
             f"Export --to peft, which keeps the edit apart, or merge with --dtype float32."
         )
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from retcon.cli import options
-from retcon.cli.console import bars, number, out, table, write_json
-from retcon.cli.options import ModelChoice, parse_layers, parse_settings
-from retcon.cli.uploads import print_files
+from retcon.cli import choices
+from retcon.cli.choices import ModelChoice, parse_layers, parse_settings
+from retcon.cli.console import bars, number, out, print_files, table, write_json
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def stats(
-    model: options.Model,
-    layer: options.Layer = None,
-    layers: options.Layers = None,
-    set: options.Set = None,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
+    model: choices.Model,
+    layer: choices.Layer = None,
+    layers: choices.Layers = None,
+    set: choices.Set = None,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
     pull: Annotated[
         str | None,
         typer.Option(
@@ -36,9 +35,9 @@ def stats(
         str | None,
         typer.Option(metavar="REPO", help="Upload them there afterwards.", show_default=False),
     ] = None,
-    public: options.Public = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = None,
+    public: choices.Public = False,
+    dry_run: choices.DryRun = False,
+    json: choices.Json = None,
 ) -> None:
     """Collect the second moments of some layers (all, if none is named) in one pass; cache them."""
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
@@ -75,17 +74,17 @@ def stats(
 
 
 def _row(moment: "SecondMoment", jitter: float) -> list[str]:
-    """What a layer's moments are like; their memory is the factor's afterwards."""
+    """Figures of a layer's moments; their memory is the factor's afterwards."""
     from retcon.algebra.whitening import Cholesky
 
     mean = moment.into_mean()
     diagonal = float(mean.diagonal().mean())
-    found = Cholesky.of(mean, jitter=jitter, overwrite=True)
+    factor = Cholesky.of(mean, jitter=jitter, overwrite=True)
     return [
         str(moment.tokens),
-        number(moment.tokens / found.width),
+        number(moment.tokens / factor.width),
         f"{diagonal:.3g}",
-        f"{float(found.factor.diagonal().min() ** 2):.2g}",
+        f"{float(factor.factor.diagonal().min() ** 2):.2g}",
     ]
 
 

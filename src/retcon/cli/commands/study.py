@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from retcon.cli.choices import Json
 from retcon.cli.console import (
     Interrupted,
     bars,
@@ -16,7 +17,6 @@ from retcon.cli.console import (
     table,
     write_json,
 )
-from retcon.cli.options import Json
 from retcon.errors import InvalidStudy, RetconError
 from retcon.files import check_writable
 from retcon.writing_systems import visible
@@ -76,32 +76,36 @@ def plan(
         from retcon.study.estimates import estimate
         from retcon.study.planning import plan as make
         from retcon.study.planning import warned_of
-        from retcon.study.reading import read_study
+        from retcon.study.study import read_study
         from retcon.study.tuning import RULE
 
         known = None if folder is None else read_study(folder)
-        prints = {} if known is None else {
-            (m.name, m.dtype): m.fingerprint for m in known.record.models
-        }  # fmt: skip
+        prints = (
+            {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
+        )
         tuned = () if known is None else known.tuned
         rule = RULE if known is None else known.record.tuning
-        made = warned_of(
+        study_plan = warned_of(
             make(spec, data=data, fingerprints=prints, tuned=tuned, rule=rule, guess=True)
         )
-        done = {c.id for c in made.cells if known is not None and known.is_done(c.id)}
+        done = {c.id for c in study_plan.cells if known is not None and known.is_done(c.id)}
         speed = measured_rate() if rate is None else rate * 1e9
-        costs = estimate(made, speed, done)
+        costs = estimate(study_plan, speed, done)
         progress("planning", 1, 1)
-    print_plan(made, costs, done, speed)
+    print_plan(study_plan, costs, done, speed)
     cells = {k: {**c._asdict(), "seconds": c.seconds} for k, c in costs.items()}
     write_json(
         json,
         {
-            "name": spec.name, "places": len(made.points), "cells": len(made.cells),
-            "done": sorted(done), "gflops": speed / 1e9, "to_be_run": cells,
-            "refused": [p.model_dump(mode="json") for p in made.points if p.refused],
+            "name": spec.name,
+            "places": len(study_plan.points),
+            "cells": len(study_plan.cells),
+            "done": sorted(done),
+            "gflops": speed / 1e9,
+            "to_be_run": cells,
+            "refused": [p.model_dump(mode="json") for p in study_plan.points if p.refused],
         },
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -126,8 +130,8 @@ def resume(
     limit: Limit = None,
 ) -> None:
     """Go on with the study of a folder, by the file it was last run with."""
-    from retcon.study.reading import FILE, read_file, read_study
     from retcon.study.spec import load_spec
+    from retcon.study.study import FILE, read_file, read_study
 
     read_study(folder)
     read_file(folder)
@@ -138,7 +142,7 @@ def resume(
 def status(folder: Folder, json: Json = None) -> None:
     """Show how far a study is."""
     from retcon.cli.studies import print_status
-    from retcon.study.reading import read_study
+    from retcon.study.study import read_study
 
     study = read_study(folder)
     print_status(study)
@@ -149,16 +153,16 @@ def status(folder: Folder, json: Json = None) -> None:
 @app.command()
 def verify(folder: Folder, json: Json = None) -> None:
     """Look whether all that a study's folder holds is what was written, and its own."""
-    from retcon.study.reading import read_study
+    from retcon.study.study import read_study
     from retcon.study.verifying import verify as look
 
     check_writable(json)
     study = read_study(folder)
     with bars() as progress:
-        found = look(study, progress)
-    show_looked(str(folder), found)
-    write_json(json, {"name": study.record.name, "kinds": [one._asdict() for one in found]})
-    bad = sum(len(one.damaged) for one in found)
+        kinds = look(study, progress)
+    show_looked(str(folder), kinds)
+    write_json(json, {"name": study.record.name, "kinds": [one._asdict() for one in kinds]})
+    bad = sum(len(one.damaged) for one in kinds)
     if bad:
         raise InvalidStudy(
             f"{bad} things in {folder} are not what was written; which, and why, is above."
@@ -181,24 +185,25 @@ def report(
     """Write the report of what is done, and show its tables. Needs no torch."""
     from retcon.report import page
     from retcon.report.terminal import brief
-    from retcon.study.reading import read_study
+    from retcon.study.study import read_study
 
     with bars() as progress:
         progress("reading the rows", 0, 1)
-        made = page.make_report(read_study(folder), findings)
+        content = page.make_report(read_study(folder), findings)
         progress("reading the rows", 1, 1)
-    for one in brief(made.results, made.findings):
+    for one in brief(content.results, content.findings):
         out.print(table(one.title, one.columns, one.rows))
-    for line in (*made.answers, *made.summary):
+    for line in (*content.answers, *content.summary):
         out.print(line, markup=False)
     with bars() as progress:
         progress("drawing the page", 0, 1)
-        written = page.write(made)
+        written = page.write(content)
         progress("drawing the page", 1, 1)
     out.print(
         f"Wrote [bold]{escape(str(written.html))}[/], and {escape(str(written.rows.parent))}/ "
-        "with charts, tables and rows.", soft_wrap=True,
-    )  # fmt: skip
+        "with charts, tables and rows.",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -208,7 +213,7 @@ def export(
 ) -> None:
     """Put all rows, each with its place in the grid, into one parquet file. Needs no torch."""
     from retcon.report import tables
-    from retcon.study.reading import read_study
+    from retcon.study.study import read_study
 
     check_writable(output)
     written = tables.export(read_study(folder), output)
@@ -228,7 +233,7 @@ def pack(
     """Write all finished cells as four files, which every command reads like DIR."""
     from retcon.cli.studies import print_packed
     from retcon.study.packing import pack as write
-    from retcon.study.reading import read_study
+    from retcon.study.study import read_study
 
     study = read_study(folder)
     whole = folder.resolve()
@@ -266,9 +271,14 @@ def run_spec(
             from retcon.study.runner import run_cells
 
             outcome = run_cells(
-                spec, folder, data=data, executor=executor, workers=workers, limit=limit,
+                spec,
+                folder,
+                data=data,
+                executor=executor,
+                workers=workers,
+                limit=limit,
                 progress=progress,
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         raise Interrupted(
             f"Batches that were finished are kept: retcon study resume {folder}"
@@ -276,8 +286,11 @@ def run_spec(
     print_outcome(outcome, folder)
     if outcome.failed:
         number = len(outcome.failed)
-        what = "1 cell could not be run; its reason is" if number == 1 else (
-            f"{number} cells could not be run; their reasons are")  # fmt: skip
+        what = (
+            "1 cell could not be run; its reason is"
+            if number == 1
+            else (f"{number} cells could not be run; their reasons are")
+        )
         raise InvalidStudy(f"{what} above.")
 
 

@@ -39,7 +39,7 @@ class Job:
         return outline(self.model, revision=self.revision)
 
 
-class Table(NamedTuple):
+class ExportTable(NamedTuple):
     """Table that shows what was written."""
 
     title: str
@@ -57,7 +57,7 @@ class Exported:
         dtype: of a folder that is a whole model, what to load it in.
     """
 
-    tables: Sequence[Table] = ()
+    tables: Sequence[ExportTable] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     record: Mapping[str, object]

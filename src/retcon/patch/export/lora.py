@@ -15,7 +15,7 @@ from pydantic import Field
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidSetting, NotExportable, PatchMismatch
 from retcon.model.structure import Outline
-from retcon.patch.export import Table
+from retcon.patch.export import ExportTable
 from retcon.patch.export.rank import balanced, capped, padded
 from retcon.patch.patch import Patch
 
@@ -89,10 +89,10 @@ def check_shapes(patch: Patch, outline: Outline) -> None:
             )
 
 
-def told(lora: Lora) -> Table:
+def told(lora: Lora) -> ExportTable:
     """The factors of each layer, to be shown."""
     rows = [[str(k), str(lora.rank), f"{100 * error:.2f}"] for k, error in lora.errors.items()]
-    return Table("Factors", ["layer", "rank", "lost by the rank cap, in % of ‖ΔW‖"], rows)
+    return ExportTable("Factors", ["layer", "rank", "lost by the rank cap, in % of ‖ΔW‖"], rows)
 
 
 def recorded(lora: Lora) -> dict[str, object]:

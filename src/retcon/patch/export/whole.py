@@ -29,7 +29,7 @@ from retcon.model.checkpoint import (
 )
 from retcon.model.load import CHECKPOINT_FILES, find_dtype
 from retcon.model.structure import Outline
-from retcon.patch.export import Exported, Job, Table, export_form
+from retcon.patch.export import Exported, ExportTable, Job, export_form
 from retcon.patch.export.card import write_card
 from retcon.patch.export.lora import check_shapes
 from retcon.patch.patch import Patch, mismatch
@@ -282,7 +282,7 @@ def merged(job: Job, *, dtype: str | None = None) -> Exported:
     ]
     columns = ["layer", "stored as", "rounding, in % of ‖ΔW‖", "numbers left as they were, in %"]
     return Exported(
-        tables=[Table("Merged", columns, rows)],
+        tables=[ExportTable("Merged", columns, rows)],
         record={"rounding": {str(layer): one._asdict() for layer, one in lost.items()}},
         dtype=next(iter(lost.values())).dtype,
     )

@@ -13,7 +13,7 @@ from retcon.replications.batch_size.charts import turned_on
 from retcon.replications.batch_size.paper import BATCH_SIZE, distance
 from retcon.replications.batch_size.sequence import extremes, paired
 from retcon.report.charts import sizes
-from retcon.report.conditions import Arm, Setting, called, describe
+from retcon.report.conditions import Arm, Condition, called, describe
 from retcon.report.families import Family, carried_by_size, shared
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.numbers import points
@@ -97,8 +97,10 @@ def what_batch_size_is(results: Results) -> Outcome:
     return replace(outcome, missing=needed.missing)
 
 
-def _is_still(setting: Setting) -> bool:
-    return bool(setting.accumulate) and setting.refresh == "never" and setting.ridge_batch == 0
+def _is_still(condition: Condition) -> bool:
+    return (
+        bool(condition.accumulate) and condition.refresh == "never" and condition.ridge_batch == 0
+    )
 
 
 def _still(results: Results, curves: list[Family]) -> list[Effect]:
@@ -106,14 +108,14 @@ def _still(results: Results, curves: list[Family]) -> list[Effect]:
     effects: list[Effect] = []
     still = [curve for curve in curves if _is_still(shared(curve))]
     for curve in sorted(still, key=lambda c: _standing(results, c)):
-        setting = shared(curve)
+        condition = shared(curve)
         for metric in ("S", *SCORES[:3]):
             width = width_of(results, curve, metric)
             if width is None or width.mean is None:
                 continue
             text = (
-                f"Nothing but batch size moves ({called(setting.method)}, N = {setting.n:,}, "
-                f"{setting.dtype}): spread of {metric} over {len(curve)} sizes"
+                f"Nothing but batch size moves ({called(condition.method)}, N = {condition.n:,}, "
+                f"{condition.dtype}): spread of {metric} over {len(curve)} sizes"
                 f"{_apart(results, curve)}"
             )
             first = metric == "S" and not any(effect.decides for effect in effects)
@@ -132,7 +134,7 @@ def _still(results: Results, curves: list[Family]) -> list[Effect]:
 
 
 def _apart(results: Results, curve: Mapping[int, Arm]) -> str:
-    """By how much the NLLs of any prompt differ between sizes, in words."""
+    """Largest difference of any prompt's NLL between sizes, in words."""
     seeds = {run.seed for arm in curve.values() for run in arm.runs}
     gaps = [
         results.measurements.widest(
@@ -149,8 +151,8 @@ def _apart(results: Results, curve: Mapping[int, Arm]) -> str:
 def _standing(results: Results, curve: Mapping[int, Arm]) -> tuple[object, ...]:
     """Rank families: many sizes, many facts written, many scored, the finest precision first."""
     cases = len(results.common(curve.values(), WHEN, "ES"))
-    setting = shared(curve)
-    return -len(curve), -setting.n, -cases, _level(setting, "dtype")
+    condition = shared(curve)
+    return -len(curve), -condition.n, -cases, _level(condition, "dtype")
 
 
 def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimate | None:
@@ -160,14 +162,15 @@ def width_of(results: Results, curve: Mapping[int, Arm], metric: str) -> Estimat
         return None
     high, low = extremes(scores)
     widest = combine([(1.0, scores[high]), (-1.0, scores[low])])
-    found = widest.estimate(len(list(combinations(scores, 2))))
+    estimate = widest.estimate(len(list(combinations(scores, 2))))
     gaps = [
         combine([(1.0, one), (-1.0, other)]).estimate().high
         for one, other in permutations(scores.values(), 2)
     ]
-    if found.low is None or None in gaps:
-        return found
-    return found._replace(low=max(0.0, found.low), high=max(gap for gap in gaps if gap is not None))
+    if estimate.low is None or None in gaps:
+        return estimate
+    high = max(gap for gap in gaps if gap is not None)
+    return estimate._replace(low=max(0.0, estimate.low), high=high)
 
 
 def _small(width: Estimate) -> Verdict:
@@ -181,9 +184,9 @@ def _small(width: Estimate) -> Verdict:
 def switches(curves: list[Family]) -> list[Switch]:
     """Pairs of families that differ in one factor, all else still, or all else as in the paper.
 
-    Of several the one of most sizes, of those whose scored facts stand for all.
+    If several qualify, take the one of most sizes among those whose scored facts stand for all.
     """
-    found: list[tuple[tuple[object, ...], Switch]] = []
+    pairs: list[tuple[tuple[object, ...], Switch]] = []
     for factor in FACTORS:
         for off in curves:
             for on in curves:
@@ -202,9 +205,9 @@ def switches(curves: list[Family]) -> list[Switch]:
                         -before.n,
                         *distance(before),
                     )
-                    found.append((rank, switch))
+                    pairs.append((rank, switch))
     order = list(FACTORS)
-    ranked = sorted(found, key=lambda item: (order.index(item[1].factor), item[0]))
+    ranked = sorted(pairs, key=lambda item: (order.index(item[1].factor), item[0]))
     return list(
         {
             (shared(s.on).model, s.factor, s.place, _level(shared(s.on), s.factor)): s
@@ -213,9 +216,9 @@ def switches(curves: list[Family]) -> list[Switch]:
     )[::-1]
 
 
-def _level(setting: Setting, factor: str) -> tuple[int, str]:
-    """Where a factor stands; the lowest is the one that holds batch size still."""
-    value = getattr(setting, factor)
+def _level(condition: Condition, factor: str) -> tuple[int, str]:
+    """Level of a factor; the lowest is the one that holds batch size still."""
+    value = getattr(condition, factor)
     if factor == "accumulate":
         return int(not value), ""
     if factor == "refresh":
@@ -225,18 +228,18 @@ def _level(setting: Setting, factor: str) -> tuple[int, str]:
     return int(value), ""
 
 
-def _place(setting: Setting, factor: str) -> str:
-    """Where everything but one factor stands: `still`, `paper`, or empty for in between."""
-    if _is_still(_held(setting, factor, accumulate=True, refresh="never")):
+def _place(condition: Condition, factor: str) -> str:
+    """Level of everything but one factor: `still`, `paper`, or empty for in between."""
+    if _is_still(_held(condition, factor, accumulate=True, refresh="never")):
         return "still"
-    held = _held(setting, factor, accumulate=False, refresh="each-batch")
+    held = _held(condition, factor, accumulate=False, refresh="each-batch")
     papers = not held.accumulate and held.refresh == "each-batch" and held.ridge_batch == 0
     return "paper" if papers else ""
 
 
-def _held(setting: Setting, factor: str, *, accumulate: bool, refresh: str) -> Setting:
+def _held(condition: Condition, factor: str, *, accumulate: bool, refresh: str) -> Condition:
     values: dict[str, object] = {"accumulate": accumulate, "refresh": refresh, "ridge_batch": 0}
-    return setting._replace(**{factor: values[factor]}) if factor in values else setting
+    return condition._replace(**{factor: values[factor]}) if factor in values else condition
 
 
 def _switched(results: Results, switch: Switch) -> list[Effect]:

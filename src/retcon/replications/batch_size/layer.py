@@ -41,7 +41,7 @@ def best_layer(results: Results) -> Outcome:
     if not effects:
         return replace(outcome, missing="Layer 1 is not among the layers of this study.")
     pending = max(
-        results.waiting(next(iter(sweep.values())).setting, "layers") for sweep, _ in known
+        results.waiting(next(iter(sweep.values())).condition, "layers") for sweep, _ in known
     )
     if not pending:
         return outcome
@@ -57,7 +57,7 @@ def _effects(
     others = {place: arm for place, arm in sweep.items() if place != PAPERS_LAYER}
     if one is None or not others:
         return []
-    pending = results.waiting(one.setting, "layers")
+    pending = results.waiting(one.condition, "layers")
     text = lambda place: f"{_who(best)}: layer 1 − layer {_name(place)}"  # noqa: E731
     return measure_best(results, one, others, WHEN, text, pending=pending, decides=True)
 

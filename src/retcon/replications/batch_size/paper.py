@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from retcon.report.charts import sizes, weights
-from retcon.report.conditions import Setting
+from retcon.report.conditions import Condition
 from retcon.report.findings import Finding, FindingSet
 from retcon.report.headline import TIMES
 from retcon.report.numbers import points
@@ -14,28 +14,29 @@ PAPERS_LAYER = (1,)
 PAPERS_SIZE = 1024
 
 
-def distance(setting: Setting) -> tuple[object, ...]:
-    """How far a setting is from the paper's; the nearest is the least.
+def distance(condition: Condition) -> tuple[object, ...]:
+    """Distance of a condition from the paper's; the nearest is the least.
 
     The paper forgets past keys, makes targets anew for each batch, and has one λ a batch.
     """
     return (
-        bool(setting.accumulate),
-        setting.refresh not in (None, "each-batch"),
-        setting.ridge_batch != 0,
-        setting.first_written,
-        str(setting.order),  # the first number before others, and before orders by keys
-        setting.dtype != "float32",
-        setting.method not in ("memit", "emmet"),
+        bool(condition.accumulate),
+        condition.refresh not in (None, "each-batch"),
+        condition.ridge_batch != 0,
+        condition.first_written,
+        str(condition.order),  # the first number before others, and before orders by keys
+        condition.dtype != "float32",
+        condition.method not in ("memit", "emmet"),
     )
 
 
 def answers(findings: Sequence[Finding]) -> list[str]:
     """Answers to the paper's title, one for each time; none where (b2) was not judged."""
-    asked = next((one for one in findings if one.key == "b2"), None)
-    if asked is None or not asked.times:
+    finding = next((one for one in findings if one.key == "b2"), None)
+    if finding is None or not finding.times:
         return []
-    return ["Is a bigger edit batch better here?", *(_answer(asked, when) for when in asked.times)]
+    answers = (_answer(finding, when) for when in finding.times)
+    return ["Is a bigger edit batch better here?", *answers]
 
 
 def _answer(finding: Finding, when: str) -> str:

@@ -64,7 +64,7 @@ def _by_size(results: Results) -> list[Chart | None]:
 
 
 def _whole(curve: Family) -> int:
-    return next(iter(curve.values())).setting.n
+    return next(iter(curve.values())).condition.n
 
 
 def _at(curve: Family, curves: list[Family]) -> str:
@@ -132,7 +132,7 @@ def _reference(curve: Family) -> int:
 def _best(results: Results, curve: Family, when: str, name: str, *, decides: bool) -> list[Effect]:
     size = _reference(curve)
     others = {other: arm for other, arm in curve.items() if other != size}
-    pending = results.waiting(curve[min(curve)].setting, "batch_size")
+    pending = results.waiting(curve[min(curve)].condition, "batch_size")
     text = lambda other: f"{name}: S of batches of {size:,} − batches of {other:,}"  # noqa: E731
     return measure_best(results, curve[size], others, when, text, pending=pending, decides=decides)
 
@@ -196,11 +196,11 @@ _SAME_ROWS = (
 
 def _grids(curves: Iterable[Family]) -> list[Grid]:
     """Families that differ in N alone, by N; two at least that share a batch size."""
-    found: dict[tuple[object, ...], Grid] = defaultdict(dict)
+    by_condition: dict[tuple[object, ...], Grid] = defaultdict(dict)
     for curve in curves:
-        setting = next(iter(curve.values())).setting
-        found[setting.across_n()].setdefault(setting.n, curve)
-    grids = [{n: grid[n] for n in sorted(grid)} for grid in found.values() if len(grid) > 1]
+        condition = next(iter(curve.values())).condition
+        by_condition[condition.across_n()].setdefault(condition.n, curve)
+    grids = [{n: grid[n] for n in sorted(grid)} for grid in by_condition.values() if len(grid) > 1]
     return [g for g in grids if set(g[min(g)]) & set(g[max(g)]) and len(g[max(g)]) > 1]
 
 

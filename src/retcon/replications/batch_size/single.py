@@ -47,7 +47,7 @@ def _groups(results: Results) -> dict[Place, dict[str, Arm]]:
     """Single edits of two methods or more, by place."""
     groups: dict[Place, dict[str, Arm]] = defaultdict(dict)
     for arm in sorted(results.arms, key=_is_unlike_itself):
-        s = arm.setting
+        s = arm.condition
         alone = s.batch_size == 1 and not s.carried and s.method in METHODS
         if alone and results.has(arm, WHEN):
             groups[s.model, s.dtype, s.layers, s.n].setdefault(s.method, arm)
@@ -56,7 +56,7 @@ def _groups(results: Results) -> dict[Place, dict[str, Arm]]:
 
 def _is_unlike_itself(arm: Arm) -> bool:
     """True if MEMIT has no ridge, or EMMET one, as each other's published form has it."""
-    return (arm.setting.ridge == "hard") is (arm.setting.method == "memit")
+    return (arm.condition.ridge == "hard") is (arm.condition.method == "memit")
 
 
 def _pairs(results: Results, place: Place, arms: dict[str, Arm], *, decides: bool) -> list[Effect]:

@@ -34,9 +34,9 @@ def layers(results: Results) -> Chart | None:
 def by_layer(results: Results) -> list[Record]:
     """Scores by layer and method; of each model and method those of the largest sweep."""
     swept = {
-        (setting.model, setting.method): sweep
+        (condition.model, condition.method): sweep
         for sweep in reversed(sweeps(results))
-        for setting in [next(iter(sweep.values())).setting]
+        for condition in [next(iter(sweep.values())).condition]
     }
     return [
         record

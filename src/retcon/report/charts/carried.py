@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retcon.report import general
 from retcon.report.charts.panels import Record, scored
 from retcon.report.charts.style import (
     COLOURS,
@@ -20,10 +19,14 @@ from retcon.report.charts.style import (
 from retcon.report.conditions import PLAIN, Arm, names_of
 from retcon.report.kinds import compared
 from retcon.report.results import SCORES, Results
-from retcon.scoring.metrics import estimate
-from retcon.scoring.observations import Observation
+from retcon.scoring.metrics import METRICS, change, estimate
+from retcon.scoring.observations import Moment, Observation
 
 _LABELS: Spec = {"labelLimit": 520, "labelFontSize": 11, "title": None, "grid": False}
+_MEASURES = {
+    "perplexity": "perplexity, times that of the untouched model",
+    "tasks": "accuracy over all tasks, points",
+}
 _MOST_BARS, _MOST_MAPS, _AGES = 36, 6, 8
 
 
@@ -32,7 +35,7 @@ def side_by_side(results: Results) -> Chart | None:
     arms = compared(results)
     names = names_of(arms)
     data = [
-        {**record, "setting": names[arm.setting], "place": place}
+        {**record, "setting": names[arm.condition], "place": place}
         for place, arm in enumerate(arms[:_MOST_BARS])
         for record in scored(results, arm, "final")
     ]
@@ -84,7 +87,9 @@ def _panel(metric: str, number: int) -> Spec:
 
 def decisions(results: Results) -> Chart | None:
     """Batch sizes over time, where a rule decides; and where targets were made anew."""
-    arms = [a for a in results.arms if a.setting.rule or (a.setting.refresh or "")[:5] == "stale"]
+    arms = [
+        a for a in results.arms if a.condition.rule or (a.condition.refresh or "")[:5] == "stale"
+    ]
     names = names_of(arms)
     data = [
         {
@@ -92,7 +97,7 @@ def decisions(results: Results) -> Chart | None:
             "size": step["edits"],
             "tried": step.get("tried") or 0,
             "refreshed": bool(step.get("refreshed")),
-            "setting": names[arm.setting],
+            "setting": names[arm.condition],
             "note": step.get("note") or "",
         }
         for arm in arms
@@ -146,7 +151,7 @@ def ridges(results: Results) -> Chart | None:
         {
             "edits": step["at"],
             "ridge": step["ridge"],
-            "series": names[arm.setting],
+            "series": names[arm.condition],
             "energy": max(step["energy"].values()),
         }
         for arm, steps in followed
@@ -182,9 +187,48 @@ def ridges(results: Results) -> Chart | None:
     )
 
 
+def over_time(results: Results) -> list[Record]:
+    """Perplexity and task accuracy by edits written, of arms read in between; first seed."""
+    read = {arm.condition: _moments(results, arm) for arm in results.arms}
+    arms = [arm for arm in results.arms if len(read[arm.condition]) > 2]
+    names = names_of(arms)
+    records: list[Record] = []
+    for arm in arms:
+        moments = read[arm.condition]
+        first = next(iter(moments.values()))
+        steps = results.study.steps(arm.runs[0].cell)
+        for (when, step), rows in moments.items():
+            for name, measure in _MEASURES.items():
+                one = change(first, rows, name)
+                if one.mean is not None:
+                    records.append(
+                        {
+                            "edits": steps[step - 1]["at"] if step else 0,
+                            "measure": measure,
+                            "value": one.mean,
+                            "low": one.low,
+                            "high": one.high,
+                            "when": when,
+                            "series": names[arm.condition],
+                        }
+                    )
+    return records
+
+
+def _moments(results: Results, arm: Arm) -> dict[Moment, list[Observation]]:
+    """Observations of the model as a whole by time, in order."""
+    read = [METRICS.find(name) for name in _MEASURES]
+    by_moment: dict[Moment, list[Observation]] = defaultdict(list)
+    for values in results.study.rows(arm.runs[0].cell).iter_rows():
+        row = Observation(*values)
+        if any(metric.reads(row.kind) for metric in read):
+            by_moment[Moment(row.when, row.step)].append(row)
+    return by_moment
+
+
 def as_a_whole(results: Results) -> Chart | None:
     """Perplexity of ordinary text and accuracy over tasks, by edits written."""
-    data = general.over_time(results)
+    data = over_time(results)
     if not data:
         return None
     y: Spec = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
@@ -233,7 +277,7 @@ def ages(results: Results) -> Chart | None:
     asked_again = [arm for arm in compared(results) if "retention" in arm.point.when]
     names = names_of(asked_again)
     data = [
-        {**record, "setting": names[arm.setting]}
+        {**record, "setting": names[arm.condition]}
         for arm in asked_again[:_MOST_MAPS]
         for record in _by_age(results, arm)
     ]
@@ -274,7 +318,7 @@ def ages(results: Results) -> Chart | None:
 def _by_age(results: Results, arm: Arm) -> Iterator[Record]:
     cell = arm.runs[0].cell
     written = {step["index"] + 1: int(step["at"]) for step in _steps(results, cell)}
-    width = max(1, -(-arm.setting.n // _AGES))
+    width = max(1, -(-arm.condition.n // _AGES))
     own = {row.case: written[row.step] for row in results.study.scored(cell, "immediate")}
     groups: dict[tuple[int, int], list[Observation]] = defaultdict(list)
     for when in ("immediate", "retention", "final"):

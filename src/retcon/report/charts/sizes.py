@@ -1,6 +1,6 @@
 """Charts by batch size, by number of facts, and of older facts again.
 
-Of several families the plainest is drawn, or the first by another `rank`.
+If there are several families, the plainest is drawn, or the first by another `rank`.
 """
 
 from collections import Counter, defaultdict
@@ -83,7 +83,7 @@ def _sizes(results: Results, curves: Sequence[Family], when: str) -> list[Record
             arm,
             when,
             batch_size=size,
-            n=arm.setting.n,
+            n=arm.condition.n,
             d_in=arm.point.capacity,
             series=name_of(curve, curves),
         )
@@ -120,21 +120,21 @@ def number(results: Results, when: str, rank: Rank = plainness) -> Chart | None:
 
 def _by_number(results: Results, when: str, rank: Rank) -> list[Record]:
     groups: dict[tuple[object, ...], dict[tuple[int, int], Arm]] = defaultdict(dict)
-    for arm in sorted(results.arms, key=lambda arm: rank(arm.setting)):
-        if arm.setting.carried and results.has(arm, when):
-            place = arm.setting.n, arm.setting.batch_size
-            groups[arm.setting.across_n()].setdefault(place, arm)
+    for arm in sorted(results.arms, key=lambda arm: rank(arm.condition)):
+        if arm.condition.carried and results.has(arm, when):
+            place = arm.condition.n, arm.condition.batch_size
+            groups[arm.condition.across_n()].setdefault(place, arm)
     several = [[*arms.values()] for arms in groups.values() if _in_line([*arms.values()])]
     return [
         record
         for arms in several[:1]
-        for arm in sorted(arms, key=lambda arm: (arm.setting.batch_size, arm.setting.n))
+        for arm in sorted(arms, key=lambda arm: (arm.condition.batch_size, arm.condition.n))
         for record in scored(
             results,
             arm,
             when,
-            n=arm.setting.n,
-            batch_size=arm.setting.batch_size,
+            n=arm.condition.n,
+            batch_size=arm.condition.batch_size,
             d_in=arm.point.capacity,
         )
     ]
@@ -142,7 +142,7 @@ def _by_number(results: Results, when: str, rank: Rank) -> list[Record]:
 
 def _in_line(arms: Sequence[Arm]) -> bool:
     """True if a batch size has been run at two N: dots alone show no trend."""
-    sizes = Counter(arm.setting.batch_size for arm in arms)
+    sizes = Counter(arm.condition.batch_size for arm in arms)
     return max(sizes.values()) > 1
 
 
@@ -166,7 +166,7 @@ def _retained(results: Results, rank: Rank) -> list[Record]:
     for arm in _scored_again(results, rank):
         groups: dict[int, list[Observation]] = defaultdict(list)
         for run in arm.runs:
-            for since, row in _aged(results, run.cell, arm.setting.batch_size):
+            for since, row in _aged(results, run.cell, arm.condition.batch_size):
                 case, relation = f"{run.name} {row.case}", row.relation or f"case {row.case}"
                 groups[since].append(row._replace(case=case, relation=relation))
         for since, rows in sorted(groups.items()):
@@ -181,7 +181,7 @@ def _retained(results: Results, rank: Rank) -> list[Record]:
                             "high": score.high,
                             "cases": score.cases,
                             "since": since,
-                            "batch_size": arm.setting.batch_size,
+                            "batch_size": arm.condition.batch_size,
                             "when": "retention",
                             "untouched": None,
                         }
@@ -191,11 +191,11 @@ def _retained(results: Results, rank: Rank) -> list[Record]:
 
 def _scored_again(results: Results, rank: Rank) -> list[Arm]:
     """The arms with retention, in the first setting that has some."""
-    asked = [
+    families = [
         [arm for arm in curve.values() if "retention" in arm.point.when]
         for curve in largest(carried_by_size(results, "immediate", rank))
     ]
-    return next((arms for arms in asked if arms), [])
+    return next((arms for arms in families if arms), [])
 
 
 def _aged(results: Results, cell: str, size: int) -> Iterator[tuple[int, Observation]]:

@@ -171,7 +171,7 @@ def front_line() -> Spec:
 
 
 def seconds_size(least: int) -> Spec:
-    """Seconds an edit as the area of a dot. least: square pixels of the smallest."""
+    """Seconds an edit as the area of a dot, the smallest of `least` square pixels."""
     scale: Spec = {"range": [least, 420], "zero": False}
     return {
         "field": "seconds",
@@ -183,18 +183,18 @@ def seconds_size(least: int) -> Spec:
 
 
 def facts_written(ticks: int) -> Spec:
-    """How many facts were written, as an x axis."""
+    """An x axis of facts written so far."""
     axis: Spec = {"grid": False, "tickCount": ticks}
     return {"field": "edits", "type": "quantitative", "title": "facts written", "axis": axis}
 
 
-def steps_of(encoding: Spec, told: Sequence[Spec]) -> list[Spec]:
+def steps_of(encoding: Spec, tooltip: Sequence[Spec]) -> list[Spec]:
     """A line in steps, for values that hold from one batch to the next, with a dot at each."""
     return [
         {"mark": {"type": "line", "interpolate": "step-before"}, "encoding": encoding},
         {
             "mark": {"type": "circle", "size": 26, "opacity": 1},
-            "encoding": {**encoding, "tooltip": told},
+            "encoding": {**encoding, "tooltip": tooltip},
         },
     ]
 

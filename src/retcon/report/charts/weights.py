@@ -22,10 +22,9 @@ from retcon.report.charts.style import (
     titled,
 )
 from retcon.report.conditions import PLAIN, Arm, called, describe, names_of, varying
-from retcon.report.costs import moved, seconds_per_edit
 from retcon.report.families import Rank, carried_by_size, largest, plainness, shared, states
 from retcon.report.kinds import compared
-from retcon.report.results import SCORES, Results
+from retcon.report.results import SCORES, Results, moved, seconds_per_edit
 from retcon.study.points import carries
 
 
@@ -36,9 +35,9 @@ def pareto(results: Results, rank: Rank = plainness) -> Chart | None:
 
 def _pareto_by_size(results: Results, rank: Rank) -> Chart | None:
     curves = largest(carried_by_size(results, "final", rank))
-    arms = list({arm.setting: arm for curve in curves for arm in curve.values()}.values())
+    arms = list({arm.condition: arm for curve in curves for arm in curve.values()}.values())
     fields = ("method", *(f for f in varying(arms, "batch_size", "score") if f != "method"))
-    data = priced(results, [(arm, describe(arm.setting, fields)) for arm in arms])
+    data = priced(results, [(arm, describe(arm.condition, fields)) for arm in arms])
     if len(data) < 2:
         return None
     tooltip = [
@@ -84,7 +83,7 @@ def _pareto_of_kinds(results: Results) -> Chart | None:
     """Every kind, baselines among them; those on the front have a letter and are named."""
     arms = compared(results)
     names = names_of(arms)
-    points = priced(results, [(arm, names[arm.setting]) for arm in arms])
+    points = priced(results, [(arm, names[arm.condition]) for arm in arms])
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     data = [
         {**r, "series": r["setting"].split(",")[0], "letter": next(letters, "") * r["front"]}
@@ -156,7 +155,7 @@ def priced(results: Results, named: Sequence[tuple[Arm, str]]) -> list[Record]:
                     "preservation": ns.mean,
                     "low": ns.low,
                     "high": ns.high,
-                    "batch_size": arm.setting.batch_size,
+                    "batch_size": arm.condition.batch_size,
                     "seconds": seconds_per_edit(results, arm),
                     "setting": name,
                     "when": "final",
@@ -203,9 +202,9 @@ def _norms(results: Results, rank: Rank) -> list[Record]:
     arms = [arm for curve in curves for arm in curve.values()]
     fields = varying(arms, "batch_size", "method", "score")
     return [
-        {"edits": step["at"], "moved": share, "batch_size": size, "setting": setting}
+        {"edits": step["at"], "moved": share, "batch_size": size, "setting": condition}
         for curve in curves
-        for setting in [describe(shared(curve), fields) or "all"]
+        for condition in [describe(shared(curve), fields) or "all"]
         for size, arm in curve.items()
         for step in _thinned(results.study.steps(arm.runs[0].cell))
         if (share := moved(step)) is not None

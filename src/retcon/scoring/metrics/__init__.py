@@ -92,11 +92,11 @@ class Metric:
 
     @property
     def of_prompts(self) -> bool:
-        """Whether it is a score of prompts, which every run has."""
+        """True if it is a score of prompts, which every run has."""
         return self.kind in PROMPTS or bool(self.parts)
 
     def reads(self, kind: str) -> bool:
-        """Whether it is read off observations of a kind."""
+        """True if it is read off observations of a kind."""
         return kind == self.kind or kind.startswith(f"{self.kind}:")
 
 
@@ -116,7 +116,10 @@ def metric(
 ) -> Callable[[Made], Made]:
     """Enter a metric under a name; the function is its value of one observation.
 
-    The arguments are fields of `Metric`, which can be entered itself: `METRICS.enter(name, …)`.
+    A `Metric` can also be entered itself: `METRICS.enter(name, …)`.
+
+    Args:
+        name, title, kind, scale, better, shown, rank, observer: see `Metric`.
     """
 
     def entry(value: Value) -> Metric:
@@ -142,10 +145,10 @@ def metrics(*places: Place, of_prompts: bool | None = None) -> list[Metric]:
         of_prompts: only those of prompts, or only the others.
     """
     wanted = places or PLACES
-    found = [one for one in METRICS.all().values() if one.shown in wanted]
+    chosen = [one for one in METRICS.all().values() if one.shown in wanted]
     if of_prompts is not None:
-        found = [one for one in found if one.of_prompts is of_prompts]
-    return sorted(found, key=lambda one: (PLACES.index(one.shown), one.rank, one.name))
+        chosen = [one for one in chosen if one.of_prompts is of_prompts]
+    return sorted(chosen, key=lambda one: (PLACES.index(one.shown), one.rank, one.name))
 
 
 def observers(names: Iterable[str]) -> tuple[Observer, ...]:
@@ -155,38 +158,42 @@ def observers(names: Iterable[str]) -> tuple[Observer, ...]:
         UnknownName: there is no such metric.
         InvalidSetting: it does not say how to observe what it is read off.
     """
-    found: list[Observer] = []
+    chosen: list[Observer] = []
     for name in names:
         one = METRICS.find(name)
         if one.observer is not None:
-            found.append(one.observer)
+            chosen.append(one.observer)
         elif not one.of_prompts:
             raise InvalidSetting(
                 f"The metric {name} is read off items of tasks, which have to be given: "
                 f"`--ability N` of `retcon eval`, `general: N` of a study."
             )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(chosen))
 
 
 def case_means(rows: Iterable[Observation], name: str) -> CaseMeans:
     """One metric of each case: the mean over its observations.
 
-    Of m observations each that may be won or lost by itself, a case changes by about 1/√m.
+    With m observations a case, each won or lost by itself, a case changes by about 1/√m.
+
+    Args:
+        rows: of one time.
+        name: of a metric without parts.
     """
     read = METRICS.find(name)
     values: dict[str, list[float]] = defaultdict(list)
     weights: dict[str, float] = defaultdict(float)
     clusters: dict[str, str] = {}
     for row in rows:
-        found = read.value(row) if read.reads(row.kind) else None
-        if found is not None:
-            values[row.case].append(read.scale.factor * found)
+        value = read.value(row) if read.reads(row.kind) else None
+        if value is not None:
+            values[row.case].append(read.scale.factor * value)
             weights[row.case] += read.weight(row) if read.weight else 1.0
             clusters[row.case] = row.cluster
-    counts = [len(found) for found in values.values()]
+    counts = [len(each) for each in values.values()]
     flip = read.scale.factor * sqrt(sum(1 / m for m in counts) / len(counts)) if counts else 0.0
     return CaseMeans(
-        {case: sum(found) / len(found) for case, found in values.items()},
+        {case: sum(each) / len(each) for case, each in values.items()},
         clusters,
         flip if read.scale.of_shares else 0.0,
         weights=weights if read.weight else None,
@@ -200,8 +207,8 @@ def statistic(name: str, means: Callable[[str], CaseMeans | None]) -> Statistic 
         means: of each case, by the name of a metric without parts.
     """
     parts = METRICS.find(name).parts
-    found = [mean(one) for part in parts or (name,) if (one := means(part)) is not None]
-    known = [one for one in found if one is not None]
+    each = [mean(one) for part in parts or (name,) if (one := means(part)) is not None]
+    known = [one for one in each if one is not None]
     if len(known) < max(1, len(parts)):
         return None
     return harmonic_mean(known) if parts else known[0]
@@ -215,10 +222,10 @@ def level(rows: Iterable[Observation], name: str) -> Statistic | None:
 
 def estimate(rows: Iterable[Observation], name: str) -> Estimate:
     """A metric over some rows, with its interval."""
-    found = level(rows, name)
-    if found is None:
+    score = level(rows, name)
+    if score is None:
         return Estimate(None, None, None, 0)
-    return METRICS.find(name).scale.level(found)
+    return METRICS.find(name).scale.level(score)
 
 
 def change(before: Iterable[Observation], after: Iterable[Observation], name: str) -> Estimate:

@@ -30,12 +30,12 @@ def write_texts(
     """Let a model go on behind each case's openings, or behind its prompt where it has none."""
     from retcon.model.generate import sample_behind
 
-    asked = [
+    openings = [
         (case, index, opening)
         for case in cases
         for index, opening in enumerate(case.openings or (case.edit.text,))
     ]
-    heads = [model.tokens.prompt(opening) for _, _, opening in asked]
+    heads = [model.tokens.prompt(opening) for _, _, opening in openings]
     texts = sample_behind(
         model, heads, total_tokens=_TOKENS, seed=_SEED, top_k=_TOP_K, progress=progress
     )
@@ -49,7 +49,7 @@ def write_texts(
             value=generation_entropy(text),
             text=text,
         )
-        for (case, index, _), text in zip(asked, texts, strict=True)
+        for (case, index, _), text in zip(openings, texts, strict=True)
     ]
 
 

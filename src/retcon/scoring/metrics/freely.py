@@ -1,4 +1,4 @@
-"""What a model says by itself: 32 tokens of free greedy generation, or fewer where it ends.
+"""Free greedy generation: 32 tokens behind a prompt, or fewer where the model ends the text.
 
 ES and its like compare two answers, neither of which the model need say. Here it goes on behind the
 prompt of an edit, each of its paraphrases, and each neighbour, and its own words are read:
@@ -44,7 +44,7 @@ class _Asked(NamedTuple):
 def write_freely(
     model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
 ) -> list[Observation]:
-    """What follows the prompt of each edit and its paraphrases."""
+    """Generate behind the prompt of each edit and its paraphrases."""
     asked = [_Asked(case, REWRITE, 0, case.edit.text) for case in cases]
     asked += [
         _Asked(case, PARAPHRASE, i, text)
@@ -57,7 +57,7 @@ def write_freely(
 def write_of_neighbours(
     model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
 ) -> list[Observation]:
-    """What follows the prompts of each edit's neighbours, where their truth is known."""
+    """Generate behind the prompts of each edit's neighbours, where their truth is known."""
     asked = [
         _Asked(case, NEIGHBOUR, i, text)
         for case in cases
@@ -99,7 +99,7 @@ def _answers(cases: Sequence[Case]) -> dict[str | None, set[str]]:
 def _observed(
     tokens: "Tokens", asked: _Asked, ids: Sequence[int], answers: set[str], moment: Moment
 ) -> Observation:
-    """Which answers a continuation begins with and names."""
+    """Count the answers that a continuation begins with and names."""
     edit = asked.case.edit
     ids = _until_end(tokens, ids)
     text = tokens.decode_begun(ids)

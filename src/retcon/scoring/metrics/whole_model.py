@@ -1,4 +1,4 @@
-"""What an edit should leave alone altogether: perplexity of ordinary text, and answers to tasks."""
+"""Metrics of the model as a whole, which edits should not change: perplexity and tasks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from retcon.edits import Case
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import METRICS, Metric, Observer, metric
 from retcon.scoring.observations import ITEM, PASSAGE, Moment, Observation
-from retcon.scoring.scales import Answers, Exponential
+from retcon.scoring.scales import ExactAnswers, Exponential
 
 WHOLE = ("pre", "immediate", "retention", "final")
 
@@ -53,12 +53,12 @@ def answered(row: Observation) -> float | None:
     return None if row.exact is None else float(row.exact)
 
 
-metric("tasks", title="Accuracy over all tasks", kind=ITEM, scale=Answers())(answered)
+metric("tasks", title="Accuracy over all tasks", kind=ITEM, scale=ExactAnswers())(answered)
 for _task in TASKS:
     metric(
         f"{_task}_accuracy",
         title=f"Accuracy, {_task}",
         kind=f"{ITEM}:{_task}",
-        scale=Answers(),
+        scale=ExactAnswers(),
         shown="record",
     )(answered)

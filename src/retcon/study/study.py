@@ -1,4 +1,4 @@
-"""Read a study, live or packed: points, and of finished cells rows and steps. No torch here."""
+"""A study, live or packed: its points, and rows and steps of its finished cells. No torch here."""
 
 import json
 from collections.abc import Iterator
@@ -37,9 +37,15 @@ class Model(Frozen):
 
 
 class Data(Frozen):
-    """The facts of a study: where they were, the file's sha256, and how many could be used.
+    """The facts of a study.
 
-    skipped: how many records of the file could not, and were left out.
+    Attributes:
+        cases: the file, as the study names it.
+        sha256: of the file.
+        unique_subjects: True if only one fact of a subject was kept.
+        facts: how many could be used.
+        options: of the data set.
+        skipped: how many records of the file could not be used, and were left out.
     """
 
     cases: str
@@ -51,8 +57,8 @@ class Data(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _earlier(cls, said: object) -> object:
-        return renamed_option(said, "options")
+    def _earlier(cls, record: object) -> object:
+        return renamed_option(record, "options")
 
 
 TuningRule = Literal["largest S", "one standard error"]
@@ -61,11 +67,13 @@ TuningRule = Literal["largest S", "one standard error"]
 class Tuned(Frozen):
     """A ridge that was chosen on facts of its own: for whom, among which, and by which scores.
 
-    scores: S of each ridge, by the cells they were read from. schedule, refresh: how their facts
-    were written; those that are carried are scored at the end. rule: `largest S`, or the largest
-    ridge whose S is within one standard error of the largest one's, which studies that were begun
-    before November 2026 do not have. edge: whether it is the smallest or the largest of its
-    candidates, so that one beyond them may be better.
+    Attributes:
+        scores: S of each of `ridges`, from `cells`.
+        schedule, refresh: how their facts were written; those that are carried are scored at the
+            end.
+        rule: `largest S`, or the largest ridge whose S is within one standard error of the largest,
+            which studies that were begun before November 2026 do not have.
+        edge: set if the ridge is the smallest or the largest candidate: one beyond may be better.
     """
 
     model: str
@@ -88,15 +96,22 @@ class Tuned(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _at_its_edge(cls, said: dict[str, Any]) -> dict[str, Any]:
-        """Say it of records, too, that were written before it was said."""
-        ridges, ridge = said.get("ridges") or (), said.get("ridge")
+    def _at_its_edge(cls, record: dict[str, Any]) -> dict[str, Any]:
+        """Add `edge` to records that were written before there was one."""
+        ridges, ridge = record.get("ridges") or (), record.get("ridge")
         ends = {min(ridges): "smallest", max(ridges): "largest"} if len(ridges) > 1 else {}
-        return {**said, "edge": ends.get(ridge)}
+        return {**record, "edge": ends.get(ridge)}
 
 
-class Record(Frozen):
-    """`study.json`: what a folder is of."""
+class StudyRecord(Frozen):
+    """The content of `study.json`: what the folder is of.
+
+    Attributes:
+        warnings: given before the study was run.
+        corpora: identity of each text that second moments are read from, by its name.
+        plugins: sha256 of each plugin, by its name in the file.
+        findings: claims that the report tests.
+    """
 
     format: int
     name: str
@@ -122,7 +137,7 @@ class Study:
     """A study's folder, as it is on disk now: cells in folders of their own, a pack, or both."""
 
     folder: Path
-    record: Record
+    record: StudyRecord
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -147,9 +162,9 @@ class Study:
         """
         path = self.folder / TUNED
         try:
-            found, sealed = load_record(path, study_of(self.record.name))
-            said = found["tuned"] if sealed else found
-            return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(said))
+            record, sealed = load_record(path, study_of(self.record.name))
+            choices = record["tuned"] if sealed else record
+            return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(choices))
         except FileNotFoundError:
             packed = [] if self.pack is None else self.pack.head["tuned"]
             return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(packed))
@@ -164,7 +179,7 @@ class Study:
         return self.folder / "cells" / identity
 
     def is_done(self, identity: str | None) -> bool:
-        """Whether a cell has been finished."""
+        """True if a cell has been finished."""
         if identity is None:
             return False
         return LiveCell(self.cell(identity)).done or self._packed(identity) is not None
@@ -176,7 +191,7 @@ class Study:
         return tuple(sorted(live | packed))
 
     def finished_cell(self, identity: str) -> FinishedCell:
-        """What is kept of a cell: that in its own folder, where there is one, or in the pack."""
+        """Open a cell: in its own folder, where there is one, or else in the pack."""
         live = LiveCell(self.cell(identity))
         return live if live.done else self._packed(identity) or live
 
@@ -195,7 +210,7 @@ class Study:
         return (point for point in self.points if self.is_done(point.cell))
 
     def rows(self, identity: str) -> "pl.DataFrame":
-        """All that was observed of a finished cell, in the columns of `Observation`.
+        """Observations of a finished cell, in the columns of `Observation`.
 
         Raises:
             DamagedCell, InvalidStudy: the file is not the one that was written.
@@ -219,9 +234,9 @@ class Study:
         import polars as pl
 
         frames = [
-            pl.DataFrame(told).with_columns(**_columns(point))
+            pl.DataFrame(rows).with_columns(**_columns(point))
             for point in self._own()
-            if (told := self._told(point.cell or ""))
+            if (rows := self._told(point.cell or ""))
         ]
         return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
 
@@ -233,12 +248,12 @@ class Study:
         return [*points.values()]
 
     def _told(self, identity: str) -> list[dict[str, object]]:
-        columns = Observation._fields
-        found = Measured([Observation(*row) for row in self.rows(identity).select(columns).rows()])
+        rows = self.rows(identity).select(Observation._fields).iter_rows()
+        measured = Measured([Observation(*row) for row in rows])
         return [
             {"when": when, "metric": name, **one._asdict()}
-            for when in found.times
-            for name, one in found.scores(when).items()
+            for when in measured.times
+            for name, one in measured.scores(when).items()
         ]
 
     def scored(self, identity: str, when: str) -> list[Observation]:
@@ -256,7 +271,7 @@ class Study:
         return self.finished_cell(identity).examples()
 
     def steps(self, identity: str) -> list[dict[str, object]]:
-        """What each batch of a finished cell took and did (`run.record.StepRecord`)."""
+        """Records of a finished cell's batches (`run.record.StepRecord`)."""
         return self.finished_cell(identity).steps()
 
     def environment(self, identity: str) -> dict[str, object]:
@@ -272,7 +287,7 @@ class Study:
 
 
 def _columns(point: Point) -> dict[str, "pl.Expr"]:
-    """What a point is, as columns of one value."""
+    """Columns of a point, each of one value."""
     import polars as pl
 
     left_out = {"when", "settings", "layers", "metrics", "cell", "refused"}
@@ -282,17 +297,17 @@ def _columns(point: Point) -> dict[str, "pl.Expr"]:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether a folder is of a finished cell, and not of one that was put aside."""
+    """True if a folder is of a finished cell, and not of one that was put aside."""
     return folder.name.isalnum() and LiveCell(folder).done
 
 
 def study_of(name: str) -> Owner:
-    """Whose the records of a study are."""
+    """Owner of the records of a study."""
     return {"kind": "study", "study": name}
 
 
 def holds_study(folder: Path) -> bool:
-    """Whether there is a study in a folder, live or packed."""
+    """True if there is a study in a folder, live or packed."""
     return (folder / STUDY).exists() or (folder / CELLS).exists()
 
 
@@ -305,19 +320,19 @@ def read_study(folder: Path | str) -> Study:
     folder = Path(folder)
     path = folder / STUDY
     try:
-        found = load_record(path, {"kind": "study"}).value
+        record = load_record(path, {"kind": "study"}).value
     except FileNotFoundError:
         path = folder / CELLS
-        found = _record_of_pack(folder)
+        record = _record_of_pack(folder)
     except Damaged as error:
         raise _damaged(path, error) from error
     try:
-        if int(found["format"]) > FORMAT:
+        if int(record["format"]) > FORMAT:
             raise InvalidStudy(
-                f"{folder} was written by a newer version of Retcon (format {found['format']}, "
+                f"{folder} was written by a newer version of Retcon (format {record['format']}, "
                 f"this one knows {FORMAT}). Update Retcon, or choose another folder."
             )
-        return Study(folder, Record.model_validate_json(json.dumps(found)))
+        return Study(folder, StudyRecord.model_validate_json(json.dumps(record)))
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise _damaged(path, error) from error
 

@@ -1,15 +1,13 @@
 """The same tasks through lm-evaluation-harness: its prompting, batching and scoring, local files.
 
-https://github.com/EleutherAI/lm-evaluation-harness, the extra `lm-eval`. What is asked is what
-`retcon.data.tasks` reads; nothing is fetched. It is slower than `scoring.ability`, which should
-say the same, and is for numbers that are to be compared with those of others.
+https://github.com/EleutherAI/lm-evaluation-harness. It is asked what `retcon.data.tasks` reads, and
+`retcon.scoring.ability` should say the same.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retcon.data.tasks import Item, Task
-from retcon.errors import MissingExtra
 from retcon.model.handle import ModelHandle
 from retcon.scoring.ability import answer_row
 from retcon.scoring.observations import Moment, Observation
@@ -28,31 +26,24 @@ class _Documents(list[dict[str, Any]]):
 def harness_ability(
     handle: ModelHandle, tasks: Sequence[Task], *, batch_size: int = 8
 ) -> list[Observation]:
-    """Let the model as it is answer the items of some tasks, by the harness.
+    """Let the model as it is answer the items of some tasks, by the harness."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
 
-    Raises:
-        MissingExtra: lm-eval is not installed.
-    """
-    try:
-        from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise MissingExtra(
-            "lm-evaluation-harness is not installed: pip install 'retcon-llm[lm-eval]'. Without "
-            "it, `retcon.scoring.ability` scores the same tasks."
-        ) from None
     lm = HFLM(
-        pretrained=handle.model, tokenizer=handle.tokens.tokenizer, batch_size=batch_size,
+        pretrained=handle.model,
+        tokenizer=handle.tokens.tokenizer,
+        batch_size=batch_size,
         max_length=getattr(handle.model.config, "max_position_embeddings", 2048),
-    )  # fmt: skip
-    made = {task.name: harness_task(task) for task in tasks}
-    found = evaluate(lm, made, bootstrap_iters=0, log_samples=True)
-    return [row for task in tasks for row in _rows(task, found["samples"][task.name])]
+    )
+    by_name = {task.name: harness_task(task) for task in tasks}
+    samples = evaluate(lm, by_name, bootstrap_iters=0, log_samples=True)["samples"]
+    return [row for task in tasks for row in _rows(task, samples[task.name])]
 
 
 def harness_task(task: Task) -> Any:
     """A task as an object of the harness's own, which must be installed."""
-    from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.task import ConfigurableTask
 
     return ConfigurableTask(config=_config(task))
 
@@ -91,7 +82,7 @@ def _document(task: Task, item: Item) -> dict[str, Any]:
 
 
 def _metric(task: Task) -> str:
-    """What of the harness's is the task's rule."""
+    """The metric of the harness that is the task's rule."""
     return "acc_norm" if task.rule == "per character" else "acc"
 
 

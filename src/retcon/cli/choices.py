@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="smollm2-135m, a local folder, or a Hugging Face hub id.",
+        metavar="MODEL",
+        help="smollm2-135m, a local folder, or a Hugging Face hub id.",
         show_default=False,
     ),
-]  # fmt: skip
+]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Revision of a hub model.", show_default=False)
 ]
@@ -63,9 +64,10 @@ Rate = Annotated[
     typer.Option(
         "--gflops",
         help="With --plan: the rate of another machine. Default: measured here.",
-        min=1e-3, show_default=False,
+        min=1e-3,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 Public = Annotated[bool, typer.Option("--public", help="Everybody may see what is uploaded.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show which files would be uploaded, and stop.")
@@ -78,7 +80,7 @@ _LAYERS = re.compile(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Which model, and how it is loaded."""
+    """A model as it was named, and how it is loaded."""
 
     name: str
     revision: str | None = None
@@ -92,16 +94,19 @@ class ModelChoice:
 
         progress("loading the model", 0, 1)
         handle = load(
-            self.name, revision=self.revision, dtype=self.dtype, device=self.device,
+            self.name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
             progress=progress,
-        )  # fmt: skip
+        )
         progress("loading the model", 1, 1)
         return handle
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditChoice:
-    """How to edit, as far as it was said; None leaves a thing to the model's preset."""
+    """Method, layers, settings and schedule, as far as they were given; None: the preset's."""
 
     method: str | None
     layers: tuple[int, ...] | None
@@ -139,7 +144,7 @@ class EditChoice:
 
     @property
     def given(self) -> bool:
-        """Whether anything was said of editing at all."""
+        """True if anything of editing was given."""
         return bool(self.settings) or (self.method, self.layers, self.schedule) != (None,) * 3
 
 
@@ -151,7 +156,7 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
         return (layer,)
     if layers is None:
         return None
-    found: list[int] = []
+    chosen: list[int] = []
     for part in layers.split(","):
         named = _LAYERS.fullmatch(part)
         if named is None:
@@ -163,8 +168,8 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
             raise InvalidSetting(
                 f"--layers: the range {part.strip()!r} is empty. Did you mean {last}-{first}?"
             )
-        found += range(first, last + 1)
-    return tuple(found)
+        chosen += range(first, last + 1)
+    return tuple(chosen)
 
 
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, object]:
