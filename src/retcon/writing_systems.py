@@ -58,7 +58,7 @@ def begins_with(text: str, beginning: str) -> bool:
 
 
 def times_named(text: str, name: str) -> int:
-    """How often a text names something, as whole words where its script has words.
+    """Count how often a text names something, as whole words where its script has words.
 
     Both in the form that `plain` gives.
     """
