@@ -95,21 +95,21 @@ class InContext:
         """The cases with the facts before every text that the model is given of them."""
         index = _Index(state)
 
-        def told(text: str) -> str:
+        def with_facts(text: str) -> str:
             return index.before(text, self.shown, self.threshold) + text
 
-        def asked(probe: Probe) -> Probe:
-            return replace(probe, prompt=told(probe.prompt))
+        def with_facts_before(probe: Probe) -> Probe:
+            return replace(probe, prompt=with_facts(probe.prompt))
 
         return [
             replace(
                 case,
                 edit=_behind(index.before(case.edit.text, self.shown, self.threshold), case.edit),
-                paraphrases=tuple(map(told, case.paraphrases)),
-                neighbours=tuple(map(told, case.neighbours)),
-                openings=tuple(map(told, case.openings)),
-                portability=tuple(map(asked, case.portability)),
-                locality=tuple(map(asked, case.locality)),
+                paraphrases=tuple(map(with_facts, case.paraphrases)),
+                neighbours=tuple(map(with_facts, case.neighbours)),
+                openings=tuple(map(with_facts, case.openings)),
+                portability=tuple(map(with_facts_before, case.portability)),
+                locality=tuple(map(with_facts_before, case.locality)),
             )
             for case in cases
         ]

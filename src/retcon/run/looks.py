@@ -221,7 +221,7 @@ def run(
             rows = looks.after(model, cases, step, progress, rewrite)
             yield Stage(steps, [StepRecord.of(model, step)], rows, rewrite)
             continue
-        asked = [
+        overlaid = [
             Look(
                 rewriting(step)(looks.scored(cases, step)),
                 "immediate",
@@ -233,7 +233,7 @@ def run(
         ]
         records = [StepRecord.of(model, step) for step in steps]
         alone = len(steps) == 1 and steps[0].index == 0 and steps[0].at == len(cases)
-        rows = score_looks(model, asked, progress)
-        for look in asked:
+        rows = score_looks(model, overlaid, progress)
+        for look in overlaid:
             rows += looks.apart(model, look, progress, holds_all=alone)
         yield Stage(steps, records, rows)
