@@ -16,7 +16,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.cli.main import app
 from retcon.edits import Edit
 from retcon.errors import ModelNotFound, PatchMismatch, RetconError, RetconWarning, UnsupportedModel
-from retcon.model.checkpoint import Checkpoint
+from retcon.model.checkpoint import CheckpointFiles
 from retcon.model.fingerprints import Known
 from retcon.model.handle import ModelHandle
 from retcon.model.load import checkpoint_folder, load, outline
@@ -115,7 +115,7 @@ def test_code_of_a_folder_never_runs(hostile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setattr("builtins.input", lambda _question="": "y")
     name, said = str(tmp_path), HOSTILE[hostile]
-    for way in (load, outline, checkpoint_folder, Checkpoint.open):
+    for way in (load, outline, checkpoint_folder, CheckpointFiles.open):
         with pytest.raises(UnsupportedModel, match=said):
             way(name)
     fact = ["--fact", "The capital of {France} is", "Rome", "--method", "emmet", "--layer", "1"]
@@ -249,7 +249,7 @@ def test_adapters_are_no_models(tmp_path):
     for file in (tmp_path / "adapter").iterdir():
         shutil.copy(file, tmp_path / "both")
     for folder in ("adapter", "both"):
-        for way in (load, outline, Checkpoint.open):
+        for way in (load, outline, CheckpointFiles.open):
             with pytest.raises(UnsupportedModel, match=r"PEFT adapter.*base.*merge_and_unload"):
                 way(str(tmp_path / folder))
     with pytest.raises(UnsupportedModel, match="is a PeftModelForCausalLM"):
@@ -399,7 +399,7 @@ def test_unusual_blocks_are_edited_planned_and_merged(kind, more, tmp_path):
     with patch.applied(model), torch.no_grad():
         edited = model.model(input_ids=ids, use_cache=False).logits
     (tmp_path / "merged").mkdir()
-    checkpoint = Checkpoint.open(str(tmp_path / "base"))
+    checkpoint = CheckpointFiles.open(str(tmp_path / "base"))
     assert checkpoint.weights == model.weights
     write_merged(tmp_path / "merged", patch, checkpoint)
     with torch.no_grad():
@@ -427,12 +427,12 @@ def test_a_checkpoint_has_one_fingerprint_in_every_dtype(stored, tmp_path):
     name = str(tmp_path / "base")
     models = [load(name, dtype=d) for d in ("float16", "float32", "bfloat16", "float64")]
     assert len({m.fingerprint for m in models}) == len({m.weights.digest for m in models}) == 1
-    assert Checkpoint.open(name).weights.digest == models[0].weights.digest
+    assert CheckpointFiles.open(name).weights.digest == models[0].weights.digest
     for model in models:
         for other in models:
             some_patch(model).check(other)
     (tmp_path / "merged").mkdir()
-    write_merged(tmp_path / "merged", some_patch(models[0]), Checkpoint.open(name))
+    write_merged(tmp_path / "merged", some_patch(models[0]), CheckpointFiles.open(name))
 
 
 def test_patches_that_were_named_in_float16_are_known_again(tmp_path):
