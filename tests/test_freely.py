@@ -48,7 +48,8 @@ def count(text, word):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_each_prompt_is_gone_on_behind_as_if_alone(seed):
-    model = pico(seed=seed)
+    # In float64, so that no processor takes another of two tokens that are all but as probable.
+    model = pico(seed=seed, dtype=torch.float64)
     rows = retcon.score(model, CASES, metrics=["said", "leaks"]).rows
     by_place = {(row.case, row.kind, row.index): row for row in rows}
     for case in CASES:

@@ -16,7 +16,7 @@ from retcon.model.overlay import UNCHANGED, Deltas, Overlay
 from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 from retcon.scoring.exact_match import draft, exact_matches
-from retcon.scoring.observations import Observation, When
+from retcon.scoring.observations import Moment, Observation, When
 from retcon.scoring.teacher_forced import Ask, Prediction, predict
 
 # One more whenever other scores are made of the same tokens.
@@ -264,18 +264,26 @@ def _rows(look: Look, scored: Iterator[Scored]) -> Iterator[Observation]:
         for prompt in prompts_of:
             new, *rest = (next(scores) for _ in prompt.targets)
             old = rest[0] if rest else None
-            yield Observation(
-                case=case.edit.id,
-                relation=case.relation,
-                kind=prompt.kind,
-                index=prompt.index,
-                when=look.when,
-                step=look.step,
-                nll_new=new.nll,
-                n_new=new.tokens,
-                hits_new=new.hits,
-                nll_old=old.nll if old else None,
-                n_old=old.tokens if old else None,
-                hits_old=old.hits if old else None,
-                exact=next(exact) if prompt.said else None,
-            )
+            moment = Moment(look.when, look.step)
+            row = observed(case, prompt.kind, prompt.index, moment, new, old)
+            yield row._replace(exact=next(exact)) if prompt.said else row
+
+
+def observed(
+    case: Case, kind: str, index: int, moment: Moment, new: Score, old: Score | None
+) -> Observation:
+    """The observation of a prompt whose two answers were scored."""
+    return Observation(
+        case=case.edit.id,
+        relation=case.relation,
+        kind=kind,
+        index=index,
+        when=moment.when,
+        step=moment.step,
+        nll_new=new.nll,
+        n_new=new.tokens,
+        hits_new=new.hits,
+        nll_old=old.nll if old else None,
+        n_old=old.tokens if old else None,
+        hits_old=old.hits if old else None,
+    )

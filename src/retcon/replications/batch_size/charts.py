@@ -9,6 +9,7 @@ from retcon.report.charts.style import (
     Spec,
     distinct,
     dodged,
+    line_with_intervals,
     log2_axis,
     series_colour,
     titled,
@@ -62,15 +63,7 @@ def turned_on(effects: Sequence[Effect]) -> Chart | None:
     ]
     layer: list[Spec] = [
         {"mark": {"type": "rule", "color": "#9aa0a8"}, "encoding": {"y": {"datum": 0}}},
-        {
-            "mark": {"type": "rule", "strokeWidth": 1.5},
-            "encoding": {**encoding, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-        },
-        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": encoding},
-        {
-            "mark": {"type": "circle", "size": 48, "opacity": 1},
-            "encoding": {**encoding, "tooltip": tooltip},
-        },
+        *line_with_intervals(encoding, tooltip),
     ]
     body: Spec = {
         "data": {"values": data},

@@ -12,6 +12,7 @@ from retcon.report.charts.style import (
     by_setting,
     distinct,
     facts_written,
+    line_with_intervals,
     series_colour,
     steps_of,
     titled,
@@ -239,17 +240,7 @@ def as_a_whole(results: Results) -> Chart | None:
         {"field": "when"},
         *({"field": field, "format": ".3f"} for field in ("value", "low", "high")),
     ]
-    layer: list[Spec] = [
-        {
-            "mark": {"type": "rule", "strokeWidth": 1.5},
-            "encoding": {**encoding, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-        },
-        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": encoding},
-        {
-            "mark": {"type": "circle", "size": 48, "opacity": 1},
-            "encoding": {**encoding, "tooltip": tooltip},
-        },
-    ]
+    layer = line_with_intervals(encoding, tooltip)
     body: Spec = {
         "data": {"values": data},
         "facet": {"field": "measure", "type": "nominal", "title": None, "sort": "descending"},

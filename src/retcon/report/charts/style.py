@@ -188,6 +188,19 @@ def facts_written(ticks: int) -> Spec:
     return {"field": "edits", "type": "quantitative", "title": "facts written", "axis": axis}
 
 
+def line_with_intervals(encoding: Spec, tooltip: Sequence[Spec]) -> list[Spec]:
+    """A line with a dot and an interval, from `low` to `high`, at each value."""
+    ends: Spec = {"y": {**encoding["y"], "field": "low"}, "y2": {"field": "high"}}
+    return [
+        {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": {**encoding, **ends}},
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": encoding},
+        {
+            "mark": {"type": "circle", "size": 48, "opacity": 1},
+            "encoding": {**encoding, "tooltip": tooltip},
+        },
+    ]
+
+
 def steps_of(encoding: Spec, tooltip: Sequence[Spec]) -> list[Spec]:
     """A line in steps, for values that hold from one batch to the next, with a dot at each."""
     return [

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from retcon.edits import Case
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import Observer, metric
+from retcon.scoring.metrics.prompts import won
 from retcon.scoring.observations import Moment, Observation
 from retcon.writing_systems import join
 
@@ -106,38 +107,18 @@ def ask(
     model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
 ) -> list[Observation]:
     """Both answers of every form of every case."""
-    from retcon.scoring.score import score_targets
+    from retcon.scoring.score import observed, score_targets
 
     asked = [(case, name, form) for case in cases for name, form in forms_of(case).items()]
     texts = [(form.text, answer) for _, _, form in asked for answer in (form.new, form.old)]
     scores = iter(score_targets(model, texts, progress=progress))
     return [
-        Observation(
-            case=case.edit.id,
-            relation=case.relation,
-            kind=f"form {name}",
-            index=0,
-            when=moment.when,
-            step=moment.step,
-            nll_new=new.nll,
-            n_new=new.tokens,
-            hits_new=new.hits,
-            nll_old=old.nll,
-            n_old=old.tokens,
-            hits_old=old.hits,
-        )
+        observed(case, f"form {name}", 0, moment, new, old)
         for (case, name, _), new, old in zip(asked, scores, scores, strict=False)
     ]
 
 
 ASKED = Observer(observe=ask)
-
-
-def preferred(row: Observation) -> float | None:
-    """1 where the first answer is more probable per token than the second. Ties fail."""
-    if row.nll_old is None or row.nll_new is None:
-        return None
-    return float(row.nll_old > row.nll_new)
 
 
 _TITLES = {
@@ -157,4 +138,4 @@ for _place, (_name, _title) in enumerate(_TITLES.items()):
         better="lower" if _name == "negated" else "higher",
         observer=ASKED,
         rank=20 + _place,
-    )(preferred)
+    )(won)

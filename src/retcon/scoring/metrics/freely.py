@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retcon.edits import Case
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import Observer, metric
+from retcon.scoring.metrics.prompts import exact
 from retcon.scoring.observations import Moment, Observation
 from retcon.writing_systems import begins_with, plain, times_named
 
@@ -132,14 +133,13 @@ def _until_end(tokens: "Tokens", ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-@metric("said", title="Says it freely", kind=REWRITE, observer=FREELY, rank=0)
-@metric("said_paraphrase", title="Says it, paraphrases", kind=PARAPHRASE, observer=FREELY, rank=1)
-@metric(
-    "said_truth", title="Says its truth, neighbours", kind=NEIGHBOUR, observer=NEIGHBOURS, rank=4
+metric("said", title="Says it freely", kind=REWRITE, observer=FREELY, rank=0)(exact)
+metric("said_paraphrase", title="Says it, paraphrases", kind=PARAPHRASE, observer=FREELY, rank=1)(
+    exact
 )
-def begins(row: Observation) -> float | None:
-    """1 where free generation begins with the answer, as whole words."""
-    return None if row.exact is None else float(row.exact)
+metric(
+    "said_truth", title="Says its truth, neighbours", kind=NEIGHBOUR, observer=NEIGHBOURS, rank=4
+)(exact)
 
 
 @metric("stays", title="Says it and stays with it", kind=REWRITE, observer=FREELY, rank=2)
