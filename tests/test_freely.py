@@ -8,6 +8,7 @@ import torch
 import retcon
 from pico import pico
 from retcon.edits import Case, Edit
+from retcon.model import overlay
 from retcon.scoring.metrics import METRICS
 from retcon.scoring.metrics.freely import NEIGHBOUR, NEW_TOKENS, PARAPHRASE, REWRITE
 from retcon.scoring.observations import Observation
@@ -122,3 +123,30 @@ def test_a_text_that_says_the_same_again_repeats_itself():
 )
 def test_a_name_is_counted_as_whole_words(text, name, times):
     assert times_named(plain(text), plain(name)) == times
+
+
+@pytest.mark.parametrize("most_rank", [8, 0])
+def test_single_edits_are_looked_at_together_as_each_by_itself(most_rank, monkeypatch):
+    """Laid over rows of shared batches, or written one by one."""
+    monkeypatch.setattr(overlay, "_MOST_RANK", most_rank)
+    model = pico(seed=3, dtype=torch.float64)
+    names = ["said", "leaks", "repeated"]
+    run = retcon.evaluate(model, CASES, method="rome", layers=[1], metrics=names)
+    of_others = set()
+    for case in CASES:
+        patch = retcon.edit(model, [case.edit], method="rome", layers=[1])
+        with patch.applied(model):
+            alone = retcon.score(model, CASES, metrics=names).rows
+        found = {(r.kind, r.index): r for r in run.rows
+                 if r.case == case.edit.id and r.when == "immediate"}  # fmt: skip
+        wanted = {(r.kind, r.index): r for r in alone if r.case == case.edit.id}
+        assert found.keys() == wanted.keys()
+        for place, one in wanted.items():
+            close = one._replace(when="immediate", step=found[place].step)
+            for name in ("nll_new", "nll_old"):
+                if getattr(one, name) is not None:
+                    assert getattr(found[place], name) == pytest.approx(getattr(one, name))
+                    close = close._replace(**{name: getattr(found[place], name)})
+            assert found[place] == close
+            of_others.add(one.value)
+    assert 1.0 in of_others  # answers of the relation's other cases count, though one is looked at

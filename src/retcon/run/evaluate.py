@@ -53,7 +53,7 @@ def evaluate(
             exist.
     """
     plan = Schedule.of(schedule)
-    looks = Looks(observers=_looking(metrics))
+    looks = Looks(observers=_looking(metrics)).of(cases)
     recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
     chosen = recipe.build()
     edits = [case.edit for case in cases]
@@ -98,7 +98,7 @@ def score(
         UnknownName, InvalidSetting: a metric that does not exist, or cannot be observed alone.
         InvalidEdit: a case that this model's tokens cannot tell.
     """
-    looks = Looks(observers=_looking(metrics))
+    looks = Looks(observers=_looking(metrics)).of(cases)
     if patch is not None:
         patch.check(model)
     check_cases(model.tokens, cases)

@@ -7,12 +7,13 @@ retention   earlier cases again, after 2, 4, 8, … batches (on demand, only whe
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from retcon.edits import Case
 from retcon.method.base import Method, Rewrites
 from retcon.model.handle import ModelHandle
+from retcon.model.overlay import Overlay
 from retcon.progress import Progress, silent
 from retcon.run.driver import fold
 from retcon.run.record import StepRecord
@@ -60,6 +61,10 @@ class Looks:
     when: tuple[str, ...] = ("pre", "immediate", "final")
     among: frozenset[str] | None = None
     observers: tuple[Observer, ...] = ()
+
+    def of(self, cases: Sequence[Case]) -> "Looks":
+        """The same, of a run of some cases: all of them, whichever are scored."""
+        return replace(self, observers=tuple(one.of(cases) for one in self.observers))
 
     def chosen(self, cases: Sequence[Case]) -> list[Case]:
         """Cases among these that are scored."""
@@ -125,21 +130,28 @@ class Looks:
         return rows
 
     def apart(
-        self, model: ModelHandle, look: Look, progress: Progress, *, holds_all: bool
+        self, model: ModelHandle, looks: Sequence[Look], progress: Progress, *, holds_all: bool
     ) -> list[Observation]:
-        """Observe cases under an update that is not carried.
+        """Observe the cases of each look under its update, none of which is carried.
+
+        What can look under several updates at once does; for the rest each is written, and undone.
 
         Args:
-            holds_all: true if the update is of all cases: then the model as a whole is looked at.
+            holds_all: true if there is one update, of all cases: then the model as a whole is
+                looked at.
         """
-        moment = Moment(look.when, look.step)
-        due = [one for one in self.observers if moment.when in one.at]
-        if not any(holds_all or not one.whole for one in due):
-            return []
-        with model.scratch():
-            model.write(look.deltas)
-            rows = self.observe(model, look.cases, moment, progress)
-            return rows + (self.whole(model, moment, progress) if holds_all else [])
+        due = [one for one in self.observers if all(look.when in one.at for look in looks)]
+        overlay = Overlay(model=model, updates=[look.deltas for look in looks])
+        shared = [one.together for one in due if one.together and overlay.applicable]
+        rows = [row for together in shared for row in together(overlay, looks, progress)]
+        alone = [one for one in due if one.together not in shared and (holds_all or not one.whole)]
+        for look in looks if alone else ():
+            moment = Moment(look.when, look.step)
+            with model.scratch():
+                model.write(look.deltas)
+                for one in alone:
+                    rows += one.observe(model, () if one.whole else look.cases, moment, progress)
+        return rows
 
     def observe(
         self,
@@ -234,6 +246,5 @@ def run(
         records = [StepRecord.of(model, step) for step in steps]
         alone = len(steps) == 1 and steps[0].index == 0 and steps[0].at == len(cases)
         rows = score_looks(model, overlaid, progress)
-        for look in overlaid:
-            rows += looks.apart(model, look, progress, holds_all=alone)
+        rows += looks.apart(model, overlaid, progress, holds_all=alone)
         yield Stage(steps, records, rows)

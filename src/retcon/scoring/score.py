@@ -56,6 +56,14 @@ class Look(NamedTuple):
     deltas: Deltas = UNCHANGED
 
 
+class Behind(NamedTuple):
+    """A target behind a prompt, under one of an overlay's updates."""
+
+    prompt: str
+    target: str
+    owner: int = 0
+
+
 class Scored(NamedTuple):
     """Scores of a case: one for each target, and each exact match."""
 
@@ -142,13 +150,21 @@ def score_looks(
 def score_targets(
     model: ModelHandle, texts: Sequence[tuple[str, str]], *, progress: Progress = silent
 ) -> list[Score]:
-    """The score of each (prompt, target), teacher-forced on "prompt target".
+    """The score of each (prompt, target) on the model as it is, as `score_under`."""
+    return score_under(Overlay(model=model), [Behind(*text) for text in texts], progress)
+
+
+def score_under(
+    overlay: Overlay, texts: Sequence[Behind], progress: Progress = silent
+) -> list[Score]:
+    """The score of each target, teacher-forced on "prompt target".
 
     Raises:
         NotFinite: a log-probability is NaN.
     """
-    asks = [Ask(*model.tokens.continuation(prompt, target)) for prompt, target in texts]
-    predictions = predict(Overlay(model=model), asks, progress)
+    model = overlay.model
+    asks = [Ask(*model.tokens.continuation(one.prompt, one.target), one.owner) for one in texts]
+    predictions = predict(overlay, asks, progress)
     return [_score(model, ask, seen) for ask, seen in zip(asks, predictions, strict=True)]
 
 

@@ -141,7 +141,7 @@ class Worker:
         damage += [] if why is None else [why]
         model = self._checked(cell, progress)
         among, watching = frozenset(task.scored), self._observers(task)
-        looks = Looks(when=cell.when, among=among, observers=watching)
+        looks = Looks(when=cell.when, among=among, observers=watching).of(task.cases)
         check_texts(model.tokens, [case.edit for case in task.cases])
         check_cases(model.tokens, looks.chosen(task.cases))
         state = self._begin(model, method, progress)

@@ -21,14 +21,18 @@ negation: these are missing, not 0.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import Observer, metric
+from retcon.scoring.metrics import metric, overlaid
 from retcon.scoring.metrics.prompts import won
 from retcon.scoring.observations import Moment, Observation
 from retcon.writing_systems import join
+
+if TYPE_CHECKING:
+    from retcon.model.overlay import Overlay
+    from retcon.scoring.score import Look
 
 _NEGATED = re.compile(r"\b(is|was|are|were)\s*\Z")
 
@@ -104,21 +108,31 @@ def forms_of(case: Case) -> dict[str, Form]:
 
 
 def ask(
-    model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
+    overlay: "Overlay", looks: "Sequence[Look]", progress: Progress = silent
 ) -> list[Observation]:
     """Both answers of every form of every case."""
-    from retcon.scoring.score import observed, score_targets
+    from retcon.scoring.score import Behind, observed, score_under
 
-    asked = [(case, name, form) for case in cases for name, form in forms_of(case).items()]
-    texts = [(form.text, answer) for _, _, form in asked for answer in (form.new, form.old)]
-    scores = iter(score_targets(model, texts, progress=progress))
+    asked = [
+        (owner, case, name, form)
+        for owner, look in enumerate(looks)
+        for case in look.cases
+        for name, form in forms_of(case).items()
+    ]
+    texts = [
+        Behind(form.text, answer, owner)
+        for owner, _, _, form in asked
+        for answer in (form.new, form.old)
+    ]
+    scores = iter(score_under(overlay, texts, progress))
+    moments = [Moment(look.when, look.step) for look in looks]
     return [
-        observed(case, f"form {name}", 0, moment, new, old)
-        for (case, name, _), new, old in zip(asked, scores, scores, strict=False)
+        observed(case, f"form {name}", 0, moments[owner], new, old)
+        for (owner, case, name, _), new, old in zip(asked, scores, scores, strict=False)
     ]
 
 
-ASKED = Observer(observe=ask)
+ASKED = overlaid(ask)
 
 
 _TITLES = {

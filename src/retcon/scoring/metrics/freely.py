@@ -9,24 +9,29 @@ prompt of an edit, each of its paraphrases, and each neighbour, and its own word
     repeats       the share of its runs of three words that it has said before
 
 That a model goes on after the right answer, and takes it back, is most of what teacher-forced
-scores miss (arXiv:2502.11177). Other answers are those of the cases that are looked at together and
-have the same relation. An observation holds how often the target (`hits_new`) and the old answer
+scores miss (arXiv:2502.11177). Other answers are those of the run's cases that have the same
+relation. An observation holds how often the target (`hits_new`) and the old answer
 (`hits_old`) are named, how many other answers are (`value`), the tokens (`n_new`) and the text.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import Observer, metric
+from retcon.scoring.metrics import Observer, metric, overlaid
 from retcon.scoring.metrics.prompts import exact
 from retcon.scoring.observations import Moment, Observation
 from retcon.writing_systems import begins_with, plain, times_named
 
 if TYPE_CHECKING:
+    from retcon.model.overlay import Overlay
     from retcon.model.tokens import Tokens
+    from retcon.scoring.score import Look
+
+# The answers of each relation that a run's cases have.
+Answers = Mapping[str | None, Collection[str]]
 
 REWRITE, PARAPHRASE, NEIGHBOUR = "free rewrite", "free paraphrase", "free neighbour"
 NEW_TOKENS = 32
@@ -34,7 +39,7 @@ _RUN = 3
 
 
 class _Asked(NamedTuple):
-    """A prompt, and the answers that are looked for in what follows it."""
+    """A prompt of a case, behind which text is written."""
 
     case: Case
     kind: str
@@ -42,54 +47,53 @@ class _Asked(NamedTuple):
     text: str
 
 
-def write_freely(
-    model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
-) -> list[Observation]:
-    """Generate behind the prompt of each edit and its paraphrases."""
-    asked = [_Asked(case, REWRITE, 0, case.edit.text) for case in cases]
-    asked += [
-        _Asked(case, PARAPHRASE, i, text)
-        for case in cases
-        for i, text in enumerate(case.paraphrases)
-    ]
-    return _write(model, asked, cases, moment, progress)
+def _of_edit(case: Case) -> list[_Asked]:
+    """The prompt of an edit, and its paraphrases."""
+    paraphrases = [_Asked(case, PARAPHRASE, i, text) for i, text in enumerate(case.paraphrases)]
+    return [_Asked(case, REWRITE, 0, case.edit.text), *paraphrases]
 
 
-def write_of_neighbours(
-    model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
-) -> list[Observation]:
-    """Generate behind the prompts of each edit's neighbours, where their truth is known."""
-    asked = [
-        _Asked(case, NEIGHBOUR, i, text)
-        for case in cases
-        if case.edit.target_old is not None
-        for i, text in enumerate(case.neighbours)
-    ]
-    return _write(model, asked, cases, moment, progress)
+def _of_neighbours(case: Case) -> list[_Asked]:
+    """The prompts of an edit's neighbours, where their truth is known."""
+    if case.edit.target_old is None:
+        return []
+    return [_Asked(case, NEIGHBOUR, i, text) for i, text in enumerate(case.neighbours)]
 
 
-FREELY = Observer(observe=write_freely)
-NEIGHBOURS = Observer(observe=write_of_neighbours)
+def _writing(ask: Callable[[Case], list[_Asked]], answers: "Answers") -> Observer:
+    """Make an observer that writes behind some prompts of each case.
+
+    Args:
+        ask: the prompts.
+        answers: the answers of each relation, which are looked for in what is written.
+    """
+
+    def write(
+        overlay: "Overlay", looks: "Sequence[Look]", progress: Progress = silent
+    ) -> list[Observation]:
+        from retcon.model.generate import greedy
+
+        owned = [
+            (owner, asked)
+            for owner, look in enumerate(looks)
+            for case in look.cases
+            for asked in ask(case)
+        ]
+        tokens = overlay.model.tokens
+        heads = [tokens.prompt(asked.text) for _, asked in owned]
+        written = greedy(
+            overlay, heads, [NEW_TOKENS] * len(heads), [owner for owner, _ in owned], progress
+        )
+        return [
+            _observed(tokens, asked, ids, answers, Moment(looks[owner].when, looks[owner].step))
+            for (owner, asked), ids in zip(owned, written, strict=True)
+        ]
+
+    return overlaid(write, prepare=lambda cases: _writing(ask, _answers(cases)))
 
 
-def _write(
-    model: Any, asked: Sequence[_Asked], cases: Sequence[Case], moment: Moment, progress: Progress
-) -> list[Observation]:
-    from retcon.model.generate import greedy
-    from retcon.model.overlay import Overlay
-
-    heads = [model.tokens.prompt(one.text) for one in asked]
-    lengths, owners = [NEW_TOKENS] * len(asked), [0] * len(asked)
-    written = greedy(Overlay(model=model), heads, lengths, owners, progress)
-    others = _answers(cases)
-    return [
-        _observed(model.tokens, one, ids, others[one.case.relation], moment)
-        for one, ids in zip(asked, written, strict=True)
-    ]
-
-
-def _answers(cases: Sequence[Case]) -> dict[str | None, set[str]]:
-    """Every answer of the cases, by relation; cases without one have only their own."""
+def _answers(cases: Sequence[Case]) -> "Answers":
+    """Every answer of the cases, by relation."""
     answers: dict[str | None, set[str]] = defaultdict(set)
     for case in cases:
         if case.relation is not None:
@@ -97,8 +101,12 @@ def _answers(cases: Sequence[Case]) -> dict[str | None, set[str]]:
     return answers
 
 
+FREELY = _writing(_of_edit, {})
+NEIGHBOURS = _writing(_of_neighbours, {})
+
+
 def _observed(
-    tokens: "Tokens", asked: _Asked, ids: Sequence[int], answers: set[str], moment: Moment
+    tokens: "Tokens", asked: _Asked, ids: Sequence[int], answers: "Answers", moment: Moment
 ) -> Observation:
     """Count the answers that a continuation begins with and names."""
     edit = asked.case.edit
@@ -108,7 +116,8 @@ def _observed(
     old = None if edit.target_old is None else plain(tokens.spelt(edit.target_old))
     new = plain(tokens.spelt(edit.target))
     truth = old if asked.kind == NEIGHBOUR else new
-    other = {plain(tokens.spelt(answer)) for answer in answers} - {old, new}
+    of_relation = answers.get(asked.case.relation, ())
+    other = {plain(tokens.spelt(answer)) for answer in of_relation} - {old, new}
     return Observation(
         case=edit.id,
         relation=asked.case.relation,
