@@ -19,7 +19,7 @@ NO_PLACE = {"prompt": "Who made D&RGW 463?", "subject": "Rio Grande 463", "targe
 ZSRE = {"subject": "France", "src": "What is the capital of France?", "rephrase": "Which is it?",
         "alt": "Rome", "answers": ["Paris"], "loc": "who is it", "loc_ans": "Marie"}  # fmt: skip
 CHAIN = {
-    "case_id": 1, "questions": ["q"], "new_answer": "x",
+    "case_id": 1, "split": {}, "questions": ["q"], "new_answer": "x",
     "requested_rewrite": [{"prompt": "{} is", "subject": "A", "target_new": {"str": "B"},
                            "target_true": {"str": "C"}}],
 }  # fmt: skip

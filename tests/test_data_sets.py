@@ -8,7 +8,7 @@ import pytest
 
 from retcon.data.cases import load_cases, parse_fact, starter_cases
 from retcon.edits import Case, Edit, Probe
-from retcon.errors import InvalidData, InvalidEdit
+from retcon.errors import InvalidData, InvalidEdit, RetconWarning
 
 EVALUATION = {
     "subject": "Bad Robot", "src": "Which industry is Bad Robot in?", "pred": "video games",
@@ -190,7 +190,8 @@ def test_mquake_facts_are_cases_and_questions_need_all_of_their_chain(tmp_path):
     path = write(
         tmp_path, chain(1, ("A", "B")), chain(5, ("A", "B"), ("B", "C")), name="mquake.json"
     )
-    first, second = load_cases(path)
+    with pytest.warns(RetconWarning, match="MQuAKE has faulty records"):
+        first, second = load_cases(path)
     assert [first.edit.id, second.edit.id] == ["1.0", "5.1"]
     assert (first.edit.target, first.edit.target_old, first.relation) == ("B", "Old", "P27")
     assert first.paraphrases == ("Of what is A?",)
@@ -237,6 +238,7 @@ def test_cases_without_probes_are_called_what_they_were():
 
 
 @pytest.mark.real
+@pytest.mark.filterwarnings("ignore:MQuAKE has faulty records")
 @pytest.mark.parametrize(
     ("name", "cases", "portability", "locality"),
     [

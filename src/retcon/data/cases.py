@@ -1,9 +1,10 @@
 """Read files of facts and cases: benchmarks in the form they are published in, or plain facts.
 
 What a file is, its records tell: CounterFact, zsRE, KnowEdit (and the flat records of toolkits),
-MQuAKE, or the plain form, which needs `prompt`, with its subject in braces, and `target`, and may
-have `target_old`, `paraphrases`, `neighbours`, `openings`, `portability`, `locality`, `relation`
-and `id`. Whatever is wrong is reported with its place, and nothing is left out without a word.
+MQuAKE, MQuAKE-Remastered, RippleEdits, QAEdit, or the plain form, which needs `prompt`, with its
+subject in braces, and `target`, and may have `target_old`, `paraphrases`, `neighbours`, `openings`,
+`portability`, `locality`, `relation` and `id`. Whatever is wrong is reported with its place, and
+nothing is left out without a word.
 """
 
 import hashlib
@@ -198,8 +199,9 @@ def _refusal(bad: Sequence[Bad], placed: Sequence[Placed | Bad], source: str) ->
     if any(isinstance(one, Placed) and _like_a_fact(one.value) for one in placed):
         return message.rstrip()
     return (
-        f"{message}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, and plain facts "
-        f'such as {{"prompt": "The capital of {{France}} is", "target": "Rome"}}.'
+        f"{message}{' ' * single}Read are CounterFact, zsRE, KnowEdit, MQuAKE, "
+        f"MQuAKE-Remastered, RippleEdits, QAEdit, and plain facts such as "
+        f'{{"prompt": "The capital of {{France}} is", "target": "Rome"}}.'
     )
 
 
