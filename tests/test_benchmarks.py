@@ -29,6 +29,11 @@ SCRIPTS = {
         "original ones: True",
     ),
     "gpu": ("--device cpu --size least --json {file}", "refined_float32_residual"),
+    "interference": (
+        "--model {model} --layer 1 --facts 5 --set ridge=5 --set micro_batch=256 --set steps=2 "
+        "--json {file}",
+        "| carried, keys forgotten | metric |",
+    ),
     "malformed": ("--files 5", "scores      1 files"),
     "memory": ("--child --model {model} --edits 2 --steps 2", "peak_megabytes_solve"),
     "moments": ("--model {model} --tokens 300", "covariance_all_layers_ratio"),

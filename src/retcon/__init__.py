@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retcon.patch.patch import Patch, load_patch
     from retcon.run.edit import edit
     from retcon.run.evaluate import evaluate, score
+    from retcon.run.interference import interference
     from retcon.run.record import Run
     from retcon.run.schedule import Schedule
     from retcon.scoring.intervals import Estimate
@@ -39,6 +40,7 @@ _HOMES = {
     "Study": "retcon.study.study",
     "edit": "retcon.run.edit",
     "evaluate": "retcon.run.evaluate",
+    "interference": "retcon.run.interference",
     "load": "retcon.model.load",
     "load_cases": "retcon.data.cases",
     "load_patch": "retcon.patch.patch",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "edit",
     "evaluate",
+    "interference",
     "load",
     "load_cases",
     "load_patch",

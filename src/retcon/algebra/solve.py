@@ -85,6 +85,43 @@ def write_keys(
     return Solution(metric.unwhiten(solution), memory, novelty)
 
 
+def shares(
+    keys: Float64[Tensor, "n d_in"],
+    metric: Preservation,
+    ridge: float,
+    *,
+    read: Float64[Tensor, "n d_in"] | None = None,
+    passes: int = 1,
+) -> Float64[Tensor, "n n"]:
+    """Shares sᵢⱼ of its residual that each key, written alone, adds at every key: ΔW kⱼ = sᵢⱼ rᵢ.
+
+        sᵢⱼ = kᵢᵀM⁻¹kⱼ / (kᵢᵀM⁻¹kᵢ + ρ)
+
+    That is aᵢᵀkⱼ with the aᵢ of `write_keys` for one row; sᵢᵢ is 1 at ρ = 0. With keys at which
+    outputs are read that are not those that aim (ROME as published), sᵢⱼ = k̄ᵢᵀM⁻¹kⱼ / k̄ᵢᵀM⁻¹kᵢ.
+    Where what a solve has left is asked for again, in P passes in all, row i is
+    1 + (1 − sᵢᵢ) + … + (1 − sᵢᵢ)^(P−1) times that.
+
+    Args:
+        keys, metric, ridge, read: as of `write_keys`.
+        passes: P.
+
+    Raises:
+        InvalidSetting: the metric leaves nothing of a key to write in, and ρ is 0.
+    """
+    moved = metric.solve(metric.whiten(keys)) @ metric.whiten(keys if read is None else read).mT
+    alone = moved.diagonal() + ridge
+    if not alone.all():
+        row = int((alone == 0).nonzero()[0])
+        raise InvalidSetting(
+            f"Row {row} cannot be written: the metric leaves nothing of its key to write in, and "
+            f"the constraint is hard. Set a ridge > 0."
+        )
+    once = moved / alone.unsqueeze(1)
+    left = 1 - once.diagonal()
+    return once * torch.stack([left**n for n in range(passes)]).sum(0).unsqueeze(1)
+
+
 class Factored(NamedTuple):
     """The Cholesky factor of a Gram matrix K M⁻¹ Kᵀ + ρ I, and what its pivots say of the keys.
 

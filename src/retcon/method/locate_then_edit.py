@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retcon.algebra.compatible import compatible
 from retcon.algebra.delta import LowRankDelta
-from retcon.algebra.solve import Collision
+from retcon.algebra.solve import Collision, shares
 from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting
@@ -215,6 +215,40 @@ class LocateThenEdit:
         residual = features.targets.delta.double()
         ridge = self.ridge_of(len(features.edits))
         return compatible(features.keys, residual, state.memory.preservations[layer], ridge)
+
+    def shares(
+        self,
+        model: ModelHandle,
+        edits: Sequence[Edit],
+        state: KeyState,
+        progress: Progress = silent,
+    ) -> dict[int, Float64[Tensor, "edits edits"]]:
+        """Shares of its residual that each edit, written alone, adds at the keys of all, by layer.
+
+        No target is needed. Keys are those of the weights as they are, also at the later of several
+        layers, where a run reads them after the earlier ones are written.
+
+        Raises:
+            InvalidSetting: ΔW is processed element by element once it is solved for.
+        """
+        if self.step.process != "none":
+            raise InvalidSetting(
+                f"process={self.step.process} changes ΔW element by element once it is solved for, "
+                f"so what it adds at other keys is not known before. Leave process out to see it "
+                f"for the plain change."
+            )
+        averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
+        read = read_keys(model, edits, state.prefixes, self.layers, averages, progress)
+        return {
+            layer: shares(
+                keys,
+                state.memory.preservations[layer],
+                self.ridge_of(1),
+                read=bare if self.read_bare else None,
+                passes=self.residuals.passes,
+            )
+            for layer, (keys, bare) in read.items()
+        }
 
     def energy(self, model: ModelHandle, state: KeyState) -> float:
         """tr(D M₀ Dᵀ) of the whole change since the run began, summed over the layers."""

@@ -1,9 +1,8 @@
 """Tables of carried edits of many kinds: side by side, and what tells how hard a fact is."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import atanh, isnan, nan, tanh
 from typing import Any
 
 import polars as pl
@@ -12,7 +11,7 @@ from retcon.report.conditions import PLAIN, Arm, names_of
 from retcon.report.numbers import MISSING, share, spanned
 from retcon.report.results import SCORES, Results, seconds_per_edit
 from retcon.report.tables import Table
-from retcon.scoring.intervals import Estimate, combine, jackknife
+from retcon.scoring.intervals import Estimate, combine, rank_correlation
 
 # Below so many kinds of carried edits, other charts say it all.
 _KINDS = 3
@@ -143,22 +142,11 @@ def _facts(results: Results, cell: str) -> pl.DataFrame:
 
 
 def _correlation(facts: pl.DataFrame, name: str) -> str:
-    """Spearman's ρ with its interval: of artanh ρ, by leaving each relation out in turn."""
+    """Rank correlation of what was known of facts with their margin, and its interval."""
     known = facts.filter(pl.col(name).is_not_nan())
-    relations = known["relation"].unique(maintain_order=True).to_list() if len(known) else []
-
-    def turned(without: Collection[str]) -> float:
-        kept = known.filter(~pl.col("relation").is_in(without))
-        value = kept.select(pl.corr(name, "margin", method="spearman")).item()
-        if value is None or isnan(value):
-            return nan
-        return atanh(max(-0.999999, min(0.999999, value)))
-
-    estimate = jackknife(turned, relations).estimate() if len(relations) > 3 else None
-    if estimate is None or estimate.mean is None or estimate.low is None or estimate.high is None:
-        return MISSING
-    value, low, high = tanh(estimate.mean), tanh(estimate.low), tanh(estimate.high)
-    return MISSING if isnan(low) else f"{value:+.2f}  [{low:+.2f}, {high:+.2f}]"
+    pairs = list(zip(known[name].to_list(), known["margin"].to_list(), strict=True))
+    value, low, high, _ = rank_correlation(pairs, known["relation"].to_list())
+    return MISSING if value is None else f"{value:+.2f}  [{low:+.2f}, {high:+.2f}]"
 
 
 def _steps(results: Results, cell: str) -> list[Mapping[str, Any]]:

@@ -128,7 +128,7 @@ def write(report: StudyReport) -> ReportFiles:
     _need_extra()
     study = report.study
     out = make_folder(study.folder / "report")
-    charts = [path for chart in report.charts.values() for path in _draw(out, chart)]
+    charts = [path for chart in report.charts.values() for path in draw(chart, out / "charts")]
     shown = [verdict_table(report.findings), *report.tables] if report.findings else report.tables
     written = [_write(out / f"{_slug(t.title)}.csv", t.csv()) for t in shown]
     written += [path for finding in report.findings for path in _rows_of(report, finding, out)]
@@ -210,11 +210,16 @@ def _finding(finding: Finding) -> str:
     return "\n\n".join(part for part in paragraphs if part) + "\n"
 
 
-def _draw(out: Path, chart: Chart) -> list[Path]:
-    """A chart as SVG and PNG."""
+def draw(chart: Chart, folder: Path) -> list[Path]:
+    """Write a chart as SVG and PNG into a folder, under its key.
+
+    Raises:
+        MissingExtra: the packages that draw are not installed.
+    """
+    _need_extra()
     import vl_convert
 
-    folder = make_folder(out / "charts")
+    make_folder(folder)
     svg, png = folder / f"{chart.key}.svg", folder / f"{chart.key}.png"
     spec: dict[str, Any] = chart.spec
     _write(svg, vl_convert.vegalite_to_svg(spec))
@@ -240,6 +245,6 @@ def _need_extra() -> None:
     absent = [name for name in ("vl_convert", "jinja2") if find_spec(name) is None]
     if absent:
         raise MissingExtra(
-            f"The page is drawn with {' and '.join(absent)}, not installed here. Install it with "
-            f"`pip install 'retcon-llm[report]'`; tables in the terminal need none of it."
+            f"Pages and charts are drawn with {' and '.join(absent)}, not installed here. Install "
+            f"it with `pip install 'retcon-llm[report]'`; tables in the terminal need none of it."
         )

@@ -7,7 +7,7 @@ multiples of statistics are statistics, so what is measured on the same cases is
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import acos, copysign, cos, pi, sqrt, tan
+from math import acos, atanh, copysign, cos, isnan, nan, pi, sqrt, tan, tanh
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -207,6 +207,35 @@ def jackknife(value: Callable[[Collection[str]], float], clusters: Collection[st
     middle = sum(without.values()) / max(1, groups)
     shares = {name: (groups - 1) / groups * (middle - left) for name, left in without.items()}
     return Statistic(value(()), shares, groups)
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]], clusters: Sequence[str]) -> Estimate:
+    """Estimate Spearman's ρ with its interval: of artanh ρ, by leaving each cluster out in turn.
+
+    Args:
+        pairs: two numbers of each case.
+        clusters: of each case; there is no interval, and no estimate, of fewer than four.
+    """
+    import polars as pl
+
+    names = list(dict.fromkeys(clusters))
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    known = pl.DataFrame({"first": first, "second": second, "cluster": list(clusters)})
+
+    def turned(without: Collection[str]) -> float:
+        kept = known.filter(~pl.col("cluster").is_in(without))
+        value = kept.select(pl.corr("first", "second", method="spearman")).item()
+        if value is None or isnan(value):
+            return nan
+        return atanh(max(-0.999999, min(0.999999, value)))
+
+    unknown = Estimate(None, None, None, 0)
+    if len(names) < 4:
+        return unknown
+    mean, low, high, cases = jackknife(turned, names).estimate()
+    if mean is None or low is None or high is None or isnan(low):
+        return unknown
+    return Estimate(tanh(mean), tanh(low), tanh(high), cases)
 
 
 def slope(points: Sequence[tuple[float, Statistic]]) -> Statistic:

@@ -1,5 +1,6 @@
 """`retcon edit`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from retcon.cli import choices
 from retcon.cli.choices import EditChoice, ModelChoice
 from retcon.cli.console import bars, number, out, table, versions, warn, write_json
+from retcon.cli.foreseen import print_interference
 from retcon.cli.plan import print_plan
 from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
 from retcon.files import check_writable
@@ -39,6 +41,15 @@ Schedule = Annotated[
         "Default: one batch of all."
     ),
 ]
+Interference = Annotated[
+    str | None,
+    typer.Option(
+        "--interference",
+        metavar="FILE|-",
+        help="Print which facts would disturb which, and stop. FILE.csv: every pair, a heat map.",
+        show_default=False,
+    ),
+]
 
 
 def edit(
@@ -54,6 +65,7 @@ def edit(
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
+    interference: Interference = None,
     plan: choices.Plan = False,
     edits: Annotated[
         int | None,
@@ -73,6 +85,8 @@ def edit(
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if plan:
+        if interference is not None:
+            raise InvalidSetting("--plan and --interference each end the command: give one.")
         if edits is None:
             edits = len(_facts(fact, facts, skip_bad).cases)
         elif (fact, facts) != (None, None):
@@ -84,6 +98,9 @@ def edit(
     if (edits, gflops) != (None, None):
         raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")
     cases, skipped, _ = _facts(fact, facts, skip_bad)
+    if interference is not None:
+        print_interference(source, choice, [case.edit for case in cases], interference, json)
+        return
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases)
@@ -91,19 +108,8 @@ def edit(
     if output is not None:
         _save(result.patch, output)
     left_out = _left_out(result.patch, cases)
-    write_json(
-        json,
-        {
-            "model": model,
-            **result.patch.about.model_dump(mode="json"),
-            "asked": len(cases),
-            "skipped": [str(bad) for bad in skipped],
-            "left_out": left_out,
-            "notes": list(result.patch.notes),
-            **result.scores,
-            "versions": versions(),
-        },
-    )
+    asked = {"asked": len(cases), "skipped": [str(bad) for bad in skipped], "left_out": left_out}
+    write_json(json, {"model": model, **_described(result, asked)})
     if left_out:
         raise _unfinished(left_out, len(cases), output)
 
@@ -143,6 +149,17 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
             after = continuations(model, texts, progress=progress)
     said = list(zip(texts, before, after, strict=True))
     return _Result(patch, said, {when: summarise(seen.at(when)) for when in seen.times})
+
+
+def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object]:
+    """Record of a patch, of what was asked for, and of the scores."""
+    return {
+        **result.patch.about.model_dump(mode="json"),
+        **asked,
+        "notes": list(result.patch.notes),
+        **result.scores,
+        "versions": versions(),
+    }
 
 
 def _left_out(patch: "Patch", cases: "list[Case]") -> list[str]:
