@@ -32,7 +32,7 @@ def test_the_page_works_as_it_stands(tmp_path, monkeypatch, retcon):
     ]
     lines = "\n".join(json.dumps(fact) for fact in [*facts, more])
     (tmp_path / "facts.jsonl").write_text(lines, encoding="utf-8")
-    assert len(COMMANDS) == 19 and all(line.startswith("retcon ") for line in COMMANDS)
+    assert len(COMMANDS) == 20 and all(line.startswith("retcon ") for line in COMMANDS)
     for line in COMMANDS:
         words = ["./model" if word == "MODEL" else word for word in shlex.split(line)[1:]]
         code, _, err = retcon(*words, *(SETTINGS if words[0] == "edit" else []))

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from retcon.cli import choices
+from retcon.cli.commands import audit as audits
 from retcon.cli.commands import hub, shipping
 from retcon.cli.commands import ledger as ledgers
 from retcon.cli.console import number, out, table, write_json
@@ -139,6 +140,7 @@ def stack(
 
 app.command("undo")(ledgers.undo)
 app.command("verify")(ledgers.verify)
+app.command("audit")(audits.audit)
 app.command("export")(shipping.export)
 app.command("import")(shipping.import_)
 app.command("push")(hub.push)

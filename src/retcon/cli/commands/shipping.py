@@ -79,7 +79,7 @@ def export(
     base = ModelChoice(name=model or patch.about.model, revision=revision)
     given = {"dtype": dtype, "max_rank": max_rank, **choices.parse_settings(option, "--option")}
     chosen = {name: value for name, value in given.items() if value is not None}
-    edited = _cases(patch, cases, skip_bad) if scored else []
+    edited = cases_of(patch, cases, skip_bad) if scored else []
     with bars() as progress:
         done = patch.export(
             to, output, model=base.name, revision=revision, progress=progress, **chosen
@@ -175,7 +175,7 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count > 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def _cases(patch: "Patch", file: str | None, skip_bad: bool) -> "list[Case]":
+def cases_of(patch: "Patch", file: str | None, skip_bad: bool) -> "list[Case]":
     """The cases of a file, or the patch's own facts."""
     from retcon.data.cases import load_cases
     from retcon.edits import Case
