@@ -32,6 +32,10 @@ class InvalidPlugin(RetconError):
     """A plugin that cannot be loaded, or that takes a name which is taken."""
 
 
+class InvalidVerdict(RetconError):
+    """A judge's verdict that is neither True nor False nor None."""
+
+
 class UnknownName(RetconError):
     """A method, layer, setting or alias that does not exist; the message lists what does."""
 
