@@ -66,6 +66,22 @@ def test_edit_saves_shows_and_scores(folder, retcon):
     assert scores["immediate"] is None and scores["final"]["ES"] is not None
 
 
+def test_eval_scores_a_patch_after_treatments(folder, retcon):
+    assert retcon("edit", "./model", "--facts", "facts.jsonl", "--layer", "1", "-o", "p.safetensors",
+                  *SETTINGS)[0] == 0  # fmt: skip
+    code, out, err = retcon(
+        "eval", "./model", "--patch", "p.safetensors", "--cases", "facts.jsonl",
+        "--after", "int4", "--after", "with:p.safetensors", "--json", "v.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "after int4" in out and "after with:p.safetensors" in out
+    result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
+    assert {*result["after"]} == {"int4", "with:p.safetensors"}
+    for scores in result["after"].values():
+        assert scores["final"]["ES"] is not None and scores["immediate"] is None
+        assert {*scores["intervals"]} == {"pre", "final"}
+
+
 def test_eval_records_everything(folder, retcon):
     code, out, err = retcon(
         "eval", "./model", "--cases", "facts.jsonl", "--method", "memit", "--layers", "0-1",
@@ -204,6 +220,8 @@ BAD = [
     (["eval", "./model", "--cases", "facts.jsonl", "--patch", "none"], "no patch file"),
     (["eval", "./model", "--cases", "facts.jsonl", "--patch", "x", *EMMET], "either --patch"),
     (["eval", "./model", "--cases", "facts.jsonl", "--patch", "x", "--plan"], "are made"),
+    (["eval", "./model", "--cases", "facts.jsonl", "--after", "int4", *EMMET], "retcon edit --out"),
+    (["eval", "./model", "--cases", "facts.jsonl", "--after", "int3"], "finetune:STEPS"),
     (["eval", "./nowhere", "--cases", "facts.jsonl", "--patch", "facts.jsonl"], "no patch file"),
     (["patch", "show", "facts.jsonl"], "no patch file, or a damaged one"),
     (["methods", "memmit"], "Did you mean 'memit'"),

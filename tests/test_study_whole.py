@@ -277,6 +277,18 @@ def test_other_weights_of_the_same_name_are_refused_and_done_cells_stay(folder, 
     assert code == 0 and "Bring the old ones back" in out and '"error"' not in out
 
 
+def test_another_tokenizer_of_the_same_name_is_refused(folder, finished, retcon):
+    finished()
+    path = folder / "model" / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    words = rules["model"]["vocab"]
+    words["Rome"], words["Paris"] = words["Paris"], words["Rome"]
+    path.write_text(json.dumps(rules))
+    (folder / "s.yaml").write_text(TEXT.replace("batch_size: 2", "batch_size: [1, 2]"))
+    code, out, err = retcon("study", "run", "s.yaml", "--out", "study")
+    assert code == 2 and "The tokenizer of" in out + err and "Bring the old one back" in out + err
+
+
 def test_a_folder_that_is_a_file_and_numbers_out_of_range_are_refused(folder, retcon, monkeypatch):
     monkeypatch.setattr("retcon.study.worker.load", None)  # before any model is loaded
     (folder / "file").touch()

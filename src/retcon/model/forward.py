@@ -64,15 +64,58 @@ def logits_at(
         return run_batch(model, model.tokens.pad(texts)).logits[0]
 
 
+def head_inputs_at(
+    model: ModelHandle, texts: Sequence[Sequence[int]], places: Sequence[Position]
+) -> Float[Tensor, "places h"]:
+    """Inputs of the output head at some positions of padded texts: all that logits depend on."""
+    inputs: list[Tensor] = []
+    gather = _gathering(model, places)
+
+    def keep(hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 1 h"]:
+        inputs.append(gather(hidden))
+        return hidden[:1, :1]
+
+    with hooks.change_input(model.architecture.head, keep):
+        run_batch(model, model.tokens.pad(texts))
+    return inputs[0]
+
+
+def logits_beside(
+    model: ModelHandle,
+    texts: Sequence[Sequence[int]],
+    places: Sequence[Position],
+    inputs: Float[Tensor, "others h"],
+) -> Float[Tensor, "both vocabulary"]:
+    """Logits at some positions of padded texts, and behind these those of other inputs of the head.
+
+    Whatever the model does to logits is done to both.
+    """
+    gather = _gathering(model, places)
+
+    def beside(hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 both h"]:
+        return torch.cat([gather(hidden), inputs.to(hidden)]).unsqueeze(0)
+
+    with hooks.change_input(model.architecture.head, beside):
+        return run_batch(model, model.tokens.pad(texts)).logits[0]
+
+
 def reading_at(model: ModelHandle, places: Sequence[Position]) -> AbstractContextManager[None]:
     """Let the output head see some positions only: logits inside are (1, places, vocabulary)."""
+    gather = _gathering(model, places)
+    return hooks.change_input(model.architecture.head, lambda hidden: gather(hidden).unsqueeze(0))
+
+
+def _gathering(
+    model: ModelHandle, places: Sequence[Position]
+) -> Callable[[Float[Tensor, "rows length h"]], Float[Tensor, "places h"]]:
+    """What takes some positions of a batch."""
     row, position = torch.tensor(places, device=model.device).unbind(1)
 
-    def gather(hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "1 places h"]:
+    def gather(hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "places h"]:
         there = hidden.device
-        return hidden[row.to(there), position.to(there)].unsqueeze(0)
+        return hidden[row.to(there), position.to(there)]
 
-    return hooks.change_input(model.architecture.head, gather)
+    return gather
 
 
 def reading_little(model: ModelHandle) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ accelerate keeps on disk or in main memory is replaced where accelerate looks fo
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -64,6 +64,7 @@ class ModelHandle:
         self._changed: frozenset[int] = frozenset()
         self._masters: dict[int, Tensor] = {}
         self._saved: list[dict[int, _Saved]] = []
+        self._lent = 0
 
     @property
     def device(self) -> torch.device:
@@ -107,13 +108,15 @@ class ModelHandle:
     @property
     def live_fingerprint(self) -> str:
         """The fingerprint of the weights as they are now, edits included."""
-        if not self._changed:
+        if self.as_loaded:
             return self.fingerprint
         return fingerprint_of(offloading.parameters(self.model))
 
     @property
     def live_digest(self) -> str:
         """The digest of all weights as they are now, under which activations are cached."""
+        if self._lent:
+            return read_weights(self.model).digest
         if not self._changed:
             return self.weights.digest
         sites = [self.site(layer) for layer in sorted(self._changed)]
@@ -130,13 +133,13 @@ class ModelHandle:
         """
         if self.weights.answers_to(base, digest):
             return True
-        now = self.live_fingerprint if self._changed else None
+        now = None if self.as_loaded else self.live_fingerprint
         return base == now and digest in (None, self.live_digest)
 
     @property
     def as_loaded(self) -> bool:
         """True if no edit is in the weights, not even one too small for a fingerprint to show."""
-        return not self._changed
+        return not self._changed and not self._lent
 
     @property
     def identity(self) -> dict[str, str]:
@@ -197,6 +200,35 @@ class ModelHandle:
             self._changed = changed
             for layer, saved in self._saved.pop().items():
                 self._restore(layer, saved)
+
+    @contextmanager
+    def lent(self) -> Generator["ModelHandle", None, None]:
+        """Whatever becomes of any weight inside, by others' hands too, is undone afterwards.
+
+        Raises:
+            UnsupportedModel: some weights are offloaded.
+        """
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise UnsupportedModel(
+                f"Some weights of {self.name} are offloaded, so they cannot be changed and brought "
+                f"back. Load it whole: without --device auto, or on a machine that has the memory."
+            )
+        saved = [(weight, weight.detach().clone()) for weight in self.model.parameters()]
+        masters = dict(self._masters)
+        self._lent += 1
+        try:
+            yield self
+        finally:
+            for weight, before in saved:
+                weight.data.copy_(before)
+            self._masters = masters
+            self._lent -= 1
+
+    def overwrite(self, change: Callable[[str, Tensor], Tensor]) -> None:
+        """Put `change(name, weight)` in the place of every weight. Only inside `lent()`."""
+        assert self._lent, "the weights would not come back"
+        for name, weight in self.model.named_parameters():
+            weight.data.copy_(change(name, weight.data))
 
     def moved(self, layer: int) -> float:
         """‖W − W₀‖: how far a layer's matrix is from what it was outside every open `scratch()`."""

@@ -4,6 +4,7 @@ A block's editable site is the last linear map of its MLP, the "down-projection"
 and whether its output is simply added to the residual stream, is measured: see `behaviour`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,6 +108,13 @@ class Outline:
         """Number of parameters of each block."""
         blocks = self.architecture.blocks
         return tuple(sum(p.numel() for p in block.parameters()) for block in blocks)
+
+    def linear_maps(self) -> Iterator[tuple[str, bool]]:
+        """The path of every linear map in the blocks, and whether its weight is (d_in, d_out)."""
+        path = f"{self.architecture.block_path}."
+        for name, module in self.model.named_modules():
+            if name.startswith(path) and isinstance(module, nn.Linear | Conv1D):
+                yield name, isinstance(module, Conv1D)
 
     def site(self, layer: int) -> Site:
         """The editable matrix of a layer.

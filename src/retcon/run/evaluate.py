@@ -19,6 +19,7 @@ from retcon.run.looks import Looks, run
 from retcon.run.record import Run, StepRecord
 from retcon.run.schedule import Schedule
 from retcon.run.shared_keys import check_keys, warned_of
+from retcon.run.treatments import Treatment, treated
 from retcon.scoring.measured import Measured
 from retcon.scoring.metrics import Observer, observers
 from retcon.scoring.observations import Moment
@@ -76,6 +77,7 @@ def score(
     cases: Sequence[Case],
     *,
     patch: Patch | None = None,
+    after: str | Treatment | None = None,
     metrics: Sequence[str | Observer] = (),
     progress: Progress = silent,
 ) -> Measured:
@@ -87,6 +89,8 @@ def score(
         model: a model.
         cases: facts, and the prompts by which they are judged.
         patch: edits of this model; None: only the model as it is is scored.
+        after: a treatment that both models get before they are scored: `bf16`, `int8`, `int4`,
+            `finetune:STEPS` or `with:PATCH`.
         metrics: as of `evaluate`.
         progress: is told what is done.
 
@@ -97,14 +101,18 @@ def score(
         PatchMismatch: the patch is of another model.
         UnknownName, InvalidSetting: a metric that does not exist, or cannot be observed alone.
         InvalidEdit: a case that this model's tokens cannot tell.
+        InvalidSetting, MissingExtra: a treatment that does not exist, or whose package does not.
     """
     looks = Looks(observers=_looking(metrics)).of(cases)
-    if patch is not None:
-        patch.check(model)
+    treatment = Treatment.of(after) if isinstance(after, str) else after
+    for needed in (patch, treatment):
+        if needed is not None:
+            needed.check(model)
     check_cases(model.tokens, cases)
-    rows = looks.all(model, cases, Moment("pre"), progress)
+    with treated(model, treatment, progress):
+        rows = looks.all(model, cases, Moment("pre"), progress)
     if patch is not None:
-        with patch.applied(model):
+        with patch.applied(model), treated(model, treatment, progress):
             rows += looks.all(model, cases, Moment("final"), progress)
     return Measured(rows)
 

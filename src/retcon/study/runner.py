@@ -150,6 +150,7 @@ class _Run:
     ended: dict[str, Ended] = field(default_factory=dict, init=False)
     notes: list[str] = field(default_factory=list, init=False)
     sound: set[str] = field(default_factory=set, init=False)
+    tokens: dict[Loaded, str | None] = field(default_factory=dict, init=False)
 
     def check_folder(self) -> None:
         """Refuse another study's folder, and bad plans, before any model is loaded."""
@@ -185,7 +186,13 @@ class _Run:
                 return self._outcome(plan)
             make_folder(self.folder / "cells")
             tasks = [
-                CellTask(cell, *plan.cases(cell), self._path(cell), plan.beside(cell))
+                CellTask(
+                    cell,
+                    *plan.cases(cell),
+                    self._path(cell),
+                    plan.beside(cell),
+                    self.tokens.get((cell.name, cell.dtype)),
+                )
                 for cell in waiting
             ]
             self.progress("cells", 0, len(tasks))
@@ -238,7 +245,10 @@ class _Run:
             name=self.spec.name,
             description=self.spec.description,
             threads=threads,
-            models=plan.models,
+            models=tuple(
+                model.model_copy(update={"tokens": self.tokens.get((model.name, model.dtype))})
+                for model in plan.models
+            ),
             data=plan.data,
             points=plan.points,
             device=self.spec.device,
@@ -282,15 +292,20 @@ class _Run:
         return False
 
     def _fingerprints(self, worker: Worker) -> dict[Loaded, str]:
-        """Fingerprint of each model: as the folder has it, or of the model loaded now."""
+        """Fingerprint of each model: as the folder has it, or of the model loaded now.
+
+        Beside it the identity of its tokens, which a folder of earlier days may not have.
+        """
         known = self._known()
-        of = (
-            {} if known is None else {(m.name, m.dtype): m.fingerprint for m in known.record.models}
-        )
-        wanted = self._plan().models
-        for model in wanted:
+        of: dict[Loaded, str] = {}
+        for model in () if known is None else known.record.models:
+            of[model.name, model.dtype] = model.fingerprint
+            self.tokens[model.name, model.dtype] = model.tokens
+        for model in self._plan().models:
             key = (model.name, model.dtype)
-            of[key] = of.get(key) or worker.model(*key, self.progress).fingerprint
+            if not of.get(key):
+                loaded = worker.model(*key, self.progress)
+                of[key], self.tokens[key] = loaded.fingerprint, loaded.tokens.identity
         return of
 
     def _executed(self, tasks: Sequence[CellTask], worker: Worker) -> Iterator[Ended]:

@@ -27,13 +27,18 @@ STUDY, TUNED, FILE = "study.json", "tuned.json", "study.yaml"
 
 
 class Model(Frozen):
-    """A model of a study, by what tells it from any other."""
+    """A model of a study, by what tells it from any other.
+
+    Attributes:
+        tokens: identity of the rules by which text becomes tokens; None: it was not recorded.
+    """
 
     name: str
     dtype: str
     fingerprint: str
     d_in: int
     blocks: int
+    tokens: str | None = None
 
 
 class Data(Frozen):

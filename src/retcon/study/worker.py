@@ -46,6 +46,7 @@ class CellTask(NamedTuple):
         scored: ids of the cases that are scored.
         folder: of the cell.
         general: text and tasks that are read beside the facts.
+        tokens: identity of the rules of the model's tokens; None: any will do.
     """
 
     cell: Cell
@@ -53,6 +54,7 @@ class CellTask(NamedTuple):
     scored: tuple[str, ...]
     folder: Path
     general: General | None = None
+    tokens: str | None = None
 
 
 class Ended(NamedTuple):
@@ -139,7 +141,7 @@ class Worker:
         method = find_method(cell.method).build(cell.layers, cell.settings)
         parts, why = folder.parts("cpu" if self.device == "auto" else self.device)
         damage += [] if why is None else [why]
-        model = self._checked(cell, progress)
+        model = self._checked(task, progress)
         among, watching = frozenset(task.scored), self._observers(task)
         looks = Looks(when=cell.when, among=among, observers=watching).of(task.cases)
         check_texts(model.tokens, [case.edit for case in task.cases])
@@ -172,14 +174,21 @@ class Worker:
 
         return (*named, replace(general.observer, observe=observe))
 
-    def _checked(self, cell: Cell, progress: Progress) -> ModelHandle:
+    def _checked(self, task: CellTask, progress: Progress) -> ModelHandle:
         """The cell's model, if it is the one that the cell was planned for."""
+        cell = task.cell
         model = self.model(cell.name, cell.dtype, progress)
         if model.fingerprint != cell.fingerprint:
             raise InvalidStudy(
                 f"The weights of {cell.name} are not those that this study was begun with "
                 f"(fingerprint {model.fingerprint[:12]}, not {cell.fingerprint[:12]}). Bring the "
                 f"old ones back, or run the study into another folder."
+            )
+        if task.tokens not in (None, model.tokens.identity):
+            raise InvalidStudy(
+                f"The tokenizer of {cell.name} is not the one that this study was begun with: its "
+                f"rules or special tokens have changed, so its texts would come to other tokens. "
+                f"Bring the old one back, or run the study into another folder."
             )
         return model
 

@@ -1,7 +1,8 @@
 """`retcon eval`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from retcon.edits import Case
     from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
+    from retcon.run.treatments import Treatment
     from retcon.scoring.metrics import Observer
     from retcon.scoring.observations import Observation
     from retcon.scoring.suites import General
@@ -46,6 +48,13 @@ PatchFile = Annotated[
     Path | None,
     typer.Option("--patch", help="Score a saved patch, or a ledger, in place of a method."),
 ]
+After = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--after",
+        help="Score it also after bf16, int8, int4, finetune:STEPS or with:PATCH. May be repeated.",
+    ),
+]
 
 
 def evaluate(
@@ -61,6 +70,7 @@ def evaluate(
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
     patch: PatchFile = None,
+    after: After = None,
     option: choices.DataOption = None,
     skip_bad: choices.SkipBad = False,
     drift: whole.Drift = False,
@@ -81,6 +91,11 @@ def evaluate(
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
     if patch is not None:
         _check_alone(choice, plan)
+    if after and choice.given:
+        raise InvalidSetting(
+            "--after is about a saved patch, or the model as it is. Save the edits first (retcon "
+            "edit --output FILE), and score that file: --patch FILE --after …"
+        )
     facts = read_facts(cases, skip_bad=skip_bad, options=choices.parse_settings(option, "--option"))
     picked = take(facts.cases, n, seed)
     if plan:
@@ -88,7 +103,7 @@ def evaluate(
         return
     check_writable(json)
     beside = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
-    request = _Asked(picked, beside.load(), tuple(metric or ()))
+    request = _Asked(picked, beside.load(), tuple(metric or ()), tuple(after or ()))
     result = _run(source, choice, patch, request)
     _print(model, result, request)
     write_json(
@@ -102,10 +117,11 @@ def evaluate(
             "seed": seed,
             "ids": [case.edit.id for case in picked],
             "skipped": [str(bad) for bad in facts.skipped],
-            **result.scores,
-            "intervals": result.intervals,
+            **result.scores.levels,
+            "intervals": result.scores.intervals,
             **result.whole,
             **result.about,
+            **({"after": result.after} if result.after else {}),
             "versions": versions(),
         },
     )
@@ -114,21 +130,24 @@ def evaluate(
 class _Found(NamedTuple):
     """Rows, and what decided them.
 
-    corpus: from which the second moments are; apart: whether that is other text than was read.
+    corpus: from which the second moments are; apart: whether that is other text than was read;
+    after: rows after each treatment.
     """
 
     rows: "list[Observation]"
     about: Mapping[str, object]
     corpus: str | None = None
     apart: bool | None = None
+    after: "Mapping[str, list[Observation]]" = MappingProxyType({})
 
 
 class _Asked(NamedTuple):
-    """Request: cases, text and tasks, and names of metrics."""
+    """Request: cases, text and tasks, and names of metrics and treatments."""
 
     cases: "list[Case]"
     general: "General"
     metrics: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
     def observers(self) -> "tuple[Observer, ...]":
         """Observers of text, tasks and metrics."""
@@ -138,15 +157,44 @@ class _Asked(NamedTuple):
         return (*observers(self.metrics), *given)
 
 
+class _Scores(NamedTuple):
+    """Rows, scores and intervals by time; None: nothing was scored then."""
+
+    rows: "dict[str, list[Observation]]"
+    levels: dict[str, dict[str, float | None] | None]
+    intervals: dict[str, dict[str, tuple[float, float] | None]]
+
+    @classmethod
+    def of(cls, seen: "Sequence[Observation]") -> "_Scores":
+        from retcon.scoring.metrics import intervals, summarise
+
+        rows = {when: found for when in TIMES if (found := [r for r in seen if r.when == when])}
+        means = {when: summarise(found) for when, found in rows.items()}
+        levels = {
+            when: {name: whole.finite(value) for name, value in means[when].items()}
+            if when in means
+            else None
+            for when in TIMES
+        }
+        return cls(rows, levels, {when: intervals(found) for when, found in rows.items()})
+
+
 class _Result(NamedTuple):
-    """Rows and scores by time (scores None: nothing was scored then), and what decided them."""
+    """Scores, after each treatment too, and what decided them."""
 
     fingerprint: str
-    rows: "dict[str, list[Observation]]"
-    scores: dict[str, dict[str, float | None] | None]
-    intervals: dict[str, dict[str, tuple[float, float] | None]]
+    scores: _Scores
     about: Mapping[str, object]
     whole: Mapping[str, object]
+    treated: Mapping[str, _Scores]
+
+    @property
+    def after(self) -> dict[str, object]:
+        """Scores after each treatment, as they are recorded."""
+        return {
+            name: {**scores.levels, "intervals": scores.intervals}
+            for name, scores in self.treated.items()
+        }
 
 
 def _check_alone(choice: EditChoice, plan: bool) -> None:
@@ -162,16 +210,18 @@ def _check_alone(choice: EditChoice, plan: bool) -> None:
 def _run(source: ModelChoice, choice: EditChoice, file: Path | None, request: _Asked) -> _Result:
     quiet_libraries()
     from retcon.patch.ledger import read_source
+    from retcon.run.treatments import Treatment
 
     request.observers()  # a metric that does not exist is told before a model is loaded
     with bars() as progress:
-        # The patch first: a damaged one should not cost the loading of a model.
+        # Patches first: a damaged one should not cost the loading of a model.
+        treatments = [Treatment.of(name) for name in request.after]
         patch = None if file is None else read_source(file)
         model = source.load(progress)
         if choice.given:
             seen = _with_method(model, request, choice, progress)
         else:
-            seen = _as_it_is(model, request, patch, progress)
+            seen = _as_it_is(model, request, patch, treatments, progress)
         if patch is not None:
             about = {"patch": str(file), **patch.about.model_dump(mode="json", exclude={"model"})}
             seen = seen._replace(about=about)
@@ -203,15 +253,30 @@ def _with_method(
 
 
 def _as_it_is(
-    model: "ModelHandle", request: _Asked, patch: "Patch | None", progress: Progress
+    model: "ModelHandle",
+    request: _Asked,
+    patch: "Patch | None",
+    treatments: "Sequence[Treatment]",
+    progress: Progress,
 ) -> _Found:
-    """The model by itself, and with a patch in it where there is one."""
+    """The model by itself, and with a patch in it where there is one; after treatments too."""
     from retcon.run.evaluate import score
 
     corpus = None if patch is None else patch.about.settings.get("corpus")
     apart = _apart(request.general.text, corpus)
-    seen = score(model, request.cases, patch=patch, metrics=request.observers(), progress=progress)
-    return _Found(seen.rows, {}, _name(corpus), apart)
+    rows, *after = (
+        score(
+            model,
+            request.cases,
+            patch=patch,
+            after=treatment,
+            metrics=request.observers(),
+            progress=progress,
+        ).rows
+        for treatment in (None, *treatments)
+    )
+    by_name = dict(zip(request.after, after, strict=True))
+    return _Found(rows, {}, _name(corpus), apart, by_name)
 
 
 def _name(corpus: object) -> str | None:
@@ -226,53 +291,51 @@ def _apart(text: "HeldOut | None", corpus: object) -> bool | None:
 
 
 def _result(model: "ModelHandle", seen: _Found, general: "General") -> _Result:
-    from retcon.scoring.metrics import intervals, summarise
-
-    by_time = {w: rows for w in TIMES if (rows := [r for r in seen.rows if r.when == w])}
-    scores = {when: summarise(rows) for when, rows in by_time.items()}
+    scores = _Scores.of(seen.rows)
     return _Result(
         fingerprint=model.fingerprint,
-        rows=by_time,
-        scores={
-            when: {name: whole.finite(value) for name, value in scores[when].items()}
-            if when in scores
-            else None
-            for when in TIMES
-        },
-        intervals={when: intervals(rows) for when, rows in by_time.items()},
+        scores=scores,
         about=seen.about,
-        whole=whole.describe(general, by_time, seen.corpus, seen.apart),
+        whole=whole.describe(general, scores.rows, seen.corpus, seen.apart),
+        treated={name: _Scores.of(rows) for name, rows in seen.after.items()},
     )
 
 
-def _print(model: str, result: _Result, request: _Asked) -> None:
+def _print_scores(title: str, scores: _Scores, *, others: bool) -> None:
+    """Print a table of scores of prompts, and one of the others where there are any."""
     from retcon.scoring.metrics import metrics
 
-    scores = {when: means for when, means in result.scores.items() if means is not None}
+    levels = {when: means for when, means in scores.levels.items() if means is not None}
     rows = [
         [
             metric.title,
             *(
-                f"{number(means[metric.name])}{_span(result.intervals[when].get(metric.name))}"
-                for when, means in scores.items()
+                f"{number(means[metric.name])}{_span(scores.intervals[when].get(metric.name))}"
+                for when, means in levels.items()
             ),
         ]
         for metric in metrics("headline", "table", of_prompts=True)
-        if any(means[metric.name] is not None for means in scores.values())
+        if any(means[metric.name] is not None for means in levels.values())
     ]
+    out.print(table(title, ["in %  (95 % interval)", *levels], rows))
+    if others:
+        out.print(whole.print_table(scores.rows))
+
+
+def _print(model: str, result: _Result, request: _Asked) -> None:
     about = result.about
     title = f"{model}: {about.get('method', 'unedited')} {about.get('schedule', '')}".strip()
-    out.print(table(title, ["in %  (95 % interval)", *scores], rows))
+    others = bool(request.observers())
+    _print_scores(title, result.scores, others=others)
+    for name, scores in result.treated.items():
+        _print_scores(f"{model} after {name}", scores, others=others)
     if "seconds_per_edit" in about:
         out.print(f"{about['seconds_per_edit']:.2f} seconds per edit, without second moments.")
     steps = about.get("steps")
     for step in steps if isinstance(steps, list) else []:
         if step["note"]:
             out.print(f"at {step['at']} facts: {escape(str(step['note']))}")
-    if not request.observers():
-        return
-    out.print(whole.print_table(result.rows))
-    if request.general.asked and "method" in about and not _read_after(result.rows):
+    if request.general.asked and "method" in about and not _read_after(result.scores.rows):
         out.print(
             "The model as a whole was not read after the edits: each batch met the untouched "
             "model, and no model holds them all. Use --schedule sequential-batch:B, or one batch "
