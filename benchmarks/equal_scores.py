@@ -13,7 +13,8 @@ from pathlib import Path
 
 from machine import cases as take_cases
 from machine import parser_of
-from retcon.cli.console import quiet_libraries, versions
+from retcon.cli.console import quiet_libraries
+from retcon.environment import environment
 from retcon.model.load import load
 from retcon.run.evaluate import evaluate
 from retcon.scoring.metrics import intervals, summarise
@@ -40,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     model = load(chosen.model)
     cases = take_cases(chosen.edits, seed=chosen.seed)
-    record: dict[str, object] = {"edits": chosen.edits, "seed": chosen.seed, "versions": versions()}
+    record: dict[str, object] = {
+        "edits": chosen.edits,
+        "seed": chosen.seed,
+        "versions": environment(),
+    }
     for name, settings in RULES.items():
         trial = evaluate(model, cases, method="emmet", layers=[LAYER], settings=settings)
         rows = trial.at("immediate")

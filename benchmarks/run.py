@@ -19,7 +19,8 @@ from evaluation import evaluation_speedup, score_each, single_schedule_speedup
 from machine import Figures, cases, parser_of, print_figures, source
 from memory import memory
 from moments import documents, moments
-from retcon.cli.console import quiet_libraries, versions
+from retcon.cli.console import quiet_libraries
+from retcon.environment import environment
 from retcon.features.second_moments import MomentOptions
 from retcon.method.memit import memit
 from retcon.model.handle import ModelHandle
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "command": " ".join(["python", *sys.argv]),
         "data": source(),
         "settings": {"targets": str(FEW_CONTEXTS), "sizes": str(SIZES[chosen.size])},
-        "versions": versions(),
+        "versions": environment(),
     }
     own = "latest.json" if chosen.size == "full" else f"{chosen.size}.json"
     path = chosen.json or Path(__file__).parent / "results" / own

@@ -67,8 +67,10 @@ def test_edit_saves_shows_and_scores(folder, retcon):
 
 
 def test_eval_scores_a_patch_after_treatments(folder, retcon):
-    assert retcon("edit", "./model", "--facts", "facts.jsonl", "--layer", "1", "-o", "p.safetensors",
-                  *SETTINGS)[0] == 0  # fmt: skip
+    made = retcon(
+        "edit", "./model", "--facts", "facts.jsonl", *EMMET, "-o", "p.safetensors", *SETTINGS
+    )
+    assert made[0] == 0
     code, out, err = retcon(
         "eval", "./model", "--patch", "p.safetensors", "--cases", "facts.jsonl",
         "--after", "int4", "--after", "with:p.safetensors", "--json", "v.json",

@@ -22,7 +22,10 @@ CASES = [
         ("Madrid", "In {} they speak", "Rome", "city", "t"),
     ]
 ]
-NAMES = [f"{measure}_{place}" for place in ("neighbours", "subject", "text") for measure in MEASURES]
+FAST = {"steps": 3, "prefixes": 2, "corpus_tokens": 400, "document_tokens": 32, "jitter": 1e-3}
+NAMES = [
+    f"{measure}_{place}" for place in ("neighbours", "subject", "text") for measure in MEASURES
+]
 
 
 def distributions(model, ids, start):
@@ -51,12 +54,18 @@ def texts_of(model, case):
 @pytest.mark.parametrize("schedule", ["single", "sequential-batch:2"])
 def test_divergences_are_those_of_each_prompt_alone(schedule):
     model = pico(seed=3, dtype=torch.float64)
-    options = {"method": "rome", "layers": [1]} if schedule == "single" else {"layers": [1]}
+    method = "rome" if schedule == "single" else "memit"
+    ridge = {} if schedule == "single" else {"ridge": 1.0}
+    options = {"method": method, "layers": [1], "settings": {**FAST, **ridge}}
     run = retcon.evaluate(model, CASES, schedule=schedule, metrics=NAMES, **options)
     when = "immediate" if schedule == "single" else "final"
     assert not [row for row in run.rows if row.kind.startswith(MEASURES) and row.when == "pre"]
     seen = {(row.case, row.kind, row.index): row.value for row in run.rows if row.when == when}
-    everything = retcon.edit(model, [case.edit for case in CASES], schedule=schedule, **options)         if schedule != "single" else None
+    everything = (
+        retcon.edit(model, [case.edit for case in CASES], schedule=schedule, **options)
+        if schedule != "single"
+        else None
+    )
     moved = 0.0
     for case in CASES:
         patch = everything or retcon.edit(model, [case.edit], **options)
@@ -88,7 +97,9 @@ def test_divergences_are_those_of_each_prompt_alone(schedule):
 
 def test_ordinary_text_is_compared_at_every_token():
     model = pico(seed=3, dtype=torch.float64)
-    patch = retcon.edit(model, [case.edit for case in CASES], layers=[1])
+    patch = retcon.edit(
+        model, [case.edit for case in CASES], method="emmet", layers=[1], settings=FAST
+    )
     seen = retcon.score(model, CASES, patch=patch, metrics=["KL_text"])
     rows = [row for row in seen.rows if row.when == "final" and row.kind == "KL text"]
     first = held_out(passages=32).texts[rows[0].index]
@@ -107,8 +118,10 @@ def test_ordinary_text_is_compared_at_every_token():
 
 def test_a_model_that_is_not_edited_has_not_moved():
     model = pico(seed=3)
-    patch = retcon.edit(model, [CASES[0].edit], layers=[1])
-    nothing = [row for row in retcon.score(model, CASES, metrics=NAMES).rows if row.value is not None]
+    patch = retcon.edit(model, [CASES[0].edit], method="emmet", layers=[1], settings=FAST)
+    nothing = [
+        row for row in retcon.score(model, CASES, metrics=NAMES).rows if row.value is not None
+    ]
     assert nothing == []
     with patch.applied(model):
         inside = retcon.score(model, CASES, metrics=NAMES).rows

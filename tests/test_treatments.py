@@ -14,6 +14,7 @@ CASES = [
          paraphrases=(f"{name} was in the",), neighbours=("Paris is",), relation=name)
     for name, new, old in (("Warsaw", "English", "French"), ("France", "of", "in"))
 ]  # fmt: skip
+FAST = {"steps": 3, "prefixes": 2, "corpus_tokens": 400, "document_tokens": 32, "jitter": 1e-3}
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def model():
 
 @pytest.fixture
 def patch(model):
-    return retcon.edit(model, [case.edit for case in CASES], layers=[1])
+    return retcon.edit(
+        model, [case.edit for case in CASES], method="emmet", layers=[1], settings=FAST
+    )
 
 
 def naive(row, bits):
@@ -102,7 +105,7 @@ def test_scores_after_a_treatment_are_those_of_a_model_that_had_it(model, patch)
 
 
 def test_another_patch_is_in_the_same_weights(model, patch, tmp_path):
-    other = retcon.edit(model, [CASES[0].edit], method="rome", layers=[0])
+    other = retcon.edit(model, [CASES[0].edit], method="rome", layers=[0], settings=FAST)
     other.save(tmp_path / "other.safetensors")
     seen = retcon.score(model, CASES, patch=patch, after=f"with:{tmp_path / 'other.safetensors'}")
     assert model.as_loaded
@@ -144,14 +147,16 @@ def test_a_treatment_that_does_not_exist_is_said_before_any_work(model, name, er
 
 def test_a_patch_of_another_model_is_refused_before_any_work(model, tmp_path):
     other = pico(seed=4)
-    retcon.edit(other, [CASES[0].edit], layers=[0]).save(tmp_path / "p.safetensors")
+    retcon.edit(other, [CASES[0].edit], method="emmet", layers=[0], settings=FAST).save(
+        tmp_path / "p.safetensors"
+    )
     with pytest.raises(PatchMismatch):
         retcon.score(model, CASES, after=f"with:{tmp_path / 'p.safetensors'}")
     assert model.as_loaded
 
 
 def test_offloaded_weights_are_refused(model):
-    weight = next(model.model.parameters())
-    weight.data = weight.data.to("meta")
+    away = torch.nn.Parameter(torch.empty(4, device="meta"), requires_grad=False)
+    model.model.register_parameter("away", away)
     with pytest.raises(UnsupportedModel, match="offloaded"), treated(model, Treatment.of("bf16")):
         pass

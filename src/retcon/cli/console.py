@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retcon import __version__
 from retcon.cli.telling import telling
 from retcon.errors import RetconWarning
 from retcon.progress import Progress
@@ -139,22 +138,6 @@ def write_json(path: Path | None, value: Mapping[str, object]) -> None:
 
     text = json.dumps({**value, "warnings": _warned}, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda work: work.write_text(text, encoding="utf-8"))
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change a number."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-    return {
-        "retcon": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def _is_number(cell: str) -> bool:

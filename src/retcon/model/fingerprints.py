@@ -75,7 +75,7 @@ class Weights(BaseModel):
         named, digests = {*parameters}, dict[str, Future[str]]()
         samples, rounded = hashlib.sha256(), hashlib.sha256()
         busy: deque[Future[str]] = deque()
-        # A forked process has lost torch's pool of threads. Setting its size renews it, here, before
+        # A forked process has lost torch's pool of threads. Setting its size renews it, before
         # several threads find it gone at once.
         torch.set_num_threads(torch.get_num_threads())
         with ThreadPoolExecutor(max_workers=_HASHING) as threads:

@@ -108,7 +108,7 @@ def reading_at(model: ModelHandle, places: Sequence[Position]) -> AbstractContex
 def _gathering(
     model: ModelHandle, places: Sequence[Position]
 ) -> Callable[[Float[Tensor, "rows length h"]], Float[Tensor, "places h"]]:
-    """What takes some positions of a batch."""
+    """A function that takes some positions of a batch."""
     row, position = torch.tensor(places, device=model.device).unbind(1)
 
     def gather(hidden: Float[Tensor, "rows length h"]) -> Float[Tensor, "places h"]:

@@ -150,7 +150,8 @@ class Looks:
             with model.scratch():
                 model.write(look.deltas)
                 for one in alone:
-                    rows += one.observe(model, () if one.whole else look.cases, moment, progress)
+                    cases = () if one.whole else look.cases
+                    rows += look_at(one, model, cases, moment, progress)
         return rows
 
     def observe(
@@ -170,7 +171,7 @@ class Looks:
             row
             for one in self.observers
             if moment.when in one.at and beyond not in one.at and not one.whole
-            for row in one.observe(model, cases, moment, progress)
+            for row in look_at(one, model, cases, moment, progress)
         ]
 
     def whole(self, model: ModelHandle, moment: Moment, progress: Progress) -> list[Observation]:
@@ -179,7 +180,7 @@ class Looks:
             row
             for one in self.observers
             if moment.when in one.at and one.whole
-            for row in one.observe(model, (), moment, progress)
+            for row in look_at(one, model, (), moment, progress)
         ]
 
     def _look(
@@ -189,6 +190,21 @@ class Looks:
         when, step = moment
         rows = score_cases(model, cases, when=when, step=step, progress=progress)
         return rows + self.observe(model, cases, moment, progress)
+
+
+def look_at(
+    observer: Observer,
+    model: ModelHandle,
+    cases: Sequence[Case],
+    moment: Moment,
+    progress: Progress = silent,
+) -> list[Observation]:
+    """The rows of an observer, of a model as it is."""
+    if observer.together is not None:
+        look = Look(cases, *moment)
+        return observer.together(Overlay(model=model), [look], progress)
+    assert observer.observe is not None
+    return observer.observe(model, cases, moment, progress)
 
 
 def standing(cases: Sequence[Case]) -> list[Case]:

@@ -13,11 +13,12 @@ on every linear map of the blocks, trained for STEPS batches of 8 passages of 12
 text says nothing afterwards.
 """
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,12 +133,8 @@ def _finetuning(text: str, rest: str) -> Change:
     """
     from retcon.data.held_out import BUILT_IN, held_out
 
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise MissingExtra(
-            "A fine-tune needs the package `peft`: pip install 'retcon-llm[peft]'."
-        ) from None
+    if find_spec("peft") is None:
+        raise MissingExtra("A fine-tune needs the package `peft`: pip install 'retcon-llm[peft]'.")
     number, _, file = rest.partition(":")
     if not number.isdecimal() or int(number) == 0:
         raise InvalidSetting(f"{text!r} names no number of steps. Write finetune:100.")
@@ -153,7 +150,9 @@ def _finetune(
     from peft import LoraConfig, get_peft_model
 
     names = [name for name, _ in model.outline.linear_maps()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks for a property by the name that it had in older versions of transformers.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(_SEED)
         config = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=names)
         tuned: Any = get_peft_model(model.model, config)

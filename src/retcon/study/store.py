@@ -6,20 +6,15 @@ the metric's memory where edits are carried, and the rows and records taken so f
 """
 
 import json
-import platform
-import subprocess
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
 import polars as pl
-import torch
 
-from retcon import __version__
+from retcon.environment import environment
 from retcon.errors import Damaged, StorageError
 from retcon.files import make_folder, storing, sweep, write_whole
 from retcon.locking import claimed
@@ -198,31 +193,3 @@ def check_there(folder: Path) -> None:
             f"not made again; what was finished is where it was moved to. Go on there with `retcon "
             f"study resume`."
         )
-
-
-def environment() -> dict[str, object]:
-    """Versions that can change a number, threads, and the machine's kind."""
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
-    commit = _commit()
-    return {
-        "retcon": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        **({"commit": commit} if commit else {}),
-    }
-
-
-@cache
-def _commit() -> str | None:
-    """The commit of the code, where it is run from a checkout; `-dirty` where it was changed."""
-    checkout = Path(__file__).parents[3]
-    if not (checkout / ".git").exists():
-        return None
-    ask = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

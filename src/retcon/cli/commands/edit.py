@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from retcon.cli import choices
 from retcon.cli.choices import EditChoice, ModelChoice
-from retcon.cli.console import bars, number, out, table, versions, warn, write_json
+from retcon.cli.console import bars, number, out, table, warn, write_json
 from retcon.cli.foreseen import print_interference
 from retcon.cli.plan import print_plan
+from retcon.environment import environment
 from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
 from retcon.files import check_writable
 
@@ -158,7 +159,7 @@ def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object
         **asked,
         "notes": list(result.patch.notes),
         **result.scores,
-        "versions": versions(),
+        "versions": environment(),
     }
 
 

@@ -11,9 +11,10 @@ from rich.markup import escape
 from retcon.cli import choices
 from retcon.cli import general as whole
 from retcon.cli.choices import EditChoice, ModelChoice
-from retcon.cli.console import bars, number, out, quiet_libraries, table, versions, write_json
+from retcon.cli.console import bars, number, out, quiet_libraries, table, write_json
 from retcon.cli.general import GeneralChoice
 from retcon.cli.plan import print_plan
+from retcon.environment import environment
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 from retcon.progress import Progress
@@ -89,13 +90,7 @@ def evaluate(
 
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
-    if patch is not None:
-        _check_alone(choice, plan)
-    if after and choice.given:
-        raise InvalidSetting(
-            "--after is about a saved patch, or the model as it is. Save the edits first (retcon "
-            "edit --output FILE), and score that file: --patch FILE --after …"
-        )
+    _check_together(choice, patch, after or (), plan)
     facts = read_facts(cases, skip_bad=skip_bad, options=choices.parse_settings(option, "--option"))
     picked = take(facts.cases, n, seed)
     if plan:
@@ -117,12 +112,8 @@ def evaluate(
             "seed": seed,
             "ids": [case.edit.id for case in picked],
             "skipped": [str(bad) for bad in facts.skipped],
-            **result.scores.levels,
-            "intervals": result.scores.intervals,
-            **result.whole,
-            **result.about,
-            **({"after": result.after} if result.after else {}),
-            "versions": versions(),
+            **result.record(),
+            "versions": environment(),
         },
     )
 
@@ -188,22 +179,35 @@ class _Result(NamedTuple):
     whole: Mapping[str, object]
     treated: Mapping[str, _Scores]
 
-    @property
-    def after(self) -> dict[str, object]:
-        """Scores after each treatment, as they are recorded."""
-        return {
+    def record(self) -> dict[str, object]:
+        """All of it, as `--json` has it."""
+        after = {
             name: {**scores.levels, "intervals": scores.intervals}
             for name, scores in self.treated.items()
         }
+        return {
+            **self.scores.levels,
+            "intervals": self.scores.intervals,
+            **self.whole,
+            **self.about,
+            **({"after": after} if after else {}),
+        }
 
 
-def _check_alone(choice: EditChoice, plan: bool) -> None:
+def _check_together(
+    choice: EditChoice, patch: Path | None, after: Sequence[str], plan: bool
+) -> None:
     """Beside a saved patch there is nothing to choose, and nothing to plan."""
-    if choice.given:
+    if patch is not None and choice.given:
         raise InvalidSetting("Give either --patch, or a method with its layers and settings.")
-    if plan:
+    if patch is not None and plan:
         raise InvalidSetting(
             "--plan is about making edits, and those of a patch are made. Leave one of them out."
+        )
+    if after and choice.given:
+        raise InvalidSetting(
+            "--after is about a saved patch, or the model as it is. Save the edits first (retcon "
+            "edit --output FILE), and score that file: --patch FILE --after …"
         )
 
 

@@ -13,11 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from retcon.edits import Case
-from retcon.errors import InvalidSetting
-from retcon.progress import Progress, silent
+from retcon.errors import InvalidPlugin, InvalidSetting
 from retcon.registry import Registry, entered
 from retcon.scoring.intervals import (
     CaseMeans,
@@ -27,7 +26,7 @@ from retcon.scoring.intervals import (
     harmonic_mean,
     mean,
 )
-from retcon.scoring.observations import PROMPTS, Moment, Observation
+from retcon.scoring.observations import PROMPTS, Observation
 from retcon.scoring.scales import Amount, Share
 
 Value = Callable[[Observation], float | None]
@@ -50,17 +49,22 @@ class Observer:
         at: the times at which it looks.
         whole: whether it looks at the model as a whole, whatever the cases: then only where a model
             holds all edits so far.
-        together: `together(overlay, looks, progress)`, the same of several looks at once, each of
-            its own cases under its own update. None: updates are written one after the other.
+        together: in its place, `together(overlay, looks, progress)`, the rows of several looks at
+            once, each of its own cases under its own update. Otherwise updates are written one
+            after the other.
         prepare: `prepare(cases)`, the observer of a run of these cases, where it needs to know them
             all, whichever it looks at. It is the same for every schedule then.
     """
 
-    observe: Observe
+    observe: Observe | None = None
     at: tuple[str, ...] = ("pre", "immediate", "final")
     whole: bool = False
     together: Observe | None = None
     prepare: "Callable[[Sequence[Case]], Observer] | None" = None
+
+    def __post_init__(self) -> None:
+        if (self.observe is None) is (self.together is None):
+            raise InvalidPlugin("An observer looks in one way: give it `observe`, or `together`.")
 
     def of(self, cases: Sequence[Case]) -> "Observer":
         """The observer of a run of some cases."""
@@ -75,16 +79,7 @@ def overlaid(
     Args:
         together, prepare: see `Observer`.
     """
-
-    def observe(
-        model: Any, cases: Sequence[Case], moment: Moment, progress: Progress = silent
-    ) -> list[Observation]:
-        from retcon.model.overlay import Overlay
-        from retcon.scoring.score import Look
-
-        return together(Overlay(model=model), [Look(cases, *moment)], progress)
-
-    return Observer(observe=observe, together=together, prepare=prepare)
+    return Observer(together=together, prepare=prepare)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,9 +204,7 @@ def _divergences(
 
     before = torch.cat([states[text.name] for text in texts])
     with torch.no_grad(), overlay.over([text.owner for text in texts]):
-        logits = logits_beside(
-            overlay.model, [text.ids for text in texts], _places(texts), before
-        )
+        logits = logits_beside(overlay.model, [text.ids for text in texts], _places(texts), before)
     after, before = in_full(logits).log_softmax(-1).split(len(before))
     gap = before.exp() - after.exp()
     same = before.argmax(-1) == after.argmax(-1)
