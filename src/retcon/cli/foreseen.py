@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retcon.cli.choices import EditChoice, ModelChoice
-from retcon.cli.console import bars, out, table, versions, write_json
+from retcon.cli.console import bars, out, table, write_json
+from retcon.environment import environment
 from retcon.errors import InvalidSetting
 from retcon.files import check_writable
 
@@ -61,7 +62,7 @@ def print_interference(
     _print(seen, names)
     if file is not None:
         _write(seen, names, file)
-    write_json(json, {"model": source.name, **_described(seen), "versions": versions()})
+    write_json(json, {"model": source.name, **_described(seen), "versions": environment()})
 
 
 def _print(seen: "Interference", names: dict[str, str]) -> None:

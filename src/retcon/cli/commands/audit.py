@@ -9,8 +9,9 @@ from rich.markup import escape
 from retcon.cli import choices
 from retcon.cli.choices import ModelChoice
 from retcon.cli.commands.shipping import cases_of
-from retcon.cli.console import bars, out, quiet_libraries, table, versions, write_json
+from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.cli.general import finite
+from retcon.environment import environment
 from retcon.errors import InvalidEdit, InvalidSetting
 from retcon.files import check_writable
 
@@ -85,7 +86,7 @@ def audit(
     _print(source, seen, scored)
     if card is not None and scored is not None:
         _write(card, scored.markdown())
-    write_json(json, {"patch": source, **_described(seen, scored), "versions": versions()})
+    write_json(json, {"patch": source, **_described(seen, scored), "versions": environment()})
 
 
 def _print(source: str, seen: "Audit", scored: "Scorecard | None") -> None:
