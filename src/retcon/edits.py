@@ -145,6 +145,10 @@ class Case:
     of texts about the subject, behind which fluency is measured. `relation` groups cases that are
     not independent (intervals are clustered by it). Portability probes ask for what follows from
     the edit, locality probes for what must not change with it; both have answers of their own.
+    `questions` are answered by the target.
+
+    Raises:
+        InvalidEdit: a question is empty, or a text holds half of a character.
     """
 
     edit: Edit
@@ -154,14 +158,19 @@ class Case:
     relation: str | None = None
     portability: tuple[Probe, ...] = ()
     locality: tuple[Probe, ...] = ()
+    questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_whole(*self.paraphrases, *self.neighbours, *self.openings, self.relation or "")
+        texts = (*self.paraphrases, *self.neighbours, *self.openings, *self.questions)
+        check_whole(*texts, self.relation or "")
+        if not all(text.strip() for text in self.questions):
+            raise InvalidEdit(f"Edit {self.edit.id!r}: a question is empty. Leave it out.")
 
     def __repr__(self) -> str:
         """Text of the case, on which checksums of studies depend."""
-        shown = [f.name for f in fields(self) if f.name not in _PROBES or getattr(self, f.name)]
+        shown = [f.name for f in fields(self) if f.name not in _LATER or getattr(self, f.name)]
         return f"Case({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
-_PROBES = ("portability", "locality")
+# Fields that cases had not at first: without them a case is the text that it was.
+_LATER = ("portability", "locality", "questions")

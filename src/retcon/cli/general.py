@@ -1,7 +1,7 @@
-"""Options `--drift`, `--ability` and `--metric`: what they read, print and record."""
+"""Options `--drift`, `--ability`, `--metric` and `--ask`: what they read, print and record."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,11 +11,12 @@ import typer
 from rich.table import Table
 
 from retcon.cli.console import table
-from retcon.errors import InvalidSetting
+from retcon.errors import InvalidSetting, UnknownName
 from retcon.scoring.observations import ITEM, PASSAGE, PROMPTS, TIMES
 
 if TYPE_CHECKING:
     from retcon.data.tasks import Task
+    from retcon.scoring.intervals import Estimate
     from retcon.scoring.metrics import Metric
     from retcon.scoring.observations import Observation
     from retcon.scoring.suites import General
@@ -38,6 +39,10 @@ Metrics = Annotated[
     typer.Option(
         "--metric", help="Observe what this metric is read off, beside prompts. May be repeated."
     ),
+]
+Ways = Annotated[
+    str | None,
+    typer.Option("--ask", help="Ask freely: plain, question, chat, or several of them (a,b)."),
 ]
 DataFolder = Annotated[
     Path | None,
@@ -107,9 +112,52 @@ def print_table(rows: "ByTime") -> Table:
     return table("beside scores of prompts", columns, [line for line in lines if line])
 
 
+def asked_in(ways: str | None) -> tuple[str, ...]:
+    """The metrics that the ways of asking bring which `--ask` names.
+
+    Raises:
+        UnknownName: there is no such way.
+    """
+    from retcon.scoring.metrics.questions import WAYS
+
+    names = [] if ways is None else [name.strip() for name in ways.split(",")]
+    for name in names:
+        if name not in WAYS:
+            raise UnknownName.among("way of asking", name, WAYS)
+    return tuple(WAYS[name] for name in names)
+
+
+def remarks(names: Sequence[str], rows: "ByTime") -> list[str]:
+    """Sentences about forms that the model cannot do, and metrics that were asked for in vain.
+
+    Args:
+        names: of metrics that were asked for.
+        rows: observations, by time.
+    """
+    from retcon.scoring.metrics import METRICS, metrics, unable
+
+    known = [metric for metric in metrics(of_prompts=False) if _line(metric, rows)]
+    lines = [unable(metric, _level_before(rows)) for metric in known]
+    absent = [name for name in names if METRICS.find(name) not in known]
+    lines += [
+        f"{name} was not measured: it had nothing to look at. The cases may lack what it needs, "
+        f"such as a question or an old answer, the tokenizer its words, or the model an edit."
+        for name in absent
+        if not METRICS.find(name).of_prompts
+    ]
+    return [line for line in lines if line]
+
+
+def _level_before(rows: "ByTime") -> "Callable[[str], Estimate]":
+    """Estimates of metrics before any edit."""
+    from retcon.scoring.metrics import estimate
+
+    return lambda name: estimate(rows.get("pre", ()), name)
+
+
 def _line(metric: "Metric", rows: "ByTime") -> list[str]:
     """The row of a metric; empty where it was not observed."""
-    from retcon.scoring.metrics import change, estimate
+    from retcon.scoring.metrics import UNABLE, change, estimate, unable
 
     levels = {when: estimate(found, metric.name) for when, found in rows.items()}
     known = [when for when in rows if levels[when].mean is not None]
@@ -117,6 +165,8 @@ def _line(metric: "Metric", rows: "ByTime") -> list[str]:
         return []
     unit = f", {metric.scale.unit}" if metric.scale.unit else ""
     name = f"{metric.title}{unit} ({levels[known[-1]].cases})"
+    if unable(metric, _level_before(rows)):
+        name += f", {UNABLE}"
     line = [name, *(metric.scale.told(level) for level in levels.values())]
     if len(rows) > 1:
         moved = change(rows[known[0]], rows[known[-1]], metric.name)

@@ -3,8 +3,8 @@
 What a file is, its records tell: CounterFact, zsRE, KnowEdit (and the flat records of toolkits),
 MQuAKE, MQuAKE-Remastered, RippleEdits, QAEdit, or the plain form, which needs `prompt`, with its
 subject in braces, and `target`, and may have `target_old`, `paraphrases`, `neighbours`, `openings`,
-`portability`, `locality`, `relation` and `id`. Whatever is wrong is reported with its place, and
-nothing is left out without a word.
+`portability`, `locality`, `questions`, `relation` and `id`. Whatever is wrong is reported with its
+place, and nothing is left out without a word.
 """
 
 import hashlib

@@ -24,6 +24,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from retcon.data.wordings import questions_of
 from retcon.edits import Case, Edit, Probe
 from retcon.method.base import NoFeatures, Update
 from retcon.method.entries import method
@@ -110,6 +111,7 @@ class InContext:
                 openings=tuple(map(with_facts, case.openings)),
                 portability=tuple(map(with_facts_before, case.portability)),
                 locality=tuple(map(with_facts_before, case.locality)),
+                questions=tuple(map(with_facts, questions_of(case))),
             )
             for case in cases
         ]

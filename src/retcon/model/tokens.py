@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from retcon.edits import check_whole
-from retcon.errors import InvalidEdit, RetconWarning, UnsupportedModel
+from retcon.errors import InvalidEdit, InvalidSetting, RetconWarning, UnsupportedModel
 from retcon.model.positions import Positions
 from retcon.writing_systems import blank, join, quoted
 
@@ -36,6 +36,8 @@ _CALLS = ("padding", "truncation")
 _BYTES = 4
 # Characters of a long text that a message shows.
 _SHOWN = 80
+# The day for chat templates that tell one: else what they make would change from day to day.
+_DAY = "26 Jul 2024"
 # So many prompts, each with its target, are remembered: every look asks for the same ones.
 _REMEMBERED = 2**16
 
@@ -173,6 +175,39 @@ class Tokens:
         ids = self.encode(text)
         return text if self.unknown in ids else self.decode(ids) or text
 
+    def knows(self, text: str) -> bool:
+        """True if the tokenizer has a token for every word of a text."""
+        return self.unknown is None or self.unknown not in self.encode(text)
+
+    def chat(self, message: str) -> str:
+        """A user's message in the tokenizer's chat template, up to where the model answers.
+
+        Without the special token that the tokenizer itself puts before a text. Where a template
+        can, it asks for an answer without reasoning before it.
+
+        Raises:
+            InvalidSetting: there is no template, or it cannot be filled.
+        """
+        if not self.tokenizer.chat_template:
+            raise InvalidSetting(
+                "The tokenizer has no chat template, so the model cannot be asked in a chat. Leave "
+                "chat out, or load an instruct version of the model."
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": message}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string=_DAY,
+            )
+        except Exception as error:  # a template is a program that came with the model
+            raise InvalidSetting(
+                f"The tokenizer's chat template cannot be filled: {error}. Leave chat out, or mend "
+                f"the template."
+            ) from error
+        return str(text).removeprefix(self._added)
+
     def locate(self, text: str, start: int, end: int) -> Located:
         """The token in which a subject, `text[start:end]`, ends: the last that begins in it.
 
@@ -207,6 +242,14 @@ class Tokens:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         return Batch(ids, mask)
+
+    @cached_property
+    def _added(self) -> str:
+        """The special token that the tokenizer puts before a text; empty where it puts none."""
+        encoded = self._encode("a")
+        (start, end), first = encoded.offsets[0], encoded.ids[0]
+        added = first in self.special and start == end
+        return str(self.tokenizer.convert_ids_to_tokens(first)) if added else ""
 
     def _locate(self, text: str, start: int, end: int) -> Located:
         encoded = self._encode(text)

@@ -10,7 +10,12 @@ from retcon.report.tables import (
     place,
     place_columns,
 )
-from retcon.scoring.metrics import METRICS, Metric, metrics
+from retcon.scoring.metrics import METRICS, UNABLE, Metric, metrics, unable
+
+_OF_FORMS = (
+    f" Where the model {UNABLE}, before any edit it is right about its own old answers no better "
+    f"than by chance, and its scores say nothing of edits."
+)
 
 
 def observed(results: Results) -> list[Table]:
@@ -45,7 +50,7 @@ def _table(results: Results, metric: Metric) -> Table:
     unit = f" In {metric.scale.unit}." if metric.scale.unit else ""
     text = (
         f"{metric.about}{better}{unit} Intervals are of 95 %; changes are paired over the same "
-        f"cases. {note}"
+        f"cases.{_OF_FORMS if metric.control else ''} {note}"
     )
     columns = (*place_columns(fields), "cases", *(TIMES_IN_WORDS[w] for w in times), "change")
     return Table(metric.title, text.strip(), columns, tuple(rows))
@@ -54,7 +59,10 @@ def _table(results: Results, metric: Metric) -> Table:
 def _cells(results: Results, arm: Arm, metric: Metric, times: list[str]) -> tuple[str, ...]:
     levels = [results.estimate(arm, when, metric.name) for when in times]
     cases = next((f"{one.cases:,}" for one in reversed(levels) if one.mean is not None), MISSING)
-    return (cases, *map(metric.scale.told, levels), change(results, arm, metric))
+    told = [metric.scale.told(level) for level in levels]
+    if unable(metric, lambda name: results.estimate(arm, "pre", name)):
+        told[0] += f", {UNABLE}"
+    return (cases, *told, change(results, arm, metric))
 
 
 def change(results: Results, arm: Arm, metric: Metric) -> str:

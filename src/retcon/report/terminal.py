@@ -10,7 +10,7 @@ from retcon.report.observed import change, times_of, unknown
 from retcon.report.results import Results
 from retcon.report.tables import Table, costs_of, missing, scored_then, tuned, words
 from retcon.scoring.intervals import Estimate
-from retcon.scoring.metrics import Metric, metrics
+from retcon.scoring.metrics import UNABLE, Metric, metrics, unable
 
 # Columns that a terminal has room for.
 _FURTHER = 2
@@ -85,9 +85,10 @@ def _last(results: Results, arm: Arm, metric: Metric) -> str:
         return MISSING
     level = results.estimate(arm, times[-1], metric.name)
     moved = change(results, arm, metric)
+    mark = unable(metric, lambda name: results.estimate(arm, "pre", name)) and f"\n{UNABLE}"
     if moved == MISSING:
-        return metric.scale.told(level)
-    return f"{metric.scale.told(level._replace(low=None, high=None))}\n{moved}"
+        return f"{metric.scale.told(level)}{mark}"
+    return f"{metric.scale.told(level._replace(low=None, high=None))}\n{moved}{mark}"
 
 
 def _usual(arms: Sequence[Arm]) -> str:

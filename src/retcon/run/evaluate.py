@@ -60,6 +60,7 @@ def evaluate(
     edits = [case.edit for case in cases]
     check(chosen, edits, plan)
     check_cases(model.tokens, cases)
+    looks.check(model.tokens, cases)
     shared = warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
     rows = looks.before(model, cases, progress)
     state = chosen.setup.begin(model, progress)
@@ -109,6 +110,7 @@ def score(
         if needed is not None:
             needed.check(model)
     check_cases(model.tokens, cases)
+    looks.check(model.tokens, cases)
     with treated(model, treatment, progress):
         rows = looks.all(model, cases, Moment("pre"), progress)
     if patch is not None:

@@ -14,6 +14,7 @@ from retcon.edits import Case
 from retcon.method.base import Method, Rewrites
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
+from retcon.model.tokens import Tokens
 from retcon.progress import Progress, silent
 from retcon.run.driver import fold
 from retcon.run.record import StepRecord
@@ -65,6 +66,17 @@ class Looks:
     def of(self, cases: Sequence[Case]) -> "Looks":
         """The same, of a run of some cases: all of them, whichever are scored."""
         return replace(self, observers=tuple(one.of(cases) for one in self.observers))
+
+    def check(self, tokens: Tokens, cases: Sequence[Case]) -> None:
+        """Refuse, before any work is done, what some observer cannot look at.
+
+        Raises:
+            InvalidSetting, InvalidEdit: a way of asking that the tokenizer does not have, or a text
+                that is too long for the model.
+        """
+        for one in self.observers:
+            if one.check is not None:
+                one.check(tokens, self.chosen(cases))
 
     def chosen(self, cases: Sequence[Case]) -> list[Case]:
         """Cases among these that are scored."""

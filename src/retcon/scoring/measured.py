@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retcon.scoring.intervals import Estimate
-from retcon.scoring.metrics import METRICS, change, estimate, metrics
+from retcon.scoring.metrics import METRICS, UNABLE, change, estimate, metrics, unable
 from retcon.scoring.observations import TIMES, Observation
 
 
@@ -54,11 +54,14 @@ class Measured:
     def lines(self, *, of_prompts: bool | None = None) -> list[list[str]]:
         """A table of what is shown: of each metric its title, and its level at each time."""
         by_time = {when: self.at(when) for when in self.times}
+        before = by_time.get("pre", [])
         rows: list[list[str]] = []
         for metric in metrics("headline", "table", of_prompts=of_prompts):
             levels = [estimate(observed, metric.name) for observed in by_time.values()]
             if any(one.mean is not None for one in levels):
-                rows.append([metric.title, *(metric.scale.told(one) for one in levels)])
+                mark = unable(metric, lambda name: estimate(before, name)) and f", {UNABLE}"
+                told = (metric.scale.told(one) for one in levels)
+                rows.append([f"{metric.title}{mark}", *told])
         return rows
 
     def table(self) -> str:

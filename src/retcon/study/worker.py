@@ -146,6 +146,7 @@ class Worker:
         looks = Looks(when=cell.when, among=among, observers=watching).of(task.cases)
         check_texts(model.tokens, [case.edit for case in task.cases])
         check_cases(model.tokens, looks.chosen(task.cases))
+        looks.check(model.tokens, task.cases)
         state = self._begin(model, method, progress)
         if isinstance(cell.order, str):
             cases = tuple(by_keys(model, task.cases, cell.layers[0], cell.order, progress))

@@ -79,6 +79,7 @@ def evaluate(
     ability: whole.AbilityItems = None,
     data: whole.DataFolder = None,
     metric: whole.Metrics = None,
+    ask: whole.Ways = None,
     plan: choices.Plan = False,
     revision: choices.Revision = None,
     dtype: choices.Dtype = "float32",
@@ -98,7 +99,8 @@ def evaluate(
         return
     check_writable(json)
     beside = GeneralChoice(drift=drift, text=drift_text, items=ability, data=data, seed=seed)
-    request = _Asked(picked, beside.load(), tuple(metric or ()), tuple(after or ()))
+    names = (*whole.asked_in(ask), *(metric or ()))
+    request = _Asked(picked, beside.load(), names, tuple(after or ()))
     result = _run(source, choice, patch, request)
     _print(model, result, request)
     write_json(
@@ -333,6 +335,8 @@ def _print(model: str, result: _Result, request: _Asked) -> None:
     _print_scores(title, result.scores, others=others)
     for name, scores in result.treated.items():
         _print_scores(f"{model} after {name}", scores, others=others)
+    for remark in whole.remarks(request.metrics, result.scores.rows):
+        out.print(escape(remark), soft_wrap=True)
     if "seconds_per_edit" in about:
         out.print(f"{about['seconds_per_edit']:.2f} seconds per edit, without second moments.")
     steps = about.get("steps")

@@ -40,6 +40,7 @@ class PlainFact(Strict):
     portability: tuple[Answered, ...] = ()
     locality: tuple[Answered, ...] = ()
     relation: str | None = None
+    questions: tuple[str, ...] = ()
 
     def case(self, number: int) -> Case:
         """The case that a line is, under its own id or its number in the file.
@@ -55,6 +56,7 @@ class PlainFact(Strict):
             relation=self.relation,
             portability=tuple(asked.probe() for asked in self.portability),
             locality=tuple(asked.probe() for asked in self.locality),
+            questions=self.questions,
         )
 
     def _edit(self, identity: str) -> Edit:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from retcon.edits import Case
 from retcon.errors import InvalidPlugin, InvalidSetting
@@ -36,6 +36,8 @@ Observe = Callable[..., list[Observation]]
 Place = Literal["headline", "table", "record"]
 PER_CENT = Share()
 PLACES: tuple[Place, ...] = ("headline", "table", "record")
+# Words that stand beside scores of forms that a model cannot do.
+UNABLE = "cannot do this form"
 Made = TypeVar("Made", bound=Value)
 
 
@@ -45,7 +47,7 @@ class Observer:
 
     Attributes:
         observe: `observe(model, cases, moment, progress)`, the rows of a `Moment`: of the model as
-            it is then, and the cases that are scored then.
+            it is then, and the cases that are scored then. None: as `together` sees one look.
         at: the times at which it looks.
         whole: whether it looks at the model as a whole, whatever the cases: then only where a model
             holds all edits so far.
@@ -54,6 +56,7 @@ class Observer:
             after the other.
         prepare: `prepare(cases)`, the observer of a run of these cases, where it needs to know them
             all, whichever it looks at. It is the same for every schedule then.
+        check: `check(tokens, cases)` raises what is wrong before any work is done.
     """
 
     observe: Observe | None = None
@@ -61,6 +64,7 @@ class Observer:
     whole: bool = False
     together: Observe | None = None
     prepare: "Callable[[Sequence[Case]], Observer] | None" = None
+    check: Callable[[Any, Sequence[Case]], object] | None = None
 
     def __post_init__(self) -> None:
         if (self.observe is None) is (self.together is None):
@@ -72,14 +76,30 @@ class Observer:
 
 
 def overlaid(
-    together: Observe, *, prepare: Callable[[Sequence[Case]], Observer] | None = None
+    together: Observe,
+    *,
+    prepare: Callable[[Sequence[Case]], Observer] | None = None,
+    check: Callable[[Any, Sequence[Case]], object] | None = None,
 ) -> Observer:
     """Make the observer of a function that looks under several updates at once.
 
     Args:
-        together, prepare: see `Observer`.
+        together, prepare, check: see `Observer`.
     """
-    return Observer(together=together, prepare=prepare)
+    return Observer(together=together, prepare=prepare, check=check)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A check that a model can do a form of asking at all: it is asked about what it knows.
+
+    Attributes:
+        metric: how often the untouched model is right about its own old answers, in this form.
+        chance: what it would be if it could not tell, in per cent.
+    """
+
+    metric: str
+    chance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +118,7 @@ class Metric:
         parts: metrics of which it is the harmonic mean; it reads nothing itself then.
         weight: of one observation, where they do not count alike.
         observer: how to observe what it reads, where scores do not hold that already.
+        control: how to know that a model can do its form at all, where it is an unusual one.
     """
 
     name: str
@@ -111,6 +132,7 @@ class Metric:
     parts: tuple[str, ...] = ()
     weight: Callable[[Observation], float] | None = None
     observer: Observer | None = None
+    control: Control | None = None
 
     @property
     def about(self) -> str:
@@ -253,6 +275,29 @@ def estimate(rows: Iterable[Observation], name: str) -> Estimate:
     if score is None:
         return Estimate(None, None, None, 0)
     return METRICS.find(name).scale.level(score)
+
+
+def unable(one: Metric, level: Callable[[str], Estimate]) -> str:
+    """Say that a model cannot do the form of a metric; empty where it can, or it is not known.
+
+    A model that says "True" to everything affirms every edit, and one that always says "A" chooses
+    half of them: what such a score says of edits is nothing. So the untouched model is asked the
+    same of its own old answers. Where the 95 % interval of how often it is right there reaches down
+    to chance, it is not shown that it can do the form. One rule for all forms, which needs no
+    further prompt; a model that knew none of the old answers fails by it too.
+
+    Args:
+        level: of a metric by its name, before any edit.
+    """
+    if one.control is None:
+        return ""
+    right, chance = level(one.control.metric), one.control.chance
+    if right.low is None or right.low > chance:
+        return ""
+    return (
+        f"{one.title}: the model {UNABLE}. Before any edit it is right about its own old answers "
+        f"in {PER_CENT.told(right)} %, and chance is {chance:.0f} %."
+    )
 
 
 def change(before: Iterable[Observation], after: Iterable[Observation], name: str) -> Estimate:

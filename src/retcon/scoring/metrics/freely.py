@@ -38,61 +38,91 @@ NEW_TOKENS = 32
 _RUN = 3
 
 
-class _Asked(NamedTuple):
-    """A prompt of a case, behind which text is written."""
+class FreePrompt(NamedTuple):
+    """A prompt of a case, behind which text is written.
+
+    Attributes:
+        case, kind, index: what it is.
+        text: the prompt.
+        subject: a name that the text may say again without naming an answer by it.
+        line: whether the first line is all that is read.
+    """
 
     case: Case
     kind: str
     index: int
     text: str
+    subject: str | None = None
+    line: bool = False
 
 
-def _of_edit(case: Case) -> list[_Asked]:
+# The prompts of a case, behind which text is written.
+FreePrompts = Callable[["Tokens", Case], list[FreePrompt]]
+
+
+def _of_edit(tokens: "Tokens", case: Case) -> list[FreePrompt]:
     """The prompt of an edit, and its paraphrases."""
-    paraphrases = [_Asked(case, PARAPHRASE, i, text) for i, text in enumerate(case.paraphrases)]
-    return [_Asked(case, REWRITE, 0, case.edit.text), *paraphrases]
+    del tokens
+    return [
+        FreePrompt(case, REWRITE, 0, case.edit.text),
+        *(FreePrompt(case, PARAPHRASE, i, text) for i, text in enumerate(case.paraphrases)),
+    ]
 
 
-def _of_neighbours(case: Case) -> list[_Asked]:
+def _of_neighbours(tokens: "Tokens", case: Case) -> list[FreePrompt]:
     """The prompts of an edit's neighbours, where their truth is known."""
+    del tokens
     if case.edit.target_old is None:
         return []
-    return [_Asked(case, NEIGHBOUR, i, text) for i, text in enumerate(case.neighbours)]
+    return [FreePrompt(case, NEIGHBOUR, i, text) for i, text in enumerate(case.neighbours)]
 
 
-def _writing(ask: Callable[[Case], list[_Asked]], answers: "Answers") -> Observer:
-    """Make an observer that writes behind some prompts of each case.
+def write(
+    overlay: "Overlay",
+    looks: "Sequence[Look]",
+    prompts: FreePrompts,
+    answers: "Answers",
+    progress: Progress = silent,
+) -> list[Observation]:
+    """Let a model write behind some prompts of each case.
 
     Args:
-        ask: the prompts.
-        answers: the answers of each relation, which are looked for in what is written.
+        overlay, looks: the model under some updates, and the cases that are looked at under each.
+        prompts: of a case.
+        answers: those of each relation, which are looked for in what is written.
+        progress: is told how many texts are written.
     """
+    from retcon.model.generate import greedy
 
-    def write(
+    tokens = overlay.model.tokens
+    owned = [
+        (owner, prompt)
+        for owner, look in enumerate(looks)
+        for case in look.cases
+        for prompt in prompts(tokens, case)
+    ]
+    heads = [tokens.prompt(prompt.text) for _, prompt in owned]
+    owners = [owner for owner, _ in owned]
+    texts = greedy(overlay, heads, [NEW_TOKENS] * len(heads), owners, progress)
+    moments = [Moment(look.when, look.step) for look in looks]
+    return [
+        _observed(tokens, prompt, ids, answers, moments[owner])
+        for (owner, prompt), ids in zip(owned, texts, strict=True)
+    ]
+
+
+def _writing(prompts: FreePrompts, answers: "Answers") -> Observer:
+    """Make an observer that writes behind some prompts of each case."""
+
+    def together(
         overlay: "Overlay", looks: "Sequence[Look]", progress: Progress = silent
     ) -> list[Observation]:
-        from retcon.model.generate import greedy
+        return write(overlay, looks, prompts, answers, progress)
 
-        owned = [
-            (owner, asked)
-            for owner, look in enumerate(looks)
-            for case in look.cases
-            for asked in ask(case)
-        ]
-        tokens = overlay.model.tokens
-        heads = [tokens.prompt(asked.text) for _, asked in owned]
-        written = greedy(
-            overlay, heads, [NEW_TOKENS] * len(heads), [owner for owner, _ in owned], progress
-        )
-        return [
-            _observed(tokens, asked, ids, answers, Moment(looks[owner].when, looks[owner].step))
-            for (owner, asked), ids in zip(owned, written, strict=True)
-        ]
-
-    return overlaid(write, prepare=lambda cases: _writing(ask, _answers(cases)))
+    return overlaid(together, prepare=lambda cases: _writing(prompts, answers_of(cases)))
 
 
-def _answers(cases: Sequence[Case]) -> "Answers":
+def answers_of(cases: Sequence[Case]) -> "Answers":
     """Every answer of the cases, by relation."""
     answers: dict[str | None, set[str]] = defaultdict(set)
     for case in cases:
@@ -106,32 +136,45 @@ NEIGHBOURS = _writing(_of_neighbours, {})
 
 
 def _observed(
-    tokens: "Tokens", asked: _Asked, ids: Sequence[int], answers: "Answers", moment: Moment
+    tokens: "Tokens", prompt: FreePrompt, ids: Sequence[int], answers: "Answers", moment: Moment
 ) -> Observation:
     """Count the answers that a continuation begins with and names."""
-    edit = asked.case.edit
+    edit = prompt.case.edit
     ids = _until_end(tokens, ids)
     text = tokens.decode_begun(ids)
-    words = plain(text)
+    if prompt.line:
+        text = text.lstrip().partition("\n")[0]
     old = None if edit.target_old is None else plain(tokens.spelt(edit.target_old))
     new = plain(tokens.spelt(edit.target))
-    truth = old if asked.kind == NEIGHBOUR else new
-    of_relation = answers.get(asked.case.relation, ())
+    truth = old if prompt.kind == NEIGHBOUR else new
+    of_relation = answers.get(prompt.case.relation, ())
     other = {plain(tokens.spelt(answer)) for answer in of_relation} - {old, new}
+    words = plain(text)
+    named = words
+    if prompt.subject is not None:
+        named = _without(plain(tokens.spelt(prompt.subject)), words, (new, old or new))
     return Observation(
         case=edit.id,
-        relation=asked.case.relation,
-        kind=asked.kind,
-        index=asked.index,
+        relation=prompt.case.relation,
+        kind=prompt.kind,
+        index=prompt.index,
         when=moment.when,
         step=moment.step,
         n_new=len(ids),
-        hits_new=times_named(words, new),
-        hits_old=None if old is None else times_named(words, old),
+        hits_new=times_named(named, new),
+        hits_old=None if old is None else times_named(named, old),
         exact=begins_with(words, truth or new),
-        value=float(sum(times_named(words, answer) > 0 for answer in other)),
+        value=float(sum(times_named(named, answer) > 0 for answer in other)),
         text=text,
     )
+
+
+def _without(subject: str, words: str, answers: Sequence[str]) -> str:
+    """A text without a subject's name, which may hold the old answer: "Bank of Japan".
+
+    As it is where an answer holds the name.
+    """
+    return words if any(subject in one for one in answers) else words.replace(subject, "…")
 
 
 def _until_end(tokens: "Tokens", ids: Sequence[int]) -> Sequence[int]:
