@@ -1,7 +1,7 @@
 """The audit of a patch: what its rows give away, beside an oracle, and the card."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from retcon.errors import InvalidPatch, InvalidSetting, PatchMismatch
 from retcon.features.keys import read_keys
 from retcon.patch.audit import audit
 from retcon.patch.combine import stack
+from retcon.patch.patch import EditRecord
 from retcon.run.edit import edit as make
 from retcon.run.scorecard import scorecard
 from test_cli import SETTINGS, folder  # noqa: F401
@@ -109,8 +110,12 @@ def test_what_cannot_be_audited_is_refused(cache):
     patch = patch_of(model, settings={"ridge": 20.0}, edits=EDITS[:1])
     with pytest.raises(PatchMismatch):
         audit(pico(seed=1), patch)
-    with pytest.raises(InvalidSetting, match="fewer candidates"):
-        audit(model, patch, [case.edit for case in starter_cases()])
+    starter = [EditRecord(**asdict(case.edit)) for case in starter_cases()]
+    full = replace(patch, about=patch.about.model_copy(update={"edits": tuple(starter)}))
+    with pytest.raises(InvalidSetting, match="holds all facts of the starter set"):
+        audit(model, full)
+    others = {edit.subject for edit in EDITS} - {one.subject for one in starter}
+    assert audit(model, full, [*full.edits, *EDITS]).decoys == len(others) > 0
     empty = replace(patch, deltas={}, about=patch.about.model_copy(update={"layers": ()}))
     with pytest.raises(InvalidPatch, match="changes nothing"):
         audit(model, empty)

@@ -8,7 +8,7 @@ and the ridge are, and also where batches were carried. Who guesses a subject ca
                              whitened rows: 1 for what was written, about rank / d_in for the rest
     moved   ‖ΔW k‖ / ‖k‖     against the median of decoys; needs no second moments
 
-Decoys are facts that are known to be in no such patch, those of the starter set. What is left of a
+Decoys are the facts of the starter set that are neither in the patch nor guesses. What is left of a
 patch whose header was taken away is what this measures: the header is asked only for the method's
 settings, of which there are few to try, and to say which guesses were right.
 """
@@ -138,7 +138,7 @@ def audit(
         PatchMismatch: the patch is of another model.
         InvalidPatch: it changes nothing.
         InvalidSetting: there is nothing to guess: no candidates, and a header without facts; or
-            nothing to compare with, since all facts of the starter set are guesses.
+            nothing to compare with.
         InvalidEdit: a candidate that this model's tokens cannot tell.
     """
     patch.check(model)
@@ -150,7 +150,7 @@ def audit(
             "The header of this patch lists no facts. Say which subjects to look for: --candidates."
         )
     listed = {edit.subject for edit in patch.edits}
-    decoys = _decoys(listed | {edit.subject for edit in guesses})
+    decoys = _decoys(guesses, listed)
     for edit in guesses:
         locate(model.tokens, edit, "")
     span, moved, ranks = _measured(model, patch, [*guesses, *decoys], progress)
@@ -177,13 +177,15 @@ def audit(
     )
 
 
-def _decoys(known: Collection[str]) -> list[Edit]:
-    """The facts of the starter set about none of these subjects."""
-    decoys = [case.edit for case in starter_cases() if case.edit.subject not in known]
+def _decoys(guesses: Sequence[Edit], listed: Collection[str]) -> list[Edit]:
+    """Facts that are not in the patch: of the starter set, else the guesses that are not listed."""
+    known = {*listed, *(edit.subject for edit in guesses)}
+    starter = [case.edit for case in starter_cases() if case.edit.subject not in known]
+    decoys = starter or [edit for edit in guesses if edit.subject not in listed]
     if not decoys:
         raise InvalidSetting(
-            "All facts of the starter set are candidates, or in the patch, so that none is left to "
-            "compare them with. Take fewer candidates."
+            "The patch holds all facts of the starter set, with which candidates are compared "
+            "otherwise. Give other facts among the candidates: --candidates FILE."
         )
     return decoys
 
