@@ -26,6 +26,7 @@ from torch import Tensor
 from machine import cases as take_cases
 from machine import parser_of, source
 from retcon.cli.choices import parse_layers, parse_settings
+from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
 from retcon.features.keys import read_keys
 from retcon.model.handle import ModelHandle
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", help="a setting, as NAME=VALUE")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
+    quiet_libraries()
     model = load(chosen.model)
     cases = take_cases(chosen.facts, seed=0)
     how: dict[str, Any] = {
