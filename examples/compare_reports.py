@@ -4,18 +4,21 @@
 
 OLD, NEW: folders that `retcon study report` has written into. All that is in the report of OLD must
 be in that of NEW, number for number; NEW may have more. So a change of Retcon that is to leave
-numbers alone can be looked at: draw a report before it and after it. Charts hold numbers in full,
-of which the last digits depend on the order of sums; tables round.
+numbers alone can be looked at: draw a report before it and after it. Columns may stand in another
+order, or in another table beside the same row. Charts hold numbers in full, of which the last
+digits depend on the order of sums; tables round.
 """
 
+import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isclose
 from pathlib import Path
 from typing import Any
 
+Row = Mapping[str, str]
 _SPECS = re.compile(r'<script id="specs" type="application/json">(.*?)</script>', re.DOTALL)
 
 
@@ -31,18 +34,39 @@ def main(old: Path, new: Path) -> int:
 
 def tables(old: Path, new: Path) -> Iterator[str]:
     """Tell what differs in the CSV files, verdicts among them."""
+    after = {path.name: rows_of(path) for path in (new / "report").glob("*.csv")}
     for path in sorted((old / "report").glob("*.csv")):
-        other = new / "report" / path.name
-        if not other.exists():
+        if path.name not in after:
             yield f"{path.name}: is not in the new report"
             continue
-        before, after = (one.read_text(encoding="utf-8").splitlines() for one in (path, other))
-        pairs = zip(before, after, strict=False)
-        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        before, there = rows_of(path), after[path.name]
+        differences = (
+            f"{path.name}: row {number}, {column}\n  - {row[column]}\n  + {other.get(column)}"
+            for number, (row, other) in enumerate(zip(before, there, strict=False), start=1)
+            for column in row
+            if row[column] != other.get(column)
+            and (column in other or not is_beside(row, column, after.values()))
+        )
+        first = next(differences, None)
         if first is not None:
-            yield f"{path.name}:\n  - {first[0]}\n  + {first[1]}"
-        elif len(before) != len(after):
-            yield f"{path.name}: {len(before)} lines before, {len(after)} after"
+            yield first
+        elif len(before) > len(there):
+            yield f"{path.name}: {len(before)} rows before, {len(there)} after"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by column."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def is_beside(row: Mapping[str, str], column: str, among: Iterable[Sequence[Row]]) -> bool:
+    """True if some table has the value of a column in a row that is else the same."""
+    return any(
+        column in other and all(other[name] == row[name] for name in row.keys() & other.keys())
+        for table in among
+        for other in table
+    )
 
 
 def charts(old: Path, new: Path) -> Iterator[str]:
@@ -56,7 +80,7 @@ def charts(old: Path, new: Path) -> Iterator[str]:
         first = next((pair for pair in pairs if not alike(*pair)), None)
         if first is not None:
             yield f"chart {key}:\n  - {first[0]}\n  + {first[1]}"
-        elif len(rows) != len(after[key]):
+        elif len(rows) > len(after[key]):
             yield f"chart {key}: {len(rows)} rows before, {len(after[key])} after"
 
 

@@ -106,7 +106,7 @@ def print_table(rows: "ByTime") -> Table:
 
     read = {when: [r for r in found if r.kind not in PROMPTS] for when, found in rows.items()}
     read = {when: found for when, found in read.items() if found}
-    lines = [_line(metric, read) for metric in metrics(of_prompts=False)]
+    lines = [_line(metric, read) for metric in metrics(scored=False)]
     changed = ["change"] if len(read) > 1 else []
     columns = ["[95 % interval]", *read, *changed]
     return table("beside scores of prompts", columns, [line for line in lines if line])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from retcon.report.findings import Finding
 from retcon.report.numbers import share, spanned
 from retcon.report.ranking import Comparison
+from retcon.report.results import Results
 from retcon.report.verdicts import FIRST_WRITTEN, Verdict
 
 TIMES = {
@@ -13,12 +14,12 @@ TIMES = {
 }
 _VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 # Comparisons that are told of, and conditions that are named in a sentence.
-_MOST_LINES, _MOST_NAMES = 4, 4
+MOST_LINES, _MOST_NAMES = 4, 4
 
 
 def headline(comparisons: Sequence[Comparison]) -> list[str]:
     """The first comparisons in sentences; the others are in the table of all."""
-    return [in_words(one, comparisons) for one in comparisons[:_MOST_LINES]]
+    return [in_words(one, comparisons) for one in comparisons[:MOST_LINES]]
 
 
 def in_words(comparison: Comparison, among: Sequence[Comparison]) -> str:
@@ -55,6 +56,25 @@ def _listed(texts: Sequence[str]) -> str:
         return "; ".join(texts)
     shown = texts[: _MOST_NAMES - 1]
     return f"{'; '.join(shown)}; {len(texts) - len(shown) - 1} more, down to {texts[-1]}"
+
+
+def reading(results: Results) -> str:
+    """How scores are to be read: which of them say that the model says something."""
+    known = {
+        metric.name: metric
+        for when in TIMES
+        for metric in results.measured(results.arms, when, "headline", "table")
+    }
+    compared = (
+        "ES, PS and NS compare two answers, neither of which the model need say"
+        if "ES" in known
+        else "Token accuracies read each token of an answer behind the true ones"
+    )
+    free = [metric for metric in known.values() if metric.freely]
+    if any(not metric.of_prompts for metric in free):
+        return f"First stands what the model writes by itself. {compared}."
+    but = f" but for {' and '.join(metric.title for metric in free)}" if free else ""
+    return f"{compared}. Nothing here was said freely{but}."
 
 
 def tallies(findings: Sequence[Finding]) -> list[str]:

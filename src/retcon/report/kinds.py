@@ -49,11 +49,19 @@ def _kinds(arms: Sequence[Arm]) -> int:
 def kinds(results: Results) -> Table:
     """A table of every kind of carried edits, with its costs, by N; the best S first."""
     groups = several(results)
+    free = [
+        metric
+        for metric in results.measured(
+            [arm for arms in groups for arm in arms], "final", "headline"
+        )
+        if metric.freely
+    ]
+    read = (*(metric.name for metric in free), "S", *SCORES[:3])
     rows = [
         (
             f"{arm.condition.n:,}",
             names[arm.condition],
-            *(share(results.estimate(arm, "final", metric)) for metric in ("S", *SCORES[:3])),
+            *(share(results.estimate(arm, "final", name)) for name in read),
             _backward(results, arm),
             *_whole(results, arm),
             _seconds(results, arm),
@@ -71,6 +79,7 @@ def kinds(results: Results) -> Table:
     columns = (
         "N",
         "setting",
+        *(metric.title for metric in free),
         "S",
         *SCORES[:3],
         "backward transfer",

@@ -20,7 +20,7 @@ _OF_FORMS = (
 
 def observed(results: Results) -> list[Table]:
     """A table of each such metric, with its change against the untouched model."""
-    tables = [_table(results, one) for one in metrics("headline", "table", of_prompts=False)]
+    tables = [_table(results, one) for one in metrics("headline", "table", scored=False)]
     return [table for table in (*tables, unknown(results)) if table.rows]
 
 

@@ -14,12 +14,13 @@ from retcon.errors import MissingExtra
 from retcon.escaping import markdown
 from retcon.files import make_folder, write_whole
 from retcon.report import tables
+from retcon.report.agreement import Agreement, agree, best_by_score, correlations, dependence
 from retcon.report.charts.every import all_charts
 from retcon.report.charts.style import Chart
 from retcon.report.evidence import effects_table, harmless, rows_behind, verdict_table
 from retcon.report.examples import by_probability, told
 from retcon.report.findings import Finding, by_set, judge, select, select_for
-from retcon.report.headline import headline, tallies
+from retcon.report.headline import MOST_LINES, headline, reading, tallies
 from retcon.report.kinds import difficulty, kinds
 from retcon.report.layers import recommended
 from retcon.report.numbers import points
@@ -48,11 +49,13 @@ class StudyReport:
 
     Attributes:
         comparisons: the conditions of the study, ranked.
+        agreements: the same under every score that they have.
         findings: the claims that were tested, judged; none where the study file names none.
     """
 
     results: Results
     comparisons: Sequence[Comparison]
+    agreements: Sequence[Agreement]
     findings: Sequence[Finding]
     charts: Mapping[str, Chart]
     tables: Sequence[Table]
@@ -66,8 +69,12 @@ class StudyReport:
 
     @property
     def summary(self) -> list[str]:
-        """The conditions that are compared, in sentences."""
-        return headline(self.comparisons)
+        """The conditions that are compared, in sentences, and how their scores are to be read."""
+        lines = headline(self.comparisons)
+        for agreement in self.agreements:
+            place = self.comparisons.index(agreement.comparison)
+            lines[place] = f"{lines[place]} {dependence(agreement)}".rstrip()
+        return [*lines, reading(self.results)] if lines else []
 
     @property
     def answers(self) -> list[str]:
@@ -91,12 +98,21 @@ def make_report(study: Study, findings: Sequence[str] | None = None) -> StudyRep
     claims = select_for(study.record.findings) if findings is None else select(findings)
     results = Results(study)
     comparisons, judged = compare(results), judge(results, claims)
-    further = [recommended(results), kinds(results), difficulty(results), *observed(results)]
+    agreements = agree(results, comparisons[:MOST_LINES])
+    by_score = [best_by_score(agreements), correlations(agreements)]
+    further = [
+        *by_score,
+        recommended(results),
+        kinds(results),
+        difficulty(results),
+        *observed(results),
+    ]
     return StudyReport(
         results=results,
         comparisons=comparisons,
+        agreements=agreements,
         findings=judged,
-        charts=all_charts(results, comparisons, judged),
+        charts=all_charts(results, comparisons, agreements, judged),
         tables=[*tables.summary(results, comparisons), *(t for t in further if t.rows)],
         provenance=provenance(study, findings),
         examples=[table for table in (told(results), by_probability(results)) if table.rows],
@@ -163,7 +179,7 @@ def to_html(report: StudyReport) -> str:
     environment.filters["slug"] = _slug
     environment.filters["points"] = points
     beside = {key for finding in report.findings for key in finding.charts}
-    beside |= {"verdicts", "differences", "conditions"}
+    beside |= {"verdicts", "differences", "conditions", "by-score", "rank-correlations"}
     return environment.get_template("report.html.j2").render(
         report=report,
         study=report.study,

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from retcon.report.conditions import Arm, Condition, full_names, short_names
 from retcon.report.results import Results
 from retcon.scoring.intervals import Estimate
-from retcon.scoring.metrics import metrics
+from retcon.scoring.metrics import METRICS, metrics
 
 K = TypeVar("K", bound=Hashable)
 
@@ -25,8 +25,8 @@ class Ranking(Generic[K]):
     """Conditions by one score at one time.
 
     Attributes:
-        best: the key of the one with the highest score.
-        scores: by key, the highest first.
+        best: the key of the one with the best score.
+        scores: by key, the best first.
         differences: score minus that of the best, over the facts that both have, by key.
     """
 
@@ -39,7 +39,8 @@ class Ranking(Generic[K]):
     @property
     def tied(self) -> tuple[K, ...]:
         """The keys that cannot be told from the best: the interval of the difference includes 0."""
-        return tuple(k for k, d in self.differences.items() if d.high is None or d.high >= 0)
+        sign = turned(self.metric)
+        return tuple(k for k, d in self.differences.items() if not _is_below(d, sign))
 
     @property
     def worse(self) -> tuple[K, ...]:
@@ -53,7 +54,7 @@ def rank(results: Results, arms: Mapping[K, Arm], when: str, metric: str) -> Ran
     means = {key: score.mean for key, score in scores.items() if score.mean is not None}
     if not means:
         return None
-    ordered = sorted(means, key=lambda key: means[key], reverse=True)
+    ordered = sorted(means, key=lambda key: turned(metric) * means[key], reverse=True)
     best, *others = ordered
     differences = {
         key: statistic.estimate(comparisons=len(others))
@@ -61,6 +62,17 @@ def rank(results: Results, arms: Mapping[K, Arm], when: str, metric: str) -> Ran
         if (statistic := results.contrast([(1.0, arms[key]), (-1.0, arms[best])], when, metric))
     }
     return Ranking(metric, when, best, {key: scores[key] for key in ordered}, differences)
+
+
+def turned(metric: str) -> float:
+    """The sign by which a difference of a metric counts: −1 where lower is better."""
+    return -1.0 if METRICS.find(metric).better == "lower" else 1.0
+
+
+def _is_below(difference: Estimate, sign: float) -> bool:
+    """True if the whole interval is on the worse side of 0."""
+    ends = (difference.low, difference.high)
+    return all(end is not None and sign * end < 0 for end in ends)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ def _comparison(results: Results, arms: list[Arm], when: str) -> Comparison | No
 
 def _metric(results: Results, arms: list[Arm], when: str) -> str:
     """The first of the scores that most of the conditions have."""
-    further = [metric.name for metric in metrics("table", of_prompts=True)]
+    further = [one.name for one in metrics("table", scored=True) if not one.freely]
     count = {
         metric: sum(results.estimate(arm, when, metric).mean is not None for arm in arms)
         for metric in (*_FIRST, *further)

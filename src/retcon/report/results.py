@@ -19,7 +19,7 @@ from retcon.scoring.intervals import (
     combine,
     differences,
 )
-from retcon.scoring.metrics import METRICS, Metric, case_means, metrics, statistic
+from retcon.scoring.metrics import METRICS, Metric, Place, case_means, metrics, statistic
 from retcon.scoring.observations import Observation
 from retcon.study.study import Study
 
@@ -169,6 +169,25 @@ class Results:
             if (one := condition_of(point)).but(vary) == condition.but(vary)
         }
         return len(planned - done)
+
+    def measured(self, arms: Iterable[Arm], when: str, *places: Place) -> list[Metric]:
+        """The metrics that some arms have at a time, as they follow one another.
+
+        `exact_match` is `said` over fewer words, and left out where no arm has it alone.
+        """
+        arms = list(arms)
+        known = [
+            metric
+            for metric in metrics(*places)
+            if any(self._scored(arm, when, metric) for arm in arms)
+        ]
+        alone = any(
+            self.has(arm, when, "exact_match") and not self.has(arm, when, "said") for arm in arms
+        )
+        return [metric for metric in known if alone or metric.name != "exact_match"]
+
+    def _scored(self, arm: Arm, when: str, metric: Metric) -> bool:
+        return all(self.has(arm, when, part) for part in metric.parts or (metric.name,))
 
     def has(self, arm: Arm, when: str, metric: str = "ES") -> bool:
         """True if an arm was scored at a time."""

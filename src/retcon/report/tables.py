@@ -14,7 +14,7 @@ from retcon.report.conditions import Arm, Condition, called, describe, further, 
 from retcon.report.numbers import MISSING, fixed, share, spanned
 from retcon.report.ranking import Comparison
 from retcon.report.results import Results, moved, seconds_per_edit
-from retcon.scoring.metrics import Metric, Place, metrics
+from retcon.scoring.metrics import Metric, Place
 from retcon.study.points import Point, carries
 from retcon.study.study import Study, Tuned, TuningRule
 
@@ -137,12 +137,8 @@ def scores(results: Results, when: str, shown: Place) -> Table:
 
 
 def scored_then(results: Results, when: str, shown: Place) -> tuple[list[Arm], list[Metric]]:
-    """The arms that have a score of prompts at one time, and the metrics that any of them has."""
-    known = [
-        metric
-        for metric in metrics(shown, of_prompts=True)
-        if any(results.estimate(arm, when, metric.name).mean is not None for arm in results.arms)
-    ]
+    """The arms that have a score at one time, and the metrics that any of them has."""
+    known = [one for one in results.measured(results.arms, when, shown) if one.scored]
     return [a for a in results.arms if any(results.has(a, when, m.name) for m in known)], known
 
 

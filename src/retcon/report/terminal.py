@@ -17,10 +17,14 @@ _FURTHER = 2
 
 
 def brief(results: Results, findings: Sequence[Finding]) -> list[Table]:
-    """Verdicts, scores right after and in the end, costs, ridges, and what is still missing."""
+    """Verdicts, what is said freely, scores, costs, ridges, and what is still missing."""
     tables = [
         *(_verdicts(*each) for each in by_set(findings)),
-        *(_scores(results, when) for when in ("immediate", "final")),
+        *(
+            _scores(results, when, freely=freely)
+            for when in ("immediate", "final")
+            for freely in (True, False)
+        ),
         _observed(results),
         _costs(results),
         tuned(results.study),
@@ -43,19 +47,26 @@ def _verdicts(of: FindingSet, findings: Sequence[Finding]) -> Table:
     return Table(of.title, "", columns, tuple(rows))
 
 
-def _scores(results: Results, when: str) -> Table:
-    """Headline scores; further ones where edits cannot be compared with what was said before."""
+def _scores(results: Results, when: str, *, freely: bool) -> Table:
+    """Headline scores, of free generation or the others.
+
+    There are further ones where edits cannot be compared with what was said before.
+    """
     arms, scored = scored_then(results, when, "headline")
-    if not any(metric.kind == "rewrite" for metric in scored):
+    shown = [metric for metric in scored if metric.freely is freely]
+    if not freely and not any(metric.kind == "rewrite" for metric in shown):
         more, further = scored_then(results, when, "table")
-        arms, scored = more or arms, [*scored, *further[:_FURTHER]]
+        arms = more or arms
+        shown += [metric for metric in further if not metric.freely][:_FURTHER]
+    arms = [arm for arm in arms if any(results.has(arm, when, one.name) for one in shown)]
     rows = [
-        (*_place(arm), name, *_cells([results.estimate(arm, when, one.name) for one in scored]))
+        (*_place(arm), name, *_cells([results.estimate(arm, when, one.name) for one in shown]))
         for arm, name in zip(arms, words(arms), strict=True)
     ]
-    columns = ("batch", "N", "load", "setting", "cases", *(one.title for one in scored))
-    title = f"Scores, {when}, % ± half of the 95 % interval{_usual(arms)}"
-    return Table(title, "", columns, tuple(rows))
+    columns = ("batch", "N", "load", "setting", "cases", *(one.title for one in shown))
+    title = "Said freely" if freely else "Scores"
+    text = f"{title}, {when}, % ± half of the 95 % interval{_usual(arms)}"
+    return Table(text, "", columns, tuple(rows))
 
 
 def _cells(estimates: Sequence[Estimate]) -> tuple[str, ...]:
@@ -66,7 +77,7 @@ def _observed(results: Results) -> Table:
     """Observations beside scores: at the last time, and below it the change."""
     read = [
         metric
-        for metric in metrics("headline", "table", of_prompts=False)
+        for metric in metrics("headline", "table", scored=False)
         if any(times_of(results, arm, metric) for arm in results.arms)
     ]
     arms = [arm for arm in results.arms if any(times_of(results, arm, m) for m in read)]

@@ -51,12 +51,12 @@ class Measured:
         METRICS.find(metric)
         return change(self.at(before), self.at(after), metric)
 
-    def lines(self, *, of_prompts: bool | None = None) -> list[list[str]]:
+    def lines(self, *, scored: bool | None = None) -> list[list[str]]:
         """A table of what is shown: of each metric its title, and its level at each time."""
         by_time = {when: self.at(when) for when in self.times}
         before = by_time.get("pre", [])
         rows: list[list[str]] = []
-        for metric in metrics("headline", "table", of_prompts=of_prompts):
+        for metric in metrics("headline", "table", scored=scored):
             levels = [estimate(observed, metric.name) for observed in by_time.values()]
             if any(one.mean is not None for one in levels):
                 mark = unable(metric, lambda name: estimate(before, name)) and f", {UNABLE}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Cases = Annotated[
     str,
     typer.Option(
-        "--cases", help="CounterFact, zsRE, KnowEdit, MQuAKE, plain JSON lines, or `starter`."
+        "--cases", help="A published data set (docs/data.md), plain JSON lines, or `starter`."
     ),
 ]
 Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", show_default="all")]
@@ -316,16 +316,17 @@ def _print_scores(title: str, scores: _Scores, *, others: bool) -> None:
         [
             metric.title,
             *(
-                f"{number(means[metric.name])}{_span(scores.intervals[when].get(metric.name))}"
+                f"{number(means.get(metric.name))}{_span(scores.intervals[when].get(metric.name))}"
                 for when, means in levels.items()
             ),
         ]
-        for metric in metrics("headline", "table", of_prompts=True)
-        if any(means[metric.name] is not None for means in levels.values())
+        for metric in metrics("headline", "table", scored=True)
+        if any(means.get(metric.name) is not None for means in levels.values())
     ]
     out.print(table(title, ["in %  (95 % interval)", *levels], rows))
-    if others:
-        out.print(whole.print_table(scores.rows))
+    beside = whole.print_table(scores.rows)
+    if others and beside.row_count:
+        out.print(beside)
 
 
 def _print(model: str, result: _Result, request: _Asked) -> None:

@@ -1,6 +1,6 @@
 """Charts of the effects that findings have measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from retcon.report.charts.effects import BLUE, bars
 from retcon.report.charts.panels import Record
@@ -79,6 +79,51 @@ def turned_on(effects: Sequence[Effect]) -> Chart | None:
         "What turning one factor on does, by batch size",
         "Paired differences of final scores in points: the factor on minus the factor off, all "
         "else equal.",
+        body,
+    )
+
+
+def in_favour(effects: Sequence[Effect], colours: Mapping[str, str]) -> Chart | None:
+    """Points that each score gives the bigger batch.
+
+    Args:
+        colours: by answer.
+    """
+    data: list[Record] = [
+        {
+            "score": effect.about["score"],
+            "setting": effect.about["setting"],
+            "answer": effect.about["answer"],
+            "effect": effect.about["gain"],
+            "low": effect.about["gain_low"],
+            "high": effect.about["gain_high"],
+            "when": effect.when,
+        }
+        for effect in effects
+        if effect.about.get("gain") is not None
+    ]
+    if not data:
+        return None
+    colour: Spec = {
+        "field": "answer",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": list(colours), "range": list(colours.values())},
+        "legend": {"columns": 4},
+    }
+    height = {"step": 30, "for": "position"}
+    body: Spec = {
+        "data": {"values": data},
+        "facet": {"field": "setting", "type": "nominal", "sort": None, "title": None},
+        "columns": 1,
+        "spacing": 34,
+        "spec": {"width": 520, "height": height, "layer": bars(data, "score", colour)},
+    }
+    return titled(
+        "answers",
+        "Is a bigger batch better, score by score?",
+        "Points by which the largest batches beat the mean of smaller ones, right of 0 where they "
+        f"are better. The band is ±{MARGIN:.0f} point.",
         body,
     )
 

@@ -31,12 +31,13 @@ def distance(condition: Condition) -> tuple[object, ...]:
 
 
 def answers(findings: Sequence[Finding]) -> list[str]:
-    """Answers to the paper's title, one for each time; none where (b2) was not judged."""
-    finding = next((one for one in findings if one.key == "b2"), None)
-    if finding is None or not finding.times:
-        return []
-    answers = (_answer(finding, when) for when in finding.times)
-    return ["Is a bigger edit batch better here?", *answers]
+    """Answers to the paper's title: by S one for each time (b2), and by all scores (g)."""
+    known = {finding.key: finding for finding in findings if finding.times}
+    by_s = known.get("b2")
+    answers = [_answer(by_s, when) for when in by_s.times] if by_s else []
+    if "g" in known:
+        answers += known["g"].outcome.summary.splitlines()
+    return ["Is a bigger edit batch better here?", *answers] if answers else []
 
 
 def _answer(finding: Finding, when: str) -> str:

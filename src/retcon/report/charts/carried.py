@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retcon.report.charts.panels import Record, scored
+from retcon.report.charts.panels import SAID, Record, scored
 from retcon.report.charts.style import (
     COLOURS,
     Chart,
@@ -51,19 +51,22 @@ def side_by_side(results: Results) -> Chart | None:
 
 
 def rows_of_scores(data: list[Record]) -> Spec:
-    """Four panels, S first, with a row for each setting in the order of its `place`."""
-    panels = [_panel(metric, number) for number, metric in enumerate(("S", *SCORES[:3]))]
+    """A panel for each score, with a row for each setting in the order of its `place`."""
     shown = {record["metric"] for record in data}
-    known = [panel for panel in panels if panel["title"] in shown]
-    return {"data": {"values": data}, "hconcat": known, "spacing": 12}
+    known = [metric for metric in (SAID, "S", *SCORES[:3]) if metric in shown]
+    panels = [_panel(metric, named=metric == known[0]) for metric in known]
+    return {"data": {"values": data}, "hconcat": panels, "spacing": 12}
 
 
-def _panel(metric: str, number: int) -> Spec:
-    """Scores of a metric, a row a setting; names stand beside the first panel alone."""
-    axis = _LABELS if number == 0 else {**_LABELS, "labels": False, "ticks": False}
+_PANEL_COLOURS: Mapping[str, str] = dict(zip(("S", *SCORES[:3], SAID), COLOURS, strict=False))
+
+
+def _panel(metric: str, *, named: bool) -> Spec:
+    """Scores of a metric, a row a setting; names stand beside one panel alone."""
+    axis = _LABELS if named else {**_LABELS, "labels": False, "ticks": False}
     y: Spec = {"field": "setting", "type": "nominal", "sort": {"field": "place"}, "axis": axis}
     x: Spec = {"type": "quantitative", "title": "%", "scale": {"zero": False}}
-    colour = COLOURS[number]
+    colour = _PANEL_COLOURS[metric]
     tooltip = [
         {"field": "setting"},
         *({"field": field, "format": ".1f"} for field in ("score", "low", "high")),

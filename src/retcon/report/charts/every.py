@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from retcon.report.charts import carried, effects, sizes, weights
+from retcon.report.agreement import Agreement
+from retcon.report.charts import carried, effects, rankings, sizes, weights
 from retcon.report.charts.by_layer import layers
 from retcon.report.charts.style import Chart
 from retcon.report.findings import Finding, by_set
@@ -11,7 +12,10 @@ from retcon.report.results import Results
 
 
 def all_charts(
-    results: Results, comparisons: Sequence[Comparison], findings: Sequence[Finding]
+    results: Results,
+    comparisons: Sequence[Comparison],
+    agreements: Sequence[Agreement],
+    findings: Sequence[Finding],
 ) -> dict[str, Chart]:
     """Every chart for which there are data, by its key; those of findings go before others."""
     of_findings = [
@@ -20,11 +24,13 @@ def all_charts(
         *(draw(results) for each, _ in by_set(findings) for draw in each.charts),
     ]
     first = {chart.key: chart for chart in of_findings if chart is not None}
-    others = [chart for chart in _neutral(results, comparisons) if chart is not None]
+    others = [chart for chart in _neutral(results, comparisons, agreements) if chart is not None]
     return first | {chart.key: chart for chart in others if chart.key not in first}
 
 
-def _neutral(results: Results, comparisons: Sequence[Comparison]) -> list[Chart | None]:
+def _neutral(
+    results: Results, comparisons: Sequence[Comparison], agreements: Sequence[Agreement]
+) -> list[Chart | None]:
     """The charts of any study. Conditions of the first comparison stand for all."""
     side_by_side = carried.side_by_side(results)
     of_first = (
@@ -37,6 +43,7 @@ def _neutral(results: Results, comparisons: Sequence[Comparison]) -> list[Chart 
     )
     return [
         *of_first,
+        *(draw(one) for one in agreements[:1] for draw in (rankings.ranks, rankings.alike)),
         layers(results),
         sizes.batch(results),
         *(sizes.sequential(results, when) for when in ("immediate", "final")),

@@ -8,11 +8,16 @@ from retcon.report.conditions import Arm
 from retcon.report.results import SCORES, Results
 
 Record = dict[str, Any]
+# The share of prompts behind which the target is said freely.
+SAID = "said"
 
 
 def scored(results: Results, arm: Arm, when: str, **about: object) -> Iterator[Record]:
-    """ES, PS, NS and S of an arm at one time; with NS goes that of the untouched model."""
-    for metric in SCORES:
+    """ES, PS, NS and S of an arm at one time, and what it says freely where that was observed.
+
+    With NS goes that of the untouched model.
+    """
+    for metric in (SAID, *SCORES):
         score = results.estimate(arm, when, metric)
         if score.mean is None:
             continue
@@ -34,7 +39,7 @@ def panels(
     data: Sequence[Any],
     x: Spec,
     colour: Spec,
-    metrics: Sequence[str] = SCORES,
+    metrics: Sequence[str] = (SAID, *SCORES),
     seen: str | None = None,
 ) -> Spec:
     """One panel a score: lines with their intervals; a click in the legend singles a line out.

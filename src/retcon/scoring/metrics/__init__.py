@@ -38,6 +38,8 @@ PER_CENT = Share()
 PLACES: tuple[Place, ...] = ("headline", "table", "record")
 # Words that stand beside scores of forms that a model cannot do.
 UNABLE = "cannot do this form"
+# How the kinds of what a model writes behind prompts begin.
+FREE = "free "
 Made = TypeVar("Made", bound=Value)
 
 
@@ -115,6 +117,8 @@ class Metric:
         better: which is better, if one is.
         shown: where.
         rank: its place among others that are shown there.
+        freely: whether it is of what the model writes by itself, as all that is read off kinds that
+            begin with `free` is. It goes before what is of answers that the model is given.
         parts: metrics of which it is the harmonic mean; it reads nothing itself then.
         weight: of one observation, where they do not count alike.
         observer: how to observe what it reads, where scores do not hold that already.
@@ -129,6 +133,7 @@ class Metric:
     better: Literal["higher", "lower"] | None = "higher"
     shown: Place = "table"
     rank: int = 100
+    freely: bool = False
     parts: tuple[str, ...] = ()
     weight: Callable[[Observation], float] | None = None
     observer: Observer | None = None
@@ -143,6 +148,11 @@ class Metric:
     def of_prompts(self) -> bool:
         """True if it is a score of prompts, which every run has."""
         return self.kind in PROMPTS or bool(self.parts)
+
+    @property
+    def scored(self) -> bool:
+        """True if tables of scores have it: it is of prompts, or of what is written behind them."""
+        return self.of_prompts or self.freely
 
     def reads(self, kind: str) -> bool:
         """True if it is read off observations of a kind."""
@@ -181,23 +191,28 @@ def metric(
             better=better,
             shown=shown,
             rank=rank,
+            freely=kind.startswith(FREE),
             observer=observer,
         )
 
     return entered(METRICS, name, entry)
 
 
-def metrics(*places: Place, of_prompts: bool | None = None) -> list[Metric]:
-    """The metrics that are shown at some places, as they follow one another there.
+def metrics(*places: Place, scored: bool | None = None) -> list[Metric]:
+    """The metrics that are shown at some places, as they follow one another: free generation first.
 
     Args:
-        of_prompts: only those of prompts, or only the others.
+        scored: only those that tables of scores have, or only the others.
     """
     wanted = places or PLACES
     chosen = [one for one in METRICS.all().values() if one.shown in wanted]
-    if of_prompts is not None:
-        chosen = [one for one in chosen if one.of_prompts is of_prompts]
-    return sorted(chosen, key=lambda one: (PLACES.index(one.shown), one.rank, one.name))
+    if scored is not None:
+        chosen = [one for one in chosen if one.scored is scored]
+    return sorted(chosen, key=_place)
+
+
+def _place(metric: Metric) -> tuple[int, bool, int, str]:
+    return PLACES.index(metric.shown), not metric.freely, metric.rank, metric.name
 
 
 def observers(names: Iterable[str]) -> tuple[Observer, ...]:

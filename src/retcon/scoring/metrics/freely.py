@@ -185,16 +185,35 @@ def _until_end(tokens: "Tokens", ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-metric("said", title="Says it freely", kind=REWRITE, observer=FREELY, rank=0)(exact)
-metric("said_paraphrase", title="Says it, paraphrases", kind=PARAPHRASE, observer=FREELY, rank=1)(
+metric("said", title="Says it freely", kind=REWRITE, shown="headline", observer=FREELY, rank=0)(
     exact
 )
 metric(
-    "said_truth", title="Says its truth, neighbours", kind=NEIGHBOUR, observer=NEIGHBOURS, rank=4
+    "said_paraphrase",
+    title="Says it, paraphrases",
+    kind=PARAPHRASE,
+    shown="headline",
+    observer=FREELY,
+    rank=1,
+)(exact)
+metric(
+    "said_truth",
+    title="Says its truth, neighbours",
+    kind=NEIGHBOUR,
+    shown="headline",
+    observer=NEIGHBOURS,
+    rank=4,
 )(exact)
 
 
-@metric("stays", title="Says it and stays with it", kind=REWRITE, observer=FREELY, rank=2)
+@metric(
+    "stays",
+    title="Says it and stays with it",
+    kind=REWRITE,
+    shown="headline",
+    observer=FREELY,
+    rank=2,
+)
 @metric(
     "stays_paraphrase",
     title="Says it and stays, paraphrases",
