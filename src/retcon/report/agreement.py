@@ -1,4 +1,4 @@
-"""Agreement of scores: whether which condition is best depends on the score that one reads.
+"""Agreement of scores: the best condition by each, and how alike they rank all conditions.
 
 Conditions are ranked under each score by itself, those that cannot be told from the best by the
 same paired differences as everywhere (`report.ranking`). How alike two scores rank is Kendall's τ:
@@ -105,7 +105,7 @@ class _Draws:
         self._weights: dict[str, Numbers] = {}
 
     def clusters(self, metric: Metric) -> int:
-        """How many clusters a score rests on, at the condition that has fewest."""
+        """Number of clusters that a score rests on, at the condition that has fewest."""
         names = metric.parts or (metric.name,)
         means = [self._pooled(place, name) for place in self._places for name in names]
         return min((len({*one.clusters.values()}) for one in means if one is not None), default=0)
@@ -174,7 +174,7 @@ def _tau(one: Numbers, other: Numbers, *, interval: bool) -> Estimate | None:
 
 
 def dependence(agreement: Agreement) -> str:
-    """Whether the answer depends on the score, in a sentence; empty where there is one score."""
+    """Say whether the answer depends on the score; empty where there is one score."""
     comparison = agreement.comparison
     best = comparison.ranking.best
     known = {

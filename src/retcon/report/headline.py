@@ -59,7 +59,7 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def reading(results: Results) -> str:
-    """How scores are to be read: which of them say that the model says something."""
+    """Say how scores are to be read: which of them are of what the model says."""
     known = {
         metric.name: metric
         for when in TIMES

@@ -149,7 +149,7 @@ def hardest(scores: Sequence[ByScore]) -> tuple[ByScore, Verdict]:
 
 
 def _lead(answer: Says, gain: Estimate) -> float:
-    """How far an effect is on the side of an answer, at the end of its interval that is nearer."""
+    """The nearer end of an effect's interval, as a distance on the side of an answer."""
     low = -inf if gain.low is None else gain.low
     high = inf if gain.high is None else gain.high
     return {"bigger": low, "smaller": -high}.get(answer, -max(-low, high))
