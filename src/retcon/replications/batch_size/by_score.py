@@ -202,7 +202,9 @@ def _sentence(scores: Sequence[ByScore]) -> str:
     if first == "undecided":
         return f"by none of {len(scores)} scores can it be told."
     order: list[Says] = [first, *(says for says in _WORDS if says != first)]
-    titles = {says: [one.metric.title for one in scores if one.says == says] for says in order}
+    titles: dict[Says, list[str]] = {
+        says: [one.metric.title for one in scores if one.says == says] for says in order
+    }
     same, *others = (
         f"{_WORDS[says]} ({', '.join(known)})" for says, known in titles.items() if known
     )
