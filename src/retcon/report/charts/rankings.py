@@ -10,6 +10,8 @@ from retcon.scoring.metrics import METRICS
 # Text on a cell, which is as light by night.
 _DARK, _LIGHT = "#1b1f24", "#ffffff"
 _MOST_ROWS = 30
+# Of a cell, in pixels, and of all of a row.
+_WIDTH, _HEIGHT, _WIDEST = 58, 27, 580
 _ACROSS: Spec = {"labelAngle": -38, "labelLimit": 190, "orient": "top", "labelPadding": 6}
 _CELL: Spec = {"type": "rect", "stroke": "white", "strokeWidth": 2, "cornerRadius": 3}
 
@@ -143,7 +145,7 @@ def _heat_map(
     cells: Spec = {"mark": _CELL, "encoding": {**place, "color": colour, "tooltip": tooltip}}
     return {
         "data": {"values": data},
-        "width": 58 * len(across[1]),
-        "height": 27 * len(down[1]),
+        "width": min(_WIDTH * len(across[1]), _WIDEST),
+        "height": _HEIGHT * len(down[1]),
         "layer": [cells, *words],
     }
