@@ -136,7 +136,7 @@ def remarks(names: Sequence[str], rows: "ByTime") -> list[str]:
     """
     from retcon.scoring.metrics import METRICS, metrics, unable
 
-    known = [metric for metric in metrics(of_prompts=False) if _line(metric, rows)]
+    known = [metric for metric in metrics() if not metric.of_prompts and _line(metric, rows)]
     lines = [unable(metric, _level_before(rows)) for metric in known]
     absent = [name for name in names if METRICS.find(name) not in known]
     lines += [

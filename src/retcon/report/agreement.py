@@ -65,11 +65,7 @@ def agree(results: Results, comparisons: Iterable[Comparison]) -> list[Agreement
 
 def _agreement(results: Results, comparison: Comparison) -> Agreement:
     arms, when = comparison.arms, comparison.ranking.when
-    scores = [
-        metric
-        for metric in results.measured(arms.values(), when, "headline", "table")
-        if metric.better is not None
-    ]
+    scores = results.telling(arms.values(), when)
     ranked = {metric.name: rank(results, arms, when, metric.name) for metric in scores}
     rankings = {name: one for name, one in ranked.items() if one and len(one.scores) > 1}
     known = [metric for metric in scores if metric.name in rankings]

@@ -7,7 +7,7 @@ together: every question names its `when`.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from retcon.report.conditions import Arm, Condition, SeedRun, condition_of, gather
@@ -19,7 +19,7 @@ from retcon.scoring.intervals import (
     combine,
     differences,
 )
-from retcon.scoring.metrics import METRICS, Metric, Place, case_means, metrics, statistic
+from retcon.scoring.metrics import METRICS, Metric, Place, case_means, metrics, statistic, unable
 from retcon.scoring.observations import Observation
 from retcon.study.study import Study
 
@@ -185,6 +185,19 @@ class Results:
             self.has(arm, when, "exact_match") and not self.has(arm, when, "said") for arm in arms
         )
         return [metric for metric in known if alone or metric.name != "exact_match"]
+
+    def telling(self, arms: Iterable[Arm], when: str) -> list[Metric]:
+        """The metrics by which some arms can be ranked at a time.
+
+        One side of them is better, and the model can do the form in which it is asked.
+        """
+        arms = list(arms)
+        return [
+            metric
+            for metric in self.measured(arms, when, "headline", "table")
+            if metric.better is not None
+            and not any(unable(metric, partial(self.estimate, arm, "pre")) for arm in arms)
+        ]
 
     def _scored(self, arm: Arm, when: str, metric: Metric) -> bool:
         return all(self.has(arm, when, part) for part in metric.parts or (metric.name,))

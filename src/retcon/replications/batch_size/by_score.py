@@ -104,8 +104,8 @@ def by_score(results: Results, curve: Family, when: str) -> list[ByScore]:
     stands_for_all = not any(arm.condition.first_written for arm in curve.values())
     return [
         ByScore(metric, found, _says(found, metric) if stands_for_all else "undecided")
-        for metric in results.measured(curve.values(), when, "headline", "table")
-        if metric.better is not None and metric.scale.unit == "%"
+        for metric in results.telling(curve.values(), when)
+        if metric.scale.unit == "%"
         if (found := results.contrast(terms, when, metric.name)) is not None
     ]
 

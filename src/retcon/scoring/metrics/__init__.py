@@ -38,8 +38,10 @@ PER_CENT = Share()
 PLACES: tuple[Place, ...] = ("headline", "table", "record")
 # Words that stand beside scores of forms that a model cannot do.
 UNABLE = "cannot do this form"
-# How the kinds of what a model writes behind prompts begin.
+# In the kinds of all that is read off what a model writes by itself, as `free rewrite`; and scores of
+# prompts that are decided so.
 FREE = "free "
+_EXACT = ("exact_match", "portability_exact_match")
 Made = TypeVar("Made", bound=Value)
 
 
@@ -117,8 +119,6 @@ class Metric:
         better: which is better, if one is.
         shown: where.
         rank: its place among others that are shown there.
-        freely: whether it is of what the model writes by itself, as all that is read off kinds that
-            begin with `free` is. It goes before what is of answers that the model is given.
         parts: metrics of which it is the harmonic mean; it reads nothing itself then.
         weight: of one observation, where they do not count alike.
         observer: how to observe what it reads, where scores do not hold that already.
@@ -133,7 +133,6 @@ class Metric:
     better: Literal["higher", "lower"] | None = "higher"
     shown: Place = "table"
     rank: int = 100
-    freely: bool = False
     parts: tuple[str, ...] = ()
     weight: Callable[[Observation], float] | None = None
     observer: Observer | None = None
@@ -148,6 +147,11 @@ class Metric:
     def of_prompts(self) -> bool:
         """True if it is a score of prompts, which every run has."""
         return self.kind in PROMPTS or bool(self.parts)
+
+    @property
+    def freely(self) -> bool:
+        """True if it is of what the model writes by itself, and not of answers that it is given."""
+        return FREE in self.kind or self.name in _EXACT
 
     @property
     def scored(self) -> bool:
@@ -191,7 +195,6 @@ def metric(
             better=better,
             shown=shown,
             rank=rank,
-            freely=kind.startswith(FREE),
             observer=observer,
         )
 

@@ -70,34 +70,11 @@ def old_accuracy(row: Observation) -> float | None:
     return None if row.hits_old is None or not row.n_old else row.hits_old / row.n_old
 
 
+@metric("exact_match", title="exact match", kind="rewrite", shown="headline", rank=10)
+@metric("portability_exact_match", title="portability exact match", kind="portability", rank=10)
 def exact(row: Observation) -> float | None:
     """1 where free greedy generation begins with the target, or an alias of it."""
     return None if row.exact is None else float(row.exact)
-
-
-METRICS.enter(
-    "exact_match",
-    Metric(
-        name="exact_match",
-        title="exact match",
-        kind="rewrite",
-        value=exact,
-        shown="headline",
-        rank=10,
-        freely=True,
-    ),
-)
-METRICS.enter(
-    "portability_exact_match",
-    Metric(
-        name="portability_exact_match",
-        title="portability exact match",
-        kind="portability",
-        value=exact,
-        rank=10,
-        freely=True,
-    ),
-)
 
 
 @metric("target_probability", title="target probability", kind="rewrite", rank=4)
