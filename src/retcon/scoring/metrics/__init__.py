@@ -38,8 +38,8 @@ PER_CENT = Share()
 PLACES: tuple[Place, ...] = ("headline", "table", "record")
 # Words that stand beside scores of forms that a model cannot do.
 UNABLE = "cannot do this form"
-# In the kinds of all that is read off what a model writes by itself, as `free rewrite`; and scores of
-# prompts that are decided so.
+# In the kinds of all that is read off what a model writes by itself, as `free rewrite`; and
+# scores of prompts that are decided so.
 FREE = "free "
 _EXACT = ("exact_match", "portability_exact_match")
 Made = TypeVar("Made", bound=Value)
