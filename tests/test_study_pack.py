@@ -149,7 +149,7 @@ def test_the_report_of_a_pack_is_that_of_the_folder(tmp_path, monkeypatch):
     def specification(out, chart):
         return [page._write(out / f"{chart.key}.json", json.dumps(chart.spec))]
 
-    monkeypatch.setattr(page, "_draw", specification)
+    monkeypatch.setattr(page, "draw", specification)
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "the program that draws")
     places = [*small_grid()[:13], *lifelong_grid()[2:]]
     live = make_study(tmp_path / "live", places)
