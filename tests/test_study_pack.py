@@ -146,7 +146,7 @@ def pack_as_before(live: Path, cell: Path, target: Path) -> None:
 def test_the_report_of_a_pack_is_that_of_the_folder(tmp_path, monkeypatch):
     """Every file of it, with what charts draw in place of pictures."""
 
-    def specification(out, chart):
+    def specification(chart, out):
         return [page._write(out / f"{chart.key}.json", json.dumps(chart.spec))]
 
     monkeypatch.setattr(page, "draw", specification)
