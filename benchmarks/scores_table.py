@@ -1,6 +1,6 @@
-"""A Markdown table from the JSON files of `retcon eval`.
+"""A Markdown table from the JSON files of `retcon eval`, or from one with a record a line (.jsonl).
 
-    python benchmarks/scores_table.py docs/results/first-scores/*.json [--relations 28]
+    python benchmarks/scores_table.py docs/results/first-scores.jsonl [--relations 28]
 
 --relations: so many there are among the facts, and the records' intervals are earlier ones (before
 November 2026: symmetric, cut at 0 and 100, and empty where all facts are won). Their standard error
@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from retcon.scoring.intervals import Statistic, t_quantile
 
@@ -47,6 +48,11 @@ def cell(
     return f"{value:.1f}" if span is None else f"{value:.1f} ({span[0]:.0f}–{span[1]:.0f})"
 
 
+def records_of(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(one) for one in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("records", type=Path, nargs="+")
@@ -54,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     print("| method | schedule | when | " + " | ".join(SCORES) + " | s/edit |")
     print("|---|---|---|" + "---|" * (len(SCORES) + 1))
-    for path in chosen.records:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in (record for path in chosen.records for record in records_of(path)):
         times = ("pre",) if "method" not in record else ("immediate", "final")
         for when in times:
             if record[when] is None:

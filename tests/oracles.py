@@ -260,6 +260,22 @@ def says_one_of(model: ModelHandle, text: str, answers: list[str], new_tokens: i
     return any(said.startswith(a) and not said[len(a) : len(a) + 1].isalnum() for a in answers)
 
 
+def written_alone(model: ModelHandle, text: str, new_tokens: int) -> str:
+    """What follows one prompt by itself, by the model's own loop, up to where it ends the text."""
+    ids = torch.tensor([model.tokens.prompt(text)])
+    with torch.no_grad():
+        out = model.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            pad_token_id=1,
+        )
+    new = out[0, ids.shape[1] :].tolist()
+    end = [i for i, one in enumerate(new) if one in model.tokens.special]
+    return model.tokens.decode_begun(new[: end[0]] if end else new)
+
+
 def perplexity_by_loop(model: ModelHandle, texts: list[str], length: int) -> float:
     """exp of the mean NLL of every token but the first, one unpadded text at a time."""
     total, tokens = 0.0, 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import retcon
+from oracles import written_alone
 from pico import pico
 from retcon.edits import Case, Edit
 from retcon.model import overlay
@@ -29,19 +30,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def alone(model, text):
-    """One prompt by itself, by the model's own loop."""
-    ids = torch.tensor([model.tokens.prompt(text)])
-    with torch.no_grad():
-        out = model.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-            max_new_tokens=NEW_TOKENS, pad_token_id=1,
-        )  # fmt: skip
-    new = out[0, ids.shape[1] :].tolist()
-    end = [i for i, one in enumerate(new) if one in model.tokens.special]
-    return model.tokens.decode_begun(new[: end[0]] if end else new)
-
-
 def count(text, word):
     """Whole words of a Latin text."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", " ".join(text.split())))
@@ -62,7 +50,10 @@ def test_each_prompt_is_gone_on_behind_as_if_alone(seed):
                   for a in (c.edit.target, c.edit.target_old)}  # fmt: skip
         others -= {case.edit.target, case.edit.target_old}
         for (kind, text), index in zip(texts, places, strict=True):
-            row, written = by_place[case.edit.id, kind, index], alone(model, text)
+            row, written = (
+                by_place[case.edit.id, kind, index],
+                written_alone(model, text, NEW_TOKENS),
+            )
             assert row.text == written
             assert row.hits_new == count(written, case.edit.target)
             assert row.hits_old == count(written, case.edit.target_old)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import retcon
-from oracles import mean_nll
+from oracles import mean_nll, written_alone
 from pico import pico, tokenizer
 from retcon.data.cases import parse_fact, starter_cases
 from retcon.data.wordings import questions_of, reverse_of, wordings
@@ -98,16 +98,8 @@ def test_facts_in_context_stand_before_questions_too():
 
 
 def alone(model, text, line):
-    """What follows one prompt by itself, by the model's own loop."""
-    ids = torch.tensor([model.tokens.prompt(text)])
-    with torch.no_grad():
-        out = model.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-            max_new_tokens=NEW_TOKENS, pad_token_id=1,
-        )  # fmt: skip
-    new = out[0, ids.shape[1] :].tolist()
-    end = [i for i, one in enumerate(new) if one in model.tokens.special]
-    written = model.tokens.decode_begun(new[: end[0]] if end else new)
+    """What follows one prompt by itself; its first line, where that is the answer."""
+    written = written_alone(model, text, NEW_TOKENS)
     return written.lstrip().partition("\n")[0] if line else written
 
 

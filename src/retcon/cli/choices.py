@@ -20,6 +20,16 @@ from retcon.run.schedule import Schedule
 if TYPE_CHECKING:
     from retcon.model.handle import ModelHandle
 
+SOURCE = "A patch file, a ledger, or LEDGER@N (after event N)."
+Source = Annotated[
+    str,
+    typer.Argument(metavar="PATCH", help=SOURCE, show_default=False),
+]
+# The model that a patch is for.
+Base = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="The base model.", show_default="the patch's"),
+]
 Model = Annotated[
     str,
     typer.Argument(

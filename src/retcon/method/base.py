@@ -198,6 +198,21 @@ class Rewrites(Protocol[S_contra]):
 
 
 @runtime_checkable
+class Interferes(Protocol):
+    """A method that knows from keys alone what one edit's write adds at the keys of others."""
+
+    def shares(
+        self, model: ModelHandle, edits: Sequence[Edit], state: Any, progress: Progress = silent
+    ) -> Mapping[int, Float64[Tensor, "edits edits"]]:
+        """Shares of its residual that each edit, written alone, adds at the keys of all, by layer.
+
+        Raises:
+            InvalidSetting: settings with which it is not known before.
+        """
+        ...
+
+
+@runtime_checkable
 class Accumulates(Protocol):
     """A method that says whether later batches know earlier ones."""
 

@@ -12,7 +12,7 @@ at a cost that grows with them. No target is optimised.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -21,24 +21,10 @@ from torch import Tensor
 from retcon.edits import Edit
 from retcon.errors import InvalidEdit, InvalidSetting
 from retcon.features.contexts import check_texts
+from retcon.method.base import Interferes
 from retcon.method.presets import Recipe, resolve
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
-
-
-@runtime_checkable
-class Interferes(Protocol):
-    """A method that knows from keys alone what one edit's write adds at the keys of others."""
-
-    def shares(
-        self, model: ModelHandle, edits: Sequence[Edit], state: Any, progress: Progress = silent
-    ) -> Mapping[int, Float64[Tensor, "edits edits"]]:
-        """Shares of its residual that each edit, written alone, adds at the keys of all, by layer.
-
-        Raises:
-            InvalidSetting: settings with which it is not known before.
-        """
-        ...
 
 
 class Pair(NamedTuple):

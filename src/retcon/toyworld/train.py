@@ -7,7 +7,7 @@ bit at one thread count on one kind of processor.
 
 An edit writes what the first MLP says of a subject, so the model has to look facts up there. Left
 to itself it learns to read the name at the end of the sentence, past that MLP, and no edit does
-anything (docs/results/toyworld.md). So the first block's attention stays as it was drawn, and
+anything (docs/results/toy.md). So the first block's attention stays as it was drawn, and
 texts are of several sentences: whose fact is asked for is then known in the second block only.
 """
 

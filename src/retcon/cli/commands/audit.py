@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from retcon.patch.audit import Audit
     from retcon.run.scorecard import Scorecard
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATCH", help="A patch file, a ledger, or LEDGER@N.", show_default=False
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option("--model", metavar="MODEL", help="The base model.", show_default="the patch's"),
-]
 Candidates = Annotated[
     Path | None,
     typer.Option(
@@ -49,8 +39,8 @@ _SHOWN = 20
 
 
 def audit(
-    source: Source,
-    model: Base = None,
+    source: choices.Source,
+    model: choices.Base = None,
     candidates: Candidates = None,
     card: Card = None,
     cases: Cases = None,

@@ -26,7 +26,7 @@ PatchSource = Annotated[
         "--patch",
         "-p",
         metavar="PATCH",
-        help="A patch file, a ledger, or LEDGER@N.",
+        help=choices.SOURCE,
         show_default=False,
     ),
 ]

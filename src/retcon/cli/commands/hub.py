@@ -11,19 +11,16 @@ from retcon.cli.console import out, print_files, quiet_libraries, warn
 from retcon.errors import StorageError
 from retcon.files import check_writable
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATCH", help="A patch file, a ledger, or LEDGER@N.", show_default=False
-    ),
-]
 Repo = Annotated[
     str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)
 ]
 
 
 def push(
-    source: Source, repo: Repo, public: choices.Public = False, dry_run: choices.DryRun = False
+    source: choices.Source,
+    repo: Repo,
+    public: choices.Public = False,
+    dry_run: choices.DryRun = False,
 ) -> None:
     """Upload a patch and a card to the Hugging Face hub, into a private repository.
 

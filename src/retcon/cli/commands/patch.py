@@ -16,8 +16,6 @@ from retcon.files import check_writable
 if TYPE_CHECKING:
     from retcon.patch.patch import Patch, Provenance
 
-_SOURCE = "A patch file, a ledger, or LEDGER@N (after event N)."
-Source = Annotated[str, typer.Argument(metavar="PATCH", help=_SOURCE, show_default=False)]
 
 app = typer.Typer(no_args_is_help=True, help="Look at saved edits, stack, undo and export them.")
 
@@ -33,7 +31,7 @@ app.command("list")(ledgers.list_)
 
 @app.command("show")
 def show(
-    source: Source,
+    source: choices.Source,
     entry: Annotated[
         int | None, typer.Argument(metavar="[ENTRY]", help="One entry of a ledger.")
     ] = None,
@@ -70,7 +68,7 @@ def show(
 
 
 @app.command("diff")
-def diff(first: Source, second: Source, json: choices.Json = None) -> None:
+def diff(first: choices.Source, second: choices.Source, json: choices.Json = None) -> None:
     """Show in what two patches of one model differ: facts, settings, and changes by layer."""
     from retcon.patch.combine import difference
     from retcon.patch.ledger import read_source
@@ -107,7 +105,7 @@ def diff(first: Source, second: Source, json: choices.Json = None) -> None:
 @app.command("stack")
 def stack(
     sources: Annotated[
-        list[str], typer.Argument(metavar="PATCH...", help=_SOURCE, show_default=False)
+        list[str], typer.Argument(metavar="PATCH...", help=choices.SOURCE, show_default=False)
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Save the sum to this file.", show_default=False)

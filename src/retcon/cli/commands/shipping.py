@@ -19,18 +19,8 @@ if TYPE_CHECKING:
     from retcon.run.rounding import Efficacy
 
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATCH", help="A patch file, a ledger, or LEDGER@N.", show_default=False
-    ),
-]
 To = Annotated[str, typer.Option("--to", help="peft, gguf, merged or delta.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="A new folder.", show_default=False)]
-Base = Annotated[
-    str | None,
-    typer.Option("--model", metavar="MODEL", help="The base model.", show_default="the patch's"),
-]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Of what is written.", show_default="float32; merged: as the base"),
@@ -49,10 +39,10 @@ Check = Annotated[bool, typer.Option("--check/--no-check", help="merged: score w
 
 
 def export(
-    source: Source,
+    source: choices.Source,
     to: To,
     output: Output,
-    model: Base = None,
+    model: choices.Base = None,
     dtype: Dtype = None,
     max_rank: Rank = None,
     cases: Cases = None,

@@ -51,13 +51,13 @@ class Observer:
 
     Attributes:
         observe: `observe(model, cases, moment, progress)`, the rows of a `Moment`: of the model as
-            it is then, and the cases that are scored then. None: as `together` sees one look.
+            it is then, and the cases that are scored then.
         at: the times at which it looks.
         whole: whether it looks at the model as a whole, whatever the cases: then only where a model
             holds all edits so far.
-        together: in its place, `together(overlay, looks, progress)`, the rows of several looks at
-            once, each of its own cases under its own update. Otherwise updates are written one
-            after the other.
+        together: in place of `observe`, `together(overlay, looks, progress)`, the rows of several
+            looks at once, each of its own cases under its own update. With `observe`, updates are
+            written one after the other.
         prepare: `prepare(cases)`, the observer of a run of these cases, where it needs to know them
             all, whichever it looks at. It is the same for every schedule then.
         check: `check(tokens, cases)` raises what is wrong before any work is done.
@@ -77,20 +77,6 @@ class Observer:
     def of(self, cases: Sequence[Case]) -> "Observer":
         """The observer of a run of some cases."""
         return self if self.prepare is None else self.prepare(cases)
-
-
-def overlaid(
-    together: Observe,
-    *,
-    prepare: Callable[[Sequence[Case]], Observer] | None = None,
-    check: Callable[[Any, Sequence[Case]], object] | None = None,
-) -> Observer:
-    """Make the observer of a function that looks under several updates at once.
-
-    Args:
-        together, prepare, check: see `Observer`.
-    """
-    return Observer(together=together, prepare=prepare, check=check)
 
 
 @dataclass(frozen=True, kw_only=True)

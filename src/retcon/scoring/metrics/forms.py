@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from retcon.data.wordings import reverse_of
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import METRICS, Control, Metric, Observer, Value, overlaid
+from retcon.scoring.metrics import METRICS, Control, Metric, Observer, Value
 from retcon.scoring.metrics.freely import Answers, answers_of
 from retcon.scoring.metrics.prompts import kept, won
 from retcon.scoring.observations import Moment, Observation
@@ -278,8 +278,8 @@ def _asking(answers: Answers) -> Observer:
     ) -> list[Observation]:
         return compare(overlay, looks, forms, progress)
 
-    return overlaid(
-        together,
+    return Observer(
+        together=together,
         prepare=lambda cases: _asking(answers_of(cases)),
         check=lambda tokens, cases: check(tokens, cases, forms),
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import Observer, metric, overlaid
+from retcon.scoring.metrics import Observer, metric
 from retcon.scoring.metrics.prompts import exact
 from retcon.scoring.observations import Moment, Observation
 from retcon.writing_systems import begins_with, plain, times_named
@@ -119,7 +119,7 @@ def _writing(prompts: FreePrompts, answers: "Answers") -> Observer:
     ) -> list[Observation]:
         return write(overlay, looks, prompts, answers, progress)
 
-    return overlaid(together, prepare=lambda cases: _writing(prompts, answers_of(cases)))
+    return Observer(together=together, prepare=lambda cases: _writing(prompts, answers_of(cases)))
 
 
 def answers_of(cases: Sequence[Case]) -> "Answers":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from retcon.errors import InvalidVerdict, RetconWarning
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import METRICS, Observer, metric, overlaid
+from retcon.scoring.metrics import METRICS, Observer, metric
 from retcon.scoring.metrics.freely import FREELY, PARAPHRASE, REWRITE
 from retcon.scoring.metrics.prompts import exact
 from retcon.scoring.observations import Observation
@@ -57,7 +57,7 @@ def judged(name: str, judge: Judge) -> Observer:
     ) -> list[Observation]:
         return _verdicts(name, overlay, looks, progress)
 
-    observer = overlaid(ask)
+    observer = Observer(together=ask)
     for kind, suffix, of in ((REWRITE, "", ""), (PARAPHRASE, "_paraphrase", ", paraphrases")):
         metric(
             f"{name}{suffix}",

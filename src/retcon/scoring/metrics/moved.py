@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import Observer, metric, overlaid
+from retcon.scoring.metrics import Observer, metric
 from retcon.scoring.metrics.whole_model import WHOLE
 from retcon.scoring.observations import Moment, Observation
 from retcon.scoring.scales import Amount, Share
@@ -84,7 +84,7 @@ def _comparing(prompts: Callable[[Case], list[tuple[str, str]]]) -> Observer:
                     texts.append(_Text(name, case.relation, ids, len(ids) - 1, moment, owner))
         return _compare(overlay, texts, states, progress)
 
-    return overlaid(compare, prepare=lambda cases: _comparing(_about_other_things(cases)))
+    return Observer(together=compare, prepare=lambda cases: _comparing(_about_other_things(cases)))
 
 
 def _about_other_things(cases: Sequence[Case]) -> Callable[[Case], list[tuple[str, str]]]:
@@ -216,7 +216,7 @@ def _divergences(
 
 
 def moved(row: Observation) -> float | None:
-    """Divergence of the next word from the untouched model's; top: how often it is the same one."""
+    """Distance of the next word from the untouched model's; of the top one, if it is the same."""
     return row.value
 
 

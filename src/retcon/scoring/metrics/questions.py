@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from retcon.data.wordings import questions_of
 from retcon.edits import Case
 from retcon.progress import Progress, silent
-from retcon.scoring.metrics import METRICS, Metric, Observer, Value, overlaid
+from retcon.scoring.metrics import METRICS, Metric, Observer, Value
 from retcon.scoring.metrics.forms import Form, check, compare, either
 from retcon.scoring.metrics.freely import Answers, FreePrompt, answers_of, write
 from retcon.scoring.metrics.prompts import won
@@ -119,8 +119,10 @@ def _asking(way: Way, answers: Answers) -> Observer:
             *compare(overlay, looks, way.forms, progress),
         ]
 
-    return overlaid(
-        together, prepare=lambda cases: _asking(way, answers_of(cases)), check=way.check
+    return Observer(
+        together=together,
+        prepare=lambda cases: _asking(way, answers_of(cases)),
+        check=way.check,
     )
 
 
