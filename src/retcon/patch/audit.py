@@ -95,9 +95,9 @@ class Audit:
         if span is None or moved is None:
             return [clear, rows, "How well that finds facts is not known: the header names none."]
         told = (
-            f"A subject of the header is then above another one with a chance of {100 * span:.1f} "
-            f"% by its share in their span, of {100 * moved:.1f} % by what the change does to its "
-            f"key; with 50 % the factors tell nothing."
+            f"Of all pairs of a subject of the header and another one, the factors point more to "
+            f"the former in {100 * span:.1f} % by the share in their span, in {100 * moved:.1f} % "
+            f"by what the change does to a key; at 50 % they tell nothing."
         )
         return [clear, rows, told]
 
