@@ -4,7 +4,12 @@ from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
@@ -92,6 +97,32 @@ def tokenizer(*, bos: bool = False, padding_side: str = "right") -> PreTrainedTo
         pad_token="</s>",
         padding_side=padding_side,
     )
+
+
+# Lists of hidden states, states for a cache, experts beside an MLP, convolutions.
+UNUSUAL: dict[str, dict[str, object]] = {
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "recurrent_gemma": {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3,
+                        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+                        "lru_width": 32, "attention_window_size": 16},
+    "qwen2_moe": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                  "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
+                  "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                  "shared_expert_intermediate_size": 16},
+    "lfm2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2,
+             "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+}  # fmt: skip
+
+
+def unusual(kind: str) -> PreTrainedModel:
+    """A random model of an unusual architecture."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=400, bos_token_id=0, eos_token_id=1, pad_token_id=1, **UNUSUAL[kind]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def pico(

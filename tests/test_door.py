@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from pico import pico, tokenizer
+from pico import UNUSUAL, pico, tokenizer, unusual
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.main import app
 from retcon.edits import Edit
@@ -367,30 +367,10 @@ def test_maps_that_work_through_others_are_refused(kind, more, said):
         ModelHandle(model, tokenizer(), name=kind)
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("openai-gpt", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
-        ("recurrent_gemma", {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3,
-                             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-                             "lru_width": 32, "attention_window_size": 16}),
-        ("qwen2_moe", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                       "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
-                       "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-                       "shared_expert_intermediate_size": 16}),
-        ("lfm2", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                  "num_attention_heads": 4, "num_key_value_heads": 2,
-                  "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}),
-    ],
-)  # fmt: skip
-def test_unusual_blocks_are_edited_planned_and_merged(kind, more, tmp_path):
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_blocks_are_edited_planned_and_merged(kind, tmp_path):
     """Lists of hidden states, states for a cache, experts beside an MLP, convolutions."""
-    config = AutoConfig.for_model(
-        kind, vocab_size=400, bos_token_id=0, eos_token_id=1, pad_token_id=1, **more
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    unusual(kind).save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
     model = load(str(tmp_path / "base"))
     assert outline(str(tmp_path / "base")).architecture.down_path == model.architecture.down_path

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from oracles import mean_nll
-from pico import FAMILIES, INNER_FLOAT32, pico, says_target
+from pico import FAMILIES, INNER_FLOAT32, UNUSUAL, pico, says_target, tokenizer, unusual
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Case, Edit
 from retcon.errors import NotFinite
+from retcon.model import generate
 from retcon.model.generate import greedy
+from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.run.evaluate import evaluate
 from retcon.scoring.exact_match import exact_matches
@@ -100,6 +102,65 @@ def test_generation_under_updates_is_that_of_edited_weights(family):
             model.write(look.deltas)
             alone = greedy(Overlay(model=model), prompts[:3], [6] * 3, [0] * 3)
         assert said[3 * owner : 3 * owner + 3] == alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("left", [True, False])
+def test_prompts_of_unlike_length_are_continued_as_each_is_alone(family, left, monkeypatch):
+    """Together where the model may be padded on the left, and else those of one length."""
+    model = pico(family, dtype=torch.float64)
+    if not left:
+        monkeypatch.setattr("retcon.model.generate.pads_left", lambda _model: False)
+    updates = [update(model, (1,), 1, seed) for seed in (1, 2)]
+    overlay = Overlay(model=model, updates=updates)
+    texts = ["The city of Paris is in", "Rome is", "I think that you know the way to the", "We"]
+    prompts = [model.tokens.prompt(text) for text in texts] * 2
+    wanted = [12, 1, 7, 12] * 2
+    owners = [0, 1, 0, 1, 1, 0, 1, 0]
+    together = greedy(overlay, prompts, wanted, owners)
+    assert len({len(prompt) for prompt in prompts}) == 4
+    for prompt, count, owner, said in zip(prompts, wanted, owners, together, strict=True):
+        (alone,) = greedy(overlay, [prompt], [count], [owner])
+        # One that ends is filled up beside others.
+        assert said[: len(alone)] == alone and set(said[len(alone) :]) <= {1}
+        assert len(said) <= count
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_blocks_continue_prompts_together_as_alone(kind):
+    """Recurrent networks and convolutions, which read padding unless it is masked."""
+    model = ModelHandle(unusual(kind), tokenizer(), name=kind)
+    prompts = [(40, 9, 13, 5, 7, 21, 60), (5, 9), (200, 9, 13), (33, 8)]
+    together = greedy(Overlay(model=model), prompts, [8] * 4, [0] * 4)
+    for prompt, said in zip(prompts, together, strict=True):
+        (alone,) = greedy(Overlay(model=model), [prompt], [8], [0])
+        assert said[: len(alone)] == alone
+
+
+def test_what_reads_padding_is_not_padded(monkeypatch):
+    """The masks of padding are lost: that is seen, and prompts of one length run together."""
+    model, masks = pico(), []
+    made = generate._padded_left
+
+    def unmasked(model, prompts):
+        given = made(model, prompts)
+        masks.append(given["attention_mask"].clone())
+        return {**given, "attention_mask": torch.ones_like(masks[-1])}
+
+    monkeypatch.setattr(generate, "_padded_left", unmasked)
+    assert not generate.pads_left(model) and not masks[-1].all()
+    masks.clear()
+    greedy(Overlay(model=model), [(5, 9), (7, 8, 9), (6, 7)], [3] * 3, [0] * 3)
+    assert [mask.shape for mask in masks] == [(2, 2), (1, 3)] and all(m.all() for m in masks)
+
+
+def test_positions_of_a_table_are_not_overrun(monkeypatch):
+    model = pico("gpt2")
+    monkeypatch.setattr(generate, "pads_left", lambda _model: True)
+    count = model.tokens.positions.count
+    prompts = [(5,) * (count - 2), (7, 8), (7, 9)]
+    said = greedy(Overlay(model=model), prompts, [4] * 3, [0] * 3)
+    assert [len(ids) for ids in said] == [2, 4, 4]
 
 
 @pytest.mark.parametrize(("dtype", "rank"), [(torch.float32, 9), (torch.bfloat16, 1)])

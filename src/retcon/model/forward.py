@@ -173,7 +173,7 @@ def at_last_token(
     return {layer: torch.cat(parts) for layer, parts in collected.items()}
 
 
-def equal_length(texts: Sequence[Ids], most: int) -> Iterator[list[int]]:
+def equal_length(texts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
     """Indices of texts of one length, shortest first, of at most so many tokens together."""
     group: list[int] = []
     for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):

@@ -1,6 +1,8 @@
 """Generate text under a seed, without touching the caller's random state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from retcon.errors import NotFinite
+from retcon.model.forward import equal_length
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.tokens import by_length
@@ -22,6 +25,11 @@ _WRITING = "letting the model write"
 Advance = Callable[[int], None]
 # Prompt tokens that are generated behind at a time.
 _TOKENS = 512
+_GREEDILY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+# Two prompts, as divisors of the vocabulary's size: the first tokens, and all.
+_DIVISORS = (3, 5, 7, 13, 11, 17, 19)
+# By model, whether it may be padded on the left.
+_PADS_LEFT: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def ignore(_steps: int) -> None:
@@ -168,53 +176,105 @@ def greedy(
 ) -> list[tuple[int, ...]]:
     """The most probable continuation of each prompt, freely generated, as many tokens as asked.
 
-    Prompts of one length run together, so nothing is padded.
+    Prompts of unlike length run together, padded on the left, where that changes nothing.
 
     Args:
         owners: under which of the overlay's updates each is generated.
     """
     continuations: list[tuple[int, ...]] = [()] * len(prompts)
-    lengths = [len(prompt) for prompt in prompts]
     done = 0
-    for length in sorted(set(lengths)):
-        equal = [i for i in range(len(prompts)) if lengths[i] == length]
-        for part in by_length([length] * len(equal), _TOKENS):
-            progress(_WRITING, done, len(prompts))
-            done += len(part)
-            rows = [equal[i] for i in part]
-            out = _greedy(
-                overlay,
-                [prompts[i] for i in rows],
-                [owners[i] for i in rows],
-                max(new_tokens[i] for i in rows),
-            )
-            for i, row in zip(rows, out, strict=True):
-                continuations[i] = tuple(row[: new_tokens[i]])
+    for rows in _groups(overlay.model, prompts, new_tokens):
+        progress(_WRITING, done, len(prompts))
+        done += len(rows)
+        out = _greedy(
+            overlay,
+            [prompts[i] for i in rows],
+            [owners[i] for i in rows],
+            max(new_tokens[i] for i in rows),
+        )
+        for i, row in zip(rows, out, strict=True):
+            continuations[i] = tuple(row[: new_tokens[i]])
     progress(_WRITING, done, len(prompts))
     return continuations
+
+
+def _groups(
+    model: ModelHandle, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
+) -> Iterator[list[int]]:
+    """Indices of prompts that run together: of any length if all find their room, else of one."""
+    lengths = [len(prompt) for prompt in prompts]
+    if len(set(lengths)) > 1:
+        most = max(new_tokens)
+        if model.tokens.positions.room(max(lengths), most) == most and pads_left(model):
+            return by_length(lengths, _TOKENS)
+    return equal_length(prompts, _TOKENS)
 
 
 def _greedy(
     overlay: Overlay, prompts: Sequence[Sequence[int]], owners: Sequence[int], new_tokens: int
 ) -> list[list[int]]:
-    """Generate greedily behind prompts of one length, in one batch."""
+    """Generate greedily behind prompts in one batch."""
     model = overlay.model
-    new_tokens = model.tokens.positions.room(len(prompts[0]), new_tokens)
+    longest = max(len(prompt) for prompt in prompts)
+    new_tokens = model.tokens.positions.room(longest, new_tokens)
     if not new_tokens:
         return [[] for _ in prompts]
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
     with torch.no_grad(), overlay.over(owners):
         out = _generate(model)(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            top_k=None,
-            top_p=None,
-            temperature=None,
+            **_padded_left(model, prompts),
+            **_GREEDILY,
             max_new_tokens=new_tokens,
             pad_token_id=_padding(model),
         )
-    return [[int(i) for i in row] for row in out[:, ids.shape[1] :].tolist()]
+    return [[int(i) for i in row] for row in out[:, longest:].tolist()]
+
+
+def pads_left(model: ModelHandle) -> bool:
+    """True if a prompt is continued behind padding as it is alone.
+
+    Not where padding reaches what is read: in recurrent networks, or where positions are counted
+    from the first token. Found by generating twice, once for each model.
+    """
+    known = _PADS_LEFT.get(model.model)
+    if known is None:
+        known = _PADS_LEFT[model.model] = _continues_alike(model)
+    return known
+
+
+def _continues_alike(model: ModelHandle) -> bool:
+    """Compare the logits of two tokens behind a prompt, alone and beside a longer one."""
+    embedding = model.model.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
+    count = len(embedding.weight)
+    short, long = ([count // t for t in divisors] for divisors in (_DIVISORS[:3], _DIVISORS))
+    alone, beside = (
+        _generate(model)(
+            **_padded_left(model, prompts),
+            **_GREEDILY,
+            max_new_tokens=2,
+            min_new_tokens=2,
+            pad_token_id=_padding(model),
+            output_logits=True,
+            return_dict_in_generate=True,
+        ).logits
+        for prompts in ([short], [short, long])
+    )
+    slack = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    return all(
+        bool((x[0] - y[0]).norm() <= slack * x[0].norm())
+        for x, y in zip(alone, beside, strict=True)
+    )
+
+
+def _padded_left(model: ModelHandle, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Token ids that end in one column, and the mask of those that are no filling."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), _padding(model), device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _padding(model: ModelHandle) -> int:
@@ -231,12 +291,12 @@ def _padding(model: ModelHandle) -> int:
     return 0
 
 
-def _generate(model: ModelHandle) -> Callable[..., torch.Tensor]:
+def _generate(model: ModelHandle) -> Callable[..., Any]:
     """The model's own generation loop, which `nn.Module` hides from the type checker."""
     method = model.model.generate
     assert callable(method)
 
-    def plain(**options: object) -> torch.Tensor:
+    def plain(**options: object) -> Any:
         """Generate without what a checkpoint's own generation settings would add."""
         own = model.model.generation_config
         model.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
