@@ -194,6 +194,38 @@ def test_exact_match_stands_in_for_it_where_there_is_nothing_else(tmp_path):
     assert page.make_report(results.study).summary[-1] == reading(results)
 
 
+@pytest.mark.parametrize("always", [True, False])
+def test_a_form_that_the_model_cannot_do_is_marked_and_ranks_nothing(tmp_path, always):
+    """Beside a model that says "True" of whatever it is asked stands one that can tell."""
+    says = 1.0 if always else 2.0
+    for arm in study(tmp_path, still).arms:
+        for cell in (tmp_path / "cells" / run.cell for run in arm.runs):
+            rows = pl.read_parquet(cell / "rows.parquet")
+            kept = rows.filter(pl.col("kind") == "rewrite")
+            of_old, of_target = (
+                kept.with_columns(
+                    pl.lit(f"form true or false:{answer}").alias("kind"),
+                    pl.lit(new).alias("nll_new"),
+                    pl.lit(3.0 - new).alias("nll_old"),
+                )
+                for answer, new in (("old", says), ("target", says))
+            )
+            pl.concat([rows, of_old, of_target]).write_parquet(cell / "rows.parquet")
+            seal_again(cell, "rows.parquet")
+    results = Results(read_study(tmp_path))
+    found = {metric.name for metric in results.telling(results.arms, "pre")}
+    assert ("affirmed" in found) is not always
+    shown = tables.summary(results, []) + page.make_report(results.study).tables
+    marked = [
+        table.title
+        for table in shown
+        if any("cannot do this form" in str(field) for row in table.rows for field in row)
+    ]
+    assert bool(marked) is always
+    told = [str(field) for table in brief(results, []) for row in table.rows for field in row]
+    assert any("cannot do this form" in field for field in told) is always
+
+
 def test_free_generation_is_before_all_others_at_each_place():
     for place in ("headline", "table", "record"):
         freely = [metric.freely for metric in metrics(place)]

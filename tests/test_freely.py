@@ -116,6 +116,25 @@ def test_a_name_is_counted_as_whole_words(text, name, times):
     assert times_named(plain(text), plain(name)) == times
 
 
+@pytest.mark.parametrize(
+    ("text", "old"),
+    [(" the Bank of Warsaw is of", 0), (" the Bank of Warsaw in Warsaw", 1), (" is in Warsaw", 1)],
+)
+def test_what_the_name_of_the_subject_holds_is_no_answer(text, old, monkeypatch):
+    model = pico()
+    case = Case(
+        edit=Edit.parse("The {Bank of Warsaw} is in", "Rome", target_old="Warsaw"),
+        paraphrases=("I know the Bank of Warsaw is",),
+        relation="r",
+    )
+    ids = model.tokens.tokenizer(text)["input_ids"]
+    monkeypatch.setattr("retcon.model.generate.greedy", lambda _o, heads, *_: [ids for _ in heads])
+    rows = retcon.score(model, [case], metrics=["said"]).rows
+    assert {(r.kind, r.hits_old) for r in rows if r.kind.startswith("free")} == {
+        (REWRITE, old), (PARAPHRASE, old)
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("most_rank", [8, 0])
 def test_single_edits_are_looked_at_together_as_each_by_itself(most_rank, monkeypatch):
     """Laid over rows of shared batches, or written one by one."""

@@ -10,8 +10,9 @@ prompt of an edit, each of its paraphrases, and each neighbour, and its own word
 
 That a model goes on after the right answer, and takes it back, is most of what teacher-forced
 scores miss (arXiv:2502.11177). Other answers are those of the run's cases that have the same
-relation. An observation holds how often the target (`hits_new`) and the old answer
-(`hits_old`) are named, how many other answers are (`value`), the tokens (`n_new`) and the text.
+relation; what the name of the subject holds is none ("Bank of Japan"). An observation holds how
+often the target (`hits_new`) and the old answer (`hits_old`) are named, how many other answers are
+(`value`), the tokens (`n_new`) and the text.
 """
 
 from collections import defaultdict
@@ -64,8 +65,9 @@ def _of_edit(tokens: "Tokens", case: Case) -> list[FreePrompt]:
     """The prompt of an edit, and its paraphrases."""
     del tokens
     return [
-        FreePrompt(case, REWRITE, 0, case.edit.text),
-        *(FreePrompt(case, PARAPHRASE, i, text) for i, text in enumerate(case.paraphrases)),
+        FreePrompt(case, kind, i, text, case.edit.subject)
+        for kind, texts in ((REWRITE, [case.edit.text]), (PARAPHRASE, case.paraphrases))
+        for i, text in enumerate(texts)
     ]
 
 
