@@ -1,5 +1,7 @@
 """Naive twins of all that is fast: the papers' own formulas, one edit and one text at a time."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -81,6 +83,8 @@ def optimise_one_target(
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     adam = torch.optim.Adam([delta], lr=options.lr)
+    turned: list[Tensor] = []
+    leads: dict[int, float] = {}
     before: Tensor | None = None
     loss_value = steps = 0
     at_once = options.contexts_per_step or len(texts)
@@ -95,7 +99,8 @@ def optimise_one_target(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).logits.log_softmax(-1)
             nll = torch.zeros(())
-            for row in sorted((step * at_once + i) % len(texts) for i in range(at_once)):
+            looked = sorted((step * at_once + i) % len(texts) for i in range(at_once))
+            for row in looked:
                 whole, places = wholes[row], range(starts[row], len(wholes[row]))
                 mean = -sum(logp[row, t - 1, whole[t]] for t in places) / len(places)
                 nll = nll + mean / at_once
@@ -108,7 +113,15 @@ def optimise_one_target(
             loss = nll + options.kl * kl + decay
             kept = (options.kl * kl + decay).item()
             loss_value, steps = sum(seen.values()) / len(seen) + kept, step + 1
-            good = loss_value < options.stop_below
+            less = decay.item() if options.stop_by == "fit" else 0.0
+            good = loss_value - less < options.stop_below
+            if options.stop_margin is not None:
+                leads.update(
+                    (row, min(lead(logp[row, t - 1], whole[t]) for t in range(start, len(whole))))
+                    for row, (start, whole) in enumerate(zip(starts, wholes, strict=True))
+                    if row in looked
+                )
+                good |= min(leads.values()) >= options.stop_margin
             # ENCORE's release leaves the first text out, which is the bare prompt, and counts.
             asked = [said.get(row, False) for row in range(len(texts))][1:] or [said[0]]
             hits += len(seen) == len(texts) and all(asked)
@@ -116,14 +129,43 @@ def optimise_one_target(
             if (good and len(seen) == len(texts)) or step == options.steps - 1:
                 break
             loss.backward()
-            adam.step()
             limit = options.clamp * anchor[0].norm()
+            if options.descent == "sphere":
+                turn(delta, float(limit), step, turned, options)
+                continue
+            adam.step()
             with torch.no_grad():
                 if delta.norm() > limit:
                     delta.mul_(limit / delta.norm())
     finally:
         handle.remove()
     return delta.detach(), steps, loss_value
+
+
+def lead(logp: Tensor, token: int) -> float:
+    """How far a token is before the best other one."""
+    others = [value for i, value in enumerate(logp.tolist()) if i != token]
+    return logp[token].item() - max(others)
+
+
+def turn(delta: Tensor, radius: float, step: int, turned: list[Tensor], options) -> None:
+    """One move of δ on the sphere of its clamp; `turned` holds the directions of earlier ones."""
+    gradient = delta.grad / delta.grad.norm()
+    with torch.no_grad():
+        if step == 0:
+            delta.copy_(-radius * gradient)
+            return
+        here = delta / delta.norm()
+        along = gradient - (gradient @ here) * here
+        mixed = along / along.norm()
+        if turned:
+            mixed = mixed + options.momentum * turned[-1]
+        mixed = mixed - (mixed @ here) * here
+        turned.append(mixed)
+        share = (step - 1) / max(1, options.steps - 3)
+        angle = options.first_angle + share * (options.last_angle - options.first_angle)
+        theta = math.radians(angle)
+        delta.copy_(radius * (math.cos(theta) * here - math.sin(theta) * mixed / mixed.norm()))
 
 
 def mean_nll(model: ModelHandle, text: str, target: str) -> float:

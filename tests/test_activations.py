@@ -20,6 +20,7 @@ from retcon.errors import (
     SingularCovariance,
 )
 from retcon.features.contexts import ContextOptions, sample_prefixes
+from retcon.features.descent import OnSphere
 from retcon.features.keys import read_keys
 from retcon.features.own_text import SelfCorpus
 from retcon.features.second_moments import (
@@ -121,6 +122,49 @@ def test_batched_suffix_targets_are_the_naive_ones_in_float32(family):
 def test_targets_with_bos_and_other_insertion_and_small_batches():
     options = TargetOptions(steps=5, insertion="down", micro_batch=8, together=3)
     check_targets("llama", torch.float64, 1e-10, bos=True, options=options)
+
+
+@pytest.mark.parametrize("contexts", [0, 2])
+@pytest.mark.parametrize(
+    "rule", [{"stop_by": "fit", "stop_below": 6.2}, {"stop_margin": -5.0, "stop_below": 0.0}]
+)
+def test_other_stops_are_the_naive_ones(rule, contexts):
+    options = TargetOptions(
+        steps=20, clamp=50.0, decay=0.5, lr=1.0, contexts_per_step=contexts, **rule
+    )
+    got = check_targets("llama", torch.float64, 1e-9, options=options)
+    assert len(set(got.steps.tolist())) > 1 and got.steps.min() < 20
+    assert ((got.steps < 20) <= got.done).all()
+    whole = dataclasses.replace(options, stop_by="whole", stop_margin=None)
+    longer = optimise_targets(pico(dtype=torch.float64), EDITS, PREFIXES, 1, whole)
+    assert (longer.steps > got.steps).any() and (longer.steps >= got.steps).all()
+
+
+@pytest.mark.parametrize("contexts", [0, 1])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_turns_on_the_sphere_are_the_naive_ones(family, contexts):
+    options = TargetOptions(
+        steps=9, clamp=0.4, descent="sphere", contexts_per_step=contexts, momentum=0.6
+    )
+    got = check_targets(family, torch.float64, 1e-9, options=options)
+    on_sphere = got.delta.norm(dim=-1) / got.anchor.norm(dim=-1)
+    assert on_sphere.tolist() == pytest.approx([0.4] * len(EDITS))
+
+
+def test_the_first_move_on_the_sphere_is_the_best_of_a_linear_loss_and_turns_get_smaller():
+    delta = torch.zeros(2, 3, requires_grad=True)
+    walk = OnSphere(delta, torch.tensor([[2.0], [1.0]]), moves=4, angles=(60.0, 10.0), momentum=0.0)
+    slope = torch.tensor([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
+    for turned in (None, 60.0, 35.0, 10.0):
+        before = delta.detach().clone()
+        delta.grad = slope if turned is None else slope.roll(1, 1)
+        walk.move()
+        assert delta[0].norm().item() == pytest.approx(2.0) and not delta[1].any()
+        if turned is None:
+            assert torch.allclose(delta[0].detach(), torch.tensor([0.0, -1.2, -1.6]))
+        else:
+            angle = torch.rad2deg(torch.arccos(delta[0].detach() @ before[0] / 4)).item()
+            assert angle == pytest.approx(turned, abs=1e-2)
 
 
 def test_each_edit_stops_by_itself():

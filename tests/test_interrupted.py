@@ -216,15 +216,19 @@ def test_what_has_nothing_to_do_says_why(folder, retcon, monkeypatch):
 
 @pytest.mark.parametrize("contexts", [0, 1])
 @pytest.mark.parametrize("pass_", [2, 5, 9])
-def test_targets_that_are_cut_off_go_on_to_the_same_last_bit(entries, monkeypatch, contexts, pass_):
+@pytest.mark.parametrize("descent", ["adam", "sphere"])
+def test_targets_that_are_cut_off_go_on_to_the_same_last_bit(
+    entries, monkeypatch, contexts, pass_, descent
+):
     """Some are done then and others are not: all of it is kept."""
     from retcon.features import targets
     from retcon.features.remember import recall_targets
     from test_cache import EDITS, PREFIXES
 
     options = TargetOptions(
-        steps=10, stop_below=5.4, contexts_per_step=contexts, clamp=4.0, decay=1e-3
-    )
+        steps=10, stop_below=5.4, contexts_per_step=contexts, clamp=4.0, decay=1e-3,
+        descent=descent,
+    )  # fmt: skip
     model = pico()
 
     def made():

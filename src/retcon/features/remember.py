@@ -28,6 +28,10 @@ from retcon.progress import Progress, silent
 
 # One more whenever other values are computed from the same names.
 _FORMAT = 2
+# Options that were no part of names once: those that do nothing where δ moves as it did then, and
+# those that do nothing at their defaults.
+_ON_SPHERE = ("descent", "first_angle", "last_angle", "momentum")
+_STOPS = ("stop_by", "stop_margin")
 
 
 def recall_targets(
@@ -59,16 +63,12 @@ def recall_targets(
             )
         return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
-    chosen_options = {
-        **asdict(options),
-        "stop_when_said": options.stop_when_said or False,
-    }  # once a yes or no
-    shared = {**_shared(model, layer), "prefixes": prefixes, "options": chosen_options}
+    shared = {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
     names = [{**shared, "edit": _told(model, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))
     device = model.site(layer).device
-    return Targets.join([_of_entry(entry, cached, device) for entry, cached in recalled])
+    return Targets.join([_of_entry(entry, options, cached, device) for entry, cached in recalled])
 
 
 def recall_shared_targets(
@@ -138,6 +138,14 @@ def _shared(model: ModelHandle, layer: int) -> Name:
     return {"format": _FORMAT, "model": model.identity, "layer": layer}
 
 
+def _chosen(options: TargetOptions) -> dict[str, object]:
+    """Tell options by which targets are named, so that those of earlier versions are found."""
+    chosen = {**asdict(options), "stop_when_said": options.stop_when_said or False}  # once a yes
+    later = set(_ON_SPHERE) if options.descent == "adam" else set[str]()
+    later |= {name for name in _STOPS if chosen[name] == getattr(TargetOptions, name)}
+    return {name: value for name, value in chosen.items() if name not in later}
+
+
 def _told(model: ModelHandle, edit: Edit) -> tuple[object, ...]:
     """Texts and tokens that a target is optimised for."""
     return (
@@ -162,7 +170,11 @@ def _to_entry(target: Targets) -> CacheEntry:
     return {**target._asdict(), "short": torch.tensor(target.short)}
 
 
-def _of_entry(entry: CacheEntry, cached: bool, device: torch.device) -> Targets:
-    kept = Targets._make(entry[name] for name in Targets._fields)
+def _of_entry(
+    entry: CacheEntry, options: TargetOptions, cached: bool, device: torch.device
+) -> Targets:
+    # Earlier entries do not say it, and had no other rules than these.
+    done = (entry["steps"] < options.steps) | (entry["loss"] < options.stop_below)
+    kept = Targets._make({"done": done, **entry}[name] for name in Targets._fields)
     whole = kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
     return whole.to(device)

@@ -33,6 +33,8 @@ class Losses(NamedTuple):
         nll: mean over contexts of the target's mean negative log-probability per token, as last
             seen of each.
         kl: divergence at the subject.
+        margin: the least, over contexts and tokens of the target, of its log-probability over that
+            of the best other token, as last seen; −∞ where margins are not asked for.
         predicted: whether every token of the target is the most probable in every context but the
             first, the bare prompt (in that one, where it is alone).
         complete: whether every context has been seen.
@@ -40,6 +42,7 @@ class Losses(NamedTuple):
 
     nll: Float[Tensor, " edits"]
     kl: Float[Tensor, " edits"]
+    margin: Float[Tensor, " edits"]
     predicted: Bool[Tensor, " edits"]
     complete: bool
 
@@ -56,8 +59,8 @@ class _Text(NamedTuple):
 class TargetLoss:
     """The loss of every edit, and its gradient.
 
-    kl: weight of the divergence. micro_batch: suffix tokens in one pass. short: whether passes
-    over suffixes could be used.
+    kl: weight of the divergence. micro_batch: suffix tokens in one pass. margins: whether they are
+    computed. short: whether passes over suffixes could be used.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class TargetLoss:
         *,
         kl: float,
         micro_batch: int,
+        margins: bool = False,
     ) -> None:
         self._model, self._kl, self._micro_batch = model.model, kl, micro_batch
         by_context = [_targets(model.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)]
@@ -82,6 +86,8 @@ class TargetLoss:
         shape = (len(edits), len(prefixes))
         self._nll = self._initial.new_full(shape, float("nan"))
         self._said = torch.zeros(shape, dtype=torch.bool, device=model.device)
+        self._margin = self._initial.new_full(shape, -torch.inf)
+        self._margins = margins
         self._divergence = self._initial.new_zeros(len(edits))
 
     def __call__(
@@ -107,6 +113,7 @@ class TargetLoss:
         return Losses(
             nll=self._nll.nanmean(1),
             kl=self._divergence.clone(),
+            margin=self._margin.amin(1),
             predicted=self._said[:, min(1, self._said.shape[1] - 1) :].all(1),
             complete=not bool(self._nll.isnan().all(0).any()),
         )
@@ -114,7 +121,8 @@ class TargetLoss:
     @property
     def seen(self) -> dict[str, Tensor]:
         """Last loss of every context: live tensors, to be saved or overwritten."""
-        return {"nll": self._nll, "said": self._said, "divergence": self._divergence}
+        seen = {"nll": self._nll, "said": self._said, "divergence": self._divergence}
+        return {**seen, "margin": self._margin} if self._margins else seen
 
     @property
     def rows(self) -> list[TargetRow]:
@@ -149,6 +157,10 @@ class TargetLoss:
         place = (self._owner[rows][targets], self._context[rows][targets])
         self._nll[place] = means.detach()[targets].to(self._nll)
         self._said[place] = missed[targets] == 0
+        if self._margins:
+            least = torch.full_like(means, torch.inf).detach()
+            least.scatter_reduce_(0, row, _leads(logits.detach(), labels), "amin")
+            self._margin[place] = least[targets].to(self._margin)
         return means.sum()
 
     def _subject_terms(
@@ -186,6 +198,16 @@ class TargetLoss:
             parts.append(self._logits(rows, zero).log_softmax(-1))
             owners.append(self._owner[rows])
         return torch.cat(parts)[torch.cat(owners).argsort()]
+
+
+def _leads(
+    logits: Float[Tensor, "predictions vocabulary"], labels: Int[Tensor, " predictions"]
+) -> Float[Tensor, " predictions"]:
+    """Leads of tokens over the best other one, in nats."""
+    best = logits.topk(2, dim=-1)
+    own = logits.gather(1, labels.clamp_min(0).unsqueeze(1))[:, 0]
+    leads = best.indices[:, 0] == labels
+    return own - torch.where(leads, best.values[:, 1], best.values[:, 0])
 
 
 def _column(values: Sequence[int], like: Tensor | ModelHandle) -> Int[Tensor, " values"]:

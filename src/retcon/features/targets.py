@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isnan
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,9 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.contexts import locate
+from retcon.features.descent import Descent, OnSphere, Walk, WithAdam
 from retcon.features.keys import read_at_lookup
 from retcon.features.prefix_cache import DeltaPlace, Insertion
-from retcon.features.target_loss import TargetLoss
+from retcon.features.target_loss import Losses, TargetLoss
 from retcon.model.handle import ModelHandle
 from retcon.model.structure import Outline
 from retcon.progress import Progress, silent
@@ -61,7 +62,11 @@ class TargetOptions:
         clamp: largest ‖δ‖ / ‖t₀‖.
         kl: weight of the divergence at the subject.
         decay: weight of ‖δ‖ / ‖t₀‖².
-        stop_below: an edit is done when its whole loss falls below this; 0 never stops.
+        stop_below: an edit is done when its loss falls below this; 0 never stops.
+        stop_by: the loss that is meant: the `whole` of it, or its `fit`, without the decay (which
+            alone is decay · clamp / ‖t₀‖ at the clamp, and at early layers more than 0.05).
+        stop_margin: an edit is done, too, when each token of its target is so many nats before the
+            best other one in every context, the bare prompt too (None: never).
         insertion: where δ is added, the output of the `block` or of its `down`-projection.
         micro_batch: suffix tokens and predictions in one forward pass (0: what keeps activations
             below a quarter of the weights, and on a GPU what fills it).
@@ -71,6 +76,9 @@ class TargetOptions:
         stop_when_said: stop an edit, too, after so many steps in which every token of its target
             was the most probable behind every prefix (0: never; the bare prompt counts only
             where there is no prefix).
+        descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
+        first_angle, last_angle: of the turns on the sphere, in degrees.
+        momentum: on the sphere, the share of the last direction that is kept.
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -79,11 +87,30 @@ class TargetOptions:
     kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0625
     decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     stop_below: Annotated[float, Field(ge=0)] = 0.05
+    stop_by: Literal["whole", "fit"] = "whole"
+    stop_margin: Annotated[float, Field(allow_inf_nan=False)] | None = None
     insertion: Insertion = "block"
     micro_batch: Annotated[int, Field(ge=0)] = 0
     together: Annotated[int, Field(ge=1)] = 32
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
+    descent: Descent = "adam"
+    first_angle: Annotated[float, Field(gt=0, lt=180)] = 50.0
+    last_angle: Annotated[float, Field(gt=0, lt=180)] = 8.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
+
+    def walk(self, delta: Float[Tensor, "edits hidden"], radius: Float[Tensor, "edits 1"]) -> Walk:
+        """The way in which δ moves.
+
+        Args:
+            delta: what is moved, a row an edit.
+            radius: the clamp of each.
+        """
+        if self.descent == "adam":
+            return WithAdam(delta, radius, lr=self.lr)
+        angles = (self.first_angle, self.last_angle)
+        moves = self.steps - 1
+        return OnSphere(delta, radius, moves=moves, angles=angles, momentum=self.momentum)
 
 
 @runtime_checkable
@@ -108,6 +135,7 @@ class Targets(NamedTuple):
         loss: the whole loss in the last pass.
         nll: its first term.
         steps: passes made.
+        done: whether it met a rule to stop, and did not end for want of steps.
         seconds: what it took, an even share of its group's time, whenever that was.
         cached: whether that was in an earlier call.
         short: whether passes over suffixes could be used.
@@ -118,6 +146,7 @@ class Targets(NamedTuple):
     loss: Float[Tensor, " edits"]
     nll: Float[Tensor, " edits"]
     steps: Int[Tensor, " edits"]
+    done: Bool[Tensor, " edits"]
     seconds: Float[Tensor, " edits"]
     cached: Bool[Tensor, " edits"]
     short: bool
@@ -139,6 +168,7 @@ class Targets(NamedTuple):
             loss=torch.cat([part.loss for part in parts]),
             nll=torch.cat([part.nll for part in parts]),
             steps=torch.cat([part.steps for part in parts]),
+            done=torch.cat([part.done for part in parts]),
             seconds=torch.cat([part.seconds for part in parts]),
             cached=torch.cat([part.cached for part in parts]),
             short=all(part.short for part in parts),
@@ -236,7 +266,13 @@ class _Group(NamedTuple):
         place, options = DeltaPlace(self.layer, self.options.insertion), self.options
         size = pass_tokens(self.model, self.layer, options)
         losses = TargetLoss(
-            self.model, self.edits, self.prefixes, place, kl=options.kl, micro_batch=size
+            self.model,
+            self.edits,
+            self.prefixes,
+            place,
+            kl=options.kl,
+            micro_batch=size,
+            margins=options.stop_margin is not None,
         )
         anchor = _anchors(self.model, self.edits, place)
         halfway = None if isinstance(start, Tensor) else start
@@ -280,7 +316,7 @@ class _Descent:
         self._scale = anchor.norm(dim=-1, keepdim=True)
         begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
         self._delta = begin.requires_grad_()
-        self._adam = torch.optim.Adam([self._delta], lr=options.lr)
+        self._walk = options.walk(self._delta, options.clamp * self._scale)
         self.passes = 0
         self.active = torch.ones(len(anchor), dtype=torch.bool, device=anchor.device)
         self.nll, self.loss = anchor.new_zeros(len(anchor)), anchor.new_zeros(len(anchor))
@@ -304,7 +340,8 @@ class _Descent:
         """
         options, active = self._options, self.active
         self.passes += 1
-        self._adam.zero_grad(set_to_none=False)
+        if self._delta.grad is not None:
+            self._delta.grad.zero_()
         last = self.passes == options.steps
         now = self._losses(self._delta, active, contexts, backward=not last)
         penalty = options.decay * self._delta.norm(dim=-1) / self._anchor.norm(dim=-1).square()
@@ -313,13 +350,22 @@ class _Descent:
         self.loss = torch.where(active, total, self.loss)
         self.steps += active
         self.said += now.predicted & now.complete
-        done = now.complete & (total < options.stop_below)
-        if options.stop_when_said:
-            done |= self.said >= options.stop_when_said
+        done = self._done(now, total if options.stop_by == "whole" else total - penalty.detach())
         self.active = active & ~(done.all() if self._tied else done)
         if not self.ended:
             penalty.sum().backward()
         return torch.where(active, total, 0)
+
+    def _done(self, now: Losses, loss: Float[Tensor, " edits"]) -> Bool[Tensor, " edits"]:
+        """Which edits are done, by the loss that is asked for or by what the model says."""
+        options = self._options
+        done = loss < options.stop_below
+        if options.stop_margin is not None:
+            done |= now.margin >= options.stop_margin
+        done &= now.complete
+        if options.stop_when_said:
+            done |= self.said >= options.stop_when_said
+        return done
 
     @torch.no_grad()
     def move(self) -> None:
@@ -328,19 +374,14 @@ class _Descent:
         if self._tied and delta.grad is not None:
             delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
         before = delta.clone()
-        self._adam.step()
-        norm = delta.norm(dim=-1, keepdim=True)
-        most = self._options.clamp * self._scale
-        clamped = delta * (most / norm.clamp_min(1e-30)).clamp_max(1)
-        delta.copy_(torch.where(self.active.unsqueeze(1), clamped, before))
+        self._walk.move()
+        delta.copy_(torch.where(self.active.unsqueeze(1), delta, before))
 
     def standing(self, seconds: float) -> dict[str, Tensor]:
         """State that the next pass depends on, beside what is read from the model anew."""
-        adam = self._adam.state[self._delta]
         own = {name: getattr(self, name) for name in _OWN}
-        moments = {f"adam.{name}": value for name, value in adam.items()}
         seen = {f"seen.{name}": value for name, value in self._losses.seen.items()}
-        state = {**own, **moments, **seen, "delta": self._delta.detach()}
+        state = {**own, **self._walk.standing(), **seen, "delta": self._delta.detach()}
         numbers = {"passes": self.passes, "seconds": seconds}
         state |= {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         return {name: value.clone() for name, value in state.items()}
@@ -352,11 +393,7 @@ class _Descent:
             setattr(self, name, state[name].to(getattr(self, name)))
         self.passes = int(state["passes"])
         self._delta.copy_(state["delta"])
-        self._adam.state[self._delta] = {
-            name.removeprefix("adam."): value.to(self._delta) if value.ndim else value.clone()
-            for name, value in state.items()
-            if name.startswith("adam.")
-        }
+        self._walk.go_on_from(state)
         for name, value in self._losses.seen.items():
             value.copy_(state[f"seen.{name}"])
 
@@ -372,6 +409,7 @@ class _Descent:
             loss=self.loss,
             nll=self.nll,
             steps=self.steps,
+            done=~self.active,
             seconds=torch.full_like(self.loss, seconds),
             cached=torch.zeros_like(self.active),
             short=self._losses.short,

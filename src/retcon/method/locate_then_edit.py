@@ -434,6 +434,7 @@ def _report(
         batch={
             "loss": float(targets.loss.mean()),
             "target_steps": float(targets.steps.float().mean()),
+            "targets_capped": float((~targets.done).sum()),
             "short_passes": targets.short,
             "ridge": learned.ridge,
             "reached": float(reached.mean()),
