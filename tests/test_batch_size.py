@@ -11,6 +11,7 @@ from retcon.cli.commands.study import app
 from retcon.replications.batch_size.charts import by_factor
 from retcon.replications.batch_size.paper import answers
 from retcon.report import page
+from retcon.report.charts.sizes import factors
 from retcon.report.findings import Finding
 from retcon.report.headline import tallies
 from retcon.report.results import Results
@@ -140,6 +141,19 @@ def test_the_page_shows_every_finding(written, findings):
     assert "Recommended layer" in text and "## (b1)" in written.markdown.read_text()
     drawn = {path.stem for path in written.charts}
     assert {"verdicts", "methods", "factors", "effects", "differences"} <= drawn
+
+
+def test_states_are_of_the_method_and_order_that_has_most_of_them(tmp_path):
+    """Not of the first order, where that is another method's, with fewer."""
+    kept = {"accumulate": [True, False]}
+    sizes = {"batch_size": [4, 16, 128]}
+    few = grid("few", kept | sizes, method="emmet", order=0, schedule="sequential-batch")
+    more = kept | {"refresh": ["never", "each-batch"]} | sizes
+    many = grid("many", more, order=1, schedule="sequential-batch")
+    made = make_study(tmp_path, [*few, *many])
+    data = factors(Results(read_study(made))).spec["data"]["values"]
+    assert len({record["series"] for record in data}) == 4
+    assert all(record["series"].startswith("MEMIT") for record in data)
 
 
 def test_beside_the_page_lie_the_rows_behind_each_finding(written, findings):

@@ -75,14 +75,15 @@ def states(curves: Sequence[Family]) -> list[Family]:
     """
     number = _most_common([shared(curve).n for curve in curves], lambda n: n)
     curves = [curve for curve in curves if shared(curve).n == number]
-    order = min((shared(curve).order for curve in curves), default=0, key=str)
-    curves = [curve for curve in curves if shared(curve).order == order]
     places = {shared(curve).method: -place for place, curve in reversed([*enumerate(curves)])}
-    method = _most_common([shared(curve).method for curve in curves], lambda name: places[name])
-    return [curve for curve in curves if shared(curve).method == method]
+    # A method and an order together, of which a study may have one for each method.
+    kinds = [(shared(curve).method, str(shared(curve).order)) for curve in curves]
+    orders = sorted({order for _, order in kinds}, reverse=True)
+    most = _most_common(kinds, lambda kind: (places[kind[0]], orders.index(kind[1])))
+    return [curve for curve, kind in zip(curves, kinds, strict=True) if kind == most]
 
 
-def _most_common(values: Sequence[object], then: Callable[..., int]) -> object:
+def _most_common(values: Sequence[object], then: Callable[..., object]) -> object:
     count = Counter(values)
     return max(count, key=lambda value: (count[value], then(value)), default=None)
 
