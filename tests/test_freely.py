@@ -128,11 +128,35 @@ def test_what_the_name_of_the_subject_holds_is_no_answer(text, old, monkeypatch)
         relation="r",
     )
     ids = model.tokens.tokenizer(text)["input_ids"]
-    monkeypatch.setattr("retcon.model.generate.greedy", lambda _o, heads, *_: [ids for _ in heads])
+    monkeypatch.setattr(
+        "retcon.model.generate.greedy", lambda _o, heads, *_: [tuple(ids) for _ in heads]
+    )
     rows = retcon.score(model, [case], metrics=["said"]).rows
     assert {(r.kind, r.hits_old) for r in rows if r.kind.startswith("free")} == {
         (REWRITE, old), (PARAPHRASE, old)
     }  # fmt: skip
+
+
+def test_what_the_untouched_model_writes_is_remembered(entries, monkeypatch):
+    from retcon.model import generate
+
+    model, asked = pico(), []
+    greedy = generate.greedy
+
+    def counted(overlay, heads, *rest):
+        asked.append(len(heads))
+        return greedy(overlay, heads, *rest)
+
+    monkeypatch.setattr(generate, "greedy", counted)
+    first = retcon.score(model, CASES[:2], metrics=["said"]).rows
+    again = retcon.score(pico(), CASES, metrics=["said"]).rows
+    assert asked == [6, 6]  # of four cases the two new ones
+    assert [row for row in again if row.case in {"Warsaw", "France"}] == first
+    patch = retcon.edit(model, [CASES[0].edit], method="rome", layers=[1])
+    with patch.applied(model):
+        retcon.score(model, CASES[:1], metrics=["said"])
+    assert asked == [6, 6, 3]
+    assert retcon.score(pico(seed=1), CASES[:1], metrics=["said"]).rows and asked[3:] == [3]
 
 
 @pytest.mark.parametrize("most_rank", [8, 0])

@@ -172,7 +172,7 @@ def test_an_answer_in_a_sentence_is_right(answer, said, stays, contradicts, monk
     other = dataclasses.replace(CASES[1], edit=dataclasses.replace(CASES[1].edit, target="German"))
     ids = model.tokens.tokenizer(answer)["input_ids"]
     monkeypatch.setattr(
-        "retcon.model.generate.greedy", lambda _overlay, heads, *_: [ids for _ in heads]
+        "retcon.model.generate.greedy", lambda _overlay, heads, *_: [tuple(ids) for _ in heads]
     )
     monkeypatch.setattr(
         "retcon.scoring.exact_match.greedy", lambda _o, heads, *_: [()] * len(heads)
@@ -187,7 +187,7 @@ def test_in_plain_text_an_answer_ends_with_its_line(monkeypatch):
     model = chatty()
     ids = model.tokens.tokenizer("\n English.\nQuestion: French?")["input_ids"]
     monkeypatch.setattr(
-        "retcon.model.generate.greedy", lambda _overlay, heads, *_: [ids for _ in heads]
+        "retcon.model.generate.greedy", lambda _overlay, heads, *_: [tuple(ids) for _ in heads]
     )
     monkeypatch.setattr(
         "retcon.scoring.exact_match.greedy", lambda _o, heads, *_: [()] * len(heads)

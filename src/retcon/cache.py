@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.
     from torch import Tensor
 
-EntryKind = Literal["targets", "keys", "scores"]
+EntryKind = Literal["targets", "keys", "scores", "texts"]
 ENTRIES: tuple[str, ...] = get_args(EntryKind)
 LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 

@@ -23,8 +23,9 @@ from retcon.progress import Progress, silent
 
 _WRITING = "letting the model write"
 Advance = Callable[[int], None]
-# Prompt tokens that are generated behind at a time.
-_TOKENS = 512
+# Prompt tokens that are generated behind at a time: by sampling, where a seed's draws depend on it,
+# and greedily.
+_TOKENS, _GREEDY_TOKENS = 512, 2048
 _GREEDILY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
 # Two prompts, as divisors of the vocabulary's size: the first tokens, and all.
 _DIVISORS = (3, 5, 7, 13, 11, 17, 19)
@@ -206,8 +207,8 @@ def _groups(
     if len(set(lengths)) > 1:
         most = max(new_tokens)
         if model.tokens.positions.room(max(lengths), most) == most and pads_left(model):
-            return by_length(lengths, _TOKENS)
-    return equal_length(prompts, _TOKENS)
+            return by_length(lengths, _GREEDY_TOKENS)
+    return equal_length(prompts, _GREEDY_TOKENS)
 
 
 def _greedy(

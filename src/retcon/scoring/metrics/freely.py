@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from retcon.cache import CacheEntry, recall
 from retcon.edits import Case
 from retcon.progress import Progress, silent
 from retcon.scoring.metrics import Observer, metric
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
     from retcon.model.tokens import Tokens
     from retcon.scoring.score import Look
 
+Ids = tuple[int, ...]
 # The answers of each relation that a run's cases have.
 Answers = Mapping[str | None, Collection[str]]
 
 REWRITE, PARAPHRASE, NEIGHBOUR = "free rewrite", "free paraphrase", "free neighbour"
 NEW_TOKENS = 32
 _RUN = 3
+# Of what is kept in the cache: one more whenever the same names get other texts, and how many texts
+# are written before they are kept.
+_FORMAT = 1
+_KEPT_TOGETHER = 512
 
 
 class FreePrompt(NamedTuple):
@@ -94,8 +100,6 @@ def write(
         answers: those of each relation, which are looked for in what is written.
         progress: is told how many texts are written.
     """
-    from retcon.model.generate import greedy
-
     tokens = overlay.model.tokens
     owned = [
         (owner, prompt)
@@ -105,12 +109,38 @@ def write(
     ]
     heads = [tokens.prompt(prompt.text) for _, prompt in owned]
     owners = [owner for owner, _ in owned]
-    texts = greedy(overlay, heads, [NEW_TOKENS] * len(heads), owners, progress)
+    untouched = overlay.model.as_loaded and not any(look.deltas for look in looks)
+    texts = (_remembered if untouched else _written)(overlay, heads, owners, progress)
     moments = [Moment(look.when, look.step) for look in looks]
     return [
         _observed(tokens, prompt, ids, answers, moments[owner])
         for (owner, prompt), ids in zip(owned, texts, strict=True)
     ]
+
+
+def _written(
+    overlay: "Overlay", heads: Sequence[Ids], owners: Sequence[int], progress: Progress
+) -> list[Ids]:
+    """The tokens that are written behind some prompts, each under an update of its own."""
+    from retcon.model.generate import greedy
+
+    return greedy(overlay, heads, [NEW_TOKENS] * len(heads), owners, progress)
+
+
+def _remembered(
+    overlay: "Overlay", heads: Sequence[Ids], owners: Sequence[int], progress: Progress
+) -> list[Ids]:
+    """The tokens that the untouched model writes, read from the cache or written and kept there."""
+    import torch
+
+    def compute(group: list[int]) -> list[CacheEntry]:
+        part = [heads[i] for i in group], [owners[i] for i in group]
+        return [{"ids": torch.tensor(ids)} for ids in _written(overlay, *part, progress)]
+
+    about = {"format": _FORMAT, "model": overlay.model.identity, "tokens": NEW_TOKENS}
+    names = [{**about, "behind": head} for head in heads]
+    found = recall("texts", names, compute, together=_KEPT_TOGETHER)
+    return [tuple(one.entry["ids"].tolist()) for one in found]
 
 
 def _writing(prompts: FreePrompts, answers: "Answers") -> Observer:
