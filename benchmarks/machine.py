@@ -36,10 +36,18 @@ def source() -> str:
 
 def cases(count: int, *, seed: int) -> list[Case]:
     """Cases of CounterFact, or as many of the starter set as there are."""
-    if counterfact().is_file():
-        return take(load_cases(counterfact()), count, seed)
-    starter = starter_cases()
-    return take(starter, min(count, len(starter)), seed)
+    found = _every()
+    return take(found, count if counterfact().is_file() else min(count, len(found)), seed)
+
+
+def shuffled(*, seed: int) -> list[Case]:
+    """All cases, in the order in which `cases` takes them."""
+    found = _every()
+    return take(found, len(found), seed)
+
+
+def _every() -> list[Case]:
+    return load_cases(counterfact()) if counterfact().is_file() else starter_cases()
 
 
 @contextmanager

@@ -21,7 +21,10 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 # process of their own, which is this one here; `run` starts both.
 SCRIPTS = {
     "carried": ("{study} --n 128 --against MEMIT --widest 3", "The farthest from 0 of 3 pairs"),
-    "equal_scores": ("--model {model} --edits 1 --json {file}", "three_contexts"),
+    "equal_scores": (
+        "--model {model} --edits 1 --batch 2 --rules three_contexts sphere_12 --json {file}",
+        "sphere_12      batch:2",
+    ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "forms": (
         "--model {model} --layers 1 --facts 3 --undo 1 "
