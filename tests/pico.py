@@ -14,6 +14,7 @@ from transformers import (
 from retcon.edits import Edit
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
+from retcon.run.driver import fold
 from retcon.scoring.exact_match import draft, exact_matches
 from retcon.scoring.teacher_forced import predict
 
@@ -158,3 +159,21 @@ def says_target(model: ModelHandle, edits: list[Edit]) -> list[bool]:
     drafts = [draft(model.tokens, edit.text, edit.target) for edit in edits]
     wanted = [(edit.target,) for edit in edits]
     return exact_matches(overlay, wanted, drafts, predict(overlay, drafts))
+
+
+def solve(model, method, state, edits, plan):
+    """Every step of a run as it is solved; carried ones are in the weights, others are not."""
+    for steps in fold(model, method, state, edits, plan):
+        yield from steps
+
+
+def run(model, method, state, edits, plan, *, past=()):
+    """Every step of a run, in the weights while it is looked at."""
+    for steps in fold(model, method, state, edits, plan, past=past):
+        for step in steps:
+            if plan.carry:
+                yield step
+                continue
+            with model.scratch():
+                model.write(step.update.deltas)
+                yield step

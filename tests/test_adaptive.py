@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from folding import run
-from pico import pico
+from pico import pico, run
 from retcon.algebra.compatible import compatible
 from retcon.algebra.preservation import Preservation
 from retcon.algebra.solve import write_keys

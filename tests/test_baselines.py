@@ -7,9 +7,8 @@ import re
 import pytest
 import torch
 
-from folding import run
 from oracles import answer_rows, finetune_in_a_box, mean_nll, ultraedit_primal
-from pico import FAMILIES, pico
+from pico import FAMILIES, pico, run
 from retcon.edits import Case, Probe
 from retcon.errors import InvalidSetting
 from retcon.features.gradients import read_answers

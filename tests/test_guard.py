@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from folding import run
-from pico import pico
+from pico import pico, run
 from retcon.algebra.preservation import Preservation
 from retcon.algebra.whitening import Cholesky, Projection, Root
 from retcon.errors import Collapsed

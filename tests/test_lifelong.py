@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from folding import run
 from oracles import joint_solution, memit_primal
-from pico import pico
+from pico import pico, run
 from retcon.edits import Edit
 from retcon.errors import CollidingEdits, InvalidSetting, RetconWarning
 from retcon.features.contexts import locate

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from folding import solve
-from pico import pico
+from pico import pico, solve
 from retcon.errors import CollidingEdits
 from retcon.features.targets import optimise_targets
 from retcon.run.schedule import Schedule

@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from folding import run
 from oracles import emmet_primal, memit_primal, rome_primal
-from pico import pico
+from pico import pico, run
 from retcon.edits import Edit
 from retcon.errors import (
     CapacityExceeded,

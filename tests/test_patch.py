@@ -102,7 +102,7 @@ def test_a_change_is_compacted_where_it_has_more_rows_than_its_matrix():
 
 def test_one_batch_applied_is_the_weights_of_the_run(cache):
     """What a run had in the weights is what its patch puts there, bit for bit."""
-    from folding import run
+    from pico import run
     from retcon.method.entries import find_method
     from retcon.run.schedule import Schedule
 

@@ -5,8 +5,7 @@ from math import isfinite
 import pytest
 import torch
 
-from folding import run
-from pico import pico
+from pico import pico, run
 from retcon.edits import Edit
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.method.entries import find_method

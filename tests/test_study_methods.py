@@ -1,13 +1,15 @@
-"""Studies of methods that are no values of the one equation: planned, estimated and run."""
+"""Studies of methods that are no values of the one equation, and orders by keys."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from retcon.errors import InvalidStudy
 from retcon.method.entries import differing, find_method, identity
 from retcon.run.cost import costs
+from retcon.run.order import arranged, clusters
 from retcon.study.cells import Cell
 from retcon.study.estimates import estimate
 from retcon.study.planning import canonical, outline_of, plan
@@ -174,3 +176,34 @@ def test_a_state_is_shared_by_cells_that_begin_alike_and_no_others(tmp_path, mon
         state = worker._begin(model, method, lambda *_: None)
         fresh = method.setup.begin(model).memory.preservations[1].whitening
         assert type(state.memory.preservations[1].whitening) is type(fresh)
+
+
+def bunches(seed: int, groups: int = 4, each: int = 5):
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, 20, generator=g, dtype=torch.float64)
+    labels = torch.arange(groups * each) % groups
+    keys = centres[labels] + 0.05 * torch.randn(len(labels), 20, generator=g, dtype=torch.float64)
+    scale = torch.rand(len(labels), 1, generator=g, dtype=torch.float64) + 0.5
+    return keys * scale, labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_are_those_of_the_directions(seed):
+    keys, labels = bunches(seed)
+    found = clusters(keys, 4)
+    assert len({(int(a), int(b)) for a, b in zip(labels, found, strict=True)}) == 4
+    assert torch.equal(found, clusters(keys, 4))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clustered_brings_together_and_dispersed_takes_apart(seed):
+    keys, labels = bunches(seed)
+
+    def neighbours(order):
+        placed = labels[arranged(keys, order)]
+        return int((placed[1:] == placed[:-1]).sum())
+
+    for order in ("clustered", "dispersed"):
+        assert sorted(arranged(keys, order)) == list(range(20))
+    assert neighbours("clustered") == 16 and neighbours("dispersed") <= 3
+    assert arranged(keys[:1], "clustered") == [0]
