@@ -1,4 +1,4 @@
-"""Remembered targets, keys and scores: the same to the last bit, and never another's."""
+"""Remembered targets, keys, scores and texts: the same to the last bit, and never another's."""
 
 import copy
 import dataclasses
@@ -365,6 +365,7 @@ def test_clearing_takes_entries_unless_another_kind_is_named(entries):
         ("targets", 1),
         ("keys", 0),
         ("scores", 0),
+        ("texts", 0),
     ]
     assert remember(["a"]) == [False]
     assert [(one.kind, one.bytes) for one in clear("moments")] == [("moments", 4)]
