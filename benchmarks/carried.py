@@ -1,13 +1,14 @@
 """Paired differences between kinds of carried edits, over the orders that both were run in.
 
     python benchmarks/carried.py results/toy-lifelong --n 1024 [--metric S]
-        [--orders ORDER …] [--against NAME …] [--widest K]
+        [--orders ORDER …] [--against NAME …] [--widest K] [--quarters]
 
 Final scores of a finished study, over all orders or over those that are named. Without --against
 the names are listed, as the report has them; with it every kind is compared with each of those that
 are named. Intervals are clustered by relation, each for itself. --widest: of all pairs among the K
 kinds of the highest scores, the difference that is the farthest from 0, with an interval that is
-widened for all of these pairs.
+widened for all of these pairs. --quarters: of facts by the quarter of batches in which they were
+written, oldest first, where they were scored right after each batch, too.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from retcon.report.conditions import Arm, names_of
 from retcon.report.numbers import share, spanned
 from retcon.report.results import Results
 from retcon.scoring.intervals import Statistic
+from retcon.scoring.metrics import METRICS, estimate
+from retcon.scoring.observations import Observation
 from retcon.study.study import read_study
 
 Order = int | str
@@ -87,6 +90,23 @@ def widest(results: Results, kinds: Kinds, metric: str) -> str:
     return f"The farthest from 0 of {len(pairs)} pairs: {max(found)[1]}" if found else "No pairs."
 
 
+def by_quarter(results: Results, arms: Sequence[Arm], metric: str) -> list[str]:
+    """The final score of the facts of each quarter of batches, over the orders of a kind."""
+    read = METRICS.find(metric)
+    own: list[list[Observation]] = [[], [], [], []]
+    for run in (run for arm in arms for run in arm.runs):
+        rows = [
+            Observation(*row)
+            for row in results.study.rows(run.cell).select(Observation._fields).iter_rows()
+        ]
+        written = {row.case: row.step for row in rows if row.when == "immediate"}
+        last = max(written.values(), default=0)
+        for row in rows:
+            if row.when == "final" and row.case in written and read.reads(row.kind):
+                own[(written[row.case] - 1) * 4 // last].append(row)
+    return [read.scale.told(estimate(quarter, metric)) if quarter else "–" for quarter in own]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -95,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--orders", nargs="*", default=[])
     parser.add_argument("--against", nargs="*", default=[])
     parser.add_argument("--widest", type=int, default=0)
+    parser.add_argument("--quarters", action="store_true")
     chosen = parser.parse_args(arguments)
     results = Results(read_study(chosen.folder))
     kinds = kinds_of(results, chosen.n, chosen.orders)
@@ -102,11 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"no kind is called {unknown[0]!r}; there are:\n  " + "\n  ".join(kinds))
     head = ["kind", "orders", chosen.metric, *(f"− {name}" for name in chosen.against)]
+    head += [f"quarter {i}" for i in range(1, 5)] if chosen.quarters else []
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for name, arms in kinds.items():
         own = results.contrast(mean_over(list(arms.values()), 1.0), "final", chosen.metric)
         cells = [name, ", ".join(map(str, arms)), scored(own)]
         cells += [compared(results, arms, kinds[x], chosen.metric) for x in chosen.against]
+        cells += by_quarter(results, [*arms.values()], chosen.metric) if chosen.quarters else []
         print("| " + " | ".join(cells) + " |")
     if chosen.widest:
         means = {name: mean_score(results, arms, chosen.metric) for name, arms in kinds.items()}

@@ -1,29 +1,35 @@
 """Teacher-forced scoring beside the loop of the literature, in one run.
 
-    python benchmarks/evaluation.py [--records 32] [--repeats 3]
+    python benchmarks/evaluation.py [--records 32] [--repeats 3] [--further]
 
 SmolLM2-135M, CounterFact (`RETCON_DATA`, else ../shared/data; the starter set where there is none).
 The loop is the tests' oracle: each record's sequences, 26 in CounterFact, as one batch padded on
 the right, with all logits. The ways take turns and medians are compared. Exact match is no part of
-the loop, so what it takes is told beside the ratio.
+the loop, so what it takes is told beside the ratio. --further: in place of these, what further
+scores take beside those of prompts, and texts of 32 tokens beside `model.generate`, one by one.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from machine import cases, parser_of, source, tests_on_path
 from retcon.algebra.delta import LowRankDelta
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
+from retcon.model.generate import greedy
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.model.overlay import Deltas, Overlay
+from retcon.run.evaluate import score
 from retcon.scoring.exact_match import draft, exact_matches
+from retcon.scoring.metrics.freely import NEW_TOKENS
 from retcon.scoring.score import prompts
 from retcon.scoring.teacher_forced import Ask, predict
 
@@ -126,6 +132,63 @@ def single_schedule_speedup(
     }
 
 
+# Scores that are observed together, by the name of one of them.
+FURTHER = {
+    "said": ("said",),
+    "neighbours": ("leaks",),
+    "questions": ("said_question", "said_chat"),
+    "negation": ("negated",),
+    "divergence": ("KL_neighbours",),
+}
+
+
+def further_cost(model: ModelHandle, count: int = 16, repeats: int = 1) -> dict[str, object]:
+    """Seconds of further scores, those of prompts with them, in units of the latter's."""
+    cases, source = records(count)
+    asked: dict[str, tuple[str, ...]] = {"prompts": (), **FURTHER}
+    if not model.tokens.tokenizer.chat_template:
+        asked["questions"] = ("said_question",)
+    asked["all"] = tuple(name for names in asked.values() for name in names)
+    seconds, _ = alternate(
+        {
+            name: lambda names=names: score(model, cases, metrics=names)
+            for name, names in asked.items()
+        },
+        repeats,
+    )
+    heads = [model.tokens.prompt(text) for c in cases for text in (c.edit.text, *c.paraphrases)]
+    texts, _ = alternate(
+        {
+            "together": lambda: greedy(
+                Overlay(model=model), heads, [NEW_TOKENS] * len(heads), [0] * len(heads)
+            ),
+            "one by one": lambda: [one_by_one(model, head) for head in heads],
+        },
+        repeats,
+    )
+    return {
+        **{f"further_{name}_ratio": value / seconds["prompts"] for name, value in seconds.items()},
+        "prompts_seconds": seconds["prompts"],
+        "texts_speedup": texts["one by one"] / texts["together"],
+        "texts": len(heads),
+        **about(cases, source, repeats),
+    }
+
+
+def one_by_one(model: ModelHandle, head: Sequence[int]) -> Tensor:
+    """A continuation by transformers alone."""
+    generate = model.model.generate
+    assert callable(generate)
+    ids = torch.tensor([list(head)], device=model.device)
+    return generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        pad_token_id=0,
+    )
+
+
 def stand_ins(model: ModelHandle, count: int) -> list[Deltas]:
     """Updates of a single edit's shape and about its size: scoring takes no longer for others."""
     site, generator = model.site(LAYER), torch.Generator().manual_seed(0)
@@ -184,17 +247,25 @@ def about(cases: Sequence[Case], source: str, repeats: int) -> dict[str, object]
     return {"records": len(cases), "data": source, "repeats": repeats}
 
 
+# Without and with `--further`.
+WORK: tuple[tuple[Callable[[ModelHandle, int, int], dict[str, object]], ...], ...] = (
+    (evaluation_speedup, single_schedule_speedup),
+    (further_cost,),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--further", action="store_true")
     chosen = parser.parse_args(arguments)
     quiet_libraries()
+    os.environ["RETCON_CACHE_LIMIT"] = "0"  # what is timed is computed
     model = load(chosen.model)
     score_each(model, records(1)[0])  # the first pass of a process is slow
     found = {
-        work.__name__: work(model, chosen.records, chosen.repeats)
-        for work in (evaluation_speedup, single_schedule_speedup)
+        work.__name__: work(model, chosen.records, chosen.repeats) for work in WORK[chosen.further]
     }
     print(json.dumps(found, indent=2))
 

@@ -20,12 +20,16 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 # Arguments of each script, and what it has to print. In braces: what `places` makes. Two work in a
 # process of their own, which is this one here; `run` starts both.
 SCRIPTS = {
-    "carried": ("{study} --n 128 --against MEMIT --widest 3", "The farthest from 0 of 3 pairs"),
+    "carried": (
+        "{study} --n 128 --metric ES --against MEMIT --widest 3 --quarters",
+        "The farthest from 0 of 3 pairs",
+    ),
     "equal_scores": (
         "--model {model} --edits 1 --batch 2 --rules three_contexts sphere_12 --json {file}",
         "sphere_12      batch:2",
     ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
+    "every_score": ("{study} --facts 2", "| minus "),
     "forms": (
         "--model {model} --layers 1 --facts 3 --undo 1 "
         "--set micro_batch=256 --set steps=2 --json {file}",
@@ -89,6 +93,15 @@ def places(model, tmp_path, monkeypatch) -> Iterator[dict[str, Path]]:
     threads = torch.get_num_threads()
     yield {"model": model, "facts": facts, **files}
     torch.set_num_threads(threads)
+
+
+def test_further_scores_and_texts_are_timed(places, capsys, monkeypatch):
+    monkeypatch.setenv("RETCON_CACHE_LIMIT", "0")
+    evaluation = importlib.import_module("evaluation")
+    evaluation.main(f"--model {places['model']} --records 2 --repeats 1 --further".split())
+    found = json.loads(capsys.readouterr().out)["further_cost"]
+    assert found["further_prompts_ratio"] == 1 and found["further_all_ratio"] > 0
+    assert found["texts"] >= 2 and found["texts_speedup"] > 0
 
 
 def test_every_script_is_run_here():

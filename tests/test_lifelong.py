@@ -323,6 +323,7 @@ def test_what_does_not_go_together_is_refused():
         ("memit", {"budget": 2.0, "feedback": False}, "feedback=false does nothing with a budget"),
         ("memit", {"spread": "each", "anchor_norm": "cap"}, "bounds the value at the last layer"),
         ("lyaplock", {"feedback": False}, "Leave feedback out, or set budget=0"),
+        ("memit", {"momentum": 0.5}, "momentum=0.5 does nothing with descent=adam.*descent=sphere"),
     ],
 )
 def test_what_would_do_nothing_is_refused(name, settings, said):
@@ -332,6 +333,7 @@ def test_what_would_do_nothing_is_refused(name, settings, said):
 
 def test_what_is_refused_beside_others_can_be_had_without_them():
     assert find_method("encore").build((1,), {"base": "identity", "plain": 0.0})
+    assert find_method("memit").build((1,), {"momentum": 0.5, "descent": "sphere"})
     assert find_method("alphaedit").build((1,), {"base": "covariance", "plain": 1.0})
     assert find_method("lyaplock").build(
         (1,), {"budget": 0.0, "passes": 2, "process": "rect", "feedback": False}

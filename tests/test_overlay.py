@@ -15,6 +15,7 @@ from retcon.model import generate
 from retcon.model.generate import greedy
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
+from retcon.model.positions import Positions
 from retcon.run.evaluate import evaluate
 from retcon.scoring.exact_match import exact_matches
 from retcon.scoring.score import Look, score_cases, score_looks
@@ -156,6 +157,9 @@ def test_what_reads_padding_is_not_padded(monkeypatch):
 
 def test_positions_of_a_table_are_not_overrun(monkeypatch):
     model = pico("gpt2")
+    few = pico("gpt2")
+    few.tokens.positions = Positions(8, table=True)
+    assert not generate.pads_left(few)
     monkeypatch.setattr(generate, "pads_left", lambda _model: True)
     count = model.tokens.positions.count
     prompts = [(5,) * (count - 2), (7, 8), (7, 9)]

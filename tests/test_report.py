@@ -1,7 +1,9 @@
 """The report on made-up rows whose effects are known."""
 
 import csv
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +29,8 @@ from retcon.report.terminal import brief
 from retcon.scoring.intervals import CaseMeans, combine, harmonic_mean, mean, slope, t_quantile
 from retcon.scoring.metrics import estimate, summarise
 from retcon.study.study import Study, read_study
+
+COMPARE = Path(__file__).parents[1] / "examples" / "compare_reports.py"
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +329,41 @@ def test_the_page_needs_its_extra(folder, monkeypatch):
 def test_a_report_needs_no_torch():
     code = "import sys, retcon.report.page; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def comparing():
+    spec = importlib.util.spec_from_file_location("compare_reports", COMPARE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def drawn_twice(tmp_path_factory):
+    folder = make_study(
+        tmp_path_factory.mktemp("drawn") / "study", grid("methods", {"method": ["memit", "emmet"]})
+    )
+    page.write_report(folder)
+    return folder
+
+
+def test_a_report_is_like_itself(comparing, drawn_twice, capsys):
+    assert comparing(drawn_twice, drawn_twice) == 0
+    assert "0 differ" in capsys.readouterr().out
+
+
+def test_other_numbers_are_told(comparing, drawn_twice, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(drawn_twice, other)
+    table = other / "report" / "differences-from-the-best.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("best", "worst", 1), "utf-8")
+    page = other / "report.html"
+    text = page.read_text(encoding="utf-8")
+    where = text.index('"effect":', text.index('id="specs"')) + len('"effect":')
+    page.write_text(text[:where] + "1" + text[where:].lstrip("-"), encoding="utf-8")
+    (other / "report" / "costs.csv").unlink()
+    assert comparing(drawn_twice, other) == 1
+    said = capsys.readouterr().out
+    for name in ("differences-from-the-best.csv:", "chart differences:", "costs.csv: is not"):
+        assert name in said

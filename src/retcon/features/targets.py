@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retcon.edits import Edit
-from retcon.errors import NotFinite
+from retcon.errors import InvalidSetting, NotFinite
 from retcon.features.contexts import locate
 from retcon.features.descent import Descent, OnSphere, Walk, WithAdam
 from retcon.features.keys import read_at_lookup
@@ -58,7 +58,7 @@ class TargetOptions:
 
     Attributes:
         steps: forward passes (one more than updates).
-        lr: of Adam.
+        lr: of Adam; without effect on the sphere.
         clamp: largest ‖δ‖ / ‖t₀‖.
         kl: weight of the divergence at the subject.
         decay: weight of ‖δ‖ / ‖t₀‖².
@@ -98,6 +98,15 @@ class TargetOptions:
     first_angle: Annotated[float, Field(gt=0, lt=180)] = 50.0
     last_angle: Annotated[float, Field(gt=0, lt=180)] = 8.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("first_angle", "last_angle", "momentum"):
+            value = getattr(self, name)
+            if self.descent == "adam" and value != getattr(TargetOptions, name):
+                raise InvalidSetting(
+                    f"{name}={value:g} does nothing with descent=adam: it is of turns on the "
+                    f"sphere. Leave it out, or set descent=sphere."
+                )
 
     def walk(self, delta: Float[Tensor, "edits hidden"], radius: Float[Tensor, "edits 1"]) -> Walk:
         """The way in which δ moves.

@@ -27,8 +27,9 @@ Advance = Callable[[int], None]
 # and greedily.
 _TOKENS, _GREEDY_TOKENS = 512, 2048
 _GREEDILY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
-# Two prompts, as divisors of the vocabulary's size: the first tokens, and all.
-_DIVISORS = (3, 5, 7, 13, 11, 17, 19)
+# Two prompts, as divisors of the vocabulary's size: the first tokens, and all; and the tokens that
+# are generated behind both to see whether padding changes anything.
+_DIVISORS, _TRIED = (3, 5, 7, 13, 11, 17, 19), 2
 # By model, whether it may be padded on the left.
 _PADS_LEFT: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -233,17 +234,19 @@ def _greedy(
 def pads_left(model: ModelHandle) -> bool:
     """True if a prompt is continued behind padding as it is alone.
 
-    Not where padding reaches what is read: in recurrent networks, or where positions are counted
-    from the first token. Found by generating twice, once for each model.
+    Not where padding reaches what is read: in a recurrent network without masks, or where positions
+    are counted from the first token. Each model is tried once, by generating two tokens twice; one
+    with too few positions for that is taken not to.
     """
     known = _PADS_LEFT.get(model.model)
     if known is None:
-        known = _PADS_LEFT[model.model] = _continues_alike(model)
+        room = model.tokens.positions.room(len(_DIVISORS), _TRIED) == _TRIED
+        known = _PADS_LEFT[model.model] = room and _continues_alike(model)
     return known
 
 
 def _continues_alike(model: ModelHandle) -> bool:
-    """Compare the logits of two tokens behind a prompt, alone and beside a longer one."""
+    """Compare the logits of tokens behind a prompt, alone and beside a longer one."""
     embedding = model.model.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     count = len(embedding.weight)
@@ -252,8 +255,8 @@ def _continues_alike(model: ModelHandle) -> bool:
         _generate(model)(
             **_padded_left(model, prompts),
             **_GREEDILY,
-            max_new_tokens=2,
-            min_new_tokens=2,
+            max_new_tokens=_TRIED,
+            min_new_tokens=_TRIED,
             pad_token_id=_padding(model),
             output_logits=True,
             return_dict_in_generate=True,

@@ -101,3 +101,9 @@ def name_of(curve: Mapping[int, Arm], among: Sequence[Family]) -> str:
     arms = [arm for other in among for arm in other.values()]
     fields = dict.fromkeys(("method", *varying(arms, "batch_size", "score")))
     return describe(next(iter(curve.values())).condition, fields)
+
+
+def name_with_number(curve: Mapping[int, Arm], among: Sequence[Family]) -> str:
+    """A family in words, with its N, which is said once."""
+    name, number = name_of(curve, among), f"N = {shared(curve).n:,}"
+    return name if number in name else f"{name}, {number}"

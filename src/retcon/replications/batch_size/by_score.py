@@ -9,7 +9,7 @@ from retcon.replications.batch_size.charts import in_favour
 from retcon.replications.batch_size.paper import BATCH_SIZE, distance
 from retcon.report.charts.style import COLOURS, VERDICTS
 from retcon.report.conditions import Arm
-from retcon.report.families import Family, carried_by_size, leading, name_of, shared
+from retcon.report.families import Family, carried_by_size, leading, name_with_number
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.numbers import spanned
 from retcon.report.ranking import turned
@@ -86,7 +86,7 @@ def answers_by_score(results: Results) -> Outcome:
         for curve in curves:
             scores = by_score(results, curve, when)
             if scores:
-                name = f"{name_of(curve, curves)}, N = {shared(curve).n:,}"
+                name = name_with_number(curve, curves)
                 effects += _effects(scores, curve, when, name)
                 sentences.append(f"{when.capitalize()}, {name}: {_sentence(scores)}")
     if not effects:

@@ -9,7 +9,7 @@ from retcon.replications.batch_size.paper import BATCH_SIZE, PAPERS_SIZE, distan
 from retcon.report.charts import sizes
 from retcon.report.charts.style import Chart
 from retcon.report.conditions import Arm
-from retcon.report.families import Family, carried_by_size, leading, name_of
+from retcon.report.families import Family, carried_by_size, leading, name_of, name_with_number
 from retcon.report.findings import Outcome, finding, needs
 from retcon.report.numbers import points, share
 from retcon.report.results import Results
@@ -50,7 +50,7 @@ def large_batch_against_small_ones(results: Results) -> Outcome:
         ]
         nearest = leading(curves)
         for curve in curves:
-            name = _at(curve, nearest if curve in nearest else curves)
+            name = name_with_number(curve, nearest if curve in nearest else curves)
             effects += _large(results, curve, when, name, decides=curve in nearest)
     if not effects:
         return needs(
@@ -65,11 +65,6 @@ def _by_size(results: Results) -> list[Chart | None]:
 
 def _whole(curve: Family) -> int:
     return next(iter(curve.values())).condition.n
-
-
-def _at(curve: Family, curves: list[Family]) -> str:
-    name, n = name_of(curve, curves), f"N = {_whole(curve):,}"
-    return name if n in name else f"{name}, {n}"
 
 
 def _large(results: Results, curve: Family, when: str, name: str, *, decides: bool) -> list[Effect]:
@@ -113,7 +108,7 @@ def best_sequential_size(results: Results) -> Outcome:
         curves = [c for c in curves if _whole(c) == most]
         nearest = leading(curves)
         for curve in curves:
-            name = _at(curve, nearest if curve in nearest else curves)
+            name = name_with_number(curve, nearest if curve in nearest else curves)
             effects += _best(results, curve, when, name, decides=curve in nearest)
             if curve in nearest:
                 sentences.append(_ranking(results, curve, when, name))
