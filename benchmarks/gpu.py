@@ -1,11 +1,14 @@
 """An edit at the width of Llama-3-8B on a GPU, and whether a GPU gives what the CPU gives.
 
-    python benchmarks/gpu.py [--device cuda] [--size full] [--minutes 8] [--json FILE]
+    python benchmarks/gpu.py [--device cuda] [--size full] [--minutes 8] [--parts NAME ...]
+                             [--json FILE]
+    python benchmarks/gpu.py --device cpu --size two --minutes 60 --parts model keys edit
 
 A model with the configuration of Llama-3-8B in bfloat16, of random weights: they take as long as
 trained ones. Its tokenizer is made here, from the sentences of the toy world, whose facts are
 edited. Nothing is downloaded, and neither polars nor rich is needed. Parts for which no time is
-left are left out, and named. Writes benchmarks/results/gpu.json, or another file.
+left are left out, and named. Writes benchmarks/results/gpu.json, or another file. The second line
+edits two facts in a model of that size on a machine without a card, in 24 GB.
 
 Parts: the card's own rates; equality, of pico models edited on both devices (scenarios of the
 golden record); keys; second moments of one layer; an edit from facts to a file, undone bit for bit;
@@ -48,6 +51,7 @@ from retcon.features.targets import (
 )
 from retcon.model.handle import ModelHandle
 from retcon.toyworld.world import toy_cases, world
+from solves import forget_peak, peak_bytes
 
 with tests_on_path():
     from golden.record import difference, record_of
@@ -78,7 +82,11 @@ ALWAYS = ("memit sequential-batch:2", "emmet sequential-batch:2", "rome sequenti
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of everything. product: the side of the matrices by which rates are measured."""
+    """How much of everything.
+
+    product: the side of the matrices by which rates are measured. edit_steps: passes for a target
+    in the part `edit`.
+    """
 
     model: dict[str, object]
     layer: int
@@ -88,12 +96,17 @@ class Sizes:
     solve: int
     product: int
     scenarios: int
+    edit_steps: int = 2
 
 
 SIZES = {
     "full": Sizes(
         model=LLAMA_3_8B, layer=5, edits=256, steps=25, tokens=16384, solve=4096, product=8192,
         scenarios=100,
+    ),
+    "two": Sizes(
+        model=LLAMA_3_8B, layer=5, edits=2, steps=4, tokens=512, solve=2, product=2048,
+        scenarios=2, edit_steps=4,
     ),
     "least": Sizes(
         model=SMALL, layer=1, edits=3, steps=2, tokens=300, solve=8, product=64,
@@ -102,11 +115,18 @@ SIZES = {
 }  # fmt: skip
 
 
+PARTS = (
+    "rates", "model", "keys", "moments", "edit", "solves", "small_passes", "targets", "equality",
+)  # fmt: skip
+
+
 class Bench:
     """The device, what was measured on it, and how long it may still take."""
 
-    def __init__(self, device: str, sizes: Sizes, minutes: float) -> None:
-        self.device, self.sizes = torch.device(device), sizes
+    def __init__(
+        self, device: str, sizes: Sizes, minutes: float, parts: Sequence[str] = PARTS
+    ) -> None:
+        self.device, self.sizes, self.parts = torch.device(device), sizes, parts
         self.until = time.monotonic() + 60 * minutes
         self.figures: Figures = {}
         self.left_out: list[str] = []
@@ -114,12 +134,16 @@ class Bench:
 
     def part(self, name: str, seconds: float, work: Callable[[], Figures]) -> None:
         """Do a part of the work that needs about so many seconds, if there are so many."""
+        if name not in self.parts:
+            return
         if time.monotonic() + seconds > self.until:
             self.left_out.append(name)
             return
         self.wait()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        else:
+            forget_peak()
         started = time.perf_counter()
         try:
             figures = work()
@@ -130,6 +154,8 @@ class Bench:
         took = time.perf_counter() - started
         if self.device.type == "cuda":
             figures[f"{name}_peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        else:
+            figures[f"{name}_peak_gigabytes"] = peak_bytes() / 1e9
         print(f"\n{name} ({took:.1f} s)", flush=True)
         print_figures(figures)
         self.figures |= figures
@@ -385,8 +411,8 @@ def whole(bench: Bench, model: ModelHandle, folder: Path) -> Figures:
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(sentences()), encoding="utf-8")
     settings: dict[str, object] = {
-        "corpus": str(corpus), "corpus_tokens": bench.sizes.tokens, "prefixes": 0, "steps": 2,
-        "jitter": 1e-3,
+        "corpus": str(corpus), "corpus_tokens": bench.sizes.tokens, "prefixes": 0,
+        "steps": bench.sizes.edit_steps, "jitter": 1e-3,
     }  # fmt: skip
     patches: list[retcon.Patch] = []
 
@@ -453,10 +479,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     size = chosen.size or ("full" if chosen.device.startswith("cuda") else "least")
-    bench = Bench(chosen.device, SIZES[size], chosen.minutes)
+    bench = Bench(chosen.device, SIZES[size], chosen.minutes, chosen.parts)
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         os.environ["RETCON_CACHE"] = str(Path(name) / "cache")
