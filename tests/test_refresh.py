@@ -1,14 +1,19 @@
-"""When targets are made anew, and what then depends on the batch size."""
+"""When targets are made anew, what then depends on the batch size, and facts that come again."""
 
+from collections import defaultdict
+from dataclasses import replace
 from math import isfinite
 
 import pytest
 import torch
 
 from pico import pico, run
-from retcon.edits import Edit
+from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.method.entries import find_method
+from retcon.run.looks import Looks
+from retcon.run.looks import run as watch
+from retcon.run.monitor import Monitor
 from retcon.run.schedule import Refresh, Schedule
 from retcon.run.steps import Past
 
@@ -18,6 +23,11 @@ EDITS = [
     for a, t in (("Marie", "English"), ("Rome", "Polish"), ("Danielle", "Spanish"))
     for b in ("Curie", "Paris")
 ]
+STREAM = [
+    Edit(id=name, prompt="The mother tongue of {} is", subject=name, target="English")
+    for name in ("Marie Curie", "Rome", "Danielle", "Paris")
+]
+AGAIN = replace(STREAM[0], id="again", target="Polish")
 
 
 def fold(schedule: str, refresh: str, layers=(1,), past=(), **settings):
@@ -140,3 +150,41 @@ def test_steps_written_again_lead_to_the_same_end(layers, refresh, entries):
     rest, again = fold("sequential-batch:2", refresh, layers, past)
     assert [step.index for step in rest] == [2]
     assert all(torch.equal(whole[layer], again[layer]) for layer in layers)
+
+
+def asked_after(schedule, edits):
+    """Which cases are scored when, and after which batch."""
+    model, editor = pico(), find_method("memit").build((1,), {**FAST, "ridge": 5.0})
+    cases, seen = [Case(edit=edit) for edit in edits], defaultdict(set)
+    looks = Looks(when=("immediate", "retention", "final"))
+    plan = Schedule.parse(schedule)
+    for one in watch(model, editor, editor.setup.begin(model), cases, plan, looks=looks):
+        for row in one.rows:
+            seen[row.when, row.step].add(row.case)
+    return dict(seen)
+
+
+def test_what_a_fact_said_before_it_was_edited_again_is_not_asked_for(entries):
+    ids = [edit.id for edit in STREAM]
+    seen = asked_after("sequential-batch:1", [*STREAM, AGAIN])
+    assert seen["immediate", 1] == {ids[0]} and seen["immediate", 5] == {"again"}
+    assert seen["retention", 2] == {ids[0]} and seen["retention", 4] == set(ids[:3])
+    assert seen["final", 5] == {*ids[1:], "again"}
+    early = asked_after("sequential-batch:1", [STREAM[0], AGAIN, *STREAM[1:]])
+    assert ("retention", 2) not in early
+    assert early["retention", 4] == {"again", ids[1]}
+
+
+@pytest.mark.parametrize("schedule", ["sequential-batch:5", "batch:5"])
+def test_nor_of_two_edits_of_a_fact_in_one_batch_the_first(schedule, entries):
+    seen = asked_after(schedule, [*STREAM, AGAIN])
+    assert seen["immediate", 1] == {*(edit.id for edit in STREAM[1:]), "again"}
+    if schedule.startswith("sequential"):
+        assert seen["final", 1] == seen["immediate", 1]
+
+
+def test_a_probe_asks_for_the_last_target_of_a_batch(entries):
+    model = pico()
+    both = Monitor(model).measure([STREAM[0], AGAIN, STREAM[1]], [], 0.0)
+    assert both == Monitor(model).measure([AGAIN, STREAM[1]], [], 0.0)
+    assert both.efficacy in (0.0, 0.5, 1.0)
