@@ -44,6 +44,10 @@ SCRIPTS = {
     "malformed": ("--files 5", "scores      1 files"),
     "memory": ("--child --model {model} --edits 2 --steps 2", "peak_megabytes_solve"),
     "moments": ("--model {model} --tokens 300", "covariance_all_layers_ratio"),
+    "predicted_targets": (
+        "--model {model} --facts 6 --held-out 2 --layer 1",
+        "share of targets at the clamp",
+    ),
     "re_edits": (
         "--model {model} --cases {facts} --facts 6 --again 1 --batch 4 "
         "--set micro_batch=256 --set steps=2 --json {file}",
