@@ -32,7 +32,11 @@ Fact = Annotated[
 ]
 Facts = Annotated[
     Path | None,
-    typer.Option("--facts", help="Many facts: JSON lines, or CounterFact.", show_default=False),
+    typer.Option(
+        "--facts",
+        help="Many facts: JSON lines, CounterFact, or the set `everyday`.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Save the patch to this file.")]
 Schedule = Annotated[
