@@ -13,7 +13,7 @@ from retcon.patch.patch import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
 from retcon.run.driver import check, fold
 from retcon.run.schedule import Schedule
-from retcon.run.shared_keys import check_keys, warned_of
+from retcon.run.shared_keys import check_keys, merged_where_shared, warned_of
 from retcon.run.steps import Step
 
 _NOTHING = (
@@ -36,7 +36,8 @@ def edit(
 
     What is not given comes from the model's published settings. Where the schedule's guard has
     ended the run, the patch holds the facts that were written, and its `notes` say what the guard
-    has seen. A `RetconWarning` names facts that are written over one another.
+    has seen. Facts with one key get one target where the method can do that and the settings leave
+    it open; a `RetconWarning` names them, and those that are written over one another all the same.
 
     Args:
         schedule: how the facts are written, `sequential` or `sequential-batch:B`; all in one batch
@@ -65,6 +66,9 @@ def edit(
     )
     check(chosen, edits, plan)
     check_texts(model.tokens, edits)
+    if "merge_subjects" in recipe.settings and "merge_subjects" not in (settings or {}):
+        recipe = merged_where_shared(model.tokens, recipe, edits, plan)
+        chosen = recipe.build()
     warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
     state = chosen.setup.begin(model, progress)
     taken = [step for steps in fold(model, chosen, state, edits, plan, progress) for step in steps]
