@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
-from retcon.edits import Case, Edit
+from retcon.edits import Case
 from retcon.errors import InvalidSetting
 from retcon.method.entries import methods
 from retcon.model.handle import ModelHandle
@@ -111,7 +111,7 @@ def _again(
         )
     return edit(
         model,
-        [Edit(**record.model_dump()) for record in about.edits if record.id not in dropped],
+        [record.edit for record in about.edits if record.id not in dropped],
         method=about.method,
         layers=about.layers,
         settings=about.settings,
@@ -129,7 +129,7 @@ def _judged(
     taken: list[Case] = []
     for entry in entries:
         for record in entry.about.edits:
-            fact = Edit(**{**record.model_dump(), "id": f"{entry.number}:{record.id}"})
+            fact = replace(record.edit, id=f"{entry.number}:{record.id}")
             case = known.get((fact.prompt, fact.subject, fact.target), Case(edit=fact))
             old = fact.target_old if fact.target_old is not None else case.edit.target_old
             case = replace(case, edit=replace(fact, target_old=old))

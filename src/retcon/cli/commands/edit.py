@@ -13,13 +13,14 @@ from retcon.cli.console import bars, number, out, table, warn, write_json
 from retcon.cli.foreseen import print_interference
 from retcon.cli.plan import print_plan
 from retcon.environment import environment
-from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
+from retcon.errors import Collapsed, InvalidEdit, InvalidSetting, NotSaid
 from retcon.files import check_writable
 
 if TYPE_CHECKING:
     from retcon.data.cases import FactFile
     from retcon.edits import Case
     from retcon.patch.patch import Patch
+    from retcon.run.asked import FactVerdict
 
 Fact = Annotated[
     tuple[str, str] | None,
@@ -46,6 +47,9 @@ Schedule = Annotated[
         "Default: one batch of all."
     ),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 2 where a fact is not said.")
+]
 Interference = Annotated[
     str | None,
     typer.Option(
@@ -55,6 +59,9 @@ Interference = Annotated[
         show_default=False,
     ),
 ]
+
+# How many facts are shown, those that are not said first.
+_SHOWN = 12
 
 
 def edit(
@@ -70,6 +77,7 @@ def edit(
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
+    strict: Strict = False,
     interference: Interference = None,
     plan: choices.Plan = False,
     edits: Annotated[
@@ -82,7 +90,7 @@ def edit(
     device: choices.Device = "cpu",
     json: choices.Json = None,
 ) -> None:
-    """Rewrite facts: make the patch, show before and after, and save it with -o.
+    """Rewrite facts: make the patch, ask for each fact, show what is said, and save it with -o.
 
     Where --guard stop or rollback ends the run before all facts are in, what is in is shown and
     saved, and the exit code is 2.
@@ -117,19 +125,27 @@ def edit(
     write_json(json, {"model": model, **_described(result, asked)})
     if left_out:
         raise _unfinished(left_out, len(cases), output)
+    if strict and result.shortfall:
+        raise NotSaid(result.shortfall)
 
 
 class _Result(NamedTuple):
-    """The patch; some prompts with what followed before and after; scores by time, of all facts."""
+    """The patch; what each fact comes to; scores by time, of all facts.
+
+    before: what the untouched model says behind the prompts of the facts that are shown.
+    """
 
     patch: "Patch"
-    said: list[tuple[str, str, str]]
+    verdicts: "list[FactVerdict]"
+    before: dict[str, str]
     scores: dict[str, dict[str, float | None]]
+    shortfall: str
 
 
 def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
     with bars() as progress:
         model = source.load(progress)
+        from retcon.run.asked import ask, check_asking, shortfall, with_verdicts, worst_first
         from retcon.run.edit import edit as make
         from retcon.run.evaluate import score
         from retcon.scoring.exact_match import continuations
@@ -137,6 +153,7 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
         from retcon.scoring.score import check_cases
 
         check_cases(model.tokens, cases)
+        check_asking(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
         patch = make(
             model,
@@ -147,13 +164,17 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
             schedule=choice.schedule,
             progress=progress,
         )
-        texts = [case.edit.text for case in cases[:8]]
         seen = score(model, cases, patch=patch, progress=progress)
-        before = continuations(model, texts, progress=progress)
-        with patch.applied(model):
-            after = continuations(model, texts, progress=progress)
-    said = list(zip(texts, before, after, strict=True))
-    return _Result(patch, said, {when: summarise(seen.at(when)) for when in seen.times})
+        verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
+        texts = [one.prompt for one in verdicts[:_SHOWN]]
+        before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
+    return _Result(
+        with_verdicts(patch, verdicts),
+        verdicts,
+        before,
+        {when: summarise(seen.at(when)) for when in seen.times},
+        shortfall(verdicts),
+    )
 
 
 def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object]:
@@ -162,6 +183,7 @@ def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object
         **result.patch.about.model_dump(mode="json"),
         **asked,
         "notes": list(result.patch.notes),
+        "facts": [verdict.record() for verdict in result.verdicts],
         **result.scores,
         "versions": environment(),
     }
@@ -185,8 +207,22 @@ def _unfinished(left_out: list[str], number: int, output: Path | None) -> Collap
 
 
 def _print(result: _Result) -> None:
-    lines = [[text, _short(before), _short(after)] for text, before, after in result.said]
-    out.print(table("What the model says", ["prompt", "before", "after"], lines))
+    shown = result.verdicts[: len(result.before)]
+    lines = [
+        [
+            one.prompt,
+            one.target,
+            _short(result.before[one.prompt]),
+            _short(one.text),
+            one.word,
+            f"{one.others.right} of {one.others.of}" if one.others.of else "–",
+        ]
+        for one in shown
+    ]
+    columns = ["prompt", "asked for", "before", "after", "verdict", "other ways"]
+    out.print(table("What the model says", columns, lines))
+    if len(shown) < len(result.verdicts):
+        out.print(f"Shown: {len(shown)} of {len(result.verdicts)} facts, those not said first.")
     pre, final = result.scores["pre"], result.scores["final"]
     rows = [
         [name, number(pre[name]), number(score)]
@@ -194,7 +230,7 @@ def _print(result: _Result) -> None:
         if score is not None
     ]
     out.print(table("Scores, in %", ["", "pre", "final"], rows))
-    for note in result.patch.notes:
+    for note in filter(None, [*result.patch.notes, result.shortfall]):
         warn(note)
 
 
@@ -224,4 +260,4 @@ def _facts(fact: tuple[str, str] | None, facts: Path | None, skip_bad: bool) -> 
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:60]
+    return " ".join(text.split())[:40]
