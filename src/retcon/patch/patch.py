@@ -48,6 +48,7 @@ _OMITTED_DEFAULTS = (
     ("refresh", "each-batch"),
     ("digest", None),
     ("verdict", None),
+    ("tries", 0),
 )
 
 # How an edited model answers when it is asked for a fact: see `retcon.run.asked`.
@@ -60,6 +61,8 @@ class EditRecord(BaseModel):
     Attributes:
         verdict: how the edited model answered when the fact was asked for; only written down where
             it was.
+        tries: which try, harder than the settings say, its target is of; only those above 0 are
+            written down.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,11 +72,12 @@ class EditRecord(BaseModel):
     target: str
     target_old: str | None = None
     verdict: VerdictWord | None = None
+    tries: int = 0
 
     @property
     def edit(self) -> Edit:
         """The edit itself."""
-        return Edit(**self.model_dump(exclude={"verdict"}))
+        return Edit(**self.model_dump(exclude={"verdict", "tries"}))
 
     @model_serializer(mode="wrap")
     def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:

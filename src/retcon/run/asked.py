@@ -172,5 +172,5 @@ def shortfall(verdicts: Sequence[FactVerdict]) -> str:
     count = f"{len(missing):,} of {len(verdicts):,} facts {are}"
     return (
         f"{count} not said when asked for: {names}{more}. Try more steps "
-        f"(--set steps=50), a larger clamp (--set clamp=1.5), or another layer."
+        f"(--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
     )

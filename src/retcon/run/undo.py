@@ -109,13 +109,15 @@ def _again(
             f"Entry {entry.number} was made by {about.method!r}, which is no method of Retcon: "
             f"there is nothing to solve again. Take its facts back by removing their rows."
         )
+    staying = [record for record in about.edits if record.id not in dropped]
     return edit(
         model,
-        [record.edit for record in about.edits if record.id not in dropped],
+        [record.edit for record in staying],
         method=about.method,
         layers=about.layers,
         settings=about.settings,
         schedule=Schedule.parse(about.schedule, about.refresh),
+        tries={record.id: record.tries for record in staying if record.tries},
         progress=progress,
     )
 

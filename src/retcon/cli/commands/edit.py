@@ -15,12 +15,15 @@ from retcon.cli.plan import print_plan
 from retcon.environment import environment
 from retcon.errors import Collapsed, InvalidEdit, InvalidSetting, NotSaid
 from retcon.files import check_writable
+from retcon.progress import Progress
 
 if TYPE_CHECKING:
     from retcon.data.cases import FactFile
     from retcon.edits import Case
+    from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
     from retcon.run.asked import FactVerdict
+    from retcon.run.repair import Repaired
 
 Fact = Annotated[
     tuple[str, str] | None,
@@ -50,6 +53,17 @@ Schedule = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with code 2 where a fact is not said.")
 ]
+UntilSaid = Annotated[
+    int,
+    typer.Option(
+        "--until-said",
+        metavar="N",
+        help="Try facts that are not said again, harder, in at most N rounds.",
+        min=0,
+        max=10,
+        show_default="none",
+    ),
+]
 Interference = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +91,7 @@ def edit(
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
+    until_said: UntilSaid = 0,
     strict: Strict = False,
     interference: Interference = None,
     plan: choices.Plan = False,
@@ -93,10 +108,15 @@ def edit(
     """Rewrite facts: make the patch, ask for each fact, show what is said, and save it with -o.
 
     Where --guard stop or rollback ends the run before all facts are in, what is in is shown and
-    saved, and the exit code is 2.
+    saved, and the exit code is 2. Facts that --until-said does not bring about are left out.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
+    if until_said and schedule is not None:
+        raise InvalidSetting(
+            "--until-said writes all facts in one batch, and some of them again: leave --schedule "
+            "out."
+        )
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")
@@ -116,14 +136,14 @@ def edit(
         return
     check_writable(json)
     check_writable(output)
-    result = _run(source, choice, cases)
+    result = _run(source, choice, cases, until_said)
     _print(result)
     if output is not None:
         _save(result.patch, output)
     left_out = _left_out(result.patch, cases)
     asked = {"asked": len(cases), "skipped": [str(bad) for bad in skipped], "left_out": left_out}
     write_json(json, {"model": model, **_described(result, asked)})
-    if left_out:
+    if left_out and not until_said:
         raise _unfinished(left_out, len(cases), output)
     if strict and result.shortfall:
         raise NotSaid(result.shortfall)
@@ -133,6 +153,8 @@ class _Result(NamedTuple):
     """The patch; what each fact comes to; scores by time, of all facts.
 
     before: what the untouched model says behind the prompts of the facts that are shown.
+    remarks: what the user should know: who was left out, what is not said, which probes changed.
+    record: of the rounds of repair and of the probes, for JSON.
     """
 
     patch: "Patch"
@@ -140,14 +162,16 @@ class _Result(NamedTuple):
     before: dict[str, str]
     scores: dict[str, dict[str, float | None]]
     shortfall: str
+    remarks: list[str]
+    record: dict[str, object]
 
 
-def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
+def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]", until_said: int) -> _Result:
     with bars() as progress:
         model = source.load(progress)
         from retcon.run.asked import ask, check_asking, shortfall, with_verdicts, worst_first
-        from retcon.run.edit import edit as make
         from retcon.run.evaluate import score
+        from retcon.run.harm import harm_of
         from retcon.scoring.exact_match import continuations
         from retcon.scoring.metrics import summarise
         from retcon.scoring.score import check_cases
@@ -155,26 +179,55 @@ def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Resul
         check_cases(model.tokens, cases)
         check_asking(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
-        patch = make(
-            model,
-            [case.edit for case in cases],
-            method=choice.method,
-            layers=choice.layers,
-            settings=choice.settings,
-            schedule=choice.schedule,
-            progress=progress,
-        )
+        patch, repair = _made(model, choice, cases, until_said, progress)
         seen = score(model, cases, patch=patch, progress=progress)
         verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
         texts = [one.prompt for one in verdicts[:_SHOWN]]
         before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
+    harm, missing = harm_of(seen.at("pre"), seen.at("final"), cases), shortfall(verdicts)
     return _Result(
         with_verdicts(patch, verdicts),
         verdicts,
         before,
         {when: summarise(seen.at(when)) for when in seen.times},
-        shortfall(verdicts),
+        missing,
+        [*patch.notes, *filter(None, [repair.told() if repair else "", missing, harm.told()])],
+        {"probes": harm.record(), **({"repair": repair.record()} if repair else {})},
     )
+
+
+def _made(
+    model: "ModelHandle",
+    choice: EditChoice,
+    cases: "list[Case]",
+    until_said: int,
+    progress: Progress,
+) -> "tuple[Patch, Repaired | None]":
+    """The patch, and how it was repaired where that was asked for."""
+    from retcon.run.edit import edit as make
+    from retcon.run.repair import edit_until_said
+
+    if until_said:
+        repair = edit_until_said(
+            model,
+            cases,
+            rounds=until_said,
+            method=choice.method,
+            layers=choice.layers,
+            settings=choice.settings,
+            progress=progress,
+        )
+        return repair.patch, repair
+    patch = make(
+        model,
+        [case.edit for case in cases],
+        method=choice.method,
+        layers=choice.layers,
+        settings=choice.settings,
+        schedule=choice.schedule,
+        progress=progress,
+    )
+    return patch, None
 
 
 def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object]:
@@ -184,6 +237,7 @@ def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object
         **asked,
         "notes": list(result.patch.notes),
         "facts": [verdict.record() for verdict in result.verdicts],
+        **result.record,
         **result.scores,
         "versions": environment(),
     }
@@ -230,8 +284,8 @@ def _print(result: _Result) -> None:
         if score is not None
     ]
     out.print(table("Scores, in %", ["", "pre", "final"], rows))
-    for note in filter(None, [*result.patch.notes, result.shortfall]):
-        warn(note)
+    for remark in result.remarks:
+        warn(remark)
 
 
 def _save(patch: "Patch", file: Path) -> None:
