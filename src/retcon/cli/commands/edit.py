@@ -64,6 +64,10 @@ UntilSaid = Annotated[
         show_default="none",
     ),
 ]
+Edits = Annotated[
+    int | None,
+    typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
+]
 Interference = Annotated[
     str | None,
     typer.Option(
@@ -95,10 +99,7 @@ def edit(
     strict: Strict = False,
     interference: Interference = None,
     plan: choices.Plan = False,
-    edits: Annotated[
-        int | None,
-        typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
-    ] = None,
+    edits: Edits = None,
     gflops: choices.Rate = None,
     revision: choices.Revision = None,
     dtype: choices.Dtype = "float32",
@@ -112,11 +113,6 @@ def edit(
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
-    if until_said and schedule is not None:
-        raise InvalidSetting(
-            "--until-said writes all facts in one batch, and some of them again: leave --schedule "
-            "out."
-        )
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")
@@ -134,6 +130,8 @@ def edit(
     if interference is not None:
         print_interference(source, choice, [case.edit for case in cases], interference, json)
         return
+    if until_said and schedule is not None:
+        raise InvalidSetting("--until-said writes all facts in one batch: leave --schedule out.")
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases, until_said)
