@@ -125,9 +125,9 @@ def in_chat(tokenizer: Any, question: str) -> str:
 
 def load(folder: str, adapter: str | None = None) -> Served:
     """Load a model, and an adapter on it, with transformers and PEFT."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     return Served(model.eval(), tokenizer)

@@ -86,7 +86,8 @@ def _right(rows: Sequence[Observation]) -> dict[_Place, bool]:
 
 def _probes(case: Case) -> dict[_Place, ChangedProbe]:
     """The probes of a case, by their places among the observations."""
-    edit, texts = case.edit, {}
+    edit = case.edit
+    texts: dict[tuple[str, int], tuple[str, str]] = {}
     if edit.target_old is not None:
         texts = {
             ("neighbour", i): (text, edit.target_old) for i, text in enumerate(case.neighbours)
