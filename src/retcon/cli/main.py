@@ -39,7 +39,7 @@ app = typer.Typer(
     name="retcon",
     help="Rewrite facts inside language models, keep each edit, and measure what it costs.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
