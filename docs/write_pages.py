@@ -16,6 +16,8 @@ import retcon
 DOCS = Path(__file__).parent
 SOURCE = DOCS.parent / "src" / "retcon"
 REFERENCE = DOCS / "reference"
+# A bar inside a cell of a table.
+BAR = r"\|"
 HEAD = """# Map of the source
 
 Every file of `src/retcon`, and the first line of its docstring. A folder builds on those before it.
@@ -55,7 +57,7 @@ def map_page() -> str:
 
 def cell(text: str) -> str:
     """Text as one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", r"\|").replace("[", r"\[").replace("<", r"\<")
+    return " ".join(text.split()).replace("|", BAR).replace("[", r"\[").replace("<", r"\<")
 
 
 # The help of every command, from the parser.
@@ -76,7 +78,9 @@ def command_section(name: str, command: Any) -> str:
     context = Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     records = [parameter.get_help_record(context) for parameter in command.params]
-    rows = [f"| `{option}` | {cell(text)} |" for option, text in filter(None, records)]
+    rows = [
+        f"| `{option.replace('|', BAR)}` | {cell(text)} |" for option, text in filter(None, records)
+    ]
     help_text = "\n".join(line.strip() for line in (command.help or "").splitlines())
     parts = [f"{'#' * len(name.split())} {name}\n", f"```text\n{usage}\n```\n", f"{help_text}\n"]
     if rows and not hasattr(command, "commands"):
