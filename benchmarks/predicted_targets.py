@@ -43,7 +43,8 @@ def unit(rows: Tensor) -> Tensor:
 def unembeddings(model: ModelHandle, edits: Sequence[Edit]) -> Rows:
     """The direction that the head gives to the first token of each target."""
     first = [model.tokens.continuation(edit.text, edit.target).target[0] for edit in edits]
-    return unit(model.model.get_output_embeddings().weight.detach()[first])
+    (head,) = model.architecture.head.parameters()
+    return unit(head.detach()[first])
 
 
 def cosine(predicted: Tensor, wanted: Tensor) -> float:

@@ -16,6 +16,7 @@ from fake_hub import install
 from pico import pico, tokenizer
 from retcon.patch.ledger import Ledger
 from test_cli import FACTS, FAST, SETTINGS
+from test_verbs import STUDY
 from tiny_study import write_model_and_facts
 
 ROOT = Path(__file__).parents[1]
@@ -238,3 +239,36 @@ def test_the_fact_of_the_page_can_be_read():
 
     (line,) = [text for language, text in blocks(DOCS / "shipping.md") if language == "json"]
     assert parse_fact(line).edit.id == "darrieux"
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+# What stands in for the models and the settings of a notebook.
+PARAMETERS = {
+    "edit_and_undo": f"MODEL, SETTINGS = 'model', dict({', '.join(FAST)})",
+    "compare_methods": "import retcon\nMODEL, LAYER = 'model', 1\n"
+    "CASES = retcon.load_cases('facts.jsonl')\n"
+    f"METHODS = {{'memit': dict({', '.join(FAST)}, ridge=1.0), 'finetune': {{'steps': 2}}}}",
+    "read_a_study": "STUDY = 'study'",
+}
+
+
+def test_notebooks_are_kept_without_what_they_print():
+    assert {path.stem for path in NOTEBOOKS} == PARAMETERS.keys()
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, path.name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_notebooks_run(name, folder):
+    """Their cells of code, one after the other, with other values in the first one."""
+    write_model_and_facts(folder, paraphrased=True)
+    if name == "read_a_study":
+        Path("study.yaml").write_text(STUDY, encoding="utf-8")
+        package.run_study("study.yaml", "study")
+    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    names: dict[str, object] = {}
+    for text in (PARAMETERS[name], *code[1:]):
+        exec(compile(text, name, "exec"), names)
