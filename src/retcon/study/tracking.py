@@ -9,7 +9,7 @@ run's configuration, its batches are steps, its scores come last.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from retcon.progress import Progress, silent
 from retcon.scoring.measured import Measured
@@ -18,6 +18,7 @@ from retcon.study.points import Point
 from retcon.study.study import Study, holds_study, read_study
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """The three functions of trackio, and of others, that are used here."""
 
