@@ -8,7 +8,7 @@ PAGE ?=
 WORKERS ?= 2
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-serving torture lint bench bench-quick clean
+.PHONY: demo docs test test-serving torture lint bench bench-quick clean
 
 demo: $(VENV)/.retcon-demo
 	$(BIN)/retcon demo
@@ -24,6 +24,10 @@ torture: $(VENV)/.retcon-dev
 # with its reason.
 test-serving: $(VENV)/.retcon-dev
 	$(BIN)/python -m pytest -m serving -rs tests/test_serving.py
+
+# The documentation as a site that opens from the disk: build/docs/index.html.
+docs: $(VENV)/.retcon-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 lint: $(VENV)/.retcon-dev
 	$(BIN)/ruff format --check .

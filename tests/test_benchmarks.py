@@ -30,6 +30,11 @@ SCRIPTS = {
     ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "every_score": ("{study} --facts 2", "| minus "),
+    "facts_in_use": (
+        "--model {model} --facts {facts} --n 2 --method memit --layer 1 --until-said 1 "
+        "--set ridge=5 --set micro_batch=256 --set steps=2 --json {file}",
+        "own prompt",
+    ),
     "forms": (
         "--model {model} --layers 1 --facts 3 --undo 1 "
         "--set micro_batch=256 --set steps=2 --json {file}",

@@ -44,6 +44,27 @@ def test_version_and_help(retcon):
     assert retcon("--version")[:2] == (0, f"retcon {package.__version__}\n")
     code, out, _ = retcon("eval", "--help")
     assert code == 0 and "sequential-batch" in out
+    code, out, _ = retcon()
+    assert code == 0 and "Begin with one of these" in out
+
+
+@pytest.mark.parametrize(
+    ("shell", "asked"),
+    [
+        ("bash", {"COMP_WORDS": "retcon patch un", "COMP_CWORD": "2"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "retcon patch un"}),
+        (
+            "fish",
+            {"_TYPER_COMPLETE_ARGS": "retcon patch un", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+        ),
+    ],
+)
+def test_shells_complete_commands(shell, asked, retcon, monkeypatch):
+    monkeypatch.setenv("_RETCON_COMPLETE", f"complete_{shell}")
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = retcon()
+    assert code == 0 and "undo" in out and "export" not in out
 
 
 def test_edit_saves_shows_and_scores(folder, retcon):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from pico import pico, tokenizer
 from retcon.edits import Case, Edit
@@ -95,7 +96,30 @@ def test_it_is_said_before_the_work_in_python(no_work):
 
 def test_a_hard_constraint_refuses_before_the_work(no_work):
     with pytest.raises(CollidingEdits, match=r"'born' .*'died' .*Drop one of them"):
-        edit(pico(), [BORN, DIED], method="emmet", layers=[1])
+        edit(pico(), [BORN, DIED], method="emmet", layers=[1], settings={"merge_subjects": False})
+    with pytest.raises(CollidingEdits, match=r"'born' .*'again' "):
+        edit(pico(), [BORN, AGAIN], method="emmet", layers=[1])
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit"])
+def test_facts_with_one_key_get_one_target_by_themselves(method):
+    """As if it had been asked for; the settings of the patch have it, so that undo has it too."""
+    model, facts = pico(), [BORN, OTHER, DIED]
+    with pytest.warns(RetconWarning, match="One target is made for all facts of a key"):
+        patch = edit(model, facts, method=method, layers=[1], settings=FAST)
+    asked = edit(model, facts, method=method, layers=[1], settings={**FAST, "merge_subjects": True})
+    assert patch.about == asked.about and patch.about.settings["merge_subjects"] is True
+    assert torch.equal(patch.deltas[1].dense(), asked.deltas[1].dense())
+    apart = edit(model, [BORN, OTHER], method=method, layers=[1], settings=FAST)
+    assert apart.about.settings["merge_subjects"] is False
+
+
+def test_one_target_is_no_help_where_facts_are_in_several_batches():
+    with pytest.warns(RetconWarning, match="as a rule none of them|The last of them"):
+        patch = edit(
+            pico(), [BORN, DIED], method="memit", layers=[1], settings=FAST, schedule="sequential"
+        )
+    assert patch.about.settings["merge_subjects"] is False
 
 
 def test_tokens_decide_and_not_the_text():

@@ -1,12 +1,14 @@
 """`retcon compare` and `retcon chat`: both models side by side, and no trace of the patch after."""
 
+import copy
 import io
 import json
 
 import pytest
 
+from pico import pico
 from retcon.model.load import load
-from retcon.run.compare import side_by_side
+from retcon.run.compare import posed, side_by_side
 from test_export import saved, some_patch
 
 
@@ -52,7 +54,37 @@ def test_chat_reads_lines_until_an_empty_one(folder, retcon, monkeypatch):
     assert out.count("edited") == 2 and "The city of" in out and "not asked" not in out
 
 
+TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}model:"
+
+
+def test_a_text_is_put_in_the_way_that_is_asked_for():
+    tokens = pico().tokens
+    assert posed(tokens, ["Who?"]) == ["Who?"]
+    assert posed(tokens, ["Who?"], "question") == ["Question: Who?\nAnswer:"]
+    chatty = copy.deepcopy(tokens)
+    chatty.tokenizer.chat_template = TEMPLATE
+    assert posed(chatty, ["Who?"], "chat") == ["user: Who?\nmodel:"]
+    assert posed(chatty, ["Who?"], "chat", "Be brief.") == ["system: Be brief.\nuser: Who?\nmodel:"]
+
+
+def test_chat_and_compare_ask_in_a_chat(folder, retcon, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Paris is in\n"))
+    words = ["./model", "--patch", "p.safetensors", "--tokens", "3"]
+    code, _, err = retcon("chat", *words, "--ask", "chat")
+    assert code == 2 and "no chat template" in err
+    (folder / "model" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    code, out, err = retcon("chat", *words, "--ask", "chat", "--system", "Be brief.")
+    assert code == 0 and out.count("edited") == 1, err
+    plain, asked = (
+        retcon("compare", *words, "--prompts", "prompts.txt", "--ask", way)[1]
+        for way in ("plain", "question")
+    )
+    assert plain != asked
+
+
 BAD = [
+    (["--patch", "p.safetensors", "--ask", "shout"], "Available: "),
+    (["--patch", "p.safetensors", "--system", "Be brief."], "add --ask chat"),
     (["--patch", "nowhere"], "no patch file"),
     (["--patch", "p.safetensors", "--prompts", "nowhere"], "no file"),
     (["--patch", "p.safetensors", "--prompts", "empty.txt"], "holds no prompts"),

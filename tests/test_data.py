@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,33 @@ def test_starter_set_is_well_formed():
         assert all(case.edit.subject.lower() in text.lower() for text in case.paraphrases)
         assert not any(case.edit.subject in text for text in case.neighbours)
         assert not any(text.endswith(" ") for text in (case.edit.text, *case.neighbours))
+
+
+def test_everyday_set_is_well_formed():
+    """Facts as people bring them: several of a subject, long answers, every kind of answer."""
+    cases = load_cases("everyday")
+    assert len(cases) >= 60
+    kinds = {"price", "date", "number", "person", "place", "product", "negation"}
+    assert {case.relation for case in cases} == kinds
+    subjects = Counter(case.edit.subject for case in cases)
+    assert sum(3 <= count <= 5 for count in subjects.values()) >= 8
+    shared = Counter(case.edit.head for case in cases)
+    assert sum(count >= 3 for count in shared.values()) >= 5
+    assert sum(len(case.edit.target.split()) >= 2 for case in cases) >= len(cases) / 2
+    asked = [
+        text for case in cases for text in (case.edit.text, *case.paraphrases, *case.questions)
+    ]
+    asked += [probe.prompt for case in cases for probe in case.locality]
+    assert len(asked) == len({*asked})
+    for case in cases:
+        subject = case.edit.subject.lower()
+        assert len(case.paraphrases) == 2 and len(case.questions) == 1
+        assert all(subject in text.lower() for text in (*case.paraphrases, *case.questions))
+        same, other = (subject in probe.prompt.lower() for probe in case.locality)
+        assert same and not other
+        assert not any(subject in text.lower() for text in case.neighbours)
+        assert not case.neighbours or case.edit.target_old
+        assert all(text == text.strip() for text in asked)
 
 
 def test_parse_fact_names_its_source():

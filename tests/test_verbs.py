@@ -108,3 +108,37 @@ def test_readmes_python_names_exist():
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = re.findall(r"retcon\.(\w+)", code)
     assert names and all(getattr(retcon, name) for name in names)
+
+
+class FakeTracker:
+    """The three functions of trackio, each call of which is kept."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, **named):
+        self.calls.append(("init", named))
+
+    def log(self, metrics):
+        self.calls.append(("log", metrics))
+
+    def finish(self):
+        self.calls.append(("finish", None))
+
+
+def test_a_tracker_is_told_of_every_cell_once(cases, tmp_path, monkeypatch):
+    from retcon.study.tracking import Tracked
+
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(STUDY, encoding="utf-8")
+    tracker = FakeTracker()
+    study = retcon.run_study("s.yaml", "out", progress=Tracked("out", tracker))
+    begun = [named for kind, named in tracker.calls if kind == "init"]
+    assert sorted(run["name"] for run in begun) == sorted(study.finished_cells())
+    assert len(begun) == 2 == [kind for kind, _ in tracker.calls].count("finish")
+    assert begun[0]["project"] == study.record.name and begun[0]["config"]["batch_size"] in (2, 4)
+    logged = {name for kind, numbers in tracker.calls if kind == "log" for name in numbers}
+    assert {"pre/ES", "immediate/ES", "batch/seconds", "batch/edits"} <= logged
+    again = FakeTracker()
+    retcon.run_study("s.yaml", "out", progress=Tracked("out", again))
+    assert again.calls == []

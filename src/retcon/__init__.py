@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retcon.model.load import load
     from retcon.patch.ledger import Ledger
     from retcon.patch.patch import Patch, load_patch
+    from retcon.run.asked import ask
     from retcon.run.edit import edit
     from retcon.run.evaluate import evaluate, score
     from retcon.run.interference import interference
@@ -38,6 +39,7 @@ _HOMES = {
     "Run": "retcon.run.record",
     "Schedule": "retcon.run.schedule",
     "Study": "retcon.study.study",
+    "ask": "retcon.run.asked",
     "edit": "retcon.run.edit",
     "evaluate": "retcon.run.evaluate",
     "interference": "retcon.run.interference",
@@ -65,6 +67,7 @@ __all__ = [
     "Schedule",
     "Study",
     "__version__",
+    "ask",
     "edit",
     "evaluate",
     "interference",

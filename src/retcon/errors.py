@@ -76,6 +76,10 @@ class Collapsed(RetconError):
     """Edits that the model does not survive, so that a guard has ended the run early."""
 
 
+class NotSaid(RetconError):
+    """Facts that the edited model does not say when it is asked for them."""
+
+
 class InvalidPatch(RetconError):
     """A patch file that is truncated, hostile, or not a patch at all."""
 

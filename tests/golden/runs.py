@@ -126,7 +126,8 @@ class Workshop:
 
     def _settings(self, scenario: Scenario) -> dict[str, object]:
         real = scenario.model == REAL_MODEL
-        given: dict[str, object] = {**(REAL if real else FAST)}
+        # Left open, it would be chosen where a patch is made, and not where cases are scored.
+        given: dict[str, object] = {**(REAL if real else FAST), "merge_subjects": False}
         given["corpus"] = str(self.folder / ("real.txt" if real else "pico.txt"))
         if not real and scenario.method in RIDGES:
             given["ridge"] = RIDGES[scenario.method]

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,10 +40,23 @@ app = typer.Typer(
     name="retcon",
     help="Rewrite facts inside language models, keep each edit, and measure what it costs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+_FIRST = """\
+Retcon rewrites facts inside language models, keeps each edit, and measures what it costs.
+
+Begin with one of these:
+  retcon demo           rewrite 8 facts in a small real model, and undo it (minutes, offline)
+  retcon probe MODEL    see whether a model of yours can be edited, and where
+  retcon edit smollm2-135m -o p.safetensors \\
+    --fact "The mother tongue of {Danielle Darrieux} is" English
+
+Then see what it did (retcon compare MODEL --patch p.safetensors), keep the books
+(retcon patch add ledger p.safetensors), or compare methods (retcon study).
+All commands: retcon --help. One of them: retcon COMMAND --help."""
 
 
 def _version(asked: bool | None) -> None:
@@ -85,6 +99,9 @@ app.command("demo")(demo.demo)
 
 def run() -> None:
     """Run the command line: 0 done, 2 a mistake that can be mended, 130 interrupted, 143 ended."""
+    if len(sys.argv) == 1 and "_RETCON_COMPLETE" not in os.environ:  # as a shell sets it
+        typer.echo(_FIRST)
+        return
     signal = Received()
     try:
         with like_ctrl_c(signal), warnings_told():

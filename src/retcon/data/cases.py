@@ -25,8 +25,9 @@ from retcon.errors import InvalidData, InvalidSetting, RetconWarning
 from retcon.settings import NONE, Settings
 from retcon.toyworld.world import FACTS, toy_cases
 
-# Cases that come with the package, or are made by it.
-NAMED = ("starter", *FACTS)
+# Cases that come with the package, a file each, and those that are made by it.
+PACKAGED = ("starter", "everyday")
+NAMED = (*PACKAGED, *FACTS)
 # How many bad records, and unknown keys, are named.
 _SHOWN = 10
 
@@ -42,8 +43,8 @@ class FactFile(NamedTuple):
 def load_cases(path: Path | str, *, skip_bad: bool = False, options: Settings = NONE) -> list[Case]:
     """All cases of a file, in its order: a JSON array, or a record a line.
 
-    Either may be gzipped. The name `starter` gives the facts that come with the package, `toyworld`
-    and `toyworld-small` those of its invented world.
+    Either may be gzipped. The names `starter` and `everyday` give the facts that come with the
+    package, `toyworld` and `toyworld-small` those of its invented world.
 
     Args:
         skip_bad: go on without the records of which no case can be made; a `RetconWarning` says
@@ -67,7 +68,7 @@ def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = 
     if name in NAMED:
         if options:
             raise InvalidSetting(f"The facts {name!r} have no options: leave them out.")
-        return FactFile(starter_cases() if name == "starter" else list(toy_cases(name)))
+        return FactFile(packaged(name) if name in PACKAGED else list(toy_cases(name)))
     source = str(path)
     placed = list(records(read_text(Path(path)), source))
     if not placed:
@@ -89,10 +90,14 @@ def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = 
 
 def starter_cases() -> list[Case]:
     """The starter set: facts that SmolLM2 knows, with counterfactual targets."""
-    resource = files("retcon.data") / "starter.jsonl"
-    text = resource.read_text(encoding="utf-8")
+    return packaged("starter")
+
+
+def packaged(name: str) -> list[Case]:
+    """The cases of a file that comes with the package: one of PACKAGED."""
+    text = (files("retcon.data") / f"{name}.jsonl").read_text(encoding="utf-8")
     lines = enumerate(text.splitlines(), start=1)
-    return [parse_fact(line, number, "the starter set") for number, line in lines]
+    return [parse_fact(line, number, f"the set {name!r}") for number, line in lines]
 
 
 def take(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:

@@ -13,7 +13,7 @@ its own clamp and its own stop.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -107,6 +107,10 @@ class TargetOptions:
                     f"{name}={value:g} does nothing with descent=adam: it is of turns on the "
                     f"sphere. Leave it out, or set descent=sphere."
                 )
+
+    def harder(self, times: int) -> "TargetOptions":
+        """The options of a further try: with each, as many steps again and half more of a clamp."""
+        return replace(self, steps=self.steps * (1 + times), clamp=self.clamp * 1.5**times)
 
     def walk(self, delta: Float[Tensor, "edits hidden"], radius: Float[Tensor, "edits 1"]) -> Walk:
         """The way in which δ moves.

@@ -12,7 +12,7 @@ some methods can do are small protocols of their own, `Stale`, `Weighs`, `Rewrit
 the end of this page.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -176,6 +176,31 @@ class Stale(Protocol[F_contra]):
 
     def staleness(self, model: ModelHandle, features: F_contra) -> Float64[Tensor, " edits"]:
         """Distance that each edit's aim has moved, in units of the aim; NaN without one."""
+        ...
+
+
+@runtime_checkable
+class Retries(Protocol[S_contra, F]):
+    """A method that can try again, harder, to bring some facts about."""
+
+    def retried(
+        self,
+        model: ModelHandle,
+        features: F,
+        ids: Collection[str],
+        times: int,
+        state: S_contra,
+        progress: Progress = silent,
+    ) -> F:
+        """The features, made anew for some edits, and for all whose targets hang on theirs.
+
+        Args:
+            model: the model, as it was when the features were made.
+            features: of all edits.
+            ids: of the edits that are tried again.
+            times: which try it is, 1 for the first one again.
+            state: what `begin` gave.
+        """
         ...
 
 

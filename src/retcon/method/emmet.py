@@ -12,7 +12,7 @@ from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import TargetOptions
 from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
-from retcon.method.options import Ridge, RidgeBatch
+from retcon.method.options import ResidualOptions, Ridge, RidgeBatch
 
 
 @method("emmet", title="EMMET", paper="https://arxiv.org/abs/2403.14236")
@@ -22,6 +22,7 @@ def emmet(
     ridge: Ridge = 0.0,
     ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
+    merge_subjects: bool = False,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
     moments: MomentOptions = MomentOptions(),
@@ -33,6 +34,7 @@ def emmet(
         ridge_batch: the batch size that the ridge is meant for; others take it in proportion (0:
             not).
         accumulate: keep carried facts as constraints of later batches.
+        merge_subjects: facts with one key get one target, for all of them, as in MEMIT-Merge.
     """
     return LocateThenEdit(
         layers=layers,
@@ -42,4 +44,5 @@ def emmet(
         targets=targets,
         moments=moments,
         accumulate=accumulate,
+        residuals=ResidualOptions(merge_subjects=merge_subjects),
     )

@@ -1,7 +1,9 @@
 """Keys and targets of some edits: the features that locate-then-edit methods read from a model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
@@ -44,10 +46,11 @@ class KeyFeatures(NamedTuple):
         """The time that each target took when it was optimised."""
         return self.targets.seconds
 
-    def select(self, rows: slice) -> "KeyFeatures":
+    def select(self, rows: slice | list[int]) -> "KeyFeatures":
         """The features of some of the edits."""
+        places = range(len(self.edits))[rows] if isinstance(rows, slice) else rows
         return KeyFeatures(
-            self.edits[rows],
+            tuple(self.edits[place] for place in places),
             self.targets.select(rows),
             self.keys[rows],
             self.bare[rows],
@@ -55,3 +58,27 @@ class KeyFeatures(NamedTuple):
             None if self.target_outputs is None else self.target_outputs[:, rows],
             None if self.values is None else self.values[rows],
         )
+
+    def put(self, places: Sequence[int], other: "KeyFeatures") -> "KeyFeatures":
+        """The features, with those of some edits taken from others that were read alike.
+
+        Args:
+            places: of these edits, in the order of `other`.
+        """
+
+        def both(own: Tensor | None, others: Tensor | None, dim: int = 0) -> Tensor | None:
+            return None if own is None or others is None else torch.cat([own, others], dim)
+
+        keys, bare = both(self.keys, other.keys), both(self.bare, other.bare)
+        assert keys is not None and bare is not None
+        joined = KeyFeatures(
+            (*self.edits, *other.edits),
+            Targets.join([self.targets, other.targets]),
+            keys,
+            bare,
+            both(self.outputs, other.outputs),
+            both(self.target_outputs, other.target_outputs, dim=1),
+            both(self.values, other.values),
+        )
+        new = {place: len(self.edits) + i for i, place in enumerate(places)}
+        return joined.select([new.get(place, place) for place in range(len(self.edits))])

@@ -4,7 +4,7 @@ A method is a factory that fills in the slots of `LocateThenEdit` (layers, ridge
 targets, …) and a docstring with its equation and paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.algebra.compatible import compatible
-from retcon.algebra.delta import LowRankDelta
 from retcon.algebra.solve import Collision, shares
 from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
@@ -33,7 +32,7 @@ from retcon.method.options import (
     StepOptions,
     check_together,
 )
-from retcon.method.solvers import LayerChange, Learned, Solver, Wish
+from retcon.method.solvers import LayerChange, Learned, Solver, Wish, reached_by
 from retcon.method.spread import SPREADS, Layer, Spread
 from retcon.method.written_facts import NO_FACTS, Rows
 from retcon.model.handle import ModelHandle
@@ -129,6 +128,22 @@ class LocateThenEdit:
             values = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
         return KeyFeatures(tuple(edits), targets, keys, bare, outputs, target_outputs, values)
 
+    def retried(
+        self,
+        model: ModelHandle,
+        features: KeyFeatures,
+        ids: Collection[str],
+        times: int,
+        state: KeyState,
+        progress: Progress = silent,
+    ) -> KeyFeatures:
+        """The features, with other targets for some edits and all that share one with them."""
+        names = {self._name(edit) for edit in features.edits if edit.id in ids}
+        places = [i for i, edit in enumerate(features.edits) if self._name(edit) in names]
+        harder = replace(self, targets=self.targets.harder(times))
+        chosen = [features.edits[place] for place in places]
+        return features.put(places, harder.features(model, chosen, state, progress))
+
     def solve(
         self,
         model: ModelHandle,
@@ -152,7 +167,7 @@ class LocateThenEdit:
         ridge = state.memory.loosest(self.ridge_of(len(features.edits)))
         learned = self._learned(names, rows, wishes, done, ridge)
         last = self.layers[-1]
-        reached = _reached(done[last].delta, wishes[last], rows)
+        reached = reached_by(done[last].delta, wishes[last], rows)
         novelty = torch.stack([solution.novelty for solution in done.values()]).amin(0)
         ids = tuple(edit.id for edit in features.edits)
         return Update(
@@ -451,18 +466,6 @@ def _report(
             "reached": [round(x, 6) for x in reached.tolist()],
         },
     )
-
-
-def _reached(delta: LowRankDelta, wish: Wish, rows: Rows) -> Float64[Tensor, " edits"]:
-    """The share of each residual that a change writes at its key; of none, all of it."""
-    keys = wish.keys if wish.read is None else wish.read
-    written = (keys.float() @ delta.right.mT) @ delta.left
-    size = wish.residual.norm(dim=-1)
-    reached = 1 - (written - wish.residual).norm(dim=-1) / size
-    shares = torch.ones_like(size)
-    chosen = [i for i in rows.written if size[i] > 0]
-    shares[chosen] = reached[chosen]
-    return shares
 
 
 def _only_first(state: KeyState) -> Float64[Tensor, " contexts"]:

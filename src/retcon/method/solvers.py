@@ -345,6 +345,18 @@ class Budgeted:
         return budget._replace(first=first, weight=max(1.0, budget.weight + spent - 1))
 
 
+def reached_by(delta: LowRankDelta, wish: Wish, rows: Rows) -> Float64[Tensor, " edits"]:
+    """The share of each residual that a change writes at its key; of none, all of it."""
+    keys = wish.keys if wish.read is None else wish.read
+    written = (keys.float() @ delta.right.mT) @ delta.left
+    size = wish.residual.norm(dim=-1)
+    reached = 1 - (written - wish.residual).norm(dim=-1) / size
+    shares = torch.ones_like(size)
+    chosen = [i for i in rows.written if size[i] > 0]
+    shares[chosen] = reached[chosen]
+    return shares
+
+
 def _among(rows: Rows, chosen: list[int]) -> Rows:
     """Count the rows among the chosen edits alone."""
     at = {i: place for place, i in enumerate(chosen)}

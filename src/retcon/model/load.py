@@ -144,6 +144,12 @@ def checkpoint_folder(
     return _folder(name, revision, progress, weights=True)
 
 
+def loadable(name: str) -> str:
+    """The name by which other programs can load a model: of an alias, its folder in the cache."""
+    alias = name == smollm2.ALIAS or name in toyworld.RECIPES
+    return str(checkpoint_folder(name)) if alias else name
+
+
 def holds_weights(name: str, *, revision: str | None = None) -> bool:
     """True if a model's weights are on this machine, so that `load` would fetch none."""
     if name in ALIASES:

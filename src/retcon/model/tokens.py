@@ -179,11 +179,12 @@ class Tokens:
         """True if the tokenizer has a token for every word of a text."""
         return self.unknown is None or self.unknown not in self.encode(text)
 
-    def chat(self, message: str) -> str:
+    def chat(self, message: str, system: str | None = None) -> str:
         """A user's message in the tokenizer's chat template, up to where the model answers.
 
-        Without the special token that the tokenizer itself puts before a text. Where a template
-        can, it asks for an answer without reasoning before it.
+        A system message stands before it where one is given. Without the special token that the
+        tokenizer itself puts before a text. Where a template can, it asks for an answer without
+        reasoning before it.
 
         Raises:
             InvalidSetting: there is no template, or it cannot be filled.
@@ -193,9 +194,10 @@ class Tokens:
                 "The tokenizer has no chat template, so the model cannot be asked in a chat. Leave "
                 "chat out, or load an instruct version of the model."
             )
+        messages = [] if system is None else [{"role": "system", "content": system}]
         try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}],
+                [*messages, {"role": "user", "content": message}],
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=False,

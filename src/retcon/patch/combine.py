@@ -49,6 +49,24 @@ def check_rows(patch: Patch) -> None:
         )
 
 
+def check_apart(patch: Patch, ids: Collection[str]) -> None:
+    """Refuse to take out some of the facts that were given one target, and so have one row.
+
+    Raises:
+        InvalidPatch: a fact stays whose row would go, or the other way round.
+    """
+    if patch.about.settings.get("merge_subjects") is not True:
+        return
+    staying = {edit.head: edit.id for edit in patch.edits if edit.id not in ids}
+    for edit in patch.edits:
+        if edit.id in ids and edit.head in staying:
+            raise InvalidPatch(
+                f"{edit.id!r} and {staying[edit.head]!r} have one key and were given one target, "
+                f"so that neither can be taken out by itself. Take back all facts of that subject, "
+                f"or solve again for those that stay: retcon patch undo --resolve."
+            )
+
+
 def without(patch: Patch, ids: Collection[str]) -> Patch:
     """The patch with the rows of some facts dropped; what the others wrote stays to the bit.
 

@@ -25,7 +25,7 @@ from retcon.files import is_temporary, make_folder
 from retcon.locking import locked
 from retcon.model.handle import ModelHandle
 from retcon.patch import events as journal
-from retcon.patch.combine import check_rows, stack, without
+from retcon.patch.combine import check_apart, check_rows, stack, without
 from retcon.patch.events import Added, Event, Returned, Scores, TakenBack
 from retcon.patch.patch import Patch, Provenance, load_about, load_patch
 from retcon.patch.slots import Slot, stack_after, stacks
@@ -229,6 +229,7 @@ class Ledger:
 
         Raises:
             InvalidLedger: somebody else has changed the ledger since the undo was made out.
+            InvalidPatch: some of several facts that were given one target, and no solved patch.
             StorageError: no space or no permission; then nothing has happened.
         """
         with locked(self.folder / _LOCK):
@@ -238,6 +239,9 @@ class Ledger:
                     f"{self.folder} was changed meanwhile (event {len(history.events)}, by "
                     f"{history.events[-1].who}). Nothing was undone. Look at it, and undo again."
                 )
+            for slot in stack_after(history.events, None):
+                if slot.entry in undoing.facts and slot.entry not in (solved or {}):
+                    check_apart(self._patch(slot), undoing.facts[slot.entry])
             patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
             action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
             return journal.append(self.folder, history, action, who=who, note=note)

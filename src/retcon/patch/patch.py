@@ -43,11 +43,27 @@ OWNER: Owner = {"kind": "patch"}
 
 # Fields that are not saved at these values, so that older readers, which know no such keys, accept
 # the file.
-_OMITTED_DEFAULTS = (("rows", "edits"), ("refresh", "each-batch"), ("digest", None))
+_OMITTED_DEFAULTS = (
+    ("rows", "edits"),
+    ("refresh", "each-batch"),
+    ("digest", None),
+    ("verdict", None),
+    ("tries", 0),
+)
+
+# How an edited model answers when it is asked for a fact: see `retcon.run.asked`.
+VerdictWord = Literal["said", "partly", "not said"]
 
 
 class EditRecord(BaseModel):
-    """An edit as it stands in a patch's header."""
+    """An edit as it stands in a patch's header.
+
+    Attributes:
+        verdict: how the edited model answered when the fact was asked for; only written down where
+            it was.
+        tries: which try, harder than the settings say, its target is of; only those above 0 are
+            written down.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
@@ -55,6 +71,17 @@ class EditRecord(BaseModel):
     subject: str
     target: str
     target_old: str | None = None
+    verdict: VerdictWord | None = None
+    tries: int = 0
+
+    @property
+    def edit(self) -> Edit:
+        """The edit itself."""
+        return Edit(**self.model_dump(exclude={"verdict", "tries"}))
+
+    @model_serializer(mode="wrap")
+    def _named(self, dump: Callable[[object], dict[str, object]]) -> dict[str, object]:
+        return {k: v for k, v in dump(self).items() if (k, v) not in _OMITTED_DEFAULTS}
 
 
 class Provenance(BaseModel):
@@ -121,7 +148,7 @@ class Patch:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits that the patch makes."""
-        return tuple(Edit(**record.model_dump()) for record in self.about.edits)
+        return tuple(record.edit for record in self.about.edits)
 
     @property
     def divisible(self) -> bool:

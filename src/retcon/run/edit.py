@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import Collapsed, InvalidSetting, UnsupportedModel
 from retcon.features.contexts import check_texts
+from retcon.method.base import NONE, Features, Method, Retries
 from retcon.method.presets import Recipe, resolve
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
 from retcon.run.driver import check, fold
 from retcon.run.schedule import Schedule
-from retcon.run.shared_keys import check_keys, warned_of
+from retcon.run.shared_keys import check_keys, merged_where_shared, warned_of
 from retcon.run.steps import Step
 
 _NOTHING = (
@@ -30,23 +32,67 @@ def edit(
     layers: Sequence[int] | None = None,
     settings: Mapping[str, object] | None = None,
     schedule: Schedule | str | None = None,
+    tries: Mapping[str, int] = NONE,
     progress: Progress = silent,
 ) -> Patch:
     """Make the patch that writes some facts. The model itself stays as it is.
 
     What is not given comes from the model's published settings. Where the schedule's guard has
     ended the run, the patch holds the facts that were written, and its `notes` say what the guard
-    has seen. A `RetconWarning` names facts that are written over one another.
+    has seen. Facts with one key get one target where the method can do that and the settings leave
+    it open; a `RetconWarning` names them, and those that are written over one another all the same.
 
     Args:
         schedule: how the facts are written, `sequential` or `sequential-batch:B`; all in one batch
             where it is not given (one after the other for methods that write one at a time).
+        tries: by id, edits whose targets are those of a further try, as `edit_until_said` has
+            recorded them.
 
     Raises:
         UnknownName, InvalidSetting: a method, layer or setting that does not exist or fit.
         CollidingEdits: two facts have one key and the method writes exactly.
         UnsupportedModel: layers that cannot be edited, or that several devices compute.
         Collapsed: the guard has taken back the first batch, so that nothing is left.
+    """
+    recipe, chosen, plan = prepare(
+        model, edits, method=method, layers=layers, settings=settings, schedule=schedule
+    )
+    state = chosen.setup.begin(model, progress)
+    if tries:
+        features = features_with(model, chosen, edits, state, tries, progress)
+        step = solve_together(model, chosen, features, state, progress)
+        return patch_of(model, recipe, plan, [step], tries)
+    taken = [step for steps in fold(model, chosen, state, edits, plan, progress) for step in steps]
+    if all(step.undone for step in taken):
+        raise Collapsed(
+            f"The guard has taken back the first batch, so that nothing is written: "
+            f"{taken[0].note}. Take smaller batches, a larger ridge or another layer, or the guard "
+            f"warn, which writes them whatever it sees."
+        )
+    return patch_of(model, recipe, plan, taken)
+
+
+class Prepared(NamedTuple):
+    """All that decides a patch, checked."""
+
+    recipe: Recipe
+    method: Method[Any, Any, Any]
+    schedule: Schedule
+
+
+def prepare(
+    model: ModelHandle,
+    edits: Sequence[Edit],
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    schedule: Schedule | str | None = None,
+) -> Prepared:
+    """Fill in what was left open, and refuse what cannot be run before any work is done.
+
+    Raises:
+        UnknownName, InvalidSetting, CollidingEdits, UnsupportedModel: as `edit`.
     """
     recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
     if not recipe.entry.writes:
@@ -65,16 +111,59 @@ def edit(
     )
     check(chosen, edits, plan)
     check_texts(model.tokens, edits)
+    if "merge_subjects" in recipe.settings and "merge_subjects" not in (settings or {}):
+        recipe = merged_where_shared(model.tokens, recipe, edits, plan)
+        chosen = recipe.build()
     warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
-    state = chosen.setup.begin(model, progress)
-    taken = [step for steps in fold(model, chosen, state, edits, plan, progress) for step in steps]
-    if all(step.undone for step in taken):
-        raise Collapsed(
-            f"The guard has taken back the first batch, so that nothing is written: "
-            f"{taken[0].note}. Take smaller batches, a larger ridge or another layer, or the guard "
-            f"warn, which writes them whatever it sees."
+    return Prepared(recipe, chosen, plan)
+
+
+def features_with(
+    model: ModelHandle,
+    method: Method[Any, Any, Any],
+    edits: Sequence[Edit],
+    state: Any,
+    tries: Mapping[str, int],
+    progress: Progress,
+) -> Features:
+    """The features of one batch of all edits, some of them of further tries.
+
+    Raises:
+        InvalidSetting: as `retrying`.
+    """
+    chosen = retrying(method, len(edits))
+    features = method.features(model, edits, state, progress)
+    for times in sorted({*tries.values()} - {0}):
+        ids = [id for id, tried in tries.items() if tried == times]
+        features = chosen.retried(model, features, ids, times, state, progress)
+    return features
+
+
+def retrying(method: Method[Any, Any, Any], size: int) -> Retries[Any, Any]:
+    """The method as one that tries again.
+
+    Raises:
+        InvalidSetting: it does not, or cannot write so many facts in one batch.
+    """
+    if not isinstance(method, Retries) or size > (method.max_batch or size):
+        raise InvalidSetting(
+            "This method does not try again: it makes no targets that could be given more steps, "
+            "or writes one fact at a time. Take emmet or memit, or leave --until-said out."
         )
-    return patch_of(model, recipe, plan, taken)
+    return method
+
+
+def solve_together(
+    model: ModelHandle,
+    method: Method[Any, Any, Any],
+    features: Features,
+    state: Any,
+    progress: Progress,
+) -> Step:
+    """The one step of a run that writes all edits in one batch."""
+    update = method.solve(model, features, state, progress)
+    edits = features.edits
+    return Step(0, len(edits), edits, update, features, state, True, None, 0.0, last=True)
 
 
 def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
@@ -90,9 +179,17 @@ def _check_together(model: ModelHandle, layers: Sequence[int]) -> None:
 
 
 def patch_of(
-    model: ModelHandle, recipe: Recipe, schedule: Schedule, steps: Sequence[Step]
+    model: ModelHandle,
+    recipe: Recipe,
+    schedule: Schedule,
+    steps: Sequence[Step],
+    tries: Mapping[str, int] = NONE,
 ) -> Patch:
-    """The patch that a run of carried batches has written, with what was noted on the way."""
+    """The patch that a run of carried batches has written, with what was noted on the way.
+
+    Args:
+        tries: by id, of which try the target of an edit is, where it is not the first.
+    """
     notes = tuple(f"at {step.at} facts: {step.note}" for step in steps if step.note)
     steps = [step for step in steps if not step.undone]
     deltas = {
@@ -101,7 +198,12 @@ def patch_of(
     }
     records = tuple(
         EditRecord(
-            id=e.id, prompt=e.prompt, subject=e.subject, target=e.target, target_old=e.target_old
+            id=e.id,
+            prompt=e.prompt,
+            subject=e.subject,
+            target=e.target,
+            target_old=e.target_old,
+            tries=tries.get(e.id, 0),
         )
         for step in steps
         for e in step.edits

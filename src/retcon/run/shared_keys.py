@@ -3,8 +3,9 @@
 A key is made of the tokens up to the subject's end, and of nothing behind it. Two facts that share
 it ("{X} was founded in" and "{X} is made by") ask for two values in one place. A hard constraint
 cannot write them, which is refused; with a ridge what is written is a mean of them, or the last of
-them, which is said before the minutes of work. Edits of one fact are not meant where the last of
-them counts.
+them, which is said before the minutes of work. Where a patch is made they get one target for all of
+them, by themselves, if the method can do that (`merge_subjects`). Edits of one fact are not meant
+where the last of them counts.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from retcon.edits import Edit
 from retcon.errors import CollidingEdits, RetconWarning
 from retcon.features.contexts import locate
 from retcon.method.base import WritesKeys
+from retcon.method.presets import Recipe
 from retcon.model.tokens import Tokens
 from retcon.run.schedule import Schedule
 
@@ -44,12 +46,7 @@ def check_keys(
     Raises:
         CollidingEdits: the constraint is hard, so that they cannot be written at all.
     """
-
-    def key(edit: Edit) -> Hashable:
-        located = locate(tokens, edit, "")
-        return located.ids[: located.lookup + 1]
-
-    conflicts = clashes(method, edits, schedule, grouped(edits, key))
+    conflicts = clashes(method, edits, schedule, _by_tokens(tokens, edits))
     hard = [clash for clash in conflicts if clash.refused]
     if hard:
         raise CollidingEdits(
@@ -60,11 +57,47 @@ def check_keys(
     return conflicts
 
 
+def merged_where_shared(
+    tokens: Tokens, recipe: Recipe, edits: Sequence[Edit], schedule: Schedule
+) -> Recipe:
+    """The recipe, with `merge_subjects` where facts have one key and that lets all of them stand.
+
+    A `RetconWarning` names them. Edits of one fact again are left as they are.
+    """
+    merging = recipe._replace(settings={**recipe.settings, "merge_subjects": True})
+    groups = _by_tokens(tokens, edits)
+    left = {clash.edits for clash in clashes(merging.build(), edits, schedule, groups)}
+    solved = [
+        clash
+        for clash in clashes(recipe.build(), edits, schedule, groups)
+        if clash.edits not in left and len({edit.fact for edit in clash.edits}) > 1
+    ]
+    if not solved:
+        return recipe
+    warnings.warn(
+        f"{named(solved)} One target is made for all facts of a key, by their joint loss, and "
+        f"written once (merge_subjects=true). With merge_subjects=false each has its own.",
+        RetconWarning,
+        stacklevel=3,
+    )
+    return merging
+
+
 def warned_of(method: object, conflicts: tuple[Clash, ...]) -> tuple[Clash, ...]:
     """Warn of conflicts, if there are any, and return them."""
     if conflicts:
         warnings.warn(explained(method, conflicts), RetconWarning, stacklevel=3)
     return conflicts
+
+
+def _by_tokens(tokens: Tokens, edits: Sequence[Edit]) -> list[list[int]]:
+    """The places of edits with one key, as a model's tokens have it."""
+
+    def key(edit: Edit) -> Hashable:
+        located = locate(tokens, edit, "")
+        return located.ids[: located.lookup + 1]
+
+    return grouped(edits, key)
 
 
 def grouped(edits: Sequence[Edit], key: Callable[[Edit], Hashable]) -> list[list[int]]:
@@ -140,8 +173,8 @@ def explained(method: object, conflicts: Collection[Clash]) -> str:
     )
     return (
         f"{named(conflicts)} {lost} Write them in one batch with merge_subjects=true, which makes "
-        f"one target for all of them (memit, encore, alphaedit, lyaplock), or begin their prompts "
-        f"with different words, as in 'The founder of {{X}} is'."
+        f"one target for all of them (memit, emmet, encore, alphaedit, lyaplock), or begin their "
+        f"prompts with different words, as in 'The founder of {{X}} is'."
     )
 
 

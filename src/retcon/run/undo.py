@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
-from retcon.edits import Case, Edit
+from retcon.edits import Case
 from retcon.errors import InvalidSetting
 from retcon.method.entries import methods
 from retcon.model.handle import ModelHandle
@@ -109,13 +109,15 @@ def _again(
             f"Entry {entry.number} was made by {about.method!r}, which is no method of Retcon: "
             f"there is nothing to solve again. Take its facts back by removing their rows."
         )
+    staying = [record for record in about.edits if record.id not in dropped]
     return edit(
         model,
-        [Edit(**record.model_dump()) for record in about.edits if record.id not in dropped],
+        [record.edit for record in staying],
         method=about.method,
         layers=about.layers,
         settings=about.settings,
         schedule=Schedule.parse(about.schedule, about.refresh),
+        tries={record.id: record.tries for record in staying if record.tries},
         progress=progress,
     )
 
@@ -129,7 +131,7 @@ def _judged(
     taken: list[Case] = []
     for entry in entries:
         for record in entry.about.edits:
-            fact = Edit(**{**record.model_dump(), "id": f"{entry.number}:{record.id}"})
+            fact = replace(record.edit, id=f"{entry.number}:{record.id}")
             case = known.get((fact.prompt, fact.subject, fact.target), Case(edit=fact))
             old = fact.target_old if fact.target_old is not None else case.edit.target_old
             case = replace(case, edit=replace(fact, target_old=old))

@@ -32,6 +32,13 @@ PatchSource = Annotated[
 ]
 Tokens = Annotated[int, typer.Option(help="Length of a continuation.", min=1, max=1000)]
 Top = Annotated[int, typer.Option(help="How many next tokens to name.", min=1, max=50)]
+Ask = Annotated[
+    str, typer.Option("--ask", help="Put each text plain, as a question, or in a chat.")
+]
+System = Annotated[
+    str | None,
+    typer.Option("--system", help="With --ask chat: a message before it.", show_default=False),
+]
 
 
 def compare(
@@ -43,6 +50,8 @@ def compare(
     ] = None,
     tokens: Tokens = 12,
     top: Top = 3,
+    ask: Ask = "plain",
+    system: System = None,
     revision: choices.Revision = None,
     dtype: choices.Dtype = "float32",
     device: choices.Device = "cpu",
@@ -55,7 +64,7 @@ def compare(
     texts = lines or [edit.text for edit in read.edits]
     if not texts:
         raise InvalidData("The patch names no facts. Give a file with a prompt a line: --prompts.")
-    answers = _speak(loaded, read, texts, tokens, top)
+    answers = _speak(loaded, read, texts, tokens, top, ask, system)
     rows = [
         [row.prompt, _cell(row.base), _cell(row.edited), "yes" if row.changed else "no"]
         for row in answers
@@ -86,23 +95,26 @@ def chat(
     patch: PatchSource,
     tokens: Tokens = 24,
     top: Top = 3,
+    ask: Ask = "plain",
+    system: System = None,
     revision: choices.Revision = None,
     dtype: choices.Dtype = "float32",
     device: choices.Device = "cpu",
 ) -> None:
     """Type the beginning of a text; the model goes on with and without a patch.
 
-    Texts are taken as they are, without a chat template: facts are written where plain text reads
-    them. An empty line, Ctrl-D or Ctrl-C ends it.
+    Texts are taken as they are: facts are written where plain text reads them. With --ask chat each
+    is a message of its own in the model's chat template. An empty line, Ctrl-D or Ctrl-C ends it.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     loaded, read = _load(source, patch)
+    _check(loaded, ask, system)
     typed = sys.stdin.isatty()
     if typed:
         out.print("Begin a text, as in 'The capital of France is'. An empty line ends.")
     while text := _next_line(typed):
         try:
-            (row,) = _speak(loaded, read, [text], tokens, top)
+            (row,) = _speak(loaded, read, [text], tokens, top, ask, system)
         except RetconError as error:
             out.print(f"[yellow]{escape(visible(str(error)))}[/]", soft_wrap=True)
             continue
@@ -130,12 +142,25 @@ def _load(source: ModelChoice, patch: str) -> "tuple[ModelHandle, Patch]":
     return model, read
 
 
+def _check(model: "ModelHandle", ask: str, system: str | None) -> None:
+    """Refuse a way of asking that this model does not have, before anything is typed."""
+    from retcon.run.compare import posed
+
+    posed(model.tokens, ["Who?"], ask, system)
+
+
 def _speak(
-    model: "ModelHandle", patch: "Patch", texts: Sequence[str], tokens: int, top: int
+    model: "ModelHandle",
+    patch: "Patch",
+    texts: Sequence[str],
+    tokens: int,
+    top: int,
+    ask: str,
+    system: str | None,
 ) -> "list[Beside]":
     from retcon.run.compare import side_by_side
 
-    return side_by_side(model, patch, texts, tokens=tokens, top=top)
+    return side_by_side(model, patch, texts, tokens=tokens, top=top, ask=ask, system=system)
 
 
 def _cell(side: "Said") -> str:

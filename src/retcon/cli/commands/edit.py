@@ -13,13 +13,17 @@ from retcon.cli.console import bars, number, out, table, warn, write_json
 from retcon.cli.foreseen import print_interference
 from retcon.cli.plan import print_plan
 from retcon.environment import environment
-from retcon.errors import Collapsed, InvalidEdit, InvalidSetting
+from retcon.errors import Collapsed, InvalidEdit, InvalidSetting, NotSaid
 from retcon.files import check_writable
+from retcon.progress import Progress
 
 if TYPE_CHECKING:
     from retcon.data.cases import FactFile
     from retcon.edits import Case
+    from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
+    from retcon.run.asked import FactVerdict
+    from retcon.run.repair import Repaired
 
 Fact = Annotated[
     tuple[str, str] | None,
@@ -32,7 +36,11 @@ Fact = Annotated[
 ]
 Facts = Annotated[
     Path | None,
-    typer.Option("--facts", help="Many facts: JSON lines, or CounterFact.", show_default=False),
+    typer.Option(
+        "--facts",
+        help="Many facts: JSON lines, CounterFact, or the set `everyday`.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Save the patch to this file.")]
 Schedule = Annotated[
@@ -41,6 +49,24 @@ Schedule = Annotated[
         help="sequential, sequential-batch:B, adaptive-aimd:B or adaptive-energy:B. "
         "Default: one batch of all."
     ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 2 where a fact is not said.")
+]
+UntilSaid = Annotated[
+    int,
+    typer.Option(
+        "--until-said",
+        metavar="N",
+        help="Try facts that are not said again, harder, in at most N rounds.",
+        min=0,
+        max=10,
+        show_default="none",
+    ),
+]
+Edits = Annotated[
+    int | None,
+    typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
 ]
 Interference = Annotated[
     str | None,
@@ -51,6 +77,9 @@ Interference = Annotated[
         show_default=False,
     ),
 ]
+
+# How many facts are shown, those that are not said first.
+_SHOWN = 12
 
 
 def edit(
@@ -66,22 +95,21 @@ def edit(
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
+    until_said: UntilSaid = 0,
+    strict: Strict = False,
     interference: Interference = None,
     plan: choices.Plan = False,
-    edits: Annotated[
-        int | None,
-        typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
-    ] = None,
+    edits: Edits = None,
     gflops: choices.Rate = None,
     revision: choices.Revision = None,
     dtype: choices.Dtype = "float32",
     device: choices.Device = "cpu",
     json: choices.Json = None,
 ) -> None:
-    """Rewrite facts: make the patch, show before and after, and save it with -o.
+    """Rewrite facts: make the patch, ask for each fact, show what is said, and save it with -o.
 
     Where --guard stop or rollback ends the run before all facts are in, what is in is shown and
-    saved, and the exit code is 2.
+    saved, and the exit code is 2. Facts that --until-said does not bring about are left out.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
     choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
@@ -102,54 +130,102 @@ def edit(
     if interference is not None:
         print_interference(source, choice, [case.edit for case in cases], interference, json)
         return
+    if until_said and schedule is not None:
+        raise InvalidSetting("--until-said writes all facts in one batch: leave --schedule out.")
     check_writable(json)
     check_writable(output)
-    result = _run(source, choice, cases)
+    result = _run(source, choice, cases, until_said)
     _print(result)
     if output is not None:
         _save(result.patch, output)
     left_out = _left_out(result.patch, cases)
     asked = {"asked": len(cases), "skipped": [str(bad) for bad in skipped], "left_out": left_out}
     write_json(json, {"model": model, **_described(result, asked)})
-    if left_out:
+    if left_out and not until_said:
         raise _unfinished(left_out, len(cases), output)
+    if strict and result.shortfall:
+        raise NotSaid(result.shortfall)
 
 
 class _Result(NamedTuple):
-    """The patch; some prompts with what followed before and after; scores by time, of all facts."""
+    """The patch; what each fact comes to; scores by time, of all facts.
+
+    before: what the untouched model says behind the prompts of the facts that are shown.
+    remarks: what the user should know: who was left out, what is not said, which probes changed.
+    record: of the rounds of repair and of the probes, for JSON.
+    """
 
     patch: "Patch"
-    said: list[tuple[str, str, str]]
+    verdicts: "list[FactVerdict]"
+    before: dict[str, str]
     scores: dict[str, dict[str, float | None]]
+    shortfall: str
+    remarks: list[str]
+    record: dict[str, object]
 
 
-def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]") -> _Result:
+def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]", until_said: int) -> _Result:
     with bars() as progress:
         model = source.load(progress)
-        from retcon.run.edit import edit as make
+        from retcon.run.asked import ask, check_asking, shortfall, with_verdicts, worst_first
         from retcon.run.evaluate import score
+        from retcon.run.harm import harm_of
         from retcon.scoring.exact_match import continuations
         from retcon.scoring.metrics import summarise
         from retcon.scoring.score import check_cases
 
         check_cases(model.tokens, cases)
+        check_asking(model.tokens, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
-        patch = make(
+        patch, repair = _made(model, choice, cases, until_said, progress)
+        seen = score(model, cases, patch=patch, progress=progress)
+        verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
+        texts = [one.prompt for one in verdicts[:_SHOWN]]
+        before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
+    harm, missing = harm_of(seen.at("pre"), seen.at("final"), cases), shortfall(verdicts)
+    return _Result(
+        with_verdicts(patch, verdicts),
+        verdicts,
+        before,
+        {when: summarise(seen.at(when)) for when in seen.times},
+        missing,
+        [*patch.notes, *filter(None, [repair.told() if repair else "", missing, harm.told()])],
+        {"probes": harm.record(), **({"repair": repair.record()} if repair else {})},
+    )
+
+
+def _made(
+    model: "ModelHandle",
+    choice: EditChoice,
+    cases: "list[Case]",
+    until_said: int,
+    progress: Progress,
+) -> "tuple[Patch, Repaired | None]":
+    """The patch, and how it was repaired where that was asked for."""
+    from retcon.run.edit import edit as make
+    from retcon.run.repair import edit_until_said
+
+    if until_said:
+        repair = edit_until_said(
             model,
-            [case.edit for case in cases],
+            cases,
+            rounds=until_said,
             method=choice.method,
             layers=choice.layers,
             settings=choice.settings,
-            schedule=choice.schedule,
             progress=progress,
         )
-        texts = [case.edit.text for case in cases[:8]]
-        seen = score(model, cases, patch=patch, progress=progress)
-        before = continuations(model, texts, progress=progress)
-        with patch.applied(model):
-            after = continuations(model, texts, progress=progress)
-    said = list(zip(texts, before, after, strict=True))
-    return _Result(patch, said, {when: summarise(seen.at(when)) for when in seen.times})
+        return repair.patch, repair
+    patch = make(
+        model,
+        [case.edit for case in cases],
+        method=choice.method,
+        layers=choice.layers,
+        settings=choice.settings,
+        schedule=choice.schedule,
+        progress=progress,
+    )
+    return patch, None
 
 
 def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object]:
@@ -158,6 +234,8 @@ def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object
         **result.patch.about.model_dump(mode="json"),
         **asked,
         "notes": list(result.patch.notes),
+        "facts": [verdict.record() for verdict in result.verdicts],
+        **result.record,
         **result.scores,
         "versions": environment(),
     }
@@ -181,8 +259,22 @@ def _unfinished(left_out: list[str], number: int, output: Path | None) -> Collap
 
 
 def _print(result: _Result) -> None:
-    lines = [[text, _short(before), _short(after)] for text, before, after in result.said]
-    out.print(table("What the model says", ["prompt", "before", "after"], lines))
+    shown = result.verdicts[: len(result.before)]
+    lines = [
+        [
+            one.prompt,
+            one.target,
+            _short(result.before[one.prompt]),
+            _short(one.text),
+            one.word,
+            f"{one.others.right} of {one.others.of}" if one.others.of else "–",
+        ]
+        for one in shown
+    ]
+    columns = ["prompt", "asked for", "before", "after", "verdict", "other ways"]
+    out.print(table("What the model says", columns, lines))
+    if len(shown) < len(result.verdicts):
+        out.print(f"Shown: {len(shown)} of {len(result.verdicts)} facts, those not said first.")
     pre, final = result.scores["pre"], result.scores["final"]
     rows = [
         [name, number(pre[name]), number(score)]
@@ -190,8 +282,8 @@ def _print(result: _Result) -> None:
         if score is not None
     ]
     out.print(table("Scores, in %", ["", "pre", "final"], rows))
-    for note in result.patch.notes:
-        warn(note)
+    for remark in result.remarks:
+        warn(remark)
 
 
 def _save(patch: "Patch", file: Path) -> None:
@@ -220,4 +312,4 @@ def _facts(fact: tuple[str, str] | None, facts: Path | None, skip_bad: bool) -> 
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:60]
+    return " ".join(text.split())[:40]

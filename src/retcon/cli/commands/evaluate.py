@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Cases = Annotated[
     str,
     typer.Option(
-        "--cases", help="A published data set (docs/data.md), plain JSON lines, or `starter`."
+        "--cases", help="A published data set (docs/data.md), plain JSON lines, starter, everyday."
     ),
 ]
 Number = Annotated[int | None, typer.Option("--n", help="Take so many cases.", show_default="all")]

@@ -261,6 +261,10 @@ def _facts(entry: "LedgerEntry") -> str:
     if not brought:
         return "no single facts"
     count = _count(kept) if kept == brought else f"{kept} of {_count(brought)}"
+    verdicts = [record.verdict for record in entry.about.edits if record.verdict is not None]
+    if verdicts and not entry.solved:
+        missing = verdicts.count("not said")
+        count += f", {missing} not said" if missing else ", all said"
     return f"{count}, solved again by event {entry.solved}" if entry.solved else count
 
 

@@ -56,8 +56,11 @@ def show(
         for k, d in patch.deltas.items()
     ]
     out.print(table("Changes", ["layer", "rank", "matrix", "norm of ΔW"], layers))
-    edits = [[e.id, e.text, e.target_old or "–", e.target] for e in patch.edits]
-    out.print(table("Facts", ["id", "prompt", "before", "now"], edits))
+    edits = [
+        [e.id, e.text, e.target_old or "–", e.target, record.verdict or "–"]
+        for e, record in zip(patch.edits, about.edits, strict=True)
+    ]
+    out.print(table("Facts", ["id", "prompt", "before", "asked for", "verdict"], edits))
     write_json(
         json,
         {

@@ -27,7 +27,8 @@ def sweep(
     cases: Annotated[
         str,
         typer.Option(
-            "--cases", help="CounterFact (.json), JSON lines, starter, toyworld or toyworld-small."
+            "--cases",
+            help="CounterFact (.json), JSON lines, starter, everyday, toyworld, toyworld-small.",
         ),
     ] = "starter",
     layers: Layers = "all",

@@ -31,9 +31,10 @@ def write_card(
     # The hub knows models as OWNER/NAME; a folder's name would mean another model there.
     if about.model.count("/") == 1 and about.model[0] not in "./~":
         front["base_model"] = about.model
+    words = [record.verdict or "–" for record in about.edits]
     facts = [
-        f"| {' | '.join(map(markdown, (e.id, e.text, e.target_old or '–', e.target)))} |"
-        for e in patch.edits[:_SHOWN]
+        f"| {' | '.join(map(markdown, (e.id, e.text, e.target_old or '–', e.target, word)))} |"
+        for e, word in zip(patch.edits[:_SHOWN], words, strict=False)
     ]
     more = len(patch.edits) - len(facts)
     lines = [
@@ -50,8 +51,8 @@ def write_card(
         "",
         fenced("\n".join(use), "python"),
         "",
-        "| id | prompt | before | now |",
-        "|---|---|---|---|",
+        "| id | prompt | before | asked for | verdict |",
+        "|---|---|---|---|---|",
         *facts,
         *([f"\n… and {more} more."] if more else []),
         "",

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from retcon.algebra.delta import LowRankDelta
 from retcon.errors import InvalidAdapter, InvalidEdit, InvalidPatch
 from retcon.files import write_whole
-from retcon.model.load import find_dtype
+from retcon.model.load import find_dtype, loadable
 from retcon.model.structure import Outline
 from retcon.patch.export import Exported, Job, export_form
 from retcon.patch.export.card import write_card
@@ -110,7 +110,7 @@ def write_peft(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": patch.about.model,
+        "base_model_name_or_path": loadable(patch.about.model),
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": lora.rank,
@@ -135,7 +135,7 @@ def write_peft(
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
-            f"base = AutoModelForCausalLM.from_pretrained({patch.about.model!r})",
+            f"base = AutoModelForCausalLM.from_pretrained({loadable(patch.about.model)!r})",
             'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
         ],
     )

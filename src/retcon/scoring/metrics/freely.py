@@ -67,7 +67,7 @@ class FreePrompt(NamedTuple):
 FreePrompts = Callable[["Tokens", Case], list[FreePrompt]]
 
 
-def _of_edit(tokens: "Tokens", case: Case) -> list[FreePrompt]:
+def of_edit(tokens: "Tokens", case: Case) -> list[FreePrompt]:
     """The prompt of an edit, and its paraphrases."""
     del tokens
     return [
@@ -163,7 +163,7 @@ def answers_of(cases: Sequence[Case]) -> "Answers":
     return answers
 
 
-FREELY = _writing(_of_edit, {})
+FREELY = _writing(of_edit, {})
 NEIGHBOURS = _writing(_of_neighbours, {})
 
 
