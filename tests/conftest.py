@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+from pico import pico, tokenizer
 from retcon.cli import console
 from retcon.cli.main import run
 from retcon.model.handle import ModelHandle
@@ -88,3 +89,12 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no benchmark data at {folder} (set RETCON_DATA)")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small model; also the working directory."""
+    pico().model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

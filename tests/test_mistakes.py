@@ -2,8 +2,6 @@
 
 import pytest
 
-from pico import pico, tokenizer
-
 FACT = ["--fact", "The capital of {France} is", "Rome"]
 MEMIT = ["--method", "memit", "--layer", "1"]
 SETTINGS = [
@@ -21,14 +19,6 @@ SETTINGS = [
     ("rigde=1", "Did you mean 'ridge'?"),
     ("ridge", "--set takes name=value"),
 ]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    pico().model.save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def refused(retcon, *words: str) -> str:

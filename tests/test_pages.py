@@ -13,7 +13,6 @@ import pytest
 
 import retcon as package
 from fake_hub import install
-from pico import pico, tokenizer
 from retcon.patch.ledger import Ledger
 from test_cli import FACTS, FAST, SETTINGS
 from test_verbs import STUDY
@@ -161,15 +160,6 @@ def test_every_command_of_every_page_can_be_parsed():
             options = {name for parameter in command.params for name in parameter.opts}
             given = {word for word in words[length:] if re.match(r"--?[a-z]", word)}
             assert given <= options, f"{page.name}: retcon {line}"
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with a small model and facts that it can read; also the working directory."""
-    pico().model.save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write_facts(folder: Path, facts: list[dict]) -> None:

@@ -5,7 +5,7 @@ library user catches `RetconError` or the class that matters to her.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RetconError(Exception):
@@ -126,3 +126,9 @@ class DamagedCell(RetconError):
 
 class MissingExtra(RetconError):
     """A package of an optional extra that is not installed; the message names the extra."""
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names as a sentence has them, and how many others there are."""
+    more = f" and {len(names) - most:,} others" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

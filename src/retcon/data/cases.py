@@ -21,7 +21,7 @@ from retcon.data.sets import Dataset, Place, dataset_of
 from retcon.data.sets.plain import PlainFact
 from retcon.data.text import read_text
 from retcon.edits import Case
-from retcon.errors import InvalidData, InvalidSetting, RetconWarning
+from retcon.errors import InvalidData, InvalidSetting, RetconWarning, first_few
 from retcon.settings import NONE, Settings
 from retcon.toyworld.world import FACTS, toy_cases
 
@@ -229,12 +229,11 @@ def _tell_unread(good: Sequence[_Good], form: Dataset, source: str) -> None:
     """Name the keys that nothing has read."""
     counts = Counter(key for one in good for key in set(one.valid.unread()))
     known = list(form.record.model_fields)
-    keys = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common(_SHOWN)]
+    keys = [f"{k} ({n:,}{_meant(k, known)})" for k, n in counts.most_common()]
     if keys:
-        more = f" and {len(counts) - _SHOWN:,} others" if len(counts) > _SHOWN else ""
         _warn(
             f"{source}, read as {form.record.__name__}: keys that are not known are left out, here "
-            f"with the number of records that have them: {', '.join(keys)}{more}."
+            f"with the number of records that have them: {first_few(keys, _SHOWN)}."
         )
 
 

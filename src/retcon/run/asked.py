@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from retcon.edits import Case
+from retcon.errors import first_few
 from retcon.model.handle import ModelHandle
 from retcon.model.overlay import Overlay
 from retcon.model.tokens import Tokens
@@ -33,8 +34,6 @@ _WAYS = {
     "free question": ("question", named),
     "free chat": ("chat", named),
 }
-# How many facts a sentence names.
-_NAMED = 5
 
 
 class Tally(NamedTuple):
@@ -166,11 +165,10 @@ def shortfall(verdicts: Sequence[FactVerdict]) -> str:
     missing = [one for one in verdicts if one.word == "not said"]
     if not missing:
         return ""
-    names = ", ".join(repr(one.id) for one in missing[:_NAMED])
-    more = f" and {len(missing) - _NAMED:,} others" if len(missing) > _NAMED else ""
+    names = first_few([repr(one.id) for one in missing])
     are = "is" if len(missing) == 1 else "are"
     count = f"{len(missing):,} of {len(verdicts):,} facts {are}"
     return (
-        f"{count} not said when asked for: {names}{more}. Try more steps "
+        f"{count} not said when asked for: {names}. Try more steps "
         f"(--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
     )

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retcon.edits import Case
+from retcon.errors import first_few
 from retcon.scoring.observations import Observation
-
-# How many changed probes a sentence names.
-_NAMED = 5
 
 
 class ChangedProbe(NamedTuple):
@@ -41,11 +39,10 @@ class Harm(NamedTuple):
         """Say which have changed; empty where none has."""
         if not self.changed:
             return ""
-        names = "; ".join(f"{one.prompt!r} ({one.answer})" for one in self.changed[:_NAMED])
-        more = f"; and {len(self.changed) - _NAMED:,} more" if len(self.changed) > _NAMED else ""
+        names = first_few([f"{one.prompt!r} ({one.answer})" for one in self.changed])
         return (
             f"{len(self.changed):,} of {self.right_before:,} probes that were right before are not "
-            f"any more: {names}{more}."
+            f"any more: {names}."
         )
 
     def record(self) -> dict[str, object]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from retcon.edits import Case
+from retcon.errors import first_few
 from retcon.method.base import NONE
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import Patch
@@ -24,9 +25,6 @@ from retcon.run.edit import Prepared, patch_of, prepare, retrying, solve_togethe
 from retcon.run.harm import harm_of
 from retcon.scoring.observations import Observation
 from retcon.scoring.score import score_cases
-
-# How many facts a sentence names.
-_NAMED = 5
 
 
 class Round(NamedTuple):
@@ -59,9 +57,8 @@ class Repaired(NamedTuple):
             f"Facts that are said, of {len(first.tried):,}: {first.said:,} at first, {best.said:,} "
             f"after {len(self.rounds) - 1} further rounds."
         )
-        names = ", ".join(repr(id) for id in self.left_out[:_NAMED])
-        more = f" and {len(self.left_out) - _NAMED:,} others" * (len(self.left_out) > _NAMED)
-        left_out = f" Left out, since they are not said all the same: {names}{more}."
+        names = first_few([repr(id) for id in self.left_out])
+        left_out = f" Left out, since they are not said all the same: {names}."
         return told + (left_out if self.left_out else "")
 
     def record(self) -> dict[str, object]:

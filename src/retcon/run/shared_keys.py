@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from retcon.edits import Edit
-from retcon.errors import CollidingEdits, RetconWarning
+from retcon.errors import CollidingEdits, RetconWarning, first_few
 from retcon.features.contexts import locate
 from retcon.method.base import WritesKeys
 from retcon.method.presets import Recipe
@@ -192,6 +192,4 @@ def named(conflicts: Collection[Clash]) -> str:
 
 
 def _group(edits: Sequence[Edit]) -> str:
-    names = ", ".join(f"{edit.id!r} ({edit.subject})" for edit in edits[:_FACTS])
-    more = f" and {len(edits) - _FACTS:,} others" if len(edits) > _FACTS else ""
-    return f"{names}{more}"
+    return first_few([f"{edit.id!r} ({edit.subject})" for edit in edits], _FACTS)
