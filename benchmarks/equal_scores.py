@@ -20,31 +20,29 @@ from retcon.cli.console import quiet_libraries
 from retcon.edits import Case
 from retcon.environment import environment
 from retcon.features.contexts import ContextOptions, sample_prefixes
-from retcon.features.prefix_cache import DeltaPlace
-from retcon.features.target_loss import TargetLoss
-from retcon.model.handle import ModelHandle
+from retcon.method.entries import options_from
+from retcon.method.presets import rules
 from retcon.model.load import load
 from retcon.run.evaluate import evaluate
 from retcon.scoring.metrics import change, estimate
 from retcon.scoring.observations import Observation
-from targets import LAYER, MICRO_BATCH
+from targets import LAYER, MICRO_BATCH, STANDARD, share_of_step
 
 # Where each sample begins in one shuffled list of all facts, and how many facts it may take.
 SAMPLES = {"choose": 0, "check": 1, "once": 2}
 _SIZE, _SEED = 256, 0
 SCORES = ("said", "said_paraphrase", "exact_match", "ES", "PS", "NS")
 _THREE = {"contexts_per_step": 3, "lr": 1.0, "stop_below": 0.1}
-_ONE = {"descent": "sphere", "contexts_per_step": 1, "stop_below": 0.0}
+_SPHERE = {"descent": "sphere", "stop_by": "fit", "stop_below": 0.2, "contexts_per_step": 1}
 RULES: dict[str, dict[str, Any]] = {
     "standard": {},
     "three_contexts": _THREE,
     "two_contexts": {**_THREE, "contexts_per_step": 2},
-    "sphere_12": {**_ONE, "steps": 13},
-    "sphere_16": {**_ONE, "steps": 17},
-    "sphere_20": {**_ONE, "steps": 21},
-    "sphere_16_fit": {**_ONE, "steps": 17, "stop_by": "fit", "stop_below": 0.05},
-    "sphere_two_8": {**_ONE, "contexts_per_step": 2, "steps": 9, "momentum": 0.5},
-    "sphere_two_12": {**_ONE, "contexts_per_step": 2, "steps": 13, "momentum": 0.6},
+    "fast": rules()["fast"].settings,
+    "sphere_12": {**_SPHERE, "steps": 12},
+    "sphere_20": {**_SPHERE, "steps": 20},
+    "sphere_20_longer": {**_SPHERE, "steps": 20, "stop_below": 0.1},
+    "sphere_two": {**_SPHERE, "contexts_per_step": 2, "steps": 12},
 }
 
 
@@ -61,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load(chosen.model)
     sample = sample_of(chosen.sample)
     single, batch = sample[: chosen.edits], sample[: chosen.batch]
-    shares = _shares(model, single, chosen.layer)
+    edits = [case.edit for case in single]
+    prefixes = sample_prefixes(model, ContextOptions())
     record: dict[str, Any] = {
         "sample": chosen.sample,
         "seed": _SEED,
@@ -84,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )  # fmt: skip
             rows = trial.at("immediate")
             steps = sum(s.report["target_steps"] * s.edits for s in trial.steps) / len(cases)
-            per_step = shares[settings.get("contexts_per_step", 0)]
+            options = options_from(STANDARD, RULES[name])
+            per_step = share_of_step(model, edits, prefixes, chosen.layer, options)
             before = standard.setdefault(kind, rows)
             found[kind] = {"steps": steps, "work": steps * per_step, **_scores(before, rows)}
             print(_line(name, kind, found[kind]), flush=True)
@@ -98,19 +98,6 @@ def sample_of(name: str) -> list[Case]:
     drawn = shuffled(seed=_SEED)
     start = SAMPLES[name] * _SIZE
     return drawn[start : start + _SIZE] or drawn
-
-
-def _shares(model: ModelHandle, cases: Sequence[Case], layer: int) -> Mapping[int, float]:
-    """Work of a step of so many contexts (0: all), as a share of a full one, by its tokens."""
-    prefixes = sample_prefixes(model, ContextOptions())
-    edits = [case.edit for case in cases]
-    place = DeltaPlace(layer, "block")
-    rows = TargetLoss(model, edits, prefixes, place, kl=0.0625, micro_batch=MICRO_BATCH).rows
-    tokens = [row.suffix for row in rows]
-    about = sum(tokens[len(prefixes) * len(edits) :])
-    contexts = sum(tokens) - about
-    share = {k: contexts * k / len(prefixes) + about for k in range(1, len(prefixes) + 1)}
-    return {0: 1.0, **{k: work / sum(tokens) for k, work in share.items()}}
 
 
 def _scores(before: Sequence[Observation], rows: Sequence[Observation]) -> dict[str, Any]:

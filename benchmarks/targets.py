@@ -25,7 +25,8 @@ from machine import Figures, cases, parser_of, print_figures, source, tests_on_p
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions, sample_prefixes
-from retcon.features.prefix_cache import DeltaPlace
+from retcon.features.keys import read_keys
+from retcon.features.prefix_cache import DeltaPlace, TargetRow
 from retcon.features.target_loss import TargetLoss
 from retcon.features.targets import (
     TargetOptions,
@@ -33,6 +34,8 @@ from retcon.features.targets import (
     default_micro_batch,
     optimise_targets,
 )
+from retcon.method.entries import options_from
+from retcon.method.presets import rules
 from retcon.model.handle import ModelHandle
 from retcon.model.load import load
 from retcon.run.cost import measured_rate
@@ -42,9 +45,8 @@ with tests_on_path():
 
 LAYER, MICRO_BATCH = 1, 256
 STANDARD = TargetOptions(micro_batch=MICRO_BATCH)
-# Three of six contexts a step, in turn, at twice the rate, until the loss is below 0.1: the scores
-# of this rule beside those of the standard one are in benchmarks/equal_scores.py.
-FEW_CONTEXTS = replace(STANDARD, contexts_per_step=3, lr=1.0, stop_below=0.1)
+# The rule of `--fast`; benchmarks/equal_scores.py has its scores beside those of the standard one.
+FAST = options_from(STANDARD, rules()["fast"].settings)
 
 
 class Runs:
@@ -67,18 +69,48 @@ class Runs:
         delta, _, _ = optimise_one_target(self.model, edit, self.prefixes, LAYER, options)
         return time.perf_counter() - started, delta
 
+    def keys(self) -> float:
+        """Seconds per edit that its keys take, over all contexts."""
+        started = time.perf_counter()
+        weights = torch.full((1, len(self.prefixes)), 1 / len(self.prefixes), dtype=torch.float64)
+        read_keys(self.model, self.edits, self.prefixes, [LAYER], weights)
+        return (time.perf_counter() - started) / len(self.edits)
+
+    def full_steps(self, found: Targets, options: TargetOptions) -> float:
+        """Work of an edit's passes on the mean, in steps of all contexts and the divergence row."""
+        share = share_of_step(self.model, self.edits, self.prefixes, LAYER, options)
+        return float(found.steps.double().mean()) * share
+
     def useful_flops(self) -> float:
         """Of one pass over all texts of one edit, forward and backward, on the mean."""
-        place = DeltaPlace(LAYER, "block")
-        rows = TargetLoss(
-            self.model, self.edits, self.prefixes, place, kl=0.0625, micro_batch=MICRO_BATCH
-        ).rows
+        rows = _rows(self.model, self.edits, self.prefixes, LAYER)
         live = self.model.architecture.blocks[LAYER + 1 :]
         body = sum(p.numel() for block in live for p in block.parameters())
         head = sum(p.numel() for p in self.model.architecture.head.parameters())
         tokens = sum(row.suffix for row in rows)
         predictions = sum(len(row.predicts) for row in rows)
         return 4 * (body * tokens + head * predictions) / len(self.edits)
+
+
+def share_of_step(
+    model: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+) -> float:
+    """Work of one step of a rule as a share of a full one, by its tokens."""
+    tokens = [row.suffix for row in _rows(model, edits, prefixes, layer)]
+    seen = options.contexts_per_step or len(prefixes)
+    contexts = sum(tokens[: len(prefixes) * len(edits)]) * seen / len(prefixes)
+    return (contexts + sum(tokens[len(prefixes) * len(edits) :])) / sum(tokens)
+
+
+def _rows(
+    model: ModelHandle, edits: Sequence[Edit], prefixes: Sequence[str], layer: int
+) -> Sequence[TargetRow]:
+    place = DeltaPlace(layer, "block")
+    return TargetLoss(model, edits, prefixes, place, kl=0.0625, micro_batch=MICRO_BATCH).rows
 
 
 def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
@@ -97,13 +129,17 @@ def targets(model: ModelHandle, *, count: int = 32, oracle: int = 4) -> Figures:
     ]
     with_stop, stopped = runs.batched(STANDARD)
     default, _ = runs.batched(replace(STANDARD, micro_batch=0), runs.edits[:8])
-    few, quick = runs.batched(FEW_CONTEXTS)
+    fast, quick = runs.batched(FAST)
+    keys = runs.keys()
     rates.append(measured_rate(2048))
     rate = statistics.median(rates)
     return {
         "targets_speedup": slow / full,
         "targets_seconds_per_edit": with_stop,
-        "targets_seconds_per_edit_equal_scores": few,
+        "targets_seconds_per_edit_equal_scores": fast,
+        "targets_full_steps_equal_scores": runs.full_steps(quick, FAST),
+        "targets_speedup_equal_scores": slow / fast,
+        "keys_share_equal_scores": keys / (keys + fast),
         "targets_limit_fraction": equal.steps * runs.useful_flops() / full / rate,
         "targets_mean_steps": float(stopped.steps.double().mean()),
         "targets_mean_steps_equal_scores": float(quick.steps.double().mean()),

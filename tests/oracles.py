@@ -100,10 +100,12 @@ def optimise_one_target(
             ).logits.log_softmax(-1)
             nll = torch.zeros(())
             looked = sorted((step * at_once + i) % len(texts) for i in range(at_once))
+            if options.descent == "sphere" and step == 0:
+                looked = list(range(len(texts)))
             for row in looked:
                 whole, places = wholes[row], range(starts[row], len(wholes[row]))
                 mean = -sum(logp[row, t - 1, whole[t]] for t in places) / len(places)
-                nll = nll + mean / at_once
+                nll = nll + mean / len(looked)
                 seen[row] = mean.item()
                 said[row] = all(int(logp[row, t - 1].argmax()) == whole[t] for t in places)
             now = logp[len(texts), lookups[-1]]
@@ -131,7 +133,7 @@ def optimise_one_target(
             loss.backward()
             limit = options.clamp * anchor[0].norm()
             if options.descent == "sphere":
-                turn(delta, float(limit), step, turned, options)
+                turn(delta, float(limit), nll.item(), turned, options)
                 continue
             adam.step()
             with torch.no_grad():
@@ -148,24 +150,27 @@ def lead(logp: Tensor, token: int) -> float:
     return logp[token].item() - max(others)
 
 
-def turn(delta: Tensor, radius: float, step: int, turned: list[Tensor], options) -> None:
-    """One move of δ on the sphere of its clamp; `turned` holds the directions of earlier ones."""
-    gradient = delta.grad / delta.grad.norm()
+def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], options) -> None:
+    """One move of δ on the sphere of its clamp; `turned` holds the earlier turns."""
+    gradient, most = delta.grad, max(1, options.steps - 3)
+    fall = (options.last_turn / options.first_turn) ** (len(turned) / most)
+    limit = math.radians(options.first_turn * fall)
     with torch.no_grad():
-        if step == 0:
-            delta.copy_(-radius * gradient)
+        if not delta.any():
+            delta.copy_(-radius * gradient / gradient.norm())
             return
         here = delta / delta.norm()
         along = gradient - (gradient @ here) * here
-        mixed = along / along.norm()
+        angle = min(limit, options.reach * loss / (radius * float(along.norm())))
+        move = -angle * along / along.norm()
         if turned:
-            mixed = mixed + options.momentum * turned[-1]
-        mixed = mixed - (mixed @ here) * here
-        turned.append(mixed)
-        share = (step - 1) / max(1, options.steps - 3)
-        angle = options.first_angle + share * (options.last_angle - options.first_angle)
-        theta = math.radians(angle)
-        delta.copy_(radius * (math.cos(theta) * here - math.sin(theta) * mixed / mixed.norm()))
+            move = move + options.momentum * turned[-1]
+        move = move - (move @ here) * here
+        if move.norm() > limit:
+            move = move * limit / move.norm()
+        turned.append(move)
+        theta = float(move.norm())
+        delta.copy_(radius * (math.cos(theta) * here + math.sin(theta) * move / move.norm()))
 
 
 def mean_nll(model: ModelHandle, text: str, target: str) -> float:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from retcon.features.second_moments import (
     collect_moments,
     load_moments,
 )
-from retcon.features.targets import TargetOptions, default_micro_batch, optimise_targets
+from retcon.features.targets import STOPS, TargetOptions, default_micro_batch, optimise_targets
 from retcon.method.entries import find_method
 from retcon.model.tokens import Tokens
 
@@ -134,7 +135,9 @@ def test_other_stops_are_the_naive_ones(rule, contexts):
     )
     got = check_targets("llama", torch.float64, 1e-9, options=options)
     assert len(set(got.steps.tolist())) > 1 and got.steps.min() < 20
-    assert ((got.steps < 20) <= got.done).all()
+    rule_met = STOPS.index("loss" if "stop_by" in rule else "margin")
+    assert set(got.stopped.tolist()) <= {0, rule_met}
+    assert (got.stopped[got.steps < 20] == rule_met).all()
     whole = dataclasses.replace(options, stop_by="whole", stop_margin=None)
     longer = optimise_targets(pico(dtype=torch.float64), EDITS, PREFIXES, 1, whole)
     assert (longer.steps > got.steps).any() and (longer.steps >= got.steps).all()
@@ -151,20 +154,24 @@ def test_turns_on_the_sphere_are_the_naive_ones(family, contexts):
     assert on_sphere.tolist() == pytest.approx([0.4] * len(EDITS))
 
 
-def test_the_first_move_on_the_sphere_is_the_best_of_a_linear_loss_and_turns_get_smaller():
+def test_the_first_move_on_the_sphere_is_the_best_of_a_linear_loss_and_turns_are_polyaks():
     delta = torch.zeros(2, 3, requires_grad=True)
-    walk = OnSphere(delta, torch.tensor([[2.0], [1.0]]), moves=4, angles=(60.0, 10.0), momentum=0.0)
+    walk = OnSphere(
+        delta, torch.tensor([[2.0], [1.0]]), moves=5, reach=0.5, largest=(60.0, 7.5), momentum=0.0
+    )
     slope = torch.tensor([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
-    for turned in (None, 60.0, 35.0, 10.0):
+    delta.grad = slope
+    walk.move(torch.ones(2))
+    assert torch.allclose(delta[0].detach(), torch.tensor([0.0, -1.2, -1.6]))
+    for loss, most in ((99.0, 60.0), (3.0, 30.0), (0.1, 15.0), (9.0, 7.5)):
         before = delta.detach().clone()
-        delta.grad = slope if turned is None else slope.roll(1, 1)
-        walk.move()
+        delta.grad = slope.roll(1, 1)
+        along = delta.grad[0] - (delta.grad[0] @ before[0]) * before[0] / 4
+        expected = min(most, math.degrees(0.5 * loss / (2 * float(along.norm()))))
+        walk.move(torch.tensor([loss, loss]))
         assert delta[0].norm().item() == pytest.approx(2.0) and not delta[1].any()
-        if turned is None:
-            assert torch.allclose(delta[0].detach(), torch.tensor([0.0, -1.2, -1.6]))
-        else:
-            angle = torch.rad2deg(torch.arccos(delta[0].detach() @ before[0] / 4)).item()
-            assert angle == pytest.approx(turned, abs=1e-2)
+        turned = torch.rad2deg(torch.arccos((delta[0].detach() @ before[0] / 4).clamp(-1, 1)))
+        assert turned.item() == pytest.approx(expected, abs=0.05)
 
 
 def test_each_edit_stops_by_itself():

@@ -109,11 +109,13 @@ def test_eval_records_everything(folder, retcon):
     code, out, err = retcon(
         "eval", "./model", "--cases", "facts.jsonl", "--method", "memit", "--layers", "0-1",
         "--schedule", "sequential-batch:2", "--set", "ridge=7", "--json", "v.json", *SETTINGS,
+        "--fast",
     )  # fmt: skip
     assert code == 0, err
     result = json.loads((folder / "v.json").read_text(encoding="utf-8"))
     for when in ("pre", "immediate", "final"):
         assert {"ES", "PS", "NS", "S", "token_accuracy", "exact_match"} <= set(result[when])
+    assert result["settings"]["descent"] == "sphere" and result["rule"] is None  # other steps
     assert result["n"] == 3 and result["settings"]["ridge"] == 7 and result["layers"] == [0, 1]
     assert result["schedule"] == "sequential-batch:2" and len(result["steps"]) == 2
     assert result["covariance"]["tokens"] >= 400 and result["covariance"]["jitter"] == 1e-3

@@ -250,7 +250,7 @@ def test_targets_that_are_cut_off_go_on_to_the_same_last_bit(
         found = made()
     assert len(passes) == 1 + int(whole.steps.max())
     assert len(set(whole.steps.tolist())) > 1
-    for name in ("delta", "anchor", "loss", "nll", "steps"):
+    for name in ("delta", "anchor", "loss", "nll", "steps", "stopped"):
         assert getattr(found, name).equal(getattr(whole, name)), name
     assert usage("targets")[0].files == len(EDITS)
 

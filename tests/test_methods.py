@@ -19,7 +19,7 @@ from retcon.errors import (
 from retcon.features.targets import Targets
 from retcon.method.entries import find_method, methods
 from retcon.method.key_features import KeyFeatures
-from retcon.method.presets import families, resolve
+from retcon.method.presets import families, resolve, rules
 from retcon.run.edit import edit as make
 from retcon.run.schedule import Schedule
 
@@ -337,3 +337,32 @@ def test_a_model_without_presets_names_layers_to_try():
     with pytest.raises(InvalidSetting, match="ascending"):
         resolve(pico().outline, method="memit", layers=(2, 1))
     assert resolve(pico().outline, method="memit", layers=(1,)).preset is None
+
+
+def test_a_rule_for_targets_is_its_settings_and_what_is_given_stands():
+    outline, fast = pico().outline, rules()["fast"].settings
+
+    def resolved(**settings):
+        return resolve(outline, method="memit", layers=(1,), settings=settings)
+
+    recipe = resolved(rule="fast")
+    assert recipe.rule == "fast" and fast.items() <= recipe.settings.items()
+    assert recipe == resolved(**fast)
+    other = resolved(rule="fast", steps=9)
+    assert other.settings["steps"] == 9 and other.settings["descent"] == "sphere"
+    assert other.rule is None and resolved().rule is None
+    with pytest.raises(UnknownName, match="'fast'"):
+        resolved(rule="fats")
+    with pytest.raises(InvalidSetting, match="finetune optimises no targets"):
+        resolve(outline, method="finetune", layers=(1,), settings={"rule": "fast"})
+
+
+def test_every_rule_says_why_a_target_ended():
+    settings = {**FAST, "steps": 12, "ridge": 20.0, "rule": "fast", "stop_below": 5.6}
+    model = pico()
+    recipe = resolve(model.outline, method="memit", layers=(1,), settings=settings)
+    method = recipe.build()
+    state = method.setup.begin(model)
+    told = method.solve(model, method.features(model, EDITS, state), state).report
+    assert set(told.edit["stopped"]) == {"loss", "cap"}
+    assert told.batch["targets_capped"] == told.edit["stopped"].count("cap")

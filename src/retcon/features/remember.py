@@ -17,6 +17,7 @@ from retcon.edits import Edit
 from retcon.features.contexts import locate_all
 from retcon.features.keys import read_keys
 from retcon.features.targets import (
+    STOPS,
     TASK,
     TargetOptions,
     Targets,
@@ -30,7 +31,7 @@ from retcon.progress import Progress, silent
 _FORMAT = 2
 # Options that were no part of names once: those that do nothing where δ moves as it did then, and
 # those that do nothing at their defaults.
-_ON_SPHERE = ("descent", "first_angle", "last_angle", "momentum")
+_ON_SPHERE = ("descent", "reach", "first_turn", "last_turn", "momentum")
 _STOPS = ("stop_by", "stop_margin")
 
 
@@ -173,8 +174,15 @@ def _to_entry(target: Targets) -> CacheEntry:
 def _of_entry(
     entry: CacheEntry, options: TargetOptions, cached: bool, device: torch.device
 ) -> Targets:
-    # Earlier entries do not say it, and had no other rules than these.
-    done = (entry["steps"] < options.steps) | (entry["loss"] < options.stop_below)
-    kept = Targets._make({"done": done, **entry}[name] for name in Targets._fields)
+    stopped = entry.get("stopped", _of_earlier(entry, options))
+    kept = Targets._make({**entry, "stopped": stopped}[name] for name in Targets._fields)
     whole = kept._replace(cached=torch.full_like(kept.cached, cached), short=bool(kept.short))
     return whole.to(device)
+
+
+def _of_earlier(entry: CacheEntry, options: TargetOptions) -> Tensor:
+    """Tell why a target ended whose entry does not say it: by its loss, or what the model said."""
+    low = entry["loss"] < options.stop_below
+    done = entry.get("done", (entry["steps"] < options.steps) | low)
+    by = torch.where(low | (not options.stop_when_said), STOPS.index("loss"), STOPS.index("said"))
+    return torch.where(done, by, STOPS.index("cap"))

@@ -32,6 +32,7 @@ class Losses(NamedTuple):
     Attributes:
         nll: mean over contexts of the target's mean negative log-probability per token, as last
             seen of each.
+        seen: the same over the contexts of this pass.
         kl: divergence at the subject.
         margin: the least, over contexts and tokens of the target, of its log-probability over that
             of the best other token, as last seen; −∞ where margins are not asked for.
@@ -41,6 +42,7 @@ class Losses(NamedTuple):
     """
 
     nll: Float[Tensor, " edits"]
+    seen: Float[Tensor, " edits"]
     kl: Float[Tensor, " edits"]
     margin: Float[Tensor, " edits"]
     predicted: Bool[Tensor, " edits"]
@@ -112,6 +114,7 @@ class TargetLoss:
                     loss.backward()
         return Losses(
             nll=self._nll.nanmean(1),
+            seen=self._nll[:, list(contexts)].mean(1),
             kl=self._divergence.clone(),
             margin=self._margin.amin(1),
             predicted=self._said[:, min(1, self._said.shape[1] - 1) :].all(1),

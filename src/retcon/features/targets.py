@@ -45,8 +45,10 @@ _KEPT_SHARE = 1 / 4
 _KEPT_HIDDEN, _KEPT_INNER = 8, 4
 # What is told while they are optimised.
 TASK = "optimising targets, in steps"
+# Why a descent ends: for want of steps, or by the rule that was met first.
+STOPS = ("cap", "loss", "margin", "said")
 # What a descent has of each edit.
-_OWN = ("active", "nll", "loss", "steps", "said")
+_OWN = ("active", "nll", "loss", "steps", "said", "stopped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,16 @@ class TargetOptions:
             below a quarter of the weights, and on a GPU what fills it).
         together: edits optimised side by side, on a GPU as many more as a pass has room for.
         contexts_per_step: look at so many contexts in each step, in turn, and stop by what was
-            last seen of each (0: look at all).
+            last seen of each (0: look at all). On the sphere the first step looks at all.
         stop_when_said: stop an edit, too, after so many steps in which every token of its target
             was the most probable behind every prefix (0: never; the bare prompt counts only
             where there is no prefix).
         descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
-        first_angle, last_angle: of the turns on the sphere, in degrees.
-        momentum: on the sphere, the share of the last direction that is kept.
+        reach: of a turn on the sphere; 1 is where the loss would come to 0 if it went on falling
+            as steeply.
+        first_turn, last_turn: the largest turns on the sphere, at its beginning and at its end, in
+            degrees.
+        momentum: on the sphere, the share of the last turn that is kept.
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -95,12 +100,13 @@ class TargetOptions:
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
     descent: Descent = "adam"
-    first_angle: Annotated[float, Field(gt=0, lt=180)] = 50.0
-    last_angle: Annotated[float, Field(gt=0, lt=180)] = 8.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.5
+    first_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
+    last_turn: Annotated[float, Field(gt=0, lt=180)] = 5.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("first_angle", "last_angle", "momentum"):
+        for name in ("reach", "first_turn", "last_turn", "momentum"):
             value = getattr(self, name)
             if self.descent == "adam" and value != getattr(TargetOptions, name):
                 raise InvalidSetting(
@@ -121,9 +127,14 @@ class TargetOptions:
         """
         if self.descent == "adam":
             return WithAdam(delta, radius, lr=self.lr)
-        angles = (self.first_angle, self.last_angle)
-        moves = self.steps - 1
-        return OnSphere(delta, radius, moves=moves, angles=angles, momentum=self.momentum)
+        return OnSphere(
+            delta,
+            radius,
+            moves=self.steps - 1,
+            reach=self.reach,
+            largest=(self.first_turn, self.last_turn),
+            momentum=self.momentum,
+        )
 
 
 @runtime_checkable
@@ -148,7 +159,7 @@ class Targets(NamedTuple):
         loss: the whole loss in the last pass.
         nll: its first term.
         steps: passes made.
-        done: whether it met a rule to stop, and did not end for want of steps.
+        stopped: why it ended, a place in `STOPS`; 0 for want of steps.
         seconds: what it took, an even share of its group's time, whenever that was.
         cached: whether that was in an earlier call.
         short: whether passes over suffixes could be used.
@@ -159,7 +170,7 @@ class Targets(NamedTuple):
     loss: Float[Tensor, " edits"]
     nll: Float[Tensor, " edits"]
     steps: Int[Tensor, " edits"]
-    done: Bool[Tensor, " edits"]
+    stopped: Int[Tensor, " edits"]
     seconds: Float[Tensor, " edits"]
     cached: Bool[Tensor, " edits"]
     short: bool
@@ -181,7 +192,7 @@ class Targets(NamedTuple):
             loss=torch.cat([part.loss for part in parts]),
             nll=torch.cat([part.nll for part in parts]),
             steps=torch.cat([part.steps for part in parts]),
-            done=torch.cat([part.done for part in parts]),
+            stopped=torch.cat([part.stopped for part in parts]),
             seconds=torch.cat([part.seconds for part in parts]),
             cached=torch.cat([part.cached for part in parts]),
             short=all(part.short for part in parts),
@@ -292,7 +303,7 @@ class _Group(NamedTuple):
         saved = None if halfway is None else halfway.read()
         warm = start if isinstance(start, Tensor) else None
         descent = _Descent(anchor, losses, options, tied, warm)
-        if saved is not None:
+        if saved is not None and "stopped" in saved:  # what earlier versions left is begun anew
             descent.go_on_from(saved)
             started -= float(saved["seconds"])
         while True:
@@ -335,6 +346,8 @@ class _Descent:
         self.nll, self.loss = anchor.new_zeros(len(anchor)), anchor.new_zeros(len(anchor))
         self.steps = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
         self.said = torch.zeros_like(self.steps)
+        self.stopped = torch.zeros_like(self.steps)
+        self._seen = self.nll  # of the contexts that were just seen
 
     @property
     def ended(self) -> bool:
@@ -362,23 +375,27 @@ class _Descent:
         self.nll = torch.where(active, now.nll, self.nll)
         self.loss = torch.where(active, total, self.loss)
         self.steps += active
+        self._seen = now.seen
         self.said += now.predicted & now.complete
-        done = self._done(now, total if options.stop_by == "whole" else total - penalty.detach())
-        self.active = active & ~(done.all() if self._tied else done)
+        why = self._why(now, total if options.stop_by == "whole" else total - penalty.detach())
+        self.active = active & ~((why > 0).all() if self._tied else why > 0)
+        self.stopped = torch.where(active & ~self.active, why, self.stopped)
         if not self.ended:
             penalty.sum().backward()
         return torch.where(active, total, 0)
 
-    def _done(self, now: Losses, loss: Float[Tensor, " edits"]) -> Bool[Tensor, " edits"]:
-        """Which edits are done, by the loss that is asked for or by what the model says."""
+    def _why(self, now: Losses, loss: Float[Tensor, " edits"]) -> Int[Tensor, " edits"]:
+        """Which rule to stop each edit meets, a place in `STOPS`; 0 where it meets none."""
         options = self._options
-        done = loss < options.stop_below
+        rules = {"loss": (loss < options.stop_below) & now.complete}
         if options.stop_margin is not None:
-            done |= now.margin >= options.stop_margin
-        done &= now.complete
+            rules["margin"] = (now.margin >= options.stop_margin) & now.complete
         if options.stop_when_said:
-            done |= self.said >= options.stop_when_said
-        return done
+            rules["said"] = self.said >= options.stop_when_said
+        why = torch.zeros_like(self.steps)
+        for name, met in rules.items():
+            why[met & (why == 0)] = STOPS.index(name)
+        return why
 
     @torch.no_grad()
     def move(self) -> None:
@@ -387,7 +404,8 @@ class _Descent:
         if self._tied and delta.grad is not None:
             delta.grad.copy_(delta.grad.mean(0).expand_as(delta))
         before = delta.clone()
-        self._walk.move()
+        loss = self._seen.mean().expand_as(self._seen) if self._tied else self._seen
+        self._walk.move(loss)
         delta.copy_(torch.where(self.active.unsqueeze(1), delta, before))
 
     def standing(self, seconds: float) -> dict[str, Tensor]:
@@ -422,7 +440,7 @@ class _Descent:
             loss=self.loss,
             nll=self.nll,
             steps=self.steps,
-            done=~self.active,
+            stopped=self.stopped,
             seconds=torch.full_like(self.loss, seconds),
             cached=torch.zeros_like(self.active),
             short=self._losses.short,
@@ -441,6 +459,8 @@ def _attention(model: ModelHandle) -> AbstractContextManager[object]:
 
 def _turn(step: int, contexts: int, options: TargetOptions) -> list[int]:
     """The contexts that a step looks at: all of them, or so many in turn."""
+    if options.descent == "sphere" and step == 0:
+        return [*range(contexts)]
     size = min(options.contexts_per_step or contexts, contexts)
     return sorted((step * size + i) % contexts for i in range(size))
 

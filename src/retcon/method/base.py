@@ -92,7 +92,7 @@ class Report(NamedTuple):
 
     batch: Mapping[str, float | bool | None] = NONE
     layer: Mapping[str, Mapping[int, float | int]] = NONE
-    edit: Mapping[str, Sequence[float]] = NONE
+    edit: Mapping[str, Sequence[float] | Sequence[str]] = NONE
 
 
 @dataclass(frozen=True, eq=False)

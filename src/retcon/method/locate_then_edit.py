@@ -21,7 +21,7 @@ from retcon.features.contexts import ContextOptions, locate
 from retcon.features.keys import read_at_lookup, read_keys
 from retcon.features.remember import recall_keys, recall_shared_targets, recall_targets
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions, Targets
+from retcon.features.targets import STOPS, TargetOptions, Targets
 from retcon.method.base import Report, Update, check_batch
 from retcon.method.key_features import KeyFeatures
 from retcon.method.key_state import KeyIncrement, KeySetup, KeyState
@@ -449,7 +449,7 @@ def _report(
         batch={
             "loss": float(targets.loss.mean()),
             "target_steps": float(targets.steps.float().mean()),
-            "targets_capped": float((~targets.done).sum()),
+            "targets_capped": float((targets.stopped == 0).sum()),
             "short_passes": targets.short,
             "ridge": learned.ridge,
             "reached": float(reached.mean()),
@@ -461,6 +461,7 @@ def _report(
         },
         edit={
             "steps": targets.steps.double().tolist(),
+            "stopped": [STOPS[why] for why in targets.stopped.tolist()],
             "size": [round(x, 4) for x in size.tolist()],
             "novelty": [round(x, 6) for x in novelty.tolist()],
             "reached": [round(x, 6) for x in reached.tolist()],

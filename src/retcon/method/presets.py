@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from retcon.errors import InvalidSetting
+from retcon.errors import InvalidSetting, UnknownName
 from retcon.features.targets import default_micro_batch
 from retcon.method.base import Method
 from retcon.method.entries import MethodEntry, Settings, find_method
@@ -21,6 +21,13 @@ from retcon.model.structure import Outline
 
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(_Row):
+    """Settings by which targets are optimised, and where they were measured."""
+
+    settings: dict[str, object]
+    source: str
 
 
 class Shape(_Row):
@@ -63,16 +70,32 @@ class Recipe(NamedTuple):
         """The method's name."""
         return self.entry.name
 
+    @property
+    def rule(self) -> str | None:
+        """The name of the rule for targets that these settings are; None where it has none."""
+        own = self.settings.items()
+        return next((k for k, rule in rules().items() if rule.settings.items() <= own), None)
+
     def build(self) -> Method[Any, Any, Any]:
         """The method with these settings, at these layers."""
         return self.entry.build(self.layers, self.settings)
 
 
 @cache
+def _presets() -> dict[str, Any]:
+    return tomllib.loads((files("retcon.method") / "presets.toml").read_text(encoding="utf-8"))
+
+
+@cache
 def families() -> tuple[Family, ...]:
-    """All rows of presets.toml."""
-    text = (files("retcon.method") / "presets.toml").read_text(encoding="utf-8")
-    return tuple(Family.model_validate(row) for row in tomllib.loads(text)["family"])
+    """All models of presets.toml, with their presets."""
+    return tuple(Family.model_validate(row) for row in _presets()["family"])
+
+
+@cache
+def rules() -> dict[str, Rule]:
+    """All rules for targets of presets.toml, by name."""
+    return {name: Rule.model_validate(row) for name, row in _presets()["rule"].items()}
 
 
 def family_of(model: Outline) -> Family | None:
@@ -103,10 +126,11 @@ def resolve(
 ) -> Recipe:
     """Fill in what was left open from the model's presets; what was given stands.
 
-    A method that writes no weight has no layers, whatever is given.
+    A method that writes no weight has no layers, whatever is given. Among the settings `rule` may
+    name a rule for targets, such as `fast`, which stands for the settings of its row.
 
     Raises:
-        UnknownName: no such method, layer or setting.
+        UnknownName: no such method, layer, setting or rule.
         InvalidSetting: the model has no preset for what was left open.
     """
     writes_nothing = method is not None and not find_method(method).writes
@@ -122,10 +146,27 @@ def resolve(
     else:
         _check_layers(model, taken)
     base = dict(preset.settings) if preset else {}
-    resolved = chosen.resolve({**base, **(settings or {})})
+    resolved = chosen.resolve({**base, **_with_rule(chosen, settings or {})})
     if not resolved.get("micro_batch", 1):
         resolved["micro_batch"] = default_micro_batch(model)
     return Recipe(chosen, taken, resolved, preset)
+
+
+def _with_rule(method: MethodEntry, given: Settings) -> dict[str, object]:
+    """The settings of the rule for targets that is named, if one is, below those that are given."""
+    own = {name: value for name, value in given.items() if name != "rule"}
+    if "rule" not in given:
+        return own
+    name = str(given["rule"])
+    if name not in rules():
+        raise UnknownName.among("rule for targets", name, rules())
+    row = rules()[name].settings
+    if not row.keys() <= method.settings().keys():
+        raise InvalidSetting(
+            f"{method.name} optimises no targets, so there is no rule {name!r} for them. Leave it "
+            f"out, or name another method (retcon methods)."
+        )
+    return {**row, **own}
 
 
 def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:

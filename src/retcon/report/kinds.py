@@ -138,7 +138,8 @@ def _facts(results: Results, cell: str) -> pl.DataFrame:
     known: dict[str, list[Any]] = defaultdict(list)
     for step in _steps(results, cell):
         for name, values in (step.get("each") or {}).items():
-            known[name] += values
+            if name == "edit" or name in _PREDICTORS:
+                known[name] += values
     margins = [
         (row.case, row.relation or f"case {row.case}", row.nll_old - row.nll_new)
         for row in results.study.scored(cell, "final")

@@ -118,6 +118,7 @@ class Run(Measured):
             "guard": self.schedule.guard.action,
             "settings": self.recipe.settings,
             "preset": preset.source if preset else None,
+            "rule": self.recipe.rule,
             "covariance": self._covariance(),
             "shared_keys": [list(ids) for ids in self.shared_keys],
             "prefixes": self.begun.get("prefixes", []),

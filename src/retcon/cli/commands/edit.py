@@ -92,6 +92,7 @@ def edit(
     layer: choices.Layer = None,
     layers: choices.Layers = None,
     set: choices.Set = None,
+    fast: choices.Fast = False,
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
@@ -112,7 +113,7 @@ def edit(
     saved, and the exit code is 2. Facts that --until-said does not bring about are left out.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard, fast)
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")

@@ -67,6 +67,7 @@ def evaluate(
     layer: choices.Layer = None,
     layers: choices.Layers = None,
     set: choices.Set = None,
+    fast: choices.Fast = False,
     schedule: Schedule = None,
     refresh: choices.Refresh = "each-batch",
     guard: choices.Guard = "off",
@@ -90,7 +91,7 @@ def evaluate(
     from retcon.data.cases import read_facts, take
 
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard)
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard, fast)
     _check_together(choice, patch, after or (), plan)
     facts = read_facts(cases, skip_bad=skip_bad, options=choices.parse_settings(option, "--option"))
     picked = take(facts.cases, n, seed)
