@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from transformers.utils import is_serve_available
+from transformers.utils.import_utils import is_serve_available
 
 from lm_eval_oracle import harness_task
 from pico import FAMILIES, pico, tokenizer

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transformers.utils import is_serve_available
+from transformers.utils.import_utils import is_serve_available
 
 from retcon.errors import MissingExtra
 from retcon.files import make_folder
