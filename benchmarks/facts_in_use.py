@@ -31,7 +31,9 @@ from retcon.edits import Case
 from retcon.model.load import checkpoint_folder
 from retcon.run.repair import edit_until_said
 
-_NEW_TOKENS, _TOGETHER = 20, 32
+# Tokens that a model may write behind an answer that comes first, and beside one that may be
+# anywhere in a sentence; texts that run together.
+_BEHIND, _BEFORE, _TOGETHER = 3, 20, 32
 
 
 class Asked(NamedTuple):
@@ -58,21 +60,22 @@ class Served(NamedTuple):
 
     def answers(self, asked: Sequence[Asked]) -> list[bool]:
         """Tell of each text whether its answer is said; texts of one length run together."""
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i].text))
+        order = sorted(range(len(asked)), key=lambda i: (asked[i].begins, len(asked[i].text)))
         right: dict[int, bool] = {}
         for first in range(0, len(order), _TOGETHER):
             places = order[first : first + _TOGETHER]
-            for i, text in zip(places, self._written([asked[i].text for i in places]), strict=True):
+            for i, text in zip(places, self._written([asked[i] for i in places]), strict=True):
                 right[i] = says(text, asked[i])
         return [right[i] for i in range(len(asked))]
 
-    def _written(self, texts: Sequence[str]) -> list[str]:
-        batch = self.tokenizer(list(texts), return_tensors="pt", padding=True)
+    def _written(self, asked: Sequence[Asked]) -> list[str]:
+        batch = self.tokenizer([one.text for one in asked], return_tensors="pt", padding=True)
+        longest = max(len(ids) for ids in self.tokenizer([one.answer for one in asked]).input_ids)
         with torch.no_grad():
             ids = self.model.generate(
                 **batch,
                 do_sample=False,
-                max_new_tokens=_NEW_TOKENS,
+                max_new_tokens=longest + (_BEHIND if asked[0].begins else _BEFORE),
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         behind = ids[:, batch["input_ids"].shape[1] :]
@@ -194,15 +197,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = retcon.load_cases(chosen.facts)[: chosen.n]
     folder = str(checkpoint_folder(chosen.model))
 
+    model = retcon.load(chosen.model)
+    how: dict[str, Any] = {
+        "method": chosen.method,
+        "layers": None if chosen.layer is None else [chosen.layer],
+        "settings": parse_settings(chosen.set),
+    }
+
     def make() -> retcon.Patch:
-        repaired = edit_until_said(
-            retcon.load(chosen.model),
-            cases,
-            rounds=chosen.until_said,
-            method=chosen.method,
-            layers=None if chosen.layer is None else [chosen.layer],
-            settings=parse_settings(chosen.set),
-        )
+        if not chosen.until_said:
+            return retcon.edit(model, [case.edit for case in cases], **how)
+        repaired = edit_until_said(model, cases, rounds=chosen.until_said, **how)
         print(repaired.told())
         return repaired.patch
 

@@ -1,15 +1,19 @@
-"""`retcon compare` and `retcon chat`: both models side by side, and no trace of the patch after."""
+"""A model with and without a patch: `retcon compare`, `chat` and `serve`; no trace of it after."""
 
 import copy
 import io
 import json
+import subprocess
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from pico import pico
 from retcon.model.load import load
+from retcon.run import serving
 from retcon.run.compare import posed, side_by_side
-from test_export import saved, some_patch
+from test_export import fresh, logits, saved, some_patch
 
 
 @pytest.fixture
@@ -97,3 +101,47 @@ def test_mistakes_say_what_to_do(folder, retcon, words, said):
     (folder / "empty.txt").write_text("\n\n", encoding="utf-8")
     code, _, err = retcon("compare", "./model", *words)
     assert code == 2 and said in err
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Let the server's packages be there, and what stands in for the server look at its folder."""
+    started: list[dict[str, object]] = []
+
+    def run(words, *, cwd, env, check):
+        names = ("edited", "base")
+        outputs = {name: logits(fresh(cwd / name)) for name in names}
+        tokens = {name: AutoTokenizer.from_pretrained(cwd / name) for name in names}
+        started.append({"words": words, "env": env, "folder": cwd, **outputs})
+        assert not check and len({one.chat_template for one in tokens.values()}) == 1
+        return subprocess.CompletedProcess(words, 3)
+
+    monkeypatch.setattr(serving, "is_serve_available", lambda: True)
+    monkeypatch.setattr(serving.subprocess, "run", run)
+    return started
+
+
+def test_serve_lays_out_both_models_and_leaves_nothing_behind(folder, retcon, server, cache):
+    code, out, err = retcon("serve", "./model", "--patch", "p.safetensors", "--port", "8123")
+    assert code == 3 and "`edited` and `base` at http://127.0.0.1:8123/v1" in out, err
+    (one,) = server
+    assert one["words"][-4:] == ["--host", "127.0.0.1", "--port", "8123"]
+    assert one["env"]["HF_HUB_OFFLINE"] == "1"
+    model = load("./model")
+    assert torch.equal(one["base"], logits(model))
+    with some_patch(model).applied(model):
+        assert torch.equal(one["edited"], logits(model))
+    assert not one["folder"].exists() and one["folder"].parent == cache
+    assert (folder / "model" / "config.json").exists()
+
+
+def test_serve_ends_with_ctrl_c_and_says_what_it_lacks(folder, retcon, server, monkeypatch):
+    def interrupted(*_words, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving.subprocess, "run", interrupted)
+    code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
+    assert code == 130 and "Nothing is served any more" in err
+    monkeypatch.setattr(serving, "is_serve_available", lambda: False)
+    code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
+    assert code == 2 and "retcon-llm[serve]" in err

@@ -1,6 +1,7 @@
 """Exports: the same edit in other programs' forms, and back; nothing hostile gets in."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -111,6 +112,25 @@ def test_forms_agree_with_the_native_patch(family, tmp_path):
     for name, change in load_file(tmp_path / "delta" / "delta.safetensors").items():
         summed.get_parameter(name).data += change
     assert torch.allclose(logits(summed), native, atol=1e-4)
+
+
+def test_what_a_card_tells_to_run_runs_in_its_folder(tmp_path, monkeypatch):
+    """Wherever the adapter was made from: its base is named by its whole path."""
+    pytest.importorskip("peft", reason="needs peft")
+    monkeypatch.chdir(tmp_path)
+    saved("llama", tmp_path / "base")
+    model = load("./base")
+    patch = some_patch(model)
+    with patch.applied(model):
+        native = logits(model)
+    for form in ("peft", "merged"):
+        patch.export(form, tmp_path / form)
+        monkeypatch.chdir(tmp_path / form)
+        card = (tmp_path / form / "README.md").read_text(encoding="utf-8")
+        names = {}
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)
+        assert torch.allclose(logits(names["model"]), native, atol=1e-4)
+        monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -4,10 +4,17 @@ Each program is given what `docs/shipping.md` tells to give it, and must say wha
 with the patch in its weights.
 """
 
+import json
+import subprocess
+import time
 from pathlib import Path
+from socket import socket
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from transformers.utils.import_utils import is_serve_available
 
 from lm_eval_oracle import harness_task
 from pico import FAMILIES, pico, tokenizer
@@ -18,6 +25,7 @@ from retcon.patch.export.gguf import FILE, write_gguf
 from retcon.patch.export.lora import lora_of
 from retcon.patch.export.peft import write_peft
 from retcon.patch.patch import Patch
+from retcon.run import serving
 from retcon.run.edit import edit
 from test_methods import EDITS, FAST
 
@@ -115,6 +123,49 @@ def test_an_adapter_beside_a_4_bit_base(base, tmp_path):
     assert not torch.allclose(plain, wanted, atol=0.1)
     with served.disable_adapter():
         assert torch.equal(served(inputs_embeds=stream).logits, plain)
+
+
+def test_transformers_serve_answers_with_both_models(base, tmp_path):
+    if not is_serve_available():
+        pytest.skip("needs the extra `serve`")
+    model, folder = base
+    patch = patch_of(model)
+    serving.lay_out(tmp_path / "served", folder, patch)
+    with socket() as free:
+        free.bind((serving.HOST, 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(serving.command(port), cwd=tmp_path / "served")
+    try:
+        said = {name: asked(port, name) for name in ("base", "edited")}
+    finally:
+        server.terminate()
+        server.wait()
+    ids = torch.tensor([model.tokens.encode(EDITS[1].text)])
+
+    def native() -> str:
+        row = model.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+        return model.tokens.decode(row.tolist())
+
+    assert said["base"] == native()
+    with patch.applied(model):
+        assert said["edited"] == native() != said["base"]
+
+
+def asked(port: int, name: str) -> str:
+    """Continuation of the second fact's prompt by a model of the server, once it has started."""
+    body = {"model": name, "prompt": EDITS[1].text, "max_tokens": 12, "temperature": 0}
+    ask = Request(
+        f"http://{serving.HOST}:{port}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    for _ in range(120):
+        try:
+            with urlopen(ask, timeout=60) as answer:
+                return json.load(answer)["choices"][0]["text"]
+        except URLError:
+            time.sleep(1)
+    raise TimeoutError("the server has not started")
 
 
 def test_llama_cpp_reads_the_adapter(smollm2, tmp_path):

@@ -91,7 +91,7 @@ def write_whole(target: Path, write: Callable[[Path], object], *, sync: bool = F
         StorageError: no space or no permission.
     """
     make_folder(target.parent)
-    with storing(target), _workplace(target.parent) as place:
+    with storing(target), workplace(target.parent) as place:
         work = place / target.name
         mode = _new(work)
         write(work)
@@ -116,7 +116,7 @@ def whole_folder(target: Path) -> Generator[Path, None, None]:
             f"folder."
         )
     make_folder(target.parent)
-    with storing(target), _workplace(target.parent) as place:
+    with storing(target), workplace(target.parent) as place:
         mode = _new(place / "a file")
         work = place / target.name
         work.mkdir()
@@ -142,7 +142,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _workplace(folder: Path) -> Generator[Path, None, None]:
+def workplace(folder: Path) -> Generator[Path, None, None]:
     """A folder to write in, which is gone afterwards; others' that are left over are as well."""
     sweep(folder)
     place = folder / f".retcon-{_here()}-{os.getpid()}-{uuid4().hex[:8]}"

@@ -20,6 +20,7 @@ from retcon.cli.commands import (
     methods,
     patch,
     probe,
+    serve,
     stats,
     study,
     sweep,
@@ -87,6 +88,7 @@ app.command("edit")(edit.edit)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("chat")(compare.chat)
+app.command("serve")(serve.serve)
 app.command("probe")(probe.probe)
 app.command("stats")(stats.stats)
 app.command("methods")(methods.methods)

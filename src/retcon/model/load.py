@@ -145,9 +145,13 @@ def checkpoint_folder(
 
 
 def loadable(name: str) -> str:
-    """The name by which other programs can load a model: of an alias, its folder in the cache."""
-    alias = name == smollm2.ALIAS or name in toyworld.RECIPES
-    return str(checkpoint_folder(name)) if alias else name
+    """The name by which other programs can load a model, wherever they run.
+
+    Of an alias it is its folder in the cache, and of a folder its whole path.
+    """
+    if name == smollm2.ALIAS or name in toyworld.RECIPES:
+        return str(checkpoint_folder(name))
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def holds_weights(name: str, *, revision: str | None = None) -> bool:

@@ -19,7 +19,7 @@ def write_card(
 
     Args:
         relation: `adapter` or `finetune`.
-        use: lines of Python that load it.
+        use: lines of Python that load it, where they run in the folder.
         remark: a line of the front matter, `# …`.
     """
     about = patch.about
@@ -48,6 +48,8 @@ def write_card(
         f"Made by Retcon {markdown(about.retcon)} with {markdown(about.method)} "
         f"({markdown(about.scheduled)}), layers {', '.join(map(str, about.layers))}; base model "
         f"fingerprint {code(about.base[:16])}.",
+        "",
+        "In this folder:",
         "",
         fenced("\n".join(use), "python"),
         "",

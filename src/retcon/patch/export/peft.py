@@ -132,11 +132,9 @@ def write_peft(
         relation="adapter",
         library="peft",
         use=[
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            "from peft import AutoPeftModelForCausalLM",
             "",
-            f"base = AutoModelForCausalLM.from_pretrained({loadable(patch.about.model)!r})",
-            'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+            'model = AutoPeftModelForCausalLM.from_pretrained(".")',
         ],
     )
 

@@ -108,7 +108,7 @@ def write_merged(
     use = [
         "from transformers import AutoModelForCausalLM",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+        'model = AutoModelForCausalLM.from_pretrained(".")',
     ]
     write_card(folder, patch, relation="finetune", library="transformers", use=use)
     return dict(sorted(lost.items()))
