@@ -33,16 +33,16 @@ SAMPLES = {"choose": 0, "check": 1, "once": 2}
 _SIZE, _SEED = 256, 0
 SCORES = ("said", "said_paraphrase", "exact_match", "ES", "PS", "NS")
 _THREE = {"contexts_per_step": 3, "lr": 1.0, "stop_below": 0.1}
-_SPHERE = {"descent": "sphere", "stop_by": "fit", "stop_below": 0.2, "contexts_per_step": 1}
+_FAST = rules()["fast"].settings
 RULES: dict[str, dict[str, Any]] = {
     "standard": {},
     "three_contexts": _THREE,
     "two_contexts": {**_THREE, "contexts_per_step": 2},
-    "fast": rules()["fast"].settings,
-    "sphere_12": {**_SPHERE, "steps": 12},
-    "sphere_20": {**_SPHERE, "steps": 20},
-    "sphere_20_longer": {**_SPHERE, "steps": 20, "stop_below": 0.1},
-    "sphere_two": {**_SPHERE, "contexts_per_step": 2, "steps": 12},
+    "fast": _FAST,
+    "fast_16": {**_FAST, "steps": 16},
+    "fast_30": {**_FAST, "steps": 30},
+    "fast_by_loss": {**_FAST, "stop_below": 0.2, "stop_margin": None},
+    "fast_two_contexts": {**_FAST, "contexts_per_step": 2, "steps": 14},
 }
 
 

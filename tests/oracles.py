@@ -151,24 +151,25 @@ def lead(logp: Tensor, token: int) -> float:
 
 
 def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], options) -> None:
-    """One move of δ on the sphere of its clamp; `turned` holds the earlier turns."""
-    gradient, most = delta.grad, max(1, options.steps - 3)
-    fall = (options.last_turn / options.first_turn) ** (len(turned) / most)
-    limit = math.radians(options.first_turn * fall)
+    """One move of δ on the sphere of its clamp; `turned` is the last turn and the largest next."""
+    gradient = delta.grad
     with torch.no_grad():
         if not delta.any():
             delta.copy_(-radius * gradient / gradient.norm())
+            most = torch.tensor(math.radians(options.largest_turn), dtype=delta.dtype)
+            turned[:] = [torch.zeros_like(delta), most]
             return
         here = delta / delta.norm()
         along = gradient - (gradient @ here) * here
-        angle = min(limit, options.reach * loss / (radius * float(along.norm())))
-        move = -angle * along / along.norm()
-        if turned:
-            move = move + options.momentum * turned[-1]
+        last, limit = turned
+        if along @ last > 0:
+            limit = (0.75 * limit).clamp_min(math.radians(3.0))
+        angle = min(float(limit), options.reach * loss / (radius * float(along.norm())))
+        move = options.momentum * last - angle * along / along.norm()
         move = move - (move @ here) * here
         if move.norm() > limit:
             move = move * limit / move.norm()
-        turned.append(move)
+        turned[:] = [move, limit]
         theta = float(move.norm())
         delta.copy_(radius * (math.cos(theta) * here + math.sin(theta) * move / move.norm()))
 

@@ -25,8 +25,8 @@ SCRIPTS = {
         "The farthest from 0 of 3 pairs",
     ),
     "equal_scores": (
-        "--model {model} --edits 1 --batch 2 --rules three_contexts sphere_12 --json {file}",
-        "sphere_12      batch:2",
+        "--model {model} --edits 1 --batch 2 --rules three_contexts fast_16 --json {file}",
+        "fast_16        batch:2",
     ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "every_score": ("{study} --facts 2", "| minus "),

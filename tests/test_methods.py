@@ -358,7 +358,7 @@ def test_a_rule_for_targets_is_its_settings_and_what_is_given_stands():
 
 
 def test_every_rule_says_why_a_target_ended():
-    settings = {**FAST, "steps": 12, "ridge": 20.0, "rule": "fast", "stop_below": 5.6}
+    settings = {**FAST, "steps": 12, "ridge": 20.0, "rule": "fast", "stop_below": 6.0}
     model = pico()
     recipe = resolve(model.outline, method="memit", layers=(1,), settings=settings)
     method = recipe.build()

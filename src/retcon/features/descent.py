@@ -4,12 +4,14 @@ Most targets end at their clamp, ‖δ‖ = c ‖t₀‖, so that what is left t
 Adam's steps of a fixed length are a slow way to find one. `OnSphere` begins where the loss would be
 least if it were linear, and turns from there, by the angle at which the loss f of the contexts just
 seen would come to 0 if it went on falling as steeply. This is Polyak's step; it holds for few
-contexts at a time, since each of them can come to 0 (Loizou et al. 2021, arXiv:2002.10542). Where
-a loss does not come to 0, turns get smaller because the largest that is allowed falls.
+contexts at a time, since each of them can come to 0 (Loizou et al. 2021, arXiv:2002.10542). A turn
+that went too far, so that the gradient behind it points on along it, makes the largest turn that an
+edit may take smaller.
 
     first    d = −g / ‖g‖
     then     θ = reach · f / (c ‖t₀‖ ‖t‖)      t = g − (g·d) d, the gradient along the sphere
-             m ← momentum · m − θ t / ‖t‖       made tangential at d, and no longer than `largest`
+             λ ← ¾ λ  if t · m > 0               from `largest` on, 3° at least
+    m ← momentum · m − min(θ, λ) t / ‖t‖   made tangential at d, and no longer than λ
              d ← cos ‖m‖ · d + sin ‖m‖ · m / ‖m‖
 """
 
@@ -24,6 +26,9 @@ from torch import Tensor
 Descent = Literal["adam", "sphere"]
 # Divided by in place of 0.
 _LEAST = 1e-30
+# What is left of an edit's largest turn when one went too far, and the least that it comes to, in
+# degrees.
+_FALL, _LEAST_TURN = 3 / 4, 3.0
 
 
 @runtime_checkable
@@ -83,9 +88,8 @@ class WithAdam:
 class OnSphere:
     """Turns on the sphere of the clamp.
 
-    delta: what is moved. radius: of each row. moves: how many there are at most. reach: of a turn,
-    in Polyak's steps. largest: angles that the first turn and the last may have, in degrees; those
-    between fall by an equal share. momentum: share of the last turn kept.
+    delta: what is moved. radius: of each row. reach: of a turn, in Polyak's steps. largest: turn of
+    each row at first, in degrees. momentum: share of the last turn kept.
     """
 
     def __init__(
@@ -93,22 +97,14 @@ class OnSphere:
         delta: Float[Tensor, "edits hidden"],
         radius: Float[Tensor, "edits 1"],
         *,
-        moves: int,
         reach: float,
-        largest: tuple[float, float],
+        largest: float,
         momentum: float,
     ) -> None:
-        self._delta, self._radius, self._moves = delta, radius, moves
-        self._reach, self._largest, self._share = reach, largest, momentum
-        self._made = 0
+        self._delta, self._radius = delta, radius
+        self._reach, self._share = reach, momentum
+        self._largest = torch.full_like(radius, radians(largest))
         self._turn = torch.zeros_like(delta, requires_grad=False)
-
-    @property
-    def largest(self) -> float:
-        """The angle that the next turn may have, in radians: the first move is none."""
-        first, last = self._largest
-        done = min(1.0, max(0.0, (self._made - 1) / max(1, self._moves - 2)))
-        return radians(first * (last / first) ** done)
 
     @torch.no_grad()
     def move(self, loss: Float[Tensor, " edits"]) -> None:
@@ -120,26 +116,27 @@ class OnSphere:
         here = delta / norm.clamp_min(_LEAST)
         along = _tangential(gradient, here)
         slope = self._radius * along.norm(dim=-1, keepdim=True)
+        too_far = (along * _tangential(self._turn, here)).sum(-1, keepdim=True) > 0
+        smaller = (_FALL * self._largest).clamp_min(radians(_LEAST_TURN)).minimum(self._largest)
+        self._largest = torch.where(too_far, smaller, self._largest)
         theta = self._reach * loss.unsqueeze(1) / slope.clamp_min(_LEAST)
-        theta = theta.clamp_max(self.largest)
+        theta = theta.minimum(self._largest)
         turn = _tangential(self._share * self._turn - theta * _unit(along), here)
-        size = turn.norm(dim=-1, keepdim=True).clamp_max(self.largest)
+        size = turn.norm(dim=-1, keepdim=True).minimum(self._largest)
         self._turn = torch.where(begun, size * _unit(turn), 0)
         turned = size.cos() * here + size.sin() * _unit(turn)
         direction = torch.where(begun, _unit(turned), -_unit(gradient))
         moved = begun | (gradient.norm(dim=-1, keepdim=True) > 0)
         delta.copy_(torch.where(moved, self._radius * direction, delta))
-        self._made += 1
 
     def standing(self) -> dict[str, Tensor]:
-        """The last turn, and how many moves were made."""
-        made = torch.tensor(self._made, dtype=torch.float64)
-        return {"sphere.turn": self._turn, "sphere.made": made}
+        """The last turn, and the largest that may come."""
+        return {"sphere.turn": self._turn, "sphere.largest": self._largest}
 
     def go_on_from(self, state: Mapping[str, Tensor]) -> None:
         """Stand where an earlier walk stood."""
         self._turn = state["sphere.turn"].to(self._delta).clone()
-        self._made = int(state["sphere.made"])
+        self._largest = state["sphere.largest"].to(self._radius).clone()
 
 
 def _tangential(x: Float[Tensor, "edits hidden"], at: Float[Tensor, "edits hidden"]) -> Tensor:

@@ -31,7 +31,7 @@ from retcon.progress import Progress, silent
 _FORMAT = 2
 # Options that were no part of names once: those that do nothing where δ moves as it did then, and
 # those that do nothing at their defaults.
-_ON_SPHERE = ("descent", "reach", "first_turn", "last_turn", "momentum")
+_ON_SPHERE = ("descent", "reach", "largest_turn", "momentum")
 _STOPS = ("stop_by", "stop_margin")
 
 

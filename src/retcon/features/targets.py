@@ -81,8 +81,7 @@ class TargetOptions:
         descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
         reach: of a turn on the sphere; 1 is where the loss would come to 0 if it went on falling
             as steeply.
-        first_turn, last_turn: the largest turns on the sphere, at its beginning and at its end, in
-            degrees.
+        largest_turn: of an edit on the sphere at first, in degrees; less once a turn went too far.
         momentum: on the sphere, the share of the last turn that is kept.
     """
 
@@ -100,13 +99,12 @@ class TargetOptions:
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
     descent: Descent = "adam"
-    reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.5
-    first_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
-    last_turn: Annotated[float, Field(gt=0, lt=180)] = 5.0
+    reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    largest_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("reach", "first_turn", "last_turn", "momentum"):
+        for name in ("reach", "largest_turn", "momentum"):
             value = getattr(self, name)
             if self.descent == "adam" and value != getattr(TargetOptions, name):
                 raise InvalidSetting(
@@ -130,9 +128,8 @@ class TargetOptions:
         return OnSphere(
             delta,
             radius,
-            moves=self.steps - 1,
             reach=self.reach,
-            largest=(self.first_turn, self.last_turn),
+            largest=self.largest_turn,
             momentum=self.momentum,
         )
 
