@@ -22,6 +22,8 @@ def test_facts_with_one_key_share_a_target_and_a_row(entries):
     assert torch.equal(features.targets.delta[0], features.targets.delta[1])
     tied = optimise_targets(model, edits[:2], state.prefixes, 1, editor.targets, tied=True)
     assert torch.equal(features.targets.delta[:2], tied.delta)
+    again = editor.features(model, edits, state)
+    assert again.cached.all() and torch.equal(again.targets.delta, features.targets.delta)
     update = editor.solve(model, features, state)
     assert not update.deltas[1].right[0].any() and update.deltas[1].right[1].any()
     moved = features.keys @ update.deltas[1].dense().mT

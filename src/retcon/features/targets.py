@@ -78,6 +78,8 @@ class TargetOptions:
         stop_when_said: stop an edit, too, after so many steps in which every token of its target
             was the most probable behind every prefix (0: never; the bare prompt counts only
             where there is no prefix).
+        ending: what follows the target and is a part of it, such as a full stop: "249 dollars."
+            rather than "249 dollars 24900".
         descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
         reach: of a turn on the sphere; 1 is where the loss would come to 0 if it went on falling
             as steeply.
@@ -99,6 +101,7 @@ class TargetOptions:
     together: Annotated[int, Field(ge=1)] = 32
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
+    ending: str = ""
     descent: Descent = "adam"
     reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.5
     first_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
@@ -297,6 +300,7 @@ class _Group(NamedTuple):
             kl=options.kl,
             micro_batch=size,
             margins=options.stop_margin is not None,
+            ending=options.ending,
         )
         anchor = _anchors(self.model, self.edits, place)
         halfway = None if isinstance(start, Tensor) else start
