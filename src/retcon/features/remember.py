@@ -5,7 +5,7 @@ An edit's id is no part of an entry's name. On weights that edits have changed n
 kept: no other run meets those weights again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -79,10 +79,15 @@ def recall_shared_targets(
     layer: int,
     options: TargetOptions,
     progress: Progress = silent,
+    *,
+    of: Callable[[Edit], str],
 ) -> Targets:
-    """Read or optimise targets where edits with one head, and so one key, share one δ.
+    """Read or optimise targets where edits with one name, such as one key, share one δ.
 
     Of a fact that is edited again only the last edit has a part in it; others get their own.
+
+    Args:
+        of: the name that is looked at.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -90,7 +95,7 @@ def recall_shared_targets(
     last = {edit.fact: i for i, edit in enumerate(edits)}
     heads: dict[str, list[int]] = {}
     for i, edit in enumerate(edits):
-        name = edit.head if last[edit.fact] == i else f"{edit.head}\0{i}"
+        name = of(edit) if last[edit.fact] == i else f"{of(edit)}\0{i}"
         heads.setdefault(name, []).append(i)
     order = sorted(heads.values(), key=len)
     alone = [group[0] for group in order if len(group) == 1]

@@ -245,8 +245,8 @@ def optimise_targets(
         start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
             Or where edits that are one group keep how far they have come, and have kept it in an
             earlier call.
-        tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are
-            done.
+        tied: one δ for all edits, by the mean of their losses, until all are done, within the
+            smallest of their clamps.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -342,6 +342,8 @@ class _Descent:
     ) -> None:
         self._anchor, self._losses, self._options, self._tied = anchor, losses, options, tied
         self._scale = anchor.norm(dim=-1, keepdim=True)
+        if tied:
+            self._scale = self._scale.amin(0, keepdim=True).expand_as(self._scale)
         begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
         self._delta = begin.requires_grad_()
         self._walk = options.walk(self._delta, options.clamp * self._scale)
