@@ -143,6 +143,15 @@ def test_other_stops_are_the_naive_ones(rule, contexts):
     assert (longer.steps > got.steps).any() and (longer.steps >= got.steps).all()
 
 
+def test_an_ending_is_a_part_of_what_is_trained():
+    options, model = TargetOptions(steps=4, clamp=50.0), pico(dtype=torch.float64)
+    ended = dataclasses.replace(options, ending=".")
+    got = optimise_targets(model, EDITS, PREFIXES, 1, ended)
+    spelt = [dataclasses.replace(edit, target=f"{edit.target}.") for edit in EDITS]
+    assert torch.equal(got.delta, optimise_targets(model, spelt, PREFIXES, 1, options).delta)
+    assert not torch.equal(got.delta, optimise_targets(model, EDITS, PREFIXES, 1, options).delta)
+
+
 @pytest.mark.parametrize("contexts", [0, 1])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_turns_on_the_sphere_are_the_naive_ones(family, contexts):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pico import pico, solve
+from retcon.edits import Edit
 from retcon.errors import CollidingEdits
 from retcon.features.targets import optimise_targets
 from retcon.run.schedule import Schedule
@@ -22,6 +23,8 @@ def test_facts_with_one_key_share_a_target_and_a_row(entries):
     assert torch.equal(features.targets.delta[0], features.targets.delta[1])
     tied = optimise_targets(model, edits[:2], state.prefixes, 1, editor.targets, tied=True)
     assert torch.equal(features.targets.delta[:2], tied.delta)
+    again = editor.features(model, edits, state)
+    assert again.cached.all() and torch.equal(again.targets.delta, features.targets.delta)
     update = editor.solve(model, features, state)
     assert not update.deltas[1].right[0].any() and update.deltas[1].right[1].any()
     moved = features.keys @ update.deltas[1].dense().mT
@@ -30,6 +33,26 @@ def test_facts_with_one_key_share_a_target_and_a_row(entries):
     assert not torch.allclose(alone.delta[0], tied.delta[0], atol=1e-4)
     with pytest.raises(CollidingEdits):
         fold(build(ridge=0.0), edits)
+
+
+def test_facts_about_one_subject_share_a_target_that_is_written_at_each_of_their_keys(entries):
+    """Behind other words the key is another one, and so is its row; δ is the same."""
+    behind = Edit.parse(f"They say that {{{ONE.subject}}} is", "Rome", id="behind")
+    edits = [ONE, behind, EDITS[0], OTHER]
+    editor = build(ridge=0.0, tie_subjects=True)
+    model, state, features, _ = frozen(editor, edits)
+    delta, update = features.targets.delta, editor.solve(model, features, state)
+    assert torch.equal(delta[0], delta[1]) and torch.equal(delta[0], delta[3])
+    assert not torch.allclose(delta[0], delta[2], atol=1e-4)
+    wanted = [row.any().item() for row in update.deltas[1].right]
+    assert wanted == [False, True, True, True]  # the first and the last have one key
+    moved = features.keys @ update.deltas[1].dense().mT
+    assert torch.allclose(moved, delta.double(), rtol=1e-3, atol=1e-4)
+    norms = delta.norm(dim=-1) / features.targets.anchor.norm(dim=-1)
+    assert (norms <= editor.targets.clamp * (1 + 1e-5)).all()
+    again = editor.retried(model, features, ["behind"], 1, state)
+    assert torch.equal(again.targets.delta[0], again.targets.delta[1])
+    assert torch.equal(again.targets.delta[2], delta[2])
 
 
 def test_of_a_merged_fact_that_is_edited_again_the_last_edit_counts(entries):

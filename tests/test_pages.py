@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import retcon as package
 from fake_hub import install
@@ -222,6 +223,36 @@ def test_the_way_from_facts_to_a_served_model(folder, monkeypatch, retcon):
     assert [edit.id for edit in ledger.stack().edits] == ["warsaw"]
     assert ledger.history[0].action.scores["final"]["ES"] is not None
     assert (folder / "adapter-2" / "adapter_model.safetensors").exists()
+
+
+# PEFT asks transformers for a name that transformers is about to drop.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_facts_in_use_come_to_plain_transformers(folder, retcon):
+    """The page's own lines, on facts of the package, two of which have one key."""
+    pytest.importorskip("peft", reason="needs peft")
+    page = DOCS / "shipping.md"
+    records = (ROOT / "src/retcon/data/everyday.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "facts.jsonl").write_text("\n".join(records[:4]), encoding="utf-8")
+    for begins in ("edit MODEL", "patch add", "patch export ledger --to peft -o adapter "):
+        (line,) = [line for line in commands(page) if line.startswith(f"retcon {begins}")]
+        words = ["./model" if word == "MODEL" else word for word in shlex.split(line)[1:]]
+        more = [*SETTINGS, "--set", "clamp=20", "--set", "ridge=0.01"]
+        code, _, err = retcon(*words, *(more if words[0] == "edit" else []))
+        assert code == 0, f"{line}: {err}"
+    python = [text for _, language, text in BLOCK.findall(page.read_text(encoding="utf-8"))
+              if language == "python" and "AutoPeftModelForCausalLM" in text]  # fmt: skip
+    names: dict[str, object] = {}
+    exec(compile(python[0], "shipping", "exec"), names)
+    handle = package.load("./model")
+    prompt = torch.tensor([handle.tokens.encode("The Lumora Kettle costs")])
+
+    def logits(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=prompt, use_cache=False).logits
+
+    with package.load_patch("facts.safetensors").applied(handle):
+        assert torch.allclose(logits(names["model"]), logits(handle.model), atol=1e-4)
+    assert not torch.allclose(logits(names["model"]), logits(handle.model), atol=1e-2)
 
 
 def test_the_fact_of_the_page_can_be_read():

@@ -5,7 +5,7 @@ An edit's id is no part of an entry's name. On weights that edits have changed n
 kept: no other run meets those weights again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -32,7 +32,7 @@ _FORMAT = 2
 # Options that were no part of names once: those that do nothing where δ moves as it did then, and
 # those that do nothing at their defaults.
 _ON_SPHERE = ("descent", "reach", "largest_turn", "momentum")
-_STOPS = ("stop_by", "stop_margin")
+_OFF = ("stop_by", "stop_margin", "ending")
 
 
 def recall_targets(
@@ -64,7 +64,7 @@ def recall_targets(
             )
         return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
-    shared = {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
+    shared = _of_targets(model, prefixes, layer, options)
     names = [{**shared, "edit": _told(model, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))
@@ -79,10 +79,15 @@ def recall_shared_targets(
     layer: int,
     options: TargetOptions,
     progress: Progress = silent,
+    *,
+    of: Callable[[Edit], str],
 ) -> Targets:
-    """Read or optimise targets where edits with one head, and so one key, share one δ.
+    """Read or optimise targets where edits with one name, such as one key, share one δ.
 
     Of a fact that is edited again only the last edit has a part in it; others get their own.
+
+    Args:
+        of: the name that is looked at.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -90,7 +95,7 @@ def recall_shared_targets(
     last = {edit.fact: i for i, edit in enumerate(edits)}
     heads: dict[str, list[int]] = {}
     for i, edit in enumerate(edits):
-        name = edit.head if last[edit.fact] == i else f"{edit.head}\0{i}"
+        name = of(edit) if last[edit.fact] == i else f"{of(edit)}\0{i}"
         heads.setdefault(name, []).append(i)
     order = sorted(heads.values(), key=len)
     alone = [group[0] for group in order if len(group) == 1]
@@ -100,9 +105,37 @@ def recall_shared_targets(
         parts.append(recall_targets(model, own, prefixes, layer, options, progress))
     for group in order[len(alone) :]:
         own = [edits[i] for i in group]
-        parts.append(optimise_targets(model, own, prefixes, layer, options, progress, tied=True))
+        parts.append(_recall_tied(model, own, prefixes, layer, options, progress))
     places = [i for group in order for i in group]
     return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
+
+
+def _recall_tied(
+    model: ModelHandle,
+    edits: Sequence[Edit],
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    progress: Progress,
+) -> Targets:
+    """Read or optimise the one target that some edits share: an entry of all of them."""
+    if not model.as_loaded:
+        return optimise_targets(model, edits, prefixes, layer, options, progress, tied=True)
+    name = {
+        **_of_targets(model, prefixes, layer, options),
+        "edits": [_told(model, edit) for edit in edits],
+    }
+    unfinished = Unfinished("targets", [name])
+
+    def compute(_group: list[int]) -> list[CacheEntry]:
+        with unfinished.until_done():
+            targets = optimise_targets(
+                model, edits, prefixes, layer, options, progress, start=unfinished, tied=True
+            )
+        return [_to_entry(targets)]
+
+    ((entry, cached),) = recall("targets", [name], compute)
+    return _of_entry(entry, options, cached, model.site(layer).device)
 
 
 def recall_keys(
@@ -139,11 +172,18 @@ def _shared(model: ModelHandle, layer: int) -> Name:
     return {"format": _FORMAT, "model": model.identity, "layer": layer}
 
 
+def _of_targets(
+    model: ModelHandle, prefixes: Sequence[str], layer: int, options: TargetOptions
+) -> Name:
+    """Part that the names of all targets have in common."""
+    return {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
+
+
 def _chosen(options: TargetOptions) -> dict[str, object]:
     """Tell options by which targets are named, so that those of earlier versions are found."""
     chosen = {**asdict(options), "stop_when_said": options.stop_when_said or False}  # once a yes
     later = set(_ON_SPHERE) if options.descent == "adam" else set[str]()
-    later |= {name for name in _STOPS if chosen[name] == getattr(TargetOptions, name)}
+    later |= {name for name in _OFF if chosen[name] == getattr(TargetOptions, name)}
     return {name: value for name, value in chosen.items() if name not in later}
 
 
@@ -167,7 +207,7 @@ def _heads(model: ModelHandle, edit: Edit, prefixes: Sequence[str]) -> list[tupl
 
 
 def _to_entry(target: Targets) -> CacheEntry:
-    """The targets of a single edit as they are kept."""
+    """The targets of one edit, or of those that share one, as they are kept."""
     return {**target._asdict(), "short": torch.tensor(target.short)}
 
 

@@ -62,7 +62,7 @@ class TargetLoss:
     """The loss of every edit, and its gradient.
 
     kl: weight of the divergence. micro_batch: suffix tokens in one pass. margins: whether they are
-    computed. short: whether passes over suffixes could be used.
+    computed. ending: follows each target. short: whether passes over suffixes could be used.
     """
 
     def __init__(
@@ -75,9 +75,12 @@ class TargetLoss:
         kl: float,
         micro_batch: int,
         margins: bool = False,
+        ending: str = "",
     ) -> None:
         self._model, self._kl, self._micro_batch = model.model, kl, micro_batch
-        by_context = [_targets(model.tokens, edits, i, prefix) for i, prefix in enumerate(prefixes)]
+        by_context = [
+            _targets(model.tokens, edits, i, prefix, ending) for i, prefix in enumerate(prefixes)
+        ]
         about = _subjects(model.tokens, edits)
         self._texts = [text for texts in [*by_context, about] for text in _share(texts)]
         self._owner = _column([text.owner for text in self._texts], model)
@@ -217,12 +220,14 @@ def _column(values: Sequence[int], like: Tensor | ModelHandle) -> Int[Tensor, " 
     return torch.tensor(values, dtype=torch.long, device=like.device)
 
 
-def _targets(tokens: Tokens, edits: Sequence[Edit], context: int, prefix: str) -> list[_Text]:
-    """Every edit's prompt and target in one context."""
+def _targets(
+    tokens: Tokens, edits: Sequence[Edit], context: int, prefix: str, ending: str
+) -> list[_Text]:
+    """Every edit's prompt and target in one context, and what ends the target."""
     texts: list[_Text] = []
     for owner, edit in enumerate(edits):
         lookup = locate(tokens, edit, prefix).lookup
-        whole = tokens.continuation(prefix + edit.text, edit.target)
+        whole = tokens.continuation(prefix + edit.text, edit.target + ending)
         predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
         row = TargetRow(whole.ids[:-1], lookup, predicts)
         texts.append(_Text(owner, context, row, whole.target))

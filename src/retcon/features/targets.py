@@ -78,6 +78,8 @@ class TargetOptions:
         stop_when_said: stop an edit, too, after so many steps in which every token of its target
             was the most probable behind every prefix (0: never; the bare prompt counts only
             where there is no prefix).
+        ending: what follows the target and is a part of it, such as a full stop: "249 dollars."
+            rather than "249 dollars 24900".
         descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
         reach: of a turn on the sphere; 1 is where the loss would come to 0 if it went on falling
             as steeply.
@@ -98,6 +100,7 @@ class TargetOptions:
     together: Annotated[int, Field(ge=1)] = 32
     contexts_per_step: Annotated[int, Field(ge=0)] = 0
     stop_when_said: Annotated[int, Field(ge=0)] = 0
+    ending: str = ""
     descent: Descent = "adam"
     reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     largest_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
@@ -239,8 +242,8 @@ def optimise_targets(
         start: a warm start, such as earlier targets of the same edits; δ begins at 0 without one.
             Or where edits that are one group keep how far they have come, and have kept it in an
             earlier call.
-        tied: one δ for all edits, which have one t₀, by the mean of their losses, until all are
-            done.
+        tied: one δ for all edits, by the mean of their losses, until all are done, within the
+            smallest of their clamps.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -294,6 +297,7 @@ class _Group(NamedTuple):
             kl=options.kl,
             micro_batch=size,
             margins=options.stop_margin is not None,
+            ending=options.ending,
         )
         anchor = _anchors(self.model, self.edits, place)
         halfway = None if isinstance(start, Tensor) else start
@@ -335,6 +339,8 @@ class _Descent:
     ) -> None:
         self._anchor, self._losses, self._options, self._tied = anchor, losses, options, tied
         self._scale = anchor.norm(dim=-1, keepdim=True)
+        if tied:
+            self._scale = self._scale.amin(0, keepdim=True).expand_as(self._scale)
         begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
         self._delta = begin.requires_grad_()
         self._walk = options.walk(self._delta, options.clamp * self._scale)

@@ -23,6 +23,7 @@ def emmet(
     ridge_batch: RidgeBatch = 0,
     accumulate: bool = True,
     merge_subjects: bool = False,
+    tie_subjects: bool = False,
     contexts: ContextOptions = ContextOptions(),
     targets: TargetOptions = TargetOptions(),
     moments: MomentOptions = MomentOptions(),
@@ -35,6 +36,7 @@ def emmet(
             not).
         accumulate: keep carried facts as constraints of later batches.
         merge_subjects: facts with one key get one target, for all of them, as in MEMIT-Merge.
+        tie_subjects: facts about one subject get one target, whatever stands before it.
     """
     return LocateThenEdit(
         layers=layers,
@@ -44,5 +46,5 @@ def emmet(
         targets=targets,
         moments=moments,
         accumulate=accumulate,
-        residuals=ResidualOptions(merge_subjects=merge_subjects),
+        residuals=ResidualOptions(merge_subjects=merge_subjects, tie_subjects=tie_subjects),
     )

@@ -102,7 +102,7 @@ class LocateThenEdit:
     @property
     def merge_subjects(self) -> bool:
         """True if edits with one key get one target."""
-        return self.residuals.merge_subjects
+        return self.residuals.merge_subjects or self.residuals.tie_subjects
 
     def features(
         self,
@@ -138,8 +138,8 @@ class LocateThenEdit:
         progress: Progress = silent,
     ) -> KeyFeatures:
         """The features, with other targets for some edits and all that share one with them."""
-        names = {self._name(edit) for edit in features.edits if edit.id in ids}
-        places = [i for i, edit in enumerate(features.edits) if self._name(edit) in names]
+        shared = {self._target_of(edit) for edit in features.edits if edit.id in ids}
+        places = [i for i, edit in enumerate(features.edits) if self._target_of(edit) in shared]
         harder = replace(self, targets=self.targets.harder(times))
         chosen = [features.edits[place] for place in places]
         return features.put(places, harder.features(model, chosen, state, progress))
@@ -309,12 +309,19 @@ class LocateThenEdit:
         layer: int,
         progress: Progress = silent,
     ) -> Targets:
-        make = recall_shared_targets if self.merge_subjects else recall_targets
         options = self.targets
         if not model.architecture.additive:
             # A block's output does not just add the down-projection's: δ goes to the latter.
             options = replace(options, insertion="down")
-        return make(model, edits, state.prefixes, layer, options, progress)
+        if not self.merge_subjects:
+            return recall_targets(model, edits, state.prefixes, layer, options, progress)
+        return recall_shared_targets(
+            model, edits, state.prefixes, layer, options, progress, of=self._target_of
+        )
+
+    def _target_of(self, edit: Edit) -> str:
+        """Name of what facts with one target have in common."""
+        return edit.subject if self.residuals.tie_subjects else self._name(edit)
 
     def _name(self, edit: Edit) -> str:
         """Name by which a fact is recognised when it is edited again."""

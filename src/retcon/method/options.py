@@ -95,12 +95,16 @@ class ResidualOptions:
         merge_subjects: facts whose prompts are equal up to the subject's end have one key: those
             whose targets are made together (a batch; with `refresh`, all that wait) get one target,
             for all of them, and it is written once (MEMIT-Merge, arXiv:2502.07322).
+        tie_subjects: facts about one subject get one target, whatever stands before it: their keys
+            are close, and what is written at one is read at all. It is written at each of them, and
+            once where they are equal.
     """
 
     spread: Literal["divided", "forward", "each"] = "divided"
     anchor_norm: Literal["off", "equal", "cap"] = "off"
     passes: Annotated[int, Field(ge=1)] = 1
     merge_subjects: bool = False
+    tie_subjects: bool = False
 
     def __post_init__(self) -> None:
         if self.anchor_norm != "off" and self.spread != "divided":

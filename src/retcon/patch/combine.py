@@ -55,7 +55,8 @@ def check_apart(patch: Patch, ids: Collection[str]) -> None:
     Raises:
         InvalidPatch: a fact stays whose row would go, or the other way round.
     """
-    if patch.about.settings.get("merge_subjects") is not True:
+    settings = patch.about.settings
+    if True not in (settings.get("merge_subjects"), settings.get("tie_subjects")):
         return
     staying = {edit.head: edit.id for edit in patch.edits if edit.id not in ids}
     for edit in patch.edits:

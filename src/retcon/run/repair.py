@@ -110,11 +110,14 @@ class _Repair(NamedTuple):
 
     def hopeless(self, best: _Attempt) -> tuple[str, ...]:
         """Ids of facts that are not said and share their target with none that is."""
-        missing = {*best.missing}
-        shared: set[str] = set()
-        if self.prepared.recipe.settings.get("merge_subjects"):
-            shared = {e.head for e in best.features.edits if e.id not in missing}
-        return tuple(e.id for e in best.features.edits if e.id in missing and e.head not in shared)
+        missing, settings = {*best.missing}, self.prepared.recipe.settings
+        names = {e.id: e.id for e in best.features.edits}
+        if settings.get("tie_subjects"):
+            names = {e.id: e.subject for e in best.features.edits}
+        elif settings.get("merge_subjects"):
+            names = {e.id: e.head for e in best.features.edits}
+        shared = {name for id, name in names.items() if id not in missing}
+        return tuple(id for id, name in names.items() if id in missing and name not in shared)
 
 
 def edit_until_said(
