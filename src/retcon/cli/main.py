@@ -21,6 +21,7 @@ from retcon.cli.commands import (
     patch,
     probe,
     stats,
+    studio,
     study,
     sweep,
 )
@@ -93,6 +94,7 @@ app.command("methods")(methods.methods)
 app.add_typer(patch.app, name="patch")
 app.add_typer(study.app, name="study")
 app.command("sweep")(sweep.sweep)
+app.command("studio")(studio.studio)
 app.command("cache")(cache.cache)
 app.command("demo")(demo.demo)
 

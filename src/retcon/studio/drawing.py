@@ -1,0 +1,83 @@
+"""Draw pages of the studio: its templates, and the one style and the one program of all of them.
+
+Pages hold no style, no program and no address of another machine, so that a strict
+Content-Security-Policy fits them, and so that the same page can be served or written to a disk.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from retcon.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+STYLE, PROGRAM = "studio.css", "studio.js"
+
+
+class Link(NamedTuple):
+    """A link of the navigation: the name of the part it leads to, its text, and where it leads."""
+
+    part: str
+    text: str
+    href: str
+
+
+def need_extra() -> None:
+    """Refuse to go on without the packages of the extra `studio`.
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    absent = [name for name in ("starlette", "uvicorn", "jinja2") if find_spec(name) is None]
+    if absent:
+        raise MissingExtra(
+            f"The studio is served with {' and '.join(absent)}, not installed here. Install it "
+            f"with `pip install 'retcon-llm[studio]'`; the other commands need none of it."
+        )
+
+
+@cache
+def environment() -> "Environment":
+    """The templates; what is put into them is escaped."""
+    need_extra()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("retcon.studio", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+def draw(
+    template: str, *, part: str, links: Sequence[Link] = (), root: str = "/", **values: object
+) -> str:
+    """Fill a template that extends `base.html.j2`.
+
+    Args:
+        template: its name.
+        part: the part of the studio that the page is of: `edit`, `stack` or `study`.
+        links: the navigation.
+        root: what stands before the names of the style and the program: `/` where pages are
+            served, `` or `../` where they lie on a disk.
+        values: whatever else the template names.
+    """
+    page = environment().get_template(template)
+    return page.render(part=part, links=links, root=root, **values)
+
+
+def stylesheet() -> str:
+    """The style of all pages: the look of the report, and what is the studio's own."""
+    look = (files("retcon.report") / "look.css").read_text(encoding="utf-8")
+    return look + (files("retcon.studio") / STYLE).read_text(encoding="utf-8")
+
+
+def program() -> str:
+    """The program of all pages."""
+    return (files("retcon.studio") / PROGRAM).read_text(encoding="utf-8")
