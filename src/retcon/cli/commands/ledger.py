@@ -291,12 +291,16 @@ def _described(entry: "LedgerEntry") -> dict[str, object]:
 
 
 def _done(action: object) -> str:
-    from retcon.patch.events import Added, Returned, TakenBack
+    from retcon.patch.events import Added, Noted, PutBack, Returned, TakenBack
 
     if isinstance(action, Added):
         return f"added patch {action.patch[:12]}…"
     if isinstance(action, Returned):
         return f"back to event {action.to}"
+    if isinstance(action, Noted):
+        return f"another note for entry {action.entry}"
+    if isinstance(action, PutBack):
+        return f"put back {', '.join(f'entry {n}' for n in action.entries)}"
     assert isinstance(action, TakenBack)
     gone = [f"entry {number}" for number in action.entries]
     gone += [f"{number}:{id}" for number, ids in action.facts.items() for id in ids]
