@@ -32,7 +32,7 @@ from pydantic import (
     ValidationError,
 )
 
-from retcon.errors import Damaged, InvalidData, InvalidLedger, StorageError
+from retcon.errors import Damaged, InvalidData, InvalidLedger, StorageError, first_few
 from retcon.files import storing, write_whole
 from retcon.patch.patch import Patch
 from retcon.sealed import Owner, digest, digest_of, load_record, save_record
@@ -264,6 +264,21 @@ def keep_patch(folder: Path, patch: Patch | Path) -> str:
     with storing(folder):
         write_whole(patch_file(folder, sha), work.replace, sync=True)
     return sha
+
+
+def told(action: Action) -> str:
+    """Say in a few words what was done."""
+    if isinstance(action, Added):
+        return f"added patch {action.patch[:12]}…"
+    if isinstance(action, Returned):
+        return f"back to event {action.to}"
+    if isinstance(action, Noted):
+        return f"another note for entry {action.entry}"
+    if isinstance(action, PutBack):
+        return f"put back {', '.join(f'entry {number}' for number in action.entries)}"
+    gone = [f"entry {number}" for number in action.entries]
+    gone += [f"{number}:{id}" for number, ids in action.facts.items() for id in ids]
+    return f"took back {first_few(gone, 6)}" + (", the rest solved again" if action.solved else "")
 
 
 def read_scores(file: Path) -> Scores:

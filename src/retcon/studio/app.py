@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from retcon.errors import RetconError
@@ -37,7 +37,9 @@ def application(routes: Sequence[BaseRoute], start: str) -> Starlette:
 
 
 async def told(request: Request, error: Exception) -> Response:
-    """A page that says what went wrong."""
+    """A page that says what went wrong, or the sentence alone for the program of a page."""
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"problem": str(error)}, status_code=400)
     back = request.headers.get("referer", "/")
     page = draw("problem.html.j2", part="", problem=str(error), back=back)
     return HTMLResponse(page, status_code=400)

@@ -46,13 +46,23 @@ def environment() -> "Environment":
     need_extra()
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=PackageLoader("retcon.studio", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    made.filters["percent"] = percent
+    return made
+
+
+def percent(share: float) -> str:
+    """A share for a reader."""
+    size = abs(100 * share)
+    if size and size < 0.1:
+        return "< 0.1 %"
+    return f"{'−' if share < 0 else ''}{size:.{0 if size >= 9.95 or not size else 1}f} %"
 
 
 def draw(

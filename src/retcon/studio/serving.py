@@ -1,11 +1,18 @@
 """Serve the studio on an address of this machine."""
 
 import socket
+from collections.abc import Generator
+from contextlib import contextmanager
 from ipaddress import ip_address
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
 from retcon.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from uvicorn import Server
 
 PORT = 8765
 
@@ -40,10 +47,28 @@ def open_to_others(listening: socket.socket) -> bool:
 
 def serve(app: Starlette, listening: socket.socket) -> None:
     """Answer requests until the process is told to end."""
+    _server(app).run(sockets=[listening])
+
+
+@contextmanager
+def served(app: Starlette, listening: socket.socket) -> Generator[None, None, None]:
+    """Answer requests in a thread while the block runs."""
+    server = _server(app)
+    thread = Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _server(app: Starlette) -> "Server":
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listening])
+    # Pages listen to the worker for as long as they are open: they are not waited for.
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+    return uvicorn.Server(config)
 
 
 def _unknown(host: str) -> bool:

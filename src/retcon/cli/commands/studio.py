@@ -1,15 +1,25 @@
 """`retcon studio`."""
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retcon.cli.console import out, warn
+from retcon.cli import choices
+from retcon.cli.choices import EditChoice, ModelChoice, login
+from retcon.cli.console import Interrupted, out, warn
 
 Source = Annotated[
     str,
     typer.Argument(
         metavar="MODEL|STUDY", help="A model, as of `retcon edit`, or the folder of a study."
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", help="Where facts are kept.", show_default="ledger-MODEL, in this folder"
     ),
 ]
 Host = Annotated[str, typer.Option("--host", help="The address to answer on.")]
@@ -21,8 +31,16 @@ Port = Annotated[
 
 def studio(
     source: Source = "smollm2-135m",
+    ledger: Folder = None,
+    method: choices.Method = None,
+    layer: choices.Layer = None,
+    layers: choices.Layers = None,
+    set: choices.Set = None,
     host: Host = "127.0.0.1",
     port: Port = None,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
 ) -> None:
     """Open pages in the browser: edit a model and keep its facts, or look through a study.
 
@@ -31,11 +49,25 @@ def studio(
     from retcon.studio.drawing import need_extra
 
     need_extra()
+    choice = EditChoice.parse(method, layer, layers, set, None)
+    named = ModelChoice(name=source, revision=revision, dtype=dtype, device=device)
     from retcon.studio.app import application
+    from retcon.studio.bench import Bench, Editing
+    from retcon.studio.editing import edit_routes
     from retcon.studio.serving import address, bound, open_to_others, serve
+    from retcon.studio.stacking import stack_routes
 
+    folder = ledger or Path(f"ledger-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(source).name)}")
+    how = Editing(method=choice.method, layers=choice.layers, settings=choice.settings)
     with bound(host, port) as listening:
+        bench = Bench(source, named.load, folder, who=login(), editing=how)
+        bench.start()
         if open_to_others(listening):
             warn(f"Everybody who can reach {host} can read and edit here: there is no password.")
         out.print(f"Retcon studio: {address(listening)} (Ctrl-C ends it)", soft_wrap=True)
-        serve(application([], "/edit"), listening)
+        try:
+            serve(application([*edit_routes(bench), *stack_routes(bench)], "/edit"), listening)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"The facts are kept in {folder}.") from stop
+        finally:
+            bench.jobs.end()
