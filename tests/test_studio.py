@@ -16,7 +16,7 @@ from retcon.studio.app import application
 from retcon.studio.bench import Bench, Editing
 from retcon.studio.drawing import percent
 from retcon.studio.editing import case_of, edit_routes
-from retcon.studio.jobs import Jobs
+from retcon.studio.jobs import JobQueue
 from retcon.studio.serving import address, bound, open_to_others, served
 from retcon.studio.stacking import stack_routes
 from test_methods import FAST
@@ -240,7 +240,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(client, bench, monkeypatch):
 
 
 def test_quick_jobs_go_first_and_a_later_one_takes_the_place_of_an_earlier():
-    jobs, order, hold = Jobs(), [], threading.Event()
+    jobs, order, hold = JobQueue(), [], threading.Event()
     first = jobs.add("slow", lambda progress: hold.wait(10) and {})
     time.sleep(0.05)
     work = [lambda progress, n=n: order.append(n) or {} for n in range(4)]
@@ -256,7 +256,7 @@ def test_quick_jobs_go_first_and_a_later_one_takes_the_place_of_an_earlier():
 
 
 def test_a_mistake_of_a_model_does_not_end_the_worker(caplog):
-    jobs = Jobs()
+    jobs = JobQueue()
     bad = jobs.add("bad", lambda progress: dict[str, int]()["x"])
     good = jobs.add("good", lambda progress: {"x": 1})
     while not good.ended:

@@ -20,8 +20,8 @@ from retcon.scoring.score import score_targets
 # The kinds of prompts, in their order.
 PROMPT, PARAPHRASE, NEGATED, NEIGHBOUR = "prompt", "paraphrase", "negated", "neighbour"
 PROBE, QUESTION, CHAT = "probe", "question", "chat"
-# Tokens of a continuation, and how many next tokens are named.
-_TOKENS, _TOP = 24, 6
+# Tokens of a continuation and of an answer, and how many next tokens are named.
+_GOES_ON, _ANSWERS, _TOP = 12, 32, 6
 
 
 class Watched(NamedTuple):
@@ -50,7 +50,7 @@ class Sight(NamedTuple):
     probabilities: tuple[float, ...]
 
 
-class Place(NamedTuple):
+class LookupPlace(NamedTuple):
     """The tokens of a prompt as texts, and which of them is the subject's last: the lookup token.
 
     Attributes:
@@ -61,7 +61,7 @@ class Place(NamedTuple):
     subject: tuple[int, int]
 
 
-def place_of(model: ModelHandle, case: Case) -> Place:
+def place_of(model: ModelHandle, case: Case) -> LookupPlace:
     """Where a fact is looked up.
 
     Raises:
@@ -75,7 +75,7 @@ def place_of(model: ModelHandle, case: Case) -> Place:
     named = [
         text or str(tokens.tokenizer.decode([i])) for text, i in zip(texts, spans.ids, strict=True)
     ]
-    return Place(tuple(named), (first, lookup))
+    return LookupPlace(tuple(named), (first, lookup))
 
 
 def with_old(model: ModelHandle, case: Case) -> Case:
@@ -107,7 +107,8 @@ def watched(model: ModelHandle, case: Case) -> list[Watched]:
         rows.append(Watched(NEGATED, text, text, answers))
     for text in case.neighbours:
         (top,) = top_answers(model, text, 1)
-        rows.append(Watched(NEIGHBOUR, text, text, (top.text or " ", edit.target)))
+        own = tuple(dict.fromkeys([top.text or " ", edit.target]))
+        rows.append(Watched(NEIGHBOUR, text, text, own))
     probes = (*case.portability, *case.locality)
     rows += [Watched(PROBE, one.prompt, one.prompt, (one.answer,)) for one in probes]
     return [*rows, *_asked(model, case, answers)]
@@ -123,13 +124,17 @@ def look_at(
         rows: the prompts.
         progress: is told how many answers are scored.
     """
-    spoken = said(model, [row.text for row in rows], _TOKENS, _TOP, progress)
+    asked = [row for row in rows if row.kind in (QUESTION, CHAT)]
+    others = [row for row in rows if row not in asked]
+    spoken = dict(
+        zip(others, said(model, [r.text for r in others], _GOES_ON, _TOP, progress), strict=True)
+    )
+    spoken |= zip(
+        asked, said(model, [r.text for r in asked], _ANSWERS, _TOP, progress), strict=True
+    )
     pairs = [(row.text, answer) for row in rows for answer in row.answers]
     scores = iter(score_targets(model, pairs, progress=progress))
-    return [
-        Sight(speech, tuple(exp(-next(scores).nll) for _ in row.answers))
-        for row, speech in zip(rows, spoken, strict=True)
-    ]
+    return [Sight(spoken[row], tuple(exp(-next(scores).nll) for _ in row.answers)) for row in rows]
 
 
 def _asked(model: ModelHandle, case: Case, answers: tuple[str, ...]) -> list[Watched]:

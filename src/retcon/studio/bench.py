@@ -24,7 +24,7 @@ from retcon.run.edit import edit
 from retcon.run.interference import interference
 from retcon.run.outcomes import check_outcome, outcome_of
 from retcon.scoring.metrics import METRICS
-from retcon.studio.jobs import Jobs, StudioJob
+from retcon.studio.jobs import JobQueue, StudioJob
 from retcon.studio.views import (
     CaseView,
     Disturbance,
@@ -68,7 +68,7 @@ class Bench:
         self.ledger = Ledger(ledger)
         self.shelf = Shelf(ledger / "seen")
         self.exports = ledger / "exports"
-        self.jobs = Jobs()
+        self.jobs = JobQueue()
         self._load = load
         self._loaded: ModelHandle | None = None
 
@@ -110,7 +110,7 @@ class Bench:
         check_outcome(model, [case])
         place = place_of(model, case)
         with self._stacked(model):
-            rows = watched(model, case)
+            rows = watched(model, Case(edit=case.edit))[:1]
             seen = look_at(model, rows, progress)
         view = fact_view(case, place, rows_of(rows, seen))
         return self._foreseen(model, case, view, progress)
@@ -210,7 +210,7 @@ class Bench:
         Raises:
             UnknownName: there is no such entry, or it has not so many facts.
         """
-        entries = {entry.number: entry for entry in self._every}
+        entries = {entry.number: entry for entry in self.every}
         added = (
             {e.number: e for e in self.ledger.entries(at=number)} if among(number, entries) else {}
         )
@@ -288,7 +288,7 @@ class Bench:
 
     def _named(self, cases: Sequence[Case]) -> list[Case]:
         """The cases under ids that nothing in the ledger has."""
-        taken = {record.id for entry in self._every for record in entry.about.edits}
+        taken = {record.id for entry in self.every for record in entry.about.edits}
         named: list[Case] = []
         for case in cases:
             id = _free(case.edit.id, taken)
@@ -297,7 +297,8 @@ class Bench:
         return named
 
     @property
-    def _every(self) -> tuple[LedgerEntry, ...]:
+    def every(self) -> tuple[LedgerEntry, ...]:
+        """What is in the stack, and what was taken back."""
         return (*self.entries, *self.ledger.outside()) if self.begun else ()
 
     def _older(self, cases: Sequence[Case]) -> Undoing | None:

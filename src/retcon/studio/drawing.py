@@ -54,6 +54,7 @@ def environment() -> "Environment":
         undefined=StrictUndefined,
     )
     made.filters["percent"] = percent
+    made.filters["line"] = in_a_line
     return made
 
 
@@ -91,3 +92,8 @@ def stylesheet() -> str:
 def program() -> str:
     """The program of all pages."""
     return (files("retcon.studio") / PROGRAM).read_text(encoding="utf-8")
+
+
+def in_a_line(text: str) -> str:
+    """A text with a blank for whatever stands between its words."""
+    return " ".join(text.split())

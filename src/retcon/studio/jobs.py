@@ -89,7 +89,7 @@ class StudioJob:
         }
 
 
-class Jobs:
+class JobQueue:
     """The worker and its queue."""
 
     def __init__(self) -> None:

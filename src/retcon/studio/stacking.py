@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from retcon.errors import InvalidSetting
-from retcon.patch.events import told
+from retcon.errors import InvalidSetting, first_few
+from retcon.patch.events import Added, Event, told
 from retcon.patch.export import EXPORT_FORMS
 from retcon.patch.ledger import LedgerEntry
 from retcon.studio.bench import Bench
@@ -60,6 +60,7 @@ class _Stacking:
         history = ledger.history if bench.begun else ()
         entries = ledger.entries(at) if bench.begun else ()
         outside = ledger.outside() if bench.begun and at is None else ()
+        brought = self._brought()
         return draw(
             "stack.html.j2",
             part="stack",
@@ -71,11 +72,24 @@ class _Stacking:
             outside=outside,
             places=self._places([*entries, *outside]),
             count=sum(len(entry.about.edits) for entry in entries),
-            history=[(event, told(event.action)) for event in history],
+            history=[(event, self._done(event, brought)) for event in history],
             forms=sorted(EXPORT_FORMS.all()),
             exports=self._exports(),
             free=self._free(),
         )
+
+    def _brought(self) -> dict[int, str]:
+        """The facts of each entry that can be in the stack, in a few words."""
+        texts: dict[int, list[str]] = {}
+        for entry in self.bench.every:
+            facts = [f"{one.edit.text} {one.target}" for one in entry.about.edits]
+            texts.setdefault(entry.number, []).extend(facts)
+        return {number: first_few(facts, 2) for number, facts in texts.items()}
+
+    def _done(self, event: Event, brought: Mapping[int, str]) -> str:
+        """Say what was done; of an entry that was added, its facts."""
+        facts = brought.get(event.number) if isinstance(event.action, Added) else None
+        return f"entry {event.number}: {facts}" if facts else told(event.action)
 
     def off(self, fields: Fields) -> None:
         """Take a fact or an entry out of the stack."""

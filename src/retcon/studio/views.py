@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retcon.edits import Case, Edit, Probe
 from retcon.files import write_whole
-from retcon.run.close_up import Place, Sight, Watched
+from retcon.run.close_up import LookupPlace, Sight, Watched
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -224,7 +224,10 @@ def rows_of(
 
 
 def fact_view(
-    case: Case, place: Place, rows: tuple[RowView, ...], disturbances: Sequence[Disturbance] = ()
+    case: Case,
+    place: LookupPlace,
+    rows: tuple[RowView, ...],
+    disturbances: Sequence[Disturbance] = (),
 ) -> FactView:
     """The view of a fact."""
     edit = case.edit
