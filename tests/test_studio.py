@@ -108,7 +108,9 @@ def test_a_fact_is_looked_at_written_undone_and_switched_on_again(client, bench)
 def test_facts_that_are_there_are_named_where_a_new_one_disturbs_them(client, bench):
     write(client, FRANCE)
     looked = ended(client, client.post("/looks", json=CURIE))["answer"]["html"]
-    assert "Predicted interference" in looked and "The capital city of France is Rome" in looked
+    assert 'id="foresight"' in looked
+    html = ended(client, client.post("/foresight", json=CURIE))["answer"]["html"]
+    assert "Predicted from the keys" in html and "The capital city of France is Rome" in html
     assert write(client, {**FRANCE, "target": "Madrid"}) == "/edits/3"
     (entry,) = bench.ledger.entries()
     assert [(r.id, r.target) for r in entry.about.edits] == [("france-2", "Madrid")]

@@ -21,7 +21,7 @@ from retcon.progress import Progress
 from retcon.run.asked import FactVerdict, ask, with_verdicts
 from retcon.run.close_up import look_at, place_of, watched
 from retcon.run.edit import edit
-from retcon.run.interference import interference
+from retcon.run.interference import Interference, interference
 from retcon.run.outcomes import check_outcome, outcome_of
 from retcon.scoring.metrics import METRICS
 from retcon.studio.jobs import JobQueue, StudioJob
@@ -30,6 +30,7 @@ from retcon.studio.views import (
     Disturbance,
     EntryView,
     FactView,
+    Foresight,
     Shelf,
     VerdictView,
     fact_view,
@@ -71,6 +72,8 @@ class Bench:
         self.jobs = JobQueue()
         self._load = load
         self._loaded: ModelHandle | None = None
+        # What was foreseen last, of which fact, and after how many events.
+        self._foresight = (("", -1), Foresight())
 
     @property
     def ready(self) -> bool:
@@ -105,15 +108,21 @@ class Bench:
         return self.jobs.add(f"Loading {self.name}", work)
 
     def looked(self, case: Case, progress: Progress) -> FactView:
-        """Look at a fact as the model says it now, and predict what writing it would disturb."""
+        """Look at a fact as the model says it now."""
         model = self.model(progress)
         check_outcome(model, [case])
         place = place_of(model, case)
         with self._stacked(model):
             rows = watched(model, Case(edit=case.edit))[:1]
             seen = look_at(model, rows, progress)
-        view = fact_view(case, place, rows_of(rows, seen))
-        return self._foreseen(model, case, view, progress)
+        return fact_view(case, place, rows_of(rows, seen))
+
+    def foreseen(self, case: Case, progress: Progress) -> Foresight:
+        """Predict which facts that are there a new one would disturb, and be disturbed by."""
+        stands = (case.edit.fact, len(self.ledger.history) if self.begun else 0)
+        if self._foresight[0] != stands:
+            self._foresight = (stands, self._foresee(self.model(progress), case, progress))
+        return self._foresight[1]
 
     def written(self, case: Case, note: str, progress: Progress) -> int:
         """Write a fact, look at it, and put it on the stack; the number of its entry.
@@ -123,7 +132,7 @@ class Bench:
         model = self.model(progress)
         case = self._named([case])[0]
         check_outcome(model, [case])
-        view = self._foreseen(model, case, self._plain(model, case), progress)
+        foresight = self.foreseen(case, progress)
         patch = self._make(model, [case], progress)
         older = self._older([case])
         with self._stacked(model):
@@ -134,7 +143,8 @@ class Bench:
             verdicts = ask(model, [case], progress=progress)
         number = self._kept(with_verdicts(patch, verdicts), older, note)
         seen = rows_of(rows, before, after)
-        self.shelf.keep(view.model_copy(update={"rows": seen}), number, 1)
+        view = fact_view(case, place_of(model, case), seen)
+        self.shelf.keep(view.model_copy(update={"foresight": foresight}), number, 1)
         spoken = {case.edit.text: seen[0].before.text}
         self.shelf.keep(_entry_view([case], verdicts, spoken, patch.notes), number)
         return number
@@ -231,9 +241,6 @@ class Bench:
     def _stacked(self, model: ModelHandle) -> AbstractContextManager[ModelHandle]:
         return self.ledger.applied(model) if self.begun else nullcontext(model)
 
-    def _plain(self, model: ModelHandle, case: Case) -> FactView:
-        return fact_view(case, place_of(model, case), ())
-
     def _make(self, model: ModelHandle, cases: Sequence[Case], progress: Progress) -> Patch:
         """The patch of some facts, made on the base model."""
         how = self.editing
@@ -247,10 +254,7 @@ class Bench:
             progress=progress,
         )
 
-    def _foreseen(
-        self, model: ModelHandle, case: Case, view: FactView, progress: Progress
-    ) -> FactView:
-        """The view with what writing the fact would disturb, as far as that can be told."""
+    def _foresee(self, model: ModelHandle, case: Case, progress: Progress) -> Foresight:
         there = {
             f"{entry.number}:{record.id}": record.edit
             for entry in self.entries
@@ -258,7 +262,7 @@ class Bench:
             if record.edit.fact != case.edit.fact
         }
         if not there:
-            return view
+            return Foresight()
         others = [replace(one, id=name) for name, one in there.items()]
         how = self.editing
         try:
@@ -271,20 +275,8 @@ class Bench:
                 progress=progress,
             )
         except InvalidSetting as error:
-            return view.model_copy(update={"unforeseen": str(error)})
-        shares = [one.tolist() for one in seen.shares.values()]
-        named = [
-            Disturbance(
-                name=one.id,
-                text=f"{one.text} {one.target}",
-                gives=max((layer[0][place] for layer in shares), key=abs),
-                takes=max((layer[place][0] for layer in shares), key=abs),
-            )
-            for place, one in enumerate(others, start=1)
-        ]
-        most = sorted(named, key=lambda one: -one.size)[:_NAMED]
-        kept = tuple(one for one in most if one.size >= _LEAST)
-        return view.model_copy(update={"disturbances": kept})
+            return Foresight(unknown=str(error))
+        return _strongest(seen)
 
     def _named(self, cases: Sequence[Case]) -> list[Case]:
         """The cases under ids that nothing in the ledger has."""
@@ -324,6 +316,22 @@ class Bench:
         if older is not None:
             self.ledger.undo(older, who=self.who, note="written anew")
         return self.ledger.add(patch, who=self.who, note=note).number
+
+
+def _strongest(seen: Interference) -> Foresight:
+    """The facts that disturb the first one most, or that it disturbs."""
+    shares = [one.tolist() for one in seen.shares.values()]
+    named = [
+        Disturbance(
+            name=one.id,
+            text=f"{one.text} {one.target}",
+            gives=max((layer[0][place] for layer in shares), key=abs),
+            takes=max((layer[place][0] for layer in shares), key=abs),
+        )
+        for place, one in enumerate(seen.edits[1:], start=1)
+    ]
+    most = sorted(named, key=lambda one: -one.size)[:_NAMED]
+    return Foresight(facts=tuple(one for one in most if one.size >= _LEAST))
 
 
 def _free(id: str, taken: set[str]) -> str:

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from retcon.data.cases import read_facts
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidData, RetconError, UnknownName
+from retcon.progress import Progress
 from retcon.studio.bench import Bench
 from retcon.studio.drawing import Link, draw
 from retcon.studio.jobs import Answer, StudioJob
@@ -36,6 +37,7 @@ def edit_routes(bench: Bench) -> list[BaseRoute]:
         Route("/edits/{entry:int}/{place:int}", pages.fact),
         Route("/edits/{entry:int}/{place:int}", pages.closer, methods=["POST"]),
         Route("/looks", pages.look, methods=["POST"]),
+        Route("/foresight", pages.foresee, methods=["POST"]),
         Route("/edits", pages.write, methods=["POST"]),
         Route("/files", pages.write_file, methods=["POST"]),
         Route("/jobs/{job:int}", pages.job),
@@ -122,18 +124,27 @@ class _Editing:
 
     async def look(self, request: Request) -> Response:
         """Look at a fact before it is written."""
-        fields = await fields_of(request)
-
-        def work(bench: Bench, case: Case) -> Callable[..., Answer]:
-            return lambda progress: {
-                "html": draw("_look.html.j2", part="edit", fact=bench.looked(case, progress))
-            }
-
+        bench, fields = self.bench, await fields_of(request)
         case = case_of(fields)
-        job = self.bench.jobs.add(
-            "Looking at the fact", work(self.bench, case), quick=True, tab=fields.get("tab", "")
-        )
-        return started(job)
+
+        def work(progress: Progress) -> Answer:
+            fact, there = bench.looked(case, progress), bool(bench.entries)
+            return {"html": draw("_look.html.j2", part="edit", fact=fact, there=there)}
+
+        tab = fields.get("tab", "")
+        return started(bench.jobs.add("Looking at the fact", work, quick=True, tab=tab))
+
+    async def foresee(self, request: Request) -> Response:
+        """Predict what writing a fact would disturb."""
+        bench, fields = self.bench, await fields_of(request)
+        case = case_of(fields)
+
+        def work(progress: Progress) -> Answer:
+            foresight = bench.foreseen(case, progress)
+            return {"html": draw("_foresight.html.j2", part="edit", foresight=foresight)}
+
+        tab = fields.get("tab", "")
+        return started(bench.jobs.add("Predicting interference", work, quick=True, tab=tab))
 
     async def write(self, request: Request) -> Response:
         """Write a fact."""
@@ -163,7 +174,7 @@ class _Editing:
         """Look at a fact of an entry that nobody has looked at yet."""
         number, place = (int(request.path_params[name]) for name in ("entry", "place"))
 
-        def work(progress: Any) -> Answer:
+        def work(progress: Progress) -> Answer:
             self.bench.closer(number, place, progress)
             return {"href": f"/edits/{number}/{place}"}
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from retcon.errors import InvalidSetting, first_few
+from retcon.errors import InvalidSetting
 from retcon.patch.events import Added, Event, told
 from retcon.patch.export import EXPORT_FORMS
 from retcon.patch.ledger import LedgerEntry
@@ -82,9 +82,9 @@ class _Stacking:
         """The facts of each entry that can be in the stack, in a few words."""
         texts: dict[int, list[str]] = {}
         for entry in self.bench.every:
-            facts = [f"{one.edit.text} {one.target}" for one in entry.about.edits]
-            texts.setdefault(entry.number, []).extend(facts)
-        return {number: first_few(facts, 2) for number, facts in texts.items()}
+            if facts := [f"{one.edit.text} {one.target}" for one in entry.about.edits]:
+                texts.setdefault(entry.number, []).extend(facts)
+        return {number: _several(facts) for number, facts in texts.items()}
 
     def _done(self, event: Event, brought: Mapping[int, str]) -> str:
         """Say what was done; of an entry that was added, its facts."""
@@ -204,6 +204,10 @@ def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise InvalidSetting(f"{text!r} is no number of an entry or event. Load the page again.")
     return int(text)
+
+
+def _several(facts: list[str]) -> str:
+    return facts[0] if len(facts) == 1 else f"{len(facts):,} facts, the first “{facts[0]}”"
 
 
 def _size(file: Path) -> str:

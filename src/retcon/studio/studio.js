@@ -98,6 +98,9 @@ function editing(form) {
         if (last !== key) return;
         look.removeAttribute("aria-busy");
         if (job.state === "done") look.innerHTML = job.answer.html;
+        if (one("#foresight")) start("/foresight", JSON.stringify({...seen, tab}), later_ => {
+          if (last === key && later_.state === "done") one("#foresight").innerHTML = later_.answer.html;
+        }).catch(told);
         problem(job.state === "failed" ? job.problem : job.warned?.join(" ") || "");
       });
       problem("");

@@ -77,14 +77,25 @@ class Disturbance(_View):
         return max(abs(self.gives), abs(self.takes))
 
 
+class Foresight(_View):
+    """Predicted interference of a new fact with those that are there.
+
+    Attributes:
+        facts: the most disturbed or disturbing ones, the greatest first.
+        unknown: why it is not known.
+    """
+
+    facts: tuple[Disturbance, ...] = ()
+    unknown: str = ""
+
+
 class FactView(_View):
     """A fact, where it is looked up, and what was seen of it.
 
     Attributes:
         tokens: of its prompt.
-        subject: numbers of the subject's first token and of the lookup token.
-        disturbances: the greatest first.
-        unforeseen: why interference is not known.
+        span: numbers of the subject's first token and of the lookup token.
+        foresight: what was predicted before it was written.
     """
 
     prompt: str
@@ -93,8 +104,7 @@ class FactView(_View):
     tokens: tuple[str, ...]
     span: tuple[int, int]
     rows: tuple[RowView, ...]
-    disturbances: tuple[Disturbance, ...] = ()
-    unforeseen: str = ""
+    foresight: Foresight = Foresight()
 
     def of_kind(self, *kinds: str) -> list[RowView]:
         """The rows of some kinds."""
@@ -223,12 +233,7 @@ def rows_of(
     )
 
 
-def fact_view(
-    case: Case,
-    place: LookupPlace,
-    rows: tuple[RowView, ...],
-    disturbances: Sequence[Disturbance] = (),
-) -> FactView:
+def fact_view(case: Case, place: LookupPlace, rows: tuple[RowView, ...]) -> FactView:
     """The view of a fact."""
     edit = case.edit
     return FactView(
@@ -238,5 +243,4 @@ def fact_view(
         tokens=place.tokens,
         span=place.subject,
         rows=rows,
-        disturbances=tuple(disturbances),
     )
