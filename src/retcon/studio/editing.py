@@ -123,12 +123,11 @@ class _Editing:
         return next((one for one in self.bench.entries if one.number == number), None)
 
     async def look(self, request: Request) -> Response:
-        """Look at a fact before it is written."""
+        """Look at a fact before it is written. One that is half typed is no mistake yet."""
         bench, fields = self.bench, await fields_of(request)
-        case = case_of(fields)
 
         def work(progress: Progress) -> Answer:
-            fact, there = bench.looked(case, progress), bool(bench.entries)
+            fact, there = bench.looked(case_of(fields), progress), bool(bench.entries)
             return {"html": draw("_look.html.j2", part="edit", fact=fact, there=there)}
 
         tab = fields.get("tab", "")
@@ -137,10 +136,9 @@ class _Editing:
     async def foresee(self, request: Request) -> Response:
         """Predict what writing a fact would disturb."""
         bench, fields = self.bench, await fields_of(request)
-        case = case_of(fields)
 
         def work(progress: Progress) -> Answer:
-            foresight = bench.foreseen(case, progress)
+            foresight = bench.foreseen(case_of(fields), progress)
             return {"html": draw("_foresight.html.j2", part="edit", foresight=foresight)}
 
         tab = fields.get("tab", "")
