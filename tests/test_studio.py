@@ -291,3 +291,20 @@ def test_an_address_of_this_machine(monkeypatch):
             bound("127.0.0.1", first.getsockname()[1])
     with pytest.raises(InvalidSetting, match="address of this machine"):
         bound("256.0.0.1", None)
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_a_real_model_changes_its_mind_and_changes_it_back(tmp_path, smollm2):
+    fact = {"prompt": "The capital of {France} is", "target": "Rome"}
+    bench = bench_in(tmp_path, smollm2)
+    bench.editing = Editing()
+    with open_studio(bench) as client:
+        looked = ended(client, client.post("/looks", json=fact))["answer"]["html"]
+        assert "The capital of France is</span> Paris" in looked
+        write(client, fact)
+        (row, *_) = bench.shelf.fact(1, 1).rows
+        assert (row.before.top[0].text, row.after.top[0].text) == ("Paris", "Rome")
+        assert bench.ledger.entries()[0].about.edits[0].verdict != "not said"
+        client.post("/stack/off", data={"entry": "1"})
+        assert ended(client, client.post("/looks", json=fact))["answer"]["html"] == looked

@@ -127,7 +127,7 @@ class Ledger:
         return tuple(self._entry(slot, history) for slot in stack_after(history, at))
 
     def outside(self) -> tuple[LedgerEntry, ...]:
-        """What was taken back and can be put back: entries with those of their facts.
+        """List what was taken back and can be put back: entries with those of their facts.
 
         Facts in whose place others were solved again are not among them.
 

@@ -41,7 +41,7 @@ class Watched(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What a model says behind a prompt, and the probability of each watched answer.
+    """A continuation of a prompt, and the probability of each watched answer.
 
     Probabilities are means over an answer's tokens: exp(−mean NLL per token).
     """

@@ -90,7 +90,7 @@ def said(
     top: int,
     progress: Progress = silent,
 ) -> list[Said]:
-    """What a model says behind each prompt, as it is now.
+    """Let a model speak behind each prompt, as it is now.
 
     Args:
         model: a model.

@@ -43,7 +43,7 @@ _NAMED, _LEAST = 5, 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Editing:
-    """How facts are written: method, layers and settings, as far as they were given."""
+    """Method, layers and settings of all edits, as far as they were given."""
 
     method: str | None = None
     layers: tuple[int, ...] | None = None
@@ -290,11 +290,11 @@ class Bench:
 
     @property
     def every(self) -> tuple[LedgerEntry, ...]:
-        """What is in the stack, and what was taken back."""
+        """All that is in the stack, and all that was taken back."""
         return (*self.entries, *self.ledger.outside()) if self.begun else ()
 
     def _older(self, cases: Sequence[Case]) -> Undoing | None:
-        """What is in the stack of the same facts."""
+        """Find the same facts in the stack."""
         facts = {case.edit.fact for case in cases}
         same = [
             f"{entry.number}:{record.id}"

@@ -179,7 +179,7 @@ class _Editing:
         return started(self.bench.jobs.add("Looking at the fact", work, quick=True))
 
     async def job(self, request: Request) -> Response:
-        """How a job is getting on."""
+        """Tell how a job is getting on."""
         return self._told(self.bench.jobs.find(int(request.path_params["job"])))
 
     async def cancel(self, request: Request) -> Response:

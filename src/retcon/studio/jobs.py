@@ -69,7 +69,7 @@ class StudioJob:
 
     @property
     def seconds(self) -> float:
-        """How long it has been running, or had been."""
+        """The time that it has been running, or had been."""
         return (time.monotonic() if self.until is None else self.until) - self.since
 
     def told(self) -> dict[str, object]:

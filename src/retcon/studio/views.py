@@ -29,7 +29,7 @@ class TokenView(_View):
 
 
 class SightView(_View):
-    """What the model said behind a prompt, and how probable each watched answer was."""
+    """A continuation of a prompt, and the probability of each watched answer."""
 
     text: str
     top: tuple[TokenView, ...]
@@ -37,7 +37,7 @@ class SightView(_View):
 
     @classmethod
     def of(cls, sight: Sight) -> "SightView":
-        """Of what was seen."""
+        """Make the view of what was seen."""
         top = tuple(TokenView(**one._asdict()) for one in sight.said.top)
         return cls(text=sight.said.text, top=top, probabilities=sight.probabilities)
 
@@ -53,7 +53,7 @@ class RowView(_View):
 
     @property
     def last(self) -> SightView:
-        """What was seen last."""
+        """The later of the two."""
         return self.before if self.after is None else self.after
 
 
@@ -140,7 +140,7 @@ class CaseView(_View):
 
     @classmethod
     def of(cls, case: Case) -> "CaseView":
-        """Of a case."""
+        """Make the view of a case."""
         edit = case.edit
         probes = (*case.portability, *case.locality)
         return cls(

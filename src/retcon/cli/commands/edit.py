@@ -156,7 +156,7 @@ class _Result(NamedTuple):
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know: who was left out, what is not said, which probes changed."""
+        """Notes for the user: who was left out, what is not said, which probes changed."""
         one, repaired = self.outcome, self.repair.told() if self.repair else ""
         return [*one.patch.notes, *filter(None, [repaired, one.shortfall, one.harm.told()])]
 
