@@ -127,7 +127,7 @@ def tabs(browser):
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        own = ("http://127.0.0.1", "data:")
+        own = ("http://127.0.0.1", "data:", "file:")
         page.on("request", lambda one: None if one.url.startswith(own) else said.append(one.url))
         page.set_default_timeout(60_000)
         return page

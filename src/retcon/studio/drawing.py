@@ -26,16 +26,19 @@ class Link(NamedTuple):
     href: str
 
 
-def need_extra() -> None:
+def need_extra(names: Sequence[str] = ("starlette", "uvicorn", "jinja2")) -> None:
     """Refuse to go on without the packages of the extra `studio`.
+
+    Args:
+        names: those that are needed; pages that are not served need no server.
 
     Raises:
         MissingExtra: one of them is not installed.
     """
-    absent = [name for name in ("starlette", "uvicorn", "jinja2") if find_spec(name) is None]
+    absent = [name for name in names if find_spec(name) is None]
     if absent:
         raise MissingExtra(
-            f"The studio is served with {' and '.join(absent)}, not installed here. Install it "
+            f"The studio's pages need {' and '.join(absent)}, not installed here. Install it "
             f"with `pip install 'retcon-llm[studio]'`; the other commands need none of it."
         )
 
@@ -43,7 +46,7 @@ def need_extra() -> None:
 @cache
 def environment() -> "Environment":
     """The templates; what is put into them is escaped."""
-    need_extra()
+    need_extra(["jinja2"])
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
