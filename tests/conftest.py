@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -98,3 +99,40 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer().save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that is on this machine; none is downloaded."""
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tabs(browser):
+    """Open tabs; nothing may be said on their consoles, and nothing asked of another machine."""
+    said: list[str] = []
+    contexts = []
+
+    def opened(width: int = 1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        own = ("http://127.0.0.1", "data:", "file:")
+        page.on("request", lambda one: None if one.url.startswith(own) else said.append(one.url))
+        page.set_default_timeout(60_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []

@@ -402,8 +402,8 @@ def test_damage_is_found(ledger, model):
     (ledger.folder / "events" / "000001.json").unlink()
     with pytest.raises(InvalidLedger, match="event 1 is missing"):
         ledger.entries()
-    (ledger.folder / "ledger.json").write_text('{"format": 3}', encoding="utf-8")
-    with pytest.raises(InvalidLedger, match="format 3"):
+    (ledger.folder / "ledger.json").write_text('{"format": 4}', encoding="utf-8")
+    with pytest.raises(InvalidLedger, match="format 4"):
         ledger.entries()
 
 
@@ -649,3 +649,30 @@ def test_control_characters_of_a_file_are_shown_and_not_obeyed(folder, retcon, m
     type(patch)(deltas=patch.deltas, about=about).save("bad.safetensors")
     code, out, _ = retcon("patch", "show", "bad.safetensors")
     assert code == 0 and "\x1b[2J" not in out and "\\x1b[2Jgone\\x07" in out
+
+
+def test_what_was_taken_back_comes_back_to_its_place(ledger, model):
+    before = weights(model, ledger.stack())
+    ledger.undo(ledger.choose(["b", "d"], [1]), who="ann")
+    assert [(e.number, [r.id for r in e.about.edits]) for e in ledger.outside()] == [
+        (1, ["a", "b", "c"]),
+        (2, ["d"]),
+    ]
+    ledger.put_back(["1:b"], who="bob")
+    assert ids(ledger.stack()) == ["b", "e"]
+    with pytest.raises(UnknownName, match="no fact 'e'"):
+        ledger.put_back(["e"], who="bob")
+    event = ledger.put_back(["d"], [1], who="bob", note="were right")
+    assert (event.number, event.note, ledger.outside()) == (5, "were right", ())
+    after = weights(model, ledger.stack())
+    assert ids(ledger.stack()) == list("abcde")
+    assert all(torch.equal(before[layer], after[layer]) for layer in before)
+    assert not [finding for finding in verify(ledger, model) if finding.problem]
+
+
+def test_an_entry_can_get_another_note(ledger):
+    ledger.annotate(1, "as printed", who="bob")
+    assert [entry.note for entry in ledger.entries()] == ["as printed", ""]
+    assert ledger.history[0].note == "a to c" and len(ledger.entries(at=2)) == 2
+    with pytest.raises(UnknownName, match="entry '7'"):
+        ledger.annotate(7, "", who="bob")

@@ -4,6 +4,7 @@ Typer reads a command's options from its signature, so each command lists its ow
 short names of this page; a command then hands on a `ModelChoice` and an `EditChoice`.
 """
 
+import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -198,3 +199,11 @@ def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[s
             raise InvalidSetting(f"{option} takes name=value, not {pair!r}.")
         settings[name] = value
     return settings
+
+
+def login() -> str:
+    """The user's login, as far as the system tells."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user, as in some containers
+        return "unknown"

@@ -22,6 +22,7 @@ from retcon.cli.commands import (
     probe,
     serve,
     stats,
+    studio,
     study,
     sweep,
 )
@@ -95,6 +96,7 @@ app.command("methods")(methods.methods)
 app.add_typer(patch.app, name="patch")
 app.add_typer(study.app, name="study")
 app.command("sweep")(sweep.sweep)
+app.command("studio")(studio.studio)
 app.command("cache")(cache.cache)
 app.command("demo")(demo.demo)
 

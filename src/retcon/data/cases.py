@@ -88,6 +88,19 @@ def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = 
     return FactFile([case for one in good for case in one.cases], tuple(bad), chosen)
 
 
+def find_file(name: str, folders: Sequence[Path | str | None]) -> Path | None:
+    """A file by its name, in the first folder that has it; None where none has.
+
+    Args:
+        name: of the file.
+        folders: those that are looked into. All but the last may have a folder for each data set.
+    """
+    places = [Path(folder) for folder in folders if folder]
+    files = [place / name for place in places if (place / name).is_file()]
+    files += [path for place in places[:-1] for path in sorted(place.glob(f"*/{name}"))]
+    return files[0] if files else None
+
+
 def starter_cases() -> list[Case]:
     """The starter set: facts that SmolLM2 knows, with counterfactual targets."""
     return packaged("starter")

@@ -135,6 +135,14 @@ class Tokens:
         """
         return self._encode(text).ids
 
+    def spans(self, text: str) -> Encoded:
+        """The ids of a text, and the characters that each is of.
+
+        Raises:
+            InvalidEdit: as `encode`.
+        """
+        return self._encode(text)
+
     def prompt(self, text: str) -> tuple[int, ...]:
         """Token ids of a text that something is to follow: blanks at its end belong to that.
 

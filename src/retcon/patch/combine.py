@@ -35,8 +35,8 @@ class Difference(NamedTuple):
     layers: Mapping[int, LayerDifference]
 
 
-def check_rows(patch: Patch) -> None:
-    """Refuse a patch of which no part belongs to one fact.
+def check_rows(patch: Patch) -> Patch:
+    """The patch, if each of its rows belongs to one fact.
 
     Raises:
         InvalidPatch: the rows of its factors are not those of its edits.
@@ -47,6 +47,7 @@ def check_rows(patch: Patch) -> None:
             f"The rows of this patch ({patch.about.method}) do not belong to single facts, so no "
             f"fact can be taken out of it. Take back the whole patch, or edit again without it."
         )
+    return patch
 
 
 def check_apart(patch: Patch, ids: Collection[str]) -> None:

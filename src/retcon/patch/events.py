@@ -32,12 +32,13 @@ from pydantic import (
     ValidationError,
 )
 
-from retcon.errors import Damaged, InvalidData, InvalidLedger, StorageError
+from retcon.errors import Damaged, InvalidData, InvalidLedger, StorageError, first_few
 from retcon.files import storing, write_whole
 from retcon.patch.patch import Patch
 from retcon.sealed import Owner, digest, digest_of, load_record, save_record
 
-FORMAT = 2
+# Format 1 has no links, format 2 neither facts that come back nor notes that were written later.
+FORMAT = 3
 # An event that drops 100,000 facts by name is smaller than this; a larger file is no event.
 _LARGEST = 16 * 2**20
 _NO_SCORES = "{} holds no scores. Give what `retcon edit --json` or `retcon eval --json` wrote."
@@ -67,7 +68,7 @@ class Identity(_Record):
         head: from format 2.
     """
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     base: str
     model: str
     head: Head | None = None
@@ -114,7 +115,28 @@ class Returned(_Record):
     to: Annotated[int, Field(ge=0)]
 
 
-Action = Annotated[Added | TakenBack | Returned, Field(discriminator="kind")]
+class PutBack(_Record):
+    """Facts came back into the stack, each entry to its place.
+
+    Attributes:
+        entries: by entry, the ids of its facts that stay out.
+    """
+
+    kind: Literal["put back"] = "put back"
+    entries: dict[Number, tuple[str, ...]]
+
+
+class Noted(_Record):
+    """An entry got another note: the event's own."""
+
+    kind: Literal["note"] = "note"
+    entry: Number
+
+
+Action = Annotated[
+    Added | TakenBack | Returned | PutBack | Noted,
+    Field(discriminator="kind"),
+]
 
 
 class _Scored(BaseModel):
@@ -244,6 +266,21 @@ def keep_patch(folder: Path, patch: Patch | Path) -> str:
     return sha
 
 
+def told(action: Action) -> str:
+    """Say in a few words what was done."""
+    if isinstance(action, Added):
+        return f"added patch {action.patch[:12]}…"
+    if isinstance(action, Returned):
+        return f"back to event {action.to}"
+    if isinstance(action, Noted):
+        return f"another note for entry {action.entry}"
+    if isinstance(action, PutBack):
+        return f"put back {', '.join(f'entry {number}' for number in action.entries)}"
+    gone = [f"entry {number}" for number in action.entries]
+    gone += [f"{number}:{id}" for number, ids in action.facts.items() for id in ids]
+    return f"took back {first_few(gone, 6)}" + (", the rest solved again" if action.solved else "")
+
+
 def read_scores(file: Path) -> Scores:
     """The scores, by time, in a file that `retcon edit --json` or `retcon eval --json` wrote.
 
@@ -326,12 +363,16 @@ def _event(file: Path, value: object, number: int) -> Event:
     return event
 
 
-def _numbers(action: Added | TakenBack | Returned) -> set[int]:
+def _numbers(action: Action) -> set[int]:
     """The earlier events that an action names."""
     if isinstance(action, Added):
         return {action.on}
     if isinstance(action, Returned):
         return {action.to}
+    if isinstance(action, Noted):
+        return {action.entry}
+    if isinstance(action, PutBack):
+        return {*action.entries}
     return {*action.facts, *action.entries, *action.solved}
 
 

@@ -6,10 +6,9 @@ be had again. The model's own weights are nowhere in a ledger: an empty stack is
 was, to the last bit.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +18,16 @@ from retcon.errors import (
     InvalidPatch,
     InvalidSetting,
     PatchMismatch,
-    UnknownName,
 )
 from retcon.files import is_temporary, make_folder
 from retcon.locking import locked
 from retcon.model.handle import ModelHandle
 from retcon.patch import events as journal
 from retcon.patch.combine import check_apart, check_rows, stack, without
-from retcon.patch.events import Added, Event, Returned, Scores, TakenBack
+from retcon.patch.events import Added, Event, Noted, PutBack, Returned, Scores, TakenBack
+from retcon.patch.naming import among, find_fact
 from retcon.patch.patch import Patch, Provenance, load_about, load_patch
-from retcon.patch.slots import Slot, stack_after, stacks
+from retcon.patch.slots import Slot, last_places, stack_after, stacks
 from retcon.sealed import digest_of
 
 _LOCK = ".lock"
@@ -107,6 +106,9 @@ class Ledger:
             if isinstance(event.action, TakenBack):
                 for slot in before:
                     self._check_held(event, slot, event.action.facts.get(slot.entry, ()))
+            elif isinstance(event.action, PutBack):
+                for slot in last_places(history.events[: event.number - 1]):
+                    self._check_held(event, slot, event.action.entries.get(slot.entry, ()))
             elif isinstance(event.action, Added) and history.identity.head is None:
                 self._check_base(history.identity, event.number, event.action)
         return history
@@ -124,6 +126,25 @@ class Ledger:
         history = self.history
         return tuple(self._entry(slot, history) for slot in stack_after(history, at))
 
+    def outside(self) -> tuple[LedgerEntry, ...]:
+        """List what was taken back and can be put back: entries with those of their facts.
+
+        Facts in whose place others were solved again are not among them.
+
+        Raises:
+            InvalidLedger, InvalidPatch: a file is missing or damaged.
+        """
+        history = self.history
+        inside = {slot.entry: slot for slot in stack_after(history, None)}
+        out: list[LedgerEntry] = []
+        for place in last_places(history):
+            entry = self._entry(place._replace(dropped=frozenset()), history)
+            held = inside.get(place.entry)
+            gone = tuple(r for r in entry.about.edits if held is None or r.id in held.dropped)
+            if gone or held is None:
+                out.append(replace(entry, about=entry.about.model_copy(update={"edits": gone})))
+        return tuple(out)
+
     def patch(self, entry: int, at: int | None = None) -> Patch:
         """Patch of one entry, as far as it is in the stack.
 
@@ -132,7 +153,7 @@ class Ledger:
         """
         history = self.history
         slots = {slot.entry: slot for slot in stack_after(history, at)}
-        _among(entry, slots)
+        among(entry, slots)
         return self._patch(slots[entry])
 
     def stack(self, at: int | None = None) -> Patch:
@@ -201,10 +222,11 @@ class Ledger:
         slots = {slot.entry: slot for slot in stack_after(history, None)}
         stacked = {number: self._entry(slot, history) for number, slot in slots.items()}
         for number in entries:
-            _among(number, stacked)
+            among(number, stacked)
+        stacked_ids = {number: _ids(entry) for number, entry in stacked.items()}
         named: dict[int, list[str]] = {}
         for name in dict.fromkeys(facts):
-            number, id = _find(name, stacked)
+            number, id = find_fact(name, stacked_ids)
             named.setdefault(number, []).append(id)
         for number in named:
             check_rows(self._patch(slots[number]))
@@ -245,6 +267,52 @@ class Ledger:
             patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
             action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
             return journal.append(self.folder, history, action, who=who, note=note)
+
+    def put_back(
+        self, facts: Sequence[str] = (), entries: Sequence[int] = (), *, who: str, note: str = ""
+    ) -> Event:
+        """Bring back what was taken back, each fact to its place; this is an event as well.
+
+        Args:
+            facts: ids, as of `choose`.
+            entries: whole ones.
+
+        Raises:
+            UnknownName: there is no such fact or entry outside of the stack.
+            InvalidSetting: nothing is named.
+            InvalidPatch: some of several facts that were given one target.
+        """
+        if not facts and not entries:
+            raise InvalidSetting("Say what to put back: ids of facts, or entries.")
+        _ = self.identity
+        with locked(self.folder / _LOCK):
+            history, outside = self.read(), {entry.number: entry for entry in self.outside()}
+            ids = {number: _ids(entry) for number, entry in outside.items()}
+            back = {n: {*ids[among(n, outside)]} for n in entries}
+            for number, id in (find_fact(name, ids) for name in facts):
+                back.setdefault(number, set()).add(id)
+            action = PutBack(
+                entries={
+                    number: tuple(id for id in ids[number] if id not in named)
+                    for number, named in back.items()
+                }
+            )
+            for place in last_places(history.events):
+                if out := action.entries.get(place.entry):
+                    check_apart(check_rows(load_patch(self.file(place.sha))), out)
+            return journal.append(self.folder, history, action, who=who, note=note)
+
+    def annotate(self, entry: int, note: str, *, who: str) -> Event:
+        """Give an entry another note; the history keeps the one that it had.
+
+        Raises:
+            UnknownName: there is no such entry.
+        """
+        _ = self.identity
+        with locked(self.folder / _LOCK):
+            history = self.read()
+            among(entry, {place.entry: place for place in last_places(history.events)})
+            return journal.append(self.folder, history, Noted(entry=entry), who=who, note=note)
 
     def back_to(self, point: int, *, who: str, note: str = "") -> Event:
         """Make the stack what it was after an event; 0: empty. This is an event as well.
@@ -295,7 +363,7 @@ class Ledger:
             number=slot.entry,
             who=event.who,
             when=event.when,
-            note=event.note,
+            note=_note(slot.entry, history),
             scores=event.action.scores,
             about=about.model_copy(update={"edits": staying}),
             facts=len(brought.edits),
@@ -397,29 +465,13 @@ def read_source(source: Path | str) -> Patch:
     return load_patch(text)
 
 
-def _find(name: str, stacked: Mapping[int, LedgerEntry]) -> tuple[int, str]:
-    """The entry and the id that a fact's name means."""
-    holders = {n: {record.id for record in e.about.edits} for n, e in stacked.items()}
-    holding = [number for number, ids in holders.items() if name in ids]
-    if len(holding) == 1:
-        return holding[0], name
-    if holding:
-        raise InvalidSetting(
-            f"{name!r} is in the entries {', '.join(map(str, holding))}. Say which: "
-            f"{holding[0]}:{name}."
-        )
-    entry, _, id = name.partition(":")
-    if entry.isdecimal() and id in holders.get(int(entry), ()):
-        return int(entry), id
-    known = [id for ids in holders.values() for id in sorted(ids)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise UnknownName(
-        f"The stack has no fact {name!r}. "
-        + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
-        + f"`retcon patch show` lists its {len(known)} facts."
-    )
+def _ids(entry: LedgerEntry) -> list[str]:
+    return [record.id for record in entry.about.edits]
 
 
-def _among(number: int, stacked: Mapping[int, object]) -> None:
-    if number not in stacked:
-        raise UnknownName.among("entry", str(number), map(str, stacked))
+def _note(entry: int, history: Sequence[Event]) -> str:
+    """The last note that an entry was given."""
+    for event in reversed(history):
+        if isinstance(event.action, Noted) and event.action.entry == entry:
+            return event.note
+    return history[entry - 1].note

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from retcon.errors import InvalidLedger, UnknownName
-from retcon.patch.events import Added, Event, Returned
+from retcon.patch.events import Added, Event, Noted, PutBack, Returned
 
 
 class Slot(NamedTuple):
@@ -52,6 +52,15 @@ def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
         return (*before, Slot(event.number, action.patch))
     if isinstance(action, Returned):
         return states[action.to]
+    if isinstance(action, Noted):
+        return before
+    if isinstance(action, PutBack):
+        back = [
+            _last(states, entry, event)._replace(dropped=frozenset(out))
+            for entry, out in action.entries.items()
+        ]
+        staying = [slot for slot in before if slot.entry not in action.entries]
+        return tuple(sorted([*staying, *back]))
     absent = {*action.facts, *action.entries, *action.solved} - {slot.entry for slot in before}
     if absent:
         raise InvalidLedger(
@@ -65,3 +74,21 @@ def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
         for slot in before
         if slot.entry not in action.entries
     )
+
+
+def _last(states: Sequence[tuple[Slot, ...]], entry: int, event: Event) -> Slot:
+    """The place of an entry when it was last in the stack."""
+    for state in reversed(states):
+        for slot in state:
+            if slot.entry == entry:
+                return slot
+    raise InvalidLedger(
+        f"Event {event.number} puts back entry {entry}, which there never was. The ledger was "
+        f"changed by something else."
+    )
+
+
+def last_places(history: Sequence[Event]) -> tuple[Slot, ...]:
+    """The place of every entry that there ever was: now, or when it was last in the stack."""
+    places = {slot.entry: slot for state in stacks(history) for slot in state}
+    return tuple(places[entry] for entry in sorted(places))

@@ -22,16 +22,35 @@ def headline(comparisons: Sequence[Comparison]) -> list[str]:
     return [in_words(one, comparisons) for one in comparisons[:MOST_LINES]]
 
 
+def in_brief(comparisons: Sequence[Comparison]) -> list[str]:
+    """The same in a sentence each: the best, and how many others may be as good, or are worse."""
+    return [f"{_best(one, comparisons)}{_counted(one)}." for one in comparisons[:MOST_LINES]]
+
+
 def in_words(comparison: Comparison, among: Sequence[Comparison]) -> str:
     """A comparison in sentences: the best, those that may be as good, those that are worse."""
+    best = f"{_best(comparison, among)}."
+    if len(comparison.ranking.scores) == 1:
+        return best
+    return " ".join([best, *_others(comparison)])
+
+
+def _best(comparison: Comparison, among: Sequence[Comparison]) -> str:
     ranking, names = comparison.ranking, comparison.names
     several = len({one.model for one in among}) > 1
     where = f", {comparison.model}" if several else ""
     score = f"{ranking.metric.replace('_', ' ')} {share(ranking.scores[ranking.best])}"
-    place = f"{TIMES[ranking.when]}, {comparison.n:,} facts{where}"
-    if len(ranking.scores) == 1:
-        return f"{place}: {names[ranking.best]} has {score}."
-    return " ".join([f"{place}: {names[ranking.best]} is best, {score}.", *_others(comparison)])
+    place = f"{TIMES[ranking.when]}, {comparison.n:,} facts{where}: {names[ranking.best]}"
+    return f"{place} has {score}" if len(ranking.scores) == 1 else f"{place} is best, {score}"
+
+
+def _counted(comparison: Comparison) -> str:
+    counts = {
+        "not to be told from it": len(comparison.ranking.tied),
+        "worse": len(comparison.ranking.worse),
+    }
+    known = ((n, "is" if n == 1 else "are", words) for words, n in counts.items() if n)
+    return "".join(f"; {n:,} {be} {words}" for n, be, words in known)
 
 
 def _others(comparison: Comparison) -> Iterator[str]:

@@ -5,10 +5,11 @@ the program that draws them; it loads nothing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retcon.errors import MissingExtra
 from retcon.escaping import markdown
@@ -31,6 +32,9 @@ from retcon.report.results import Results
 from retcon.report.tables import Table
 from retcon.report.verdicts import MARGIN
 from retcon.study.study import Study, read_study
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 class ReportFiles(NamedTuple):
@@ -86,17 +90,21 @@ class StudyReport:
         ]
 
 
-def make_report(study: Study, findings: Sequence[str] | None = None) -> StudyReport:
+def make_report(
+    study: Study, findings: Sequence[str] | None = None, results: Results | None = None
+) -> StudyReport:
     """Read everything once.
 
     Args:
+        study: whose report it is.
         findings: sets and names of findings, or `none`; without it those of the study file.
+        results: of the study, where its scores have been read already.
 
     Raises:
         UnknownName, InvalidStudy: there is no such finding.
     """
     claims = select_for(study.record.findings) if findings is None else select(findings)
-    results = Results(study)
+    results = results or Results(study)
     comparisons, judged = compare(results), judge(results, claims)
     agreements = agree(results, comparisons[:MOST_LINES])
     by_score = [best_by_score(agreements), correlations(agreements)]
@@ -166,35 +174,64 @@ def _rows_of(report: StudyReport, finding: Finding, out: Path) -> list[Path]:
 
 def to_html(report: StudyReport) -> str:
     """Draw the page."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(**_content(report), program=vega(), specs=specifications(report.charts.values()))
+    )
+
+
+def to_body(report: StudyReport) -> str:
+    """Draw the report alone, as HTML to be put into another page, without links to its files."""
+    return _environment().get_template("body.html.j2").render(**_content(report), files="")
+
+
+def _environment() -> "Environment":
     _need_extra()
-    import vl_convert
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    from jinja2 import Environment, PackageLoader
 
     environment = Environment(
         loader=PackageLoader("retcon.report", "."),
-        autoescape=select_autoescape(("html.j2",), default=True),
+        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["slug"] = _slug
     environment.filters["points"] = points
+    return environment
+
+
+def _content(report: StudyReport) -> dict[str, object]:
+    """The names that templates use."""
     beside = {key for finding in report.findings for key in finding.charts}
     beside |= {"verdicts", "differences", "conditions", "by-score", "rank-correlations"}
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        study=report.study,
-        sets=by_set(report.findings),
-        margin=f"{MARGIN:.0f}",
-        others=[chart for key, chart in report.charts.items() if key not in beside],
-        program=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
-        # "</" would end the script that holds the data.
-        specs=_harmless({key: chart.spec for key, chart in report.charts.items()}),
-    )
+    return {
+        "report": report,
+        "study": report.study,
+        "sets": by_set(report.findings),
+        "margin": f"{MARGIN:.0f}",
+        "others": [chart for key, chart in report.charts.items() if key not in beside],
+    }
 
 
-def _harmless(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+def vega() -> str:
+    """The program that can draw charts, which `drawing` tells what to draw."""
+    _need_extra()
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def drawing() -> str:
+    """The program that draws the charts of a page."""
+    return (files("retcon.report") / "charts.js").read_text(encoding="utf-8")
+
+
+def specifications(charts: Iterable[Chart]) -> str:
+    """The specifications of charts by their keys, as JSON that may stand in a page."""
+    specs = {chart.key: chart.spec for chart in charts}
+    text = json.dumps(specs, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # "</" would end the script that holds it
 
 
 def to_markdown(report: StudyReport) -> str:

@@ -48,6 +48,10 @@ class Results:
     )
     _arms: list[Arm] = field(default_factory=list[Arm])
 
+    def later(self, study: Study) -> "Results":
+        """The scores of a study that has got further: no cell that was read is read again."""
+        return Results(study, self._means)
+
     @cached_property
     def measurements(self) -> Measurements:
         """Cells by what they have measured: those that measured the same count once."""

@@ -7,6 +7,7 @@ from retcon.errors import InvalidSetting, UnknownName
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Tokens
 from retcon.patch.patch import Patch
+from retcon.progress import Progress, silent
 from retcon.scoring.exact_match import Answer, continuations, top_answers
 from retcon.scoring.metrics.questions import WAYS, in_plain_text
 
@@ -57,9 +58,9 @@ def side_by_side(
     """
     patch.check(model)
     put = posed(model.tokens, prompts, ask, system)
-    base = _said(model, put, tokens, top)
+    base = said(model, put, tokens, top)
     with patch.applied(model):
-        edited = _said(model, put, tokens, top)
+        edited = said(model, put, tokens, top)
     return [Beside(*row) for row in zip(prompts, base, edited, strict=True)]
 
 
@@ -82,8 +83,22 @@ def posed(
     return [in_plain_text(tokens, prompt) for prompt in prompts]
 
 
-def _said(model: ModelHandle, prompts: Sequence[str], tokens: int, top: int) -> list[Said]:
-    texts = continuations(model, prompts, new_tokens=tokens)
+def said(
+    model: ModelHandle,
+    prompts: Sequence[str],
+    tokens: int,
+    top: int,
+    progress: Progress = silent,
+) -> list[Said]:
+    """Let a model speak behind each prompt, as it is now.
+
+    Args:
+        model: a model.
+        prompts: as the model reads them.
+        tokens, top: as of `side_by_side`.
+        progress: is told how many continuations are written.
+    """
+    texts = continuations(model, prompts, new_tokens=tokens, progress=progress)
     return [
         Said(text, tuple(top_answers(model, prompt, top)))
         for prompt, text in zip(prompts, texts, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from retcon.data.cases import NAMED, in_order, read_facts, seeded
+from retcon.data.cases import NAMED, find_file, in_order, read_facts, seeded
 from retcon.data.held_out import held_out
 from retcon.data.tasks import load_tasks
 from retcon.edits import Case
@@ -182,17 +182,14 @@ def load_general(items: int, data: Path | None) -> General:
 
 
 def _find(name: str, folders: Sequence[Path | str | None]) -> Path:
-    places = [Path(folder) for folder in folders if folder]
-    files = [place / name for place in places if (place / name).is_file()]
-    # A data folder may have a folder for each set.
-    files += [path for place in places[:-1] for path in sorted(place.glob(f"*/{name}"))]
-    if not files:
-        looked = ", ".join(str(place) for place in places)
+    path = find_file(name, folders)
+    if path is None:
+        looked = ", ".join(str(folder) for folder in folders if folder)
         raise InvalidStudy(
             f"The study's facts {name!r} were not found in {looked}. Give their folder with "
             f"--data, or set RETCON_DATA."
         )
-    return files[0]
+    return path
 
 
 def _place(case: Case, seed: int, order: int) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from retcon.edits import Case
     from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
-    from retcon.run.asked import FactVerdict
+    from retcon.run.outcomes import PatchOutcome
     from retcon.run.repair import Repaired
 
 Fact = Annotated[
@@ -77,9 +77,6 @@ Interference = Annotated[
         show_default=False,
     ),
 ]
-
-# How many facts are shown, those that are not said first.
-_SHOWN = 12
 
 
 def edit(
@@ -144,55 +141,42 @@ def edit(
     write_json(json, {"model": model, **_described(result, asked)})
     if left_out and not until_said:
         raise _unfinished(left_out, len(cases), output)
-    if strict and result.shortfall:
-        raise NotSaid(result.shortfall)
+    if strict and result.outcome.shortfall:
+        raise NotSaid(result.outcome.shortfall)
 
 
 class _Result(NamedTuple):
-    """The patch; what each fact comes to; scores by time, of all facts.
+    """A patch that was made, how it was repaired where that was asked for, and what it comes to."""
 
-    before: what the untouched model says behind the prompts of the facts that are shown.
-    remarks: what the user should know: who was left out, what is not said, which probes changed.
-    record: of the rounds of repair and of the probes, for JSON.
-    """
+    outcome: "PatchOutcome"
+    repair: "Repaired | None"
 
-    patch: "Patch"
-    verdicts: "list[FactVerdict]"
-    before: dict[str, str]
-    scores: dict[str, dict[str, float | None]]
-    shortfall: str
-    remarks: list[str]
-    record: dict[str, object]
+    @property
+    def patch(self) -> "Patch":
+        return self.outcome.patch
+
+    @property
+    def remarks(self) -> list[str]:
+        """Notes for the user: who was left out, what is not said, which probes changed."""
+        one, repaired = self.outcome, self.repair.told() if self.repair else ""
+        return [*one.patch.notes, *filter(None, [repaired, one.shortfall, one.harm.told()])]
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The rounds of repair and the probes, for JSON."""
+        repair = {"repair": self.repair.record()} if self.repair else {}
+        return {"probes": self.outcome.harm.record(), **repair}
 
 
 def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]", until_said: int) -> _Result:
     with bars() as progress:
         model = source.load(progress)
-        from retcon.run.asked import ask, check_asking, shortfall, with_verdicts, worst_first
-        from retcon.run.evaluate import score
-        from retcon.run.harm import harm_of
-        from retcon.scoring.exact_match import continuations
-        from retcon.scoring.metrics import summarise
-        from retcon.scoring.score import check_cases
+        from retcon.run.outcomes import check_outcome, outcome_of
 
-        check_cases(model.tokens, cases)
-        check_asking(model.tokens, cases)
+        check_outcome(model, cases)
         # The patch first: an option that does not fit should not cost the minutes of scoring.
         patch, repair = _made(model, choice, cases, until_said, progress)
-        seen = score(model, cases, patch=patch, progress=progress)
-        verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
-        texts = [one.prompt for one in verdicts[:_SHOWN]]
-        before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
-    harm, missing = harm_of(seen.at("pre"), seen.at("final"), cases), shortfall(verdicts)
-    return _Result(
-        with_verdicts(patch, verdicts),
-        verdicts,
-        before,
-        {when: summarise(seen.at(when)) for when in seen.times},
-        missing,
-        [*patch.notes, *filter(None, [repair.told() if repair else "", missing, harm.told()])],
-        {"probes": harm.record(), **({"repair": repair.record()} if repair else {})},
-    )
+        return _Result(outcome_of(model, cases, patch, progress), repair)
 
 
 def _made(
@@ -235,9 +219,9 @@ def _described(result: _Result, asked: Mapping[str, object]) -> dict[str, object
         **result.patch.about.model_dump(mode="json"),
         **asked,
         "notes": list(result.patch.notes),
-        "facts": [verdict.record() for verdict in result.verdicts],
+        "facts": [verdict.record() for verdict in result.outcome.verdicts],
         **result.record,
-        **result.scores,
+        **result.outcome.scores,
         "versions": environment(),
     }
 
@@ -260,12 +244,13 @@ def _unfinished(left_out: list[str], number: int, output: Path | None) -> Collap
 
 
 def _print(result: _Result) -> None:
-    shown = result.verdicts[: len(result.before)]
+    outcome = result.outcome
+    shown = outcome.verdicts[: len(outcome.before)]
     lines = [
         [
             one.prompt,
             one.target,
-            _short(result.before[one.prompt]),
+            _short(outcome.before[one.prompt]),
             _short(one.text),
             one.word,
             f"{one.others.right} of {one.others.of}" if one.others.of else "–",
@@ -274,9 +259,9 @@ def _print(result: _Result) -> None:
     ]
     columns = ["prompt", "asked for", "before", "after", "verdict", "other ways"]
     out.print(table("What the model says", columns, lines))
-    if len(shown) < len(result.verdicts):
-        out.print(f"Shown: {len(shown)} of {len(result.verdicts)} facts, those not said first.")
-    pre, final = result.scores["pre"], result.scores["final"]
+    if len(shown) < len(outcome.verdicts):
+        out.print(f"Shown: {len(shown)} of {len(outcome.verdicts)} facts, those not said first.")
+    pre, final = outcome.scores["pre"], outcome.scores["final"]
     rows = [
         [name, number(pre[name]), number(score)]
         for name, score in final.items()

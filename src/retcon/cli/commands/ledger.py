@@ -1,6 +1,5 @@
 """`retcon patch add`, `list`, `undo` and `verify`: a ledger of patches."""
 
-import getpass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from retcon.cli import choices
-from retcon.cli.choices import ModelChoice
+from retcon.cli.choices import ModelChoice, login
 from retcon.cli.console import bars, number, out, table, warn, write_json
 from retcon.errors import InvalidLedger, InvalidSetting
 
@@ -62,7 +61,7 @@ def add(
             handle = ModelChoice(name=model, dtype=dtype, device=device).load(progress)
     opened = Ledger(ledger)
     for file in files:
-        entry = opened.add(file, who=who or _user(), note=note, scores=sheet, model=handle)
+        entry = opened.add(file, who=who or login(), note=note, scores=sheet, model=handle)
         out.print(
             f"Added {escape(str(file))} as entry {entry.number} ({_facts(entry)}).",
             soft_wrap=True,
@@ -78,12 +77,13 @@ def list_(
     json: choices.Json = None,
 ) -> None:
     """List what is in a ledger's stack, or all that was ever done to it."""
+    from retcon.patch.events import told
     from retcon.patch.ledger import Ledger
 
     opened = Ledger(ledger)
     identity, events, entries = opened.identity, opened.history, opened.entries()
     if history:
-        rows = [[str(e.number), _when(e.when), e.who, _done(e.action), e.note] for e in events]
+        rows = [[str(e.number), _when(e.when), e.who, told(e.action), e.note] for e in events]
         out.print(table(f"{ledger}: history", ["event", "when", "who", "what", "note"], rows))
     else:
         title = f"{ledger}: {len(entries)} entries on {identity.model} ({identity.base[:12]}…)"
@@ -141,7 +141,7 @@ def undo(
     if to is not None:
         if facts or entry or resolve or check:
             raise InvalidSetting("--to goes back to a point as it was: give nothing beside it.")
-        event = opened.back_to(to, who=who or _user(), note=note)
+        event = opened.back_to(to, who=who or login(), note=note)
         out.print(f"Event {event.number}: the stack is what it was after event {to}.")
         return
     if cases is not None and not check:
@@ -154,7 +154,7 @@ def undo(
         write_json(json, found._asdict())
         return
     solved = _resolve(source, opened, undoing) if resolve else None
-    event = opened.undo(undoing, who=who or _user(), note=note, solved=solved)
+    event = opened.undo(undoing, who=who or login(), note=note, solved=solved)
     gone = sum(map(len, undoing.facts.values())) + _brought(opened, undoing, event.number)
     way = "removed; what stays was solved again" if resolve else "removed"
     out.print(
@@ -288,25 +288,3 @@ def _described(entry: "LedgerEntry") -> dict[str, object]:
         "scores": entry.scores,
         **entry.about.model_dump(mode="json"),
     }
-
-
-def _done(action: object) -> str:
-    from retcon.patch.events import Added, Returned, TakenBack
-
-    if isinstance(action, Added):
-        return f"added patch {action.patch[:12]}…"
-    if isinstance(action, Returned):
-        return f"back to event {action.to}"
-    assert isinstance(action, TakenBack)
-    gone = [f"entry {number}" for number in action.entries]
-    gone += [f"{number}:{id}" for number, ids in action.facts.items() for id in ids]
-    shown = ", ".join(gone[:6]) + (f" and {len(gone) - 6} more" if len(gone) > 6 else "")
-    return f"took back {shown}" + (", the rest solved again" if action.solved else "")
-
-
-def _user() -> str:
-    """The user's login, as far as the system tells."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no such user, as in some containers
-        return "unknown"

@@ -1,0 +1,136 @@
+"""`retcon studio`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from retcon.cli import choices
+from retcon.cli.choices import EditChoice, ModelChoice, login
+from retcon.cli.console import Interrupted, bars, out, warn
+from retcon.errors import InvalidSetting
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|STUDY", help="A model, as of `retcon edit`, or the folder of a study."
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", help="Where facts are kept.", show_default="ledger-MODEL, in this folder"
+    ),
+]
+Bundled = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle", metavar="DIR", help="Write the pages of STUDY into a new folder, and end."
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where the facts of STUDY are. Default: RETCON_DATA, or in STUDY."),
+]
+Host = Annotated[str, typer.Option("--host", help="The address to answer on.")]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", min=1, max=65535, help="The port.", show_default="8765, or a free one"),
+]
+
+
+def studio(
+    source: Source = "smollm2-135m",
+    ledger: Folder = None,
+    method: choices.Method = None,
+    layer: choices.Layer = None,
+    layers: choices.Layers = None,
+    set: choices.Set = None,
+    bundled: Bundled = None,
+    data: DataFolder = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    revision: choices.Revision = None,
+    dtype: choices.Dtype = "float32",
+    device: choices.Device = "cpu",
+) -> None:
+    """Open pages in the browser: edit a model and keep its facts, or look through a study.
+
+    They are served on this machine alone, unless --host says otherwise, until Ctrl-C.
+    """
+    from retcon.study.study import holds_study
+
+    if bundled is not None:
+        write_bundle(Path(source), bundled, data)
+        return
+    from retcon.studio.drawing import need_extra
+
+    need_extra()
+    if holds_study(Path(source)):
+        serve_study(Path(source), data, host, port)
+        return
+    choice = EditChoice.parse(method, layer, layers, set, None)
+    named = ModelChoice(name=source, revision=revision, dtype=dtype, device=device)
+    from retcon.studio.app import application
+    from retcon.studio.bench import Bench, Editing
+    from retcon.studio.editing import edit_routes
+    from retcon.studio.serving import address, bound, open_to_others, serve
+    from retcon.studio.stacking import stack_routes
+
+    folder = ledger or Path(f"ledger-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(source).name)}")
+    how = Editing(method=choice.method, layers=choice.layers, settings=choice.settings)
+    with bound(host, port) as listening:
+        bench = Bench(source, named.load, folder, who=login(), editing=how)
+        bench.start()
+        if open_to_others(listening):
+            warn(f"Everybody who can reach {host} can read and edit here: there is no password.")
+        out.print(f"Retcon studio: {address(listening)} (Ctrl-C ends it)", soft_wrap=True)
+        try:
+            serve(application([*edit_routes(bench), *stack_routes(bench)], "/edit"), listening)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"The facts are kept in {folder}.") from stop
+        finally:
+            bench.jobs.end()
+
+
+def serve_study(study: Path, data: Path | None, host: str, port: int | None) -> None:
+    """Serve the pages of a study until Ctrl-C."""
+    from retcon.studio.app import application
+    from retcon.studio.browse import study_routes
+    from retcon.studio.serving import address, bound, open_to_others, serve
+
+    app = application(study_routes(study, data=data), "/study/index.html")
+    with bound(host, port) as listening:
+        if open_to_others(listening):
+            warn(f"Everybody who can reach {host} can read the study here: there is no password.")
+        out.print(f"Retcon studio: {address(listening)} (Ctrl-C ends it)", soft_wrap=True)
+        try:
+            serve(app, listening)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"{study} is as it was.") from stop
+
+
+def write_bundle(study: Path, folder: Path, data: Path | None) -> None:
+    """Write the pages of a study, and say where they are.
+
+    Raises:
+        InvalidSetting: there is no study to write pages of.
+    """
+    from retcon.study.study import holds_study
+
+    if not holds_study(study):
+        raise InvalidSetting(
+            f"--bundle writes the pages of a study, and {study} holds none. Give the folder of a "
+            f"study, as `retcon studio STUDY --bundle {folder}`."
+        )
+    with bars() as progress:
+        from retcon.studio.browse import bundle
+
+        written = bundle(study, folder, data=data, progress=progress)
+    out.print(
+        f"Wrote [bold]{escape(str(written.index))}[/]: {written.files:,} files, "
+        f"{written.bytes / 1e6:.1f} MB. It opens in any browser, without a server.",
+        soft_wrap=True,
+    )

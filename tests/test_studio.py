@@ -1,0 +1,310 @@
+"""The studio: facts are typed, looked at, undone and exported, and nothing of it is ever lost."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+import torch
+
+from pico import pico
+from retcon.edits import Edit
+from retcon.errors import InvalidSetting
+from retcon.studio.app import application
+from retcon.studio.bench import Bench, Editing
+from retcon.studio.drawing import percent
+from retcon.studio.editing import case_of, edit_routes
+from retcon.studio.jobs import JobQueue
+from retcon.studio.serving import address, bound, open_to_others, served
+from retcon.studio.stacking import stack_routes
+from test_methods import FAST
+
+FRANCE = {"prompt": "The capital city of {France} is", "target": "Rome"}
+CURIE = {"prompt": "{Marie Curie} was born in the city of", "target": "London"}
+HOW = Editing(method="emmet", layers=(1,), settings=FAST)
+
+
+def bench_in(folder, model=None):
+    """A bench of a pico model; its ledger is in a folder."""
+    handle = model or pico()
+    return Bench("./model", lambda progress: handle, folder / "ledger", who="ann", editing=HOW)
+
+
+@contextmanager
+def open_studio(bench):
+    """A browser's view of a bench that is served: a client that asks it."""
+    app = application([*edit_routes(bench), *stack_routes(bench)], "/edit")
+    with bound("127.0.0.1", None) as listening, served(app, listening):
+        url = address(listening)
+        with httpx2.Client(base_url=url, headers={"origin": url}, timeout=60) as client:
+            yield client
+    bench.jobs.end()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = bench_in(tmp_path)
+    yield made
+    made.jobs.end()
+
+
+@pytest.fixture
+def client(bench):
+    with open_studio(bench) as made:
+        yield made
+
+
+def ended(client, answer):
+    """A job that has ended."""
+    assert answer.status_code == 202, answer.text
+    number = answer.json()["job"]
+    for _ in range(1200):
+        job = client.get(f"/jobs/{number}").json()
+        if job["state"] in ("done", "failed", "cancelled"):
+            return job
+        time.sleep(0.05)
+    raise AssertionError(job)
+
+
+def write(client, fields):
+    job = ended(client, client.post("/edits", json=fields))
+    assert job["state"] == "done", job["problem"]
+    return job["answer"]["href"]
+
+
+def test_a_fact_is_looked_at_written_undone_and_switched_on_again(client, bench):
+    looked = ended(client, client.post("/looks", json=FRANCE))
+    html = looked["answer"]["html"]
+    assert 'class="subject lookup">' in html and "Now" in html and not bench.begun
+    more = {"ways": "France has the capital", "stays": "Marie Curie was born in", "note": "checked"}
+    assert write(client, {**FRANCE, **more}) == "/edits/1"
+    page = client.get("/edits/1").text
+    assert "Before" in page and "After" in page and "France has the capital" in page
+    assert "switched on" in page and "Beside it" in page
+    (entry,) = bench.ledger.entries()
+    assert (entry.note, entry.who, [r.id for r in entry.about.edits]) == (
+        "checked",
+        "ann",
+        ["france"],
+    )
+    assert entry.about.edits[0].verdict is not None
+    stack = client.get("/stack").text
+    assert "1 fact in the model" in stack and 'aria-checked="true"' in stack
+    answer = client.post("/stack/off", data={"fact": "1:france", "back": "/edits/1"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/edits/1")
+    assert bench.ledger.entries() == () and "switched off" in client.get("/edits/1").text
+    assert 'aria-checked="false"' in client.get("/stack").text
+    client.post("/stack/on", data={"fact": "1:france"})
+    client.post("/stack/note", data={"entry": "1", "note": "was right"})
+    assert bench.ledger.entries()[0].note == "was right"
+    client.post("/stack/back", data={"to": "0"})
+    assert bench.ledger.entries() == ()
+    assert "1 fact in the model" in client.get("/stack?at=1").text
+    assert [event.number for event in bench.ledger.history] == [1, 2, 3, 4, 5]
+
+
+def test_facts_that_are_there_are_named_where_a_new_one_disturbs_them(client, bench):
+    write(client, FRANCE)
+    looked = ended(client, client.post("/looks", json=CURIE))["answer"]["html"]
+    assert 'id="foresight"' in looked
+    html = ended(client, client.post("/foresight", json=CURIE))["answer"]["html"]
+    assert "Predicted from the keys" in html and "The capital city of France is Rome" in html
+    assert write(client, {**FRANCE, "target": "Madrid"}) == "/edits/3"
+    (entry,) = bench.ledger.entries()
+    assert [(r.id, r.target) for r in entry.about.edits] == [("france-2", "Madrid")]
+    assert [entry.number for entry in bench.ledger.outside()] == [1]
+
+
+def test_a_file_of_facts_is_one_entry_and_each_can_be_looked_at(client, bench):
+    lines = [
+        {"id": "f", "prompt": FRANCE["prompt"], "target": "Rome", "target_old": "Paris"},
+        {"id": "c", "prompt": CURIE["prompt"], "target": "London", "paraphrases": ["Curie is of"]},
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    job = ended(client, client.post("/files?name=facts.jsonl", content=content))
+    assert job["answer"]["href"] == "/edits/1", job["problem"]
+    page = client.get("/edits/1").text
+    assert "Entry 1: 2 facts" in page and "asked for" in page and "ES" in page
+    assert "Nobody has looked" in client.get("/edits/1/2").text
+    ended(client, client.post("/edits/1/2"))
+    assert "Curie is of" in client.get("/edits/1/2").text
+    client.post("/stack/off", data={"fact": "1:f"})
+    assert [r.id for e in bench.ledger.entries() for r in e.about.edits] == ["c"]
+    broken = client.post("/files?name=facts.jsonl", content=b'{"prompt": 3}', headers=JSON)
+    assert broken.status_code == 400 and "facts.jsonl" in broken.json()["problem"]
+
+
+JSON = {"accept": "application/json"}
+
+
+def test_facts_are_solved_together_and_exported(client, bench):
+    write(client, FRANCE)
+    write(client, CURIE)
+    job = ended(client, client.post("/stack/together"))
+    assert job["answer"]["href"] == "/edits/4", job["problem"]
+    (entry,) = bench.ledger.entries()
+    assert len(entry.about.edits) == 2 and entry.note == "all facts, solved together"
+    stack = client.get("/stack/patch.safetensors").content
+    assert len(stack) > 1000
+    for form, name, said in (
+        ("peft", "../up", "no name for a folder"),
+        ("onnx", "a", "Unknown export form"),
+    ):
+        answer = client.post("/exports", json={"form": form, "name": name}, headers=JSON)
+        assert answer.status_code == 400 and said in answer.json()["problem"]
+
+
+def test_what_is_wrong_is_a_sentence(client):
+    answer = client.post("/edits", json={"prompt": "No braces", "target": "x"}, headers=JSON)
+    assert answer.status_code == 400 and "in braces" in answer.json()["problem"]
+    page = client.post("/stack/off", data={"fact": "9:none"})
+    assert page.status_code == 400 and "could not be done" in page.text
+    assert client.get("/edits/7").status_code == 400
+    assert client.get("/jobs/99", headers=JSON).json()["problem"].startswith("There is no such job")
+
+
+def test_other_sites_are_kept_out_and_pages_load_nothing_from_elsewhere(client, bench):
+    for page in ("/edit", "/stack", "/studio.css", "/studio.js"):
+        answer = client.get(page)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "http://" not in answer.text.replace("http://www.w3.org", "")
+        assert "https://" not in answer.text and "style=" not in answer.text
+    assert client.get("/edit", headers={"host": "evil.example:8765"}).status_code == 403
+    for origin in ("http://evil.example", "null", ""):
+        headers = {"origin": origin}
+        assert client.post("/stack/back", data={"to": "0"}, headers=headers).status_code == 403
+    answer = client.post("/stack/back", data={"to": "0", "back": "//evil.example"})
+    assert answer.headers.get("location", "/stack") == "/stack"
+
+
+def test_nothing_is_lost_with_the_process(tmp_path):
+    first = bench_in(tmp_path)
+    with open_studio(first) as client:
+        write(client, FRANCE)
+        before = client.get("/edits/1").text
+    second = bench_in(tmp_path)
+    with open_studio(second) as client:
+        assert client.get("/edits/1").text == before
+        assert "1 fact in the model" in client.get("/stack").text
+
+
+def test_two_tabs_write_one_after_the_other(client, bench):
+    model = bench.model(lambda *_: None)
+    untouched = model.site(1).weight.clone()
+    numbers = [client.post("/edits", json=one).json()["job"] for one in (FRANCE, CURIE)]
+    states = [ended(client, Started(number))["state"] for number in numbers]
+    assert states == ["done", "done"]
+    assert [r.id for e in bench.ledger.entries() for r in e.about.edits] == [
+        "france",
+        "marie-curie",
+    ]
+    assert torch.equal(model.site(1).weight, untouched)
+
+
+class Started:
+    """An answer that names a job."""
+
+    status_code = 202
+
+    def __init__(self, number):
+        self.number = number
+
+    def json(self):
+        return {"job": self.number}
+
+
+def test_a_job_that_is_cancelled_leaves_nothing(client, bench, monkeypatch):
+    going, on = threading.Event(), threading.Event()
+
+    def slow(*args, progress, **others):
+        for step in range(1000):
+            progress("optimising targets, in steps", step, 1000)
+            going.set()
+            on.wait(0.01)
+
+    monkeypatch.setattr("retcon.studio.bench.edit", slow)
+    running = client.post("/edits", json=FRANCE).json()["job"]
+    waiting = client.post("/edits", json=CURIE).json()["job"]
+    assert going.wait(30)
+    with client.stream("GET", "/events") as stream:
+        line = next(line for line in stream.iter_lines() if line.startswith("data: "))
+    jobs = json.loads(line.removeprefix("data: "))["jobs"]
+    assert [(job["job"], job["state"]) for job in jobs] == [
+        (running, "running"),
+        (waiting, "waiting"),
+    ]
+    for number in (waiting, running):
+        client.post(f"/jobs/{number}/cancel")
+        assert ended(client, Started(number))["state"] == "cancelled"
+    assert not bench.begun and bench.model(lambda *_: None).as_loaded
+
+
+def test_quick_jobs_go_first_and_a_later_one_takes_the_place_of_an_earlier():
+    jobs, order, hold = JobQueue(), [], threading.Event()
+    first = jobs.add("slow", lambda progress: hold.wait(10) and {})
+    time.sleep(0.05)
+    work = [lambda progress, n=n: order.append(n) or {} for n in range(4)]
+    jobs.add("slow", work[0])
+    early = jobs.add("look", work[1], quick=True, tab="a")
+    jobs.add("look", work[2], quick=True, tab="a")
+    last = jobs.add("look", work[3], quick=True, tab="b")
+    hold.set()
+    while not (last.ended and first.ended and order[-1:] == [0]):
+        time.sleep(0.01)
+    jobs.end()
+    assert early.state == "cancelled" and order == [2, 3, 0]
+
+
+def test_a_mistake_of_a_model_does_not_end_the_worker(caplog):
+    jobs = JobQueue()
+    bad = jobs.add("bad", lambda progress: dict[str, int]()["x"])
+    good = jobs.add("good", lambda progress: {"x": 1})
+    while not good.ended:
+        time.sleep(0.01)
+    jobs.end()
+    assert bad.state == "failed" and "mistake of Retcon's own" in bad.problem
+    assert good.answer == {"x": 1} and "KeyError" in caplog.text
+
+
+def test_a_form_becomes_a_case():
+    case = case_of({**FRANCE, "ways": "a\n\n b ", "stays": "c", "old": " Paris ", "question": "?"})
+    assert case.edit == Edit.parse(**FRANCE, id="france", target_old="Paris")
+    assert (case.paraphrases, case.neighbours, case.questions) == (("a", "b"), ("c",), ("?",))
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (0.0004, "< 0.1 %"), (0.0312, "3.1 %"), (0.0996, "10 %"), (-0.5, "−50 %")],
+)
+def test_a_share_is_told_in_per_cent(share, text):
+    assert percent(share) == text
+
+
+def test_an_address_of_this_machine(monkeypatch):
+    with bound("127.0.0.1", None) as first:
+        monkeypatch.setattr("retcon.studio.serving.PORT", first.getsockname()[1])
+        with bound("127.0.0.1", None) as second:
+            assert address(first) != address(second) and not open_to_others(second)
+        with pytest.raises(InvalidSetting, match="Give another --port"):
+            bound("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(InvalidSetting, match="address of this machine"):
+        bound("256.0.0.1", None)
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_a_real_model_changes_its_mind_and_changes_it_back(tmp_path, smollm2):
+    fact = {"prompt": "The capital of {France} is", "target": "Rome"}
+    bench = bench_in(tmp_path, smollm2)
+    bench.editing = Editing()
+    with open_studio(bench) as client:
+        looked = ended(client, client.post("/looks", json=fact))["answer"]["html"]
+        assert "The capital of France is</span> Paris" in looked
+        write(client, fact)
+        (row, *_) = bench.shelf.fact(1, 1).rows
+        assert (row.before.top[0].text, row.after.top[0].text) == ("Paris", "Rome")
+        assert bench.ledger.entries()[0].about.edits[0].verdict != "not said"
+        client.post("/stack/off", data={"entry": "1"})
+        assert ended(client, client.post("/looks", json=fact))["answer"]["html"] == looked
