@@ -86,6 +86,12 @@ def draw(
     return page.render(part=part, links=links, root=root, **values)
 
 
+def draw_part(macro: str, *values: object) -> str:
+    """Fill a macro of `_parts.html.j2`: a piece of a page, for a page that is open."""
+    part: str = getattr(environment().get_template("_parts.html.j2").module, macro)(*values)
+    return part
+
+
 def stylesheet() -> str:
     """The style of all pages: the look of the report, and what is the studio's own."""
     look = (files("retcon.report") / "look.css").read_text(encoding="utf-8")

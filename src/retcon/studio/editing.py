@@ -18,7 +18,7 @@ from retcon.edits import Case, Edit
 from retcon.errors import InvalidData, RetconError, UnknownName
 from retcon.progress import Progress
 from retcon.studio.bench import Bench
-from retcon.studio.drawing import Link, draw
+from retcon.studio.drawing import Link, draw, draw_part
 from retcon.studio.jobs import Answer, StudioJob
 
 LINKS = (Link("edit", "Edit", "/edit"), Link("stack", "Stack", "/stack"))
@@ -128,7 +128,7 @@ class _Editing:
 
         def work(progress: Progress) -> Answer:
             fact, there = bench.looked(case_of(fields), progress), bool(bench.entries)
-            return {"html": draw("_look.html.j2", part="edit", fact=fact, there=there)}
+            return {"html": draw_part("look", fact, there)}
 
         tab = fields.get("tab", "")
         return started(bench.jobs.add("Looking at the fact", work, quick=True, tab=tab))
@@ -139,7 +139,7 @@ class _Editing:
 
         def work(progress: Progress) -> Answer:
             foresight = bench.foreseen(case_of(fields), progress)
-            return {"html": draw("_foresight.html.j2", part="edit", foresight=foresight)}
+            return {"html": draw_part("disturbs", foresight)}
 
         tab = fields.get("tab", "")
         return started(bench.jobs.add("Predicting interference", work, quick=True, tab=tab))
