@@ -513,7 +513,7 @@ def test_no_page_is_wider_than_the_window(tab, site, width):
 def test_a_page_shows_a_study_as_it_runs(tab, running):
     pytest.importorskip("uvicorn")
     from retcon.studio.app import application
-    from retcon.studio.serving import address, bound, served
+    from retcon.studio.server import address, bound, served
 
     app = application(study_routes(running), "/study/index.html")
     with bound("127.0.0.1", None) as listening, served(app, listening):

@@ -17,7 +17,7 @@ from retcon.studio.bench import Bench, Editing
 from retcon.studio.drawing import percent
 from retcon.studio.editing import case_of, edit_routes
 from retcon.studio.jobs import JobQueue
-from retcon.studio.serving import address, bound, open_to_others, served
+from retcon.studio.server import address, bound, open_to_others, served
 from retcon.studio.stacking import stack_routes
 from test_methods import FAST
 
@@ -284,7 +284,7 @@ def test_a_share_is_told_in_per_cent(share, text):
 
 def test_an_address_of_this_machine(monkeypatch):
     with bound("127.0.0.1", None) as first:
-        monkeypatch.setattr("retcon.studio.serving.PORT", first.getsockname()[1])
+        monkeypatch.setattr("retcon.studio.server.PORT", first.getsockname()[1])
         with bound("127.0.0.1", None) as second:
             assert address(first) != address(second) and not open_to_others(second)
         with pytest.raises(InvalidSetting, match="Give another --port"):

@@ -76,7 +76,7 @@ def studio(
     from retcon.studio.app import application
     from retcon.studio.bench import Bench, Editing
     from retcon.studio.editing import edit_routes
-    from retcon.studio.serving import address, bound, open_to_others, serve
+    from retcon.studio.server import address, bound, open_to_others, serve
     from retcon.studio.stacking import stack_routes
 
     folder = ledger or Path(f"ledger-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(source).name)}")
@@ -99,7 +99,7 @@ def serve_study(study: Path, data: Path | None, host: str, port: int | None) -> 
     """Serve the pages of a study until Ctrl-C."""
     from retcon.studio.app import application
     from retcon.studio.browse import study_routes
-    from retcon.studio.serving import address, bound, open_to_others, serve
+    from retcon.studio.server import address, bound, open_to_others, serve
 
     app = application(study_routes(study, data=data), "/study/index.html")
     with bound(host, port) as listening:
