@@ -60,7 +60,7 @@ def ended(client, answer):
     """A job that has ended."""
     assert answer.status_code == 202, answer.text
     number = answer.json()["job"]
-    for _ in range(1200):
+    for _ in range(6000):
         job = client.get(f"/jobs/{number}").json()
         if job["state"] in ("done", "failed", "cancelled"):
             return job
