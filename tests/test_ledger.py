@@ -590,6 +590,8 @@ def test_a_ledger_on_the_command_line(folder, retcon):
     assert code == 0 and "2 facts removed" in out, err
     code, out, err = retcon("patch", "list", "ledger", "--history")
     assert code == 0 and "took back entry 2" in out and "the rest solved again" in out, err
+    code, out, err = retcon("patch", "redo", "ledger", "--entry", "2")
+    assert code == 0 and "put back entry 2" in out, err
     code, out, err = retcon("patch", "undo", "ledger", "--to", "2")
     assert code == 0, err
     code, out, err = retcon("patch", "show", "ledger")

@@ -60,7 +60,7 @@ def ended(client, answer):
     """A job that has ended."""
     assert answer.status_code == 202, answer.text
     number = answer.json()["job"]
-    for _ in range(1200):
+    for _ in range(6000):
         job = client.get(f"/jobs/{number}").json()
         if job["state"] in ("done", "failed", "cancelled"):
             return job
@@ -101,7 +101,8 @@ def test_a_fact_is_looked_at_written_undone_and_switched_on_again(client, bench)
     assert bench.ledger.entries()[0].note == "was right"
     client.post("/stack/back", data={"to": "0"})
     assert bench.ledger.entries() == ()
-    assert "1 fact in the model" in client.get("/stack?at=1").text
+    earlier = client.get("/stack?at=1").text
+    assert "1 fact in the model" in earlier and 'role="switch"' not in earlier
     assert [event.number for event in bench.ledger.history] == [1, 2, 3, 4, 5]
 
 
@@ -179,6 +180,36 @@ def test_other_sites_are_kept_out_and_pages_load_nothing_from_elsewhere(client, 
     assert answer.headers.get("location", "/stack") == "/stack"
 
 
+def test_a_ledger_of_another_model_is_told_of(tmp_path):
+    first = bench_in(tmp_path)
+    with open_studio(first) as client:
+        write(client, FRANCE)
+    other = bench_in(tmp_path, pico(seed=1))
+    job = other.start()
+    with open_studio(other) as client:
+        assert "This patch was made for" in ended(client, Started(job.number))["problem"]
+        assert "This patch was made for" in next(events(client))["trouble"]
+        assert "France" in client.get("/stack").text
+
+
+def test_texts_are_shown_as_texts(client):
+    fact = {"prompt": "<b>In {Paris}</b> is", "target": "<script>x</script>", "ways": "<i>a</i>"}
+    looked = ended(client, client.post("/looks", json=fact))["answer"]["html"]
+    page = client.get(write(client, fact)).text + client.get("/stack").text
+    query = client.get("/edit", params={"prompt": '"><script>x</script>'}).text
+    for text in (looked, page, query):
+        assert "<script>x" not in text and "<b>In" not in text and "<i>a" not in text
+    assert "&lt;script&gt;x" in page
+
+
+def events(client):
+    """What the studio tells its pages of the jobs."""
+    with client.stream("GET", "/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
 def test_nothing_is_lost_with_the_process(tmp_path):
     first = bench_in(tmp_path)
     with open_studio(first) as client:
@@ -228,9 +259,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(client, bench, monkeypatch):
     running = client.post("/edits", json=FRANCE).json()["job"]
     waiting = client.post("/edits", json=CURIE).json()["job"]
     assert going.wait(30)
-    with client.stream("GET", "/events") as stream:
-        line = next(line for line in stream.iter_lines() if line.startswith("data: "))
-    jobs = json.loads(line.removeprefix("data: "))["jobs"]
+    jobs = next(events(client))["jobs"]
     assert [(job["job"], job["state"]) for job in jobs] == [
         (running, "running"),
         (waiting, "waiting"),

@@ -72,13 +72,14 @@ class Bench:
         self.jobs = JobQueue()
         self._load = load
         self._loaded: ModelHandle | None = None
+        self._start: StudioJob | None = None
         # What was foreseen last, of which fact, and after how many events.
         self._foresight = (("", -1), Foresight())
 
     @property
-    def ready(self) -> bool:
-        """True if the model is loaded."""
-        return self._loaded is not None
+    def trouble(self) -> str:
+        """Why the model could not be loaded; empty where it is, or will be."""
+        return "" if self._start is None else self._start.problem
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
@@ -93,9 +94,10 @@ class Bench:
     def model(self, progress: Progress) -> ModelHandle:
         """The model, loaded on first use. Only jobs call it."""
         if self._loaded is None:
-            self._loaded = self._load(progress)
+            loaded = self._load(progress)
             if self.begun:
-                self.ledger.stack().check(self._loaded)
+                self.ledger.stack().check(loaded)
+            self._loaded = loaded
         return self._loaded
 
     def start(self) -> StudioJob:
@@ -105,7 +107,8 @@ class Bench:
             self.model(progress)
             return {}
 
-        return self.jobs.add(f"Loading {self.name}", work)
+        self._start = self.jobs.add(f"Loading {self.name}", work)
+        return self._start
 
     def looked(self, case: Case, progress: Progress) -> FactView:
         """Look at a fact as the model says it now."""

@@ -196,7 +196,8 @@ class _Editing:
             jobs = self.bench.jobs
             if jobs.version != version:
                 version, quiet = jobs.version, 0.0
-                told = {"ready": self.bench.ready, "jobs": [j.told() for j in jobs.under_way()]}
+                under_way = [job.told() for job in jobs.under_way()]
+                told = {"trouble": self.bench.trouble, "jobs": under_way}
                 yield f"data: {json.dumps(told)}\n\n"
             elif quiet > 15:
                 quiet = 0.0

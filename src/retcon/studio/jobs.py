@@ -133,8 +133,8 @@ class JobQueue:
         with self._changed:
             return [job for job in self._known.values() if not job.ended]
 
-    def end(self, seconds: float = 10.0) -> None:
-        """Cancel all jobs, and wait for the thread."""
+    def end(self, seconds: float = 60.0) -> None:
+        """Cancel all jobs, and wait for the thread, which ends where it next tells its progress."""
         with self._changed:
             self._ending = True
             for job in self._known.values():

@@ -151,6 +151,7 @@ class _Stacking:
         return {
             (entry.number, record.id): place
             for entry in entries
+            if entry.facts > 1
             for whole in ledger.entries(at=entry.number)
             if whole.number == entry.number
             for place, record in enumerate(whole.about.edits, start=1)

@@ -50,6 +50,7 @@ function show(job) {
   else bar.removeAttribute("value");
 }
 function news(told_) {
+  if (told_.trouble) problem(told_.trouble);
   const under = new Map(told_.jobs.map(job => [job.job, job]));
   for (const job of under.values()) if (!job.quick || job.seconds > 1.5) show(job);
   for (const [number, box] of shown) if (!under.has(number)) { box.remove(); shown.delete(number); }

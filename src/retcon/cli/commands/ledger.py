@@ -1,4 +1,4 @@
-"""`retcon patch add`, `list`, `undo` and `verify`: a ledger of patches."""
+"""`retcon patch add`, `list`, `undo`, `redo` and `verify`: a ledger of patches."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,6 +162,26 @@ def undo(
         f"retcon patch undo {escape(str(ledger))} --to {event.number - 1}",
         soft_wrap=True,
     )
+
+
+def redo(
+    ledger: Folder,
+    facts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FACT...]", help="Ids; ENTRY:ID where several entries have one."),
+    ] = None,
+    entry: Annotated[
+        list[int] | None, typer.Option("--entry", help="A whole entry. May be repeated.")
+    ] = None,
+    who: Who = None,
+    note: Note = "",
+) -> None:
+    """Put back facts that were taken back, each to its place in the stack."""
+    from retcon.patch.events import told
+    from retcon.patch.ledger import Ledger
+
+    event = Ledger(ledger).put_back(facts or (), entry or (), who=who or login(), note=note)
+    out.print(f"Event {event.number}: {told(event.action)}.", soft_wrap=True, markup=False)
 
 
 def verify(

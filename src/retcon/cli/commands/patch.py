@@ -140,6 +140,7 @@ def stack(
 
 
 app.command("undo")(ledgers.undo)
+app.command("redo")(ledgers.redo)
 app.command("verify")(ledgers.verify)
 app.command("audit")(audits.audit)
 app.command("export")(shipping.export)
