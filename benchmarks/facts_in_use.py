@@ -2,19 +2,23 @@
 
     python benchmarks/facts_in_use.py
     python benchmarks/facts_in_use.py --method memit --set merge_subjects=false --json FILE
-    python benchmarks/facts_in_use.py --until-said 2
+    python benchmarks/facts_in_use.py --until-said 2 --subjects lumora-kettle light-bulb
+    python benchmarks/facts_in_use.py --model toyworld --facts toyworld
 
 The patch is made and exported by Retcon; no code of Retcon takes part in the asking, which is
 greedy. A continuation says a fact if it begins with the target; an answer to a question, if it
-names it. Probes are counted that were right before, and are not afterwards.
+names it. Probes are counted that were right before, and are not afterwards. Of the toy world four
+facts are made about each of sixteen subjects: its own, and three that it has not.
 """
 
 import argparse
 import json
+import random
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +31,15 @@ from machine import parser_of
 from retcon.cli.choices import parse_settings
 from retcon.cli.console import quiet_libraries
 from retcon.data.held_out import held_out
-from retcon.edits import Case
+from retcon.edits import Case, Edit
 from retcon.model.load import checkpoint_folder
 from retcon.run.repair import edit_until_said
+from retcon.toyworld.world import RELATIONS, toy_cases, world
 
 # Tokens that a model may write behind an answer that comes first, and beside one that may be
 # anywhere in a sentence; texts that run together.
 _BEHIND, _BEFORE, _TOGETHER = 3, 20, 32
+_TOY_SUBJECTS = 16
 
 
 class Asked(NamedTuple):
@@ -168,6 +174,24 @@ def _share(rows: Sequence[tuple[Asked, bool, bool]], kind: str) -> float | None:
     return sum(after for _, after in chosen) / len(chosen)
 
 
+def toy_facts() -> list[Case]:
+    """Several facts a subject, in a world that knows one of each."""
+    known, cases, draw = world(), toy_cases(), random.Random(0)
+    facts: list[Case] = []
+    for place in draw.sample(range(len(known.facts)), _TOY_SUBJECTS):
+        fact, own = known.facts[place], cases[place]
+        facts.append(replace(own, neighbours=own.neighbours[:4]))
+        for further in range(1, 4):
+            number = (fact.relation + further) % len(RELATIONS)
+            first, *others = RELATIONS[number].phrasings
+            target = draw.choice([one for one in known.answers[number] if one != fact.answer])
+            id = f"{own.edit.id}-{further}"
+            edit = Edit(id=id, prompt=first, subject=fact.subject, target=target)
+            texts = tuple(text.format(fact.subject) for text in others)
+            facts.append(Case(edit=edit, paraphrases=texts))
+    return facts
+
+
 def show(figures: Mapping[str, float | list[str] | None]) -> None:
     """One a line: shares in per cent."""
     for name, value in figures.items():
@@ -186,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--facts", default="everyday", help="a file, or a set of the package")
+    parser.add_argument("--subjects", nargs="+", default=[""], help="ids that begin so")
     parser.add_argument("--n", type=int, default=None, help="the first so many facts")
     parser.add_argument("--method", default=None)
     parser.add_argument("--layer", type=int, default=None)
@@ -194,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=None)
     chosen = parser.parse_args(arguments)
     quiet_libraries()
-    cases = retcon.load_cases(chosen.facts)[: chosen.n]
+    cases = toy_facts() if chosen.facts == "toyworld" else retcon.load_cases(chosen.facts)
+    cases = [case for case in cases if case.edit.id.startswith(tuple(chosen.subjects))][: chosen.n]
     folder = str(checkpoint_folder(chosen.model))
 
     model = retcon.load(chosen.model)
