@@ -56,9 +56,7 @@ Set = Annotated[
 ]
 Fast = Annotated[
     bool,
-    typer.Option(
-        "--fast", help="A quicker rule for targets, as --set rule=fast: see the page on speed."
-    ),
+    typer.Option("--fast", help="A quicker rule for targets of single edits, as --set rule=fast."),
 ]
 DataOption = Annotated[
     list[str] | None,
