@@ -36,11 +36,13 @@ def bench_in(folder, model=None):
 def open_studio(bench):
     """A browser's view of a bench that is served: a client that asks it."""
     app = application([*edit_routes(bench), *stack_routes(bench)], "/edit")
-    with bound("127.0.0.1", None) as listening, served(app, listening):
-        url = address(listening)
-        with httpx2.Client(base_url=url, headers={"origin": url}, timeout=60) as client:
-            yield client
-    bench.jobs.end()
+    try:
+        with bound("127.0.0.1", None) as listening, served(app, listening):
+            url = address(listening)
+            with httpx2.Client(base_url=url, headers={"origin": url}, timeout=60) as client:
+                yield client
+    finally:
+        bench.jobs.end()
 
 
 @pytest.fixture
@@ -324,10 +326,11 @@ def test_an_address_of_this_machine(monkeypatch):
 
 @pytest.mark.real
 @pytest.mark.long
-def test_a_real_model_changes_its_mind_and_changes_it_back(tmp_path, smollm2):
+def test_a_real_model_changes_its_mind_and_changes_it_back(tmp_path, smollm2, data):
     fact = {"prompt": "The capital of {France} is", "target": "Rome"}
     bench = bench_in(tmp_path, smollm2)
-    bench.editing = Editing()
+    corpus = str(data / "corpus" / "wikitext2_valid.txt.gz")
+    bench.editing = Editing(settings={"corpus": corpus, "corpus_tokens": 4000})
     with open_studio(bench) as client:
         looked = ended(client, client.post("/looks", json=fact))["answer"]["html"]
         assert "The capital of France is</span> Paris" in looked
