@@ -7,7 +7,8 @@ EMMET at one layer of SmolLM2-135M on CounterFact: so many single edits, and one
 Each rule is compared with `standard`, fact by fact: differences in points, with 95 % intervals
 clustered by relation. Beside ES, PS and NS stands what the model says freely. Rules are chosen on
 one sample, checked on another, and looked at once on a third, which share no fact. `work` is in
-full steps: all six contexts and the divergence row, by tokens. FILE is written after every rule.
+full steps: all six contexts and the divergence row, by tokens; on the sphere the first step is one.
+FILE is written after every rule.
 """
 
 import json
@@ -26,7 +27,7 @@ from retcon.model.load import load
 from retcon.run.evaluate import evaluate
 from retcon.scoring.metrics import change, estimate
 from retcon.scoring.observations import Observation
-from targets import LAYER, MICRO_BATCH, STANDARD, share_of_step
+from targets import LAYER, MICRO_BATCH, STANDARD, work_of
 
 # Where each sample begins in one shuffled list of all facts, and how many facts it may take.
 SAMPLES = {"choose": 0, "check": 1, "once": 2}
@@ -84,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = trial.at("immediate")
             steps = sum(s.report["target_steps"] * s.edits for s in trial.steps) / len(cases)
             options = options_from(STANDARD, RULES[name])
-            per_step = share_of_step(model, edits, prefixes, chosen.layer, options)
+            work = work_of(steps, model, edits, prefixes, chosen.layer, options)
             before = standard.setdefault(kind, rows)
-            found[kind] = {"steps": steps, "work": steps * per_step, **_scores(before, rows)}
+            found[kind] = {"steps": steps, "work": work, **_scores(before, rows)}
             print(_line(name, kind, found[kind]), flush=True)
         record["rules"][name] = found
         if chosen.json:

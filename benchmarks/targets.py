@@ -78,8 +78,8 @@ class Runs:
 
     def full_steps(self, found: Targets, options: TargetOptions) -> float:
         """Work of an edit's passes on the mean, in steps of all contexts and the divergence row."""
-        share = share_of_step(self.model, self.edits, self.prefixes, LAYER, options)
-        return float(found.steps.double().mean()) * share
+        steps = float(found.steps.double().mean())
+        return work_of(steps, self.model, self.edits, self.prefixes, LAYER, options)
 
     def useful_flops(self) -> float:
         """Of one pass over all texts of one edit, forward and backward, on the mean."""
@@ -92,18 +92,20 @@ class Runs:
         return 4 * (body * tokens + head * predictions) / len(self.edits)
 
 
-def share_of_step(
+def work_of(
+    steps: float,
     model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
 ) -> float:
-    """Work of one step of a rule as a share of a full one, by its tokens."""
+    """Work of so many steps of a rule, in full ones, by tokens; on the sphere the first is one."""
     tokens = [row.suffix for row in _rows(model, edits, prefixes, layer)]
     seen = options.contexts_per_step or len(prefixes)
     contexts = sum(tokens[: len(prefixes) * len(edits)]) * seen / len(prefixes)
-    return (contexts + sum(tokens[len(prefixes) * len(edits) :])) / sum(tokens)
+    share = (contexts + sum(tokens[len(prefixes) * len(edits) :])) / sum(tokens)
+    return 1 + (steps - 1) * share if options.descent == "sphere" else steps * share
 
 
 def _rows(

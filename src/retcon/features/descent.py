@@ -10,8 +10,8 @@ edit may take smaller.
 
     first    d = −g / ‖g‖
     then     θ = reach · f / (c ‖t₀‖ ‖t‖)      t = g − (g·d) d, the gradient along the sphere
-             λ ← ¾ λ  if t · m > 0               from `largest` on, 3° at least
-    m ← momentum · m − min(θ, λ) t / ‖t‖   made tangential at d, and no longer than λ
+             ω ← ¾ ω  if t · m > 0              the largest turn; from `largest` on, 3° at least
+             m ← momentum · m − min(θ, ω) t / ‖t‖     made tangential at d, no longer than ω
              d ← cos ‖m‖ · d + sin ‖m‖ · m / ‖m‖
 """
 

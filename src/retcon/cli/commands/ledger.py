@@ -27,6 +27,13 @@ BaseModel = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="The base model.", show_default=False),
 ]
+Facts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FACT...]", help="Ids; ENTRY:ID where several entries have one."),
+]
+Entries = Annotated[
+    list[int] | None, typer.Option("--entry", help="A whole entry. May be repeated.")
+]
 
 
 def add(
@@ -101,13 +108,8 @@ def list_(
 
 def undo(
     ledger: Folder,
-    facts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FACT...]", help="Ids; ENTRY:ID where several entries have one."),
-    ] = None,
-    entry: Annotated[
-        list[int] | None, typer.Option("--entry", help="A whole entry. May be repeated.")
-    ] = None,
+    facts: Facts = None,
+    entry: Entries = None,
     to: Annotated[
         int | None,
         typer.Option("--to", help="Back to the stack after this event (0: empty).", min=0),
@@ -166,13 +168,8 @@ def undo(
 
 def redo(
     ledger: Folder,
-    facts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FACT...]", help="Ids; ENTRY:ID where several entries have one."),
-    ] = None,
-    entry: Annotated[
-        list[int] | None, typer.Option("--entry", help="A whole entry. May be repeated.")
-    ] = None,
+    facts: Facts = None,
+    entry: Entries = None,
     who: Who = None,
     note: Note = "",
 ) -> None:
