@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,9 @@ from retcon.study.points import Frozen, Order, Split, renamed_option
 
 # One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
+# Settings of turns on the sphere. They were recorded of every descent, with the values of the time,
+# and say nothing where descent=adam.
+_OF_TURNS = ("first_angle", "last_angle", "momentum", "reach", "largest_turn")
 
 
 class Cell(Frozen):
@@ -55,7 +59,11 @@ class Cell(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _earlier(cls, record: object) -> object:
-        return renamed_option(record, "data_options")
+        record = renamed_option(record, "data_options")
+        if not isinstance(record, dict) or "settings" not in record:
+            return record
+        record = cast(dict[str, Any], record)
+        return {**record, "settings": _without_turns(record["settings"])}
 
     @property
     def id(self) -> str:
@@ -84,3 +92,10 @@ class Cell(Frozen):
         if plan.carry and plan.batch_size < self.n:
             return None
         return self.model_copy(update={"schedule": str(plan), "refresh": "each-batch"})
+
+
+def _without_turns(settings: dict[str, object]) -> dict[str, object]:
+    """Leave out what says nothing: turns of a descent that makes none."""
+    if settings.get("descent") != "adam":
+        return settings
+    return {name: value for name, value in settings.items() if name not in _OF_TURNS}
