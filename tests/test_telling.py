@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from pydantic import BaseModel, model_serializer
 from rich.console import Console
 
 from pico import pico, tokenizer
@@ -186,6 +187,23 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, monkeypatch, heeded):
     with like_ctrl_c() as received, pytest.raises(KeyboardInterrupt):
         import turns_it  # pyright: ignore[reportMissingImports]  # noqa: F401
 
+        time.sleep(10)
+    assert received.code == 143
+
+
+def test_a_signal_waits_until_a_record_is_written_down(heeded):
+    """Pydantic turns the exception into one of its own, and a traceback was what one saw."""
+
+    class Record(BaseModel):
+        name: str = "a"
+
+        @model_serializer(mode="wrap")
+        def dumped(self, dump):
+            signal.raise_signal(signal.SIGTERM)
+            return dump(self)
+
+    with like_ctrl_c() as received, pytest.raises(KeyboardInterrupt):
+        Record().model_dump()
         time.sleep(10)
     assert received.code == 143
 

@@ -1,5 +1,6 @@
 """Signals that end a command. Each is like Ctrl-C, and has the exit code that is usual for it."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -13,8 +14,10 @@ from typing import Any
 _ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
 # Seconds until a signal that came at a bad time is asked about again.
 _AGAIN = 0.02
-# The functions of Python's import system.
+# Where exceptions are turned into others: by modules that are imported, and by pydantic, of which a
+# name of a folder is known and no more, since few commands need it.
 _IMPORTING = "<frozen importlib._bootstrap"
+_PYDANTIC = f"{os.sep}pydantic{os.sep}"
 
 _Handler = Callable[[int, FrameType | None], None]
 _Hook = Callable[[Any], None]
@@ -43,7 +46,7 @@ def like_ctrl_c(received: Received | None = None) -> Generator[Received, None, N
 
     So whatever is cleaned up at Ctrl-C is cleaned up then, too. It is not cut off by a second
     signal, unless that is Ctrl-C again. A signal that this process was told to ignore (`nohup`)
-    stays ignored. One that still waits for an import when all is done is forgotten. One that comes
+    stays ignored. One that still waits when all is done is forgotten. One that comes
     while Python lets go of an object, where no exception can be raised, comes again.
 
     received: gets the signal, for who is to look at it afterwards.
@@ -59,7 +62,7 @@ def like_ctrl_c(received: Received | None = None) -> Generator[Received, None, N
     before = {n: signal.getsignal(n) for n in numbers if current_thread() is main_thread()}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _between_imports(end))
+            signal.signal(number, _when_it_arrives(end))
     unraisable = sys.unraisablehook
     sys.unraisablehook = _again_later(unraisable)
     try:
@@ -72,11 +75,11 @@ def like_ctrl_c(received: Received | None = None) -> Generator[Received, None, N
             signal.signal(number, handler)
 
 
-def _between_imports(end: _Handler) -> _Handler:
-    """Wait until no module is being imported: many turn an exception into one of their own."""
+def _when_it_arrives(end: _Handler) -> _Handler:
+    """Wait until nothing is being done that turns an exception into one of its own."""
 
     def later(number: int, frame: FrameType | None) -> None:
-        if not _importing(frame) or not hasattr(signal, "setitimer"):
+        if not _converting(frame) or not hasattr(signal, "setitimer"):
             end(number, frame)
             return
         signal.signal(signal.SIGALRM, lambda _, now: later(number, now))
@@ -101,10 +104,11 @@ def _again_later(otherwise: Callable[["sys.UnraisableHookArgs"], object]) -> _Ho
     return hook
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """True if a frame is of an import, or was called by one."""
+def _converting(frame: FrameType | None) -> bool:
+    """True if a frame is of an import or of pydantic, or was called by one."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith(_IMPORTING):
+        file = frame.f_code.co_filename
+        if file.startswith(_IMPORTING) or _PYDANTIC in file:
             return True
         frame = frame.f_back
     return False
