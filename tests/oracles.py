@@ -155,7 +155,8 @@ def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], option
     gradient = delta.grad
     with torch.no_grad():
         if not delta.any():
-            delta.copy_(-radius * gradient / gradient.norm())
+            shaped = gradient.sign() * gradient.abs() ** options.power
+            delta.copy_(-radius * shaped / shaped.norm())
             most = torch.tensor(math.radians(options.largest_turn), dtype=delta.dtype)
             turned[:] = [torch.zeros_like(delta), most]
             return
@@ -164,8 +165,11 @@ def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], option
         last, limit = turned
         if along @ last > 0:
             limit = (0.75 * limit).clamp_min(math.radians(3.0))
-        angle = min(float(limit), options.reach * loss / (radius * float(along.norm())))
-        move = options.momentum * last - angle * along / along.norm()
+        way = along.sign() * along.abs() ** options.power
+        way = way - (way @ here) * here
+        way = way / way.norm()
+        angle = min(float(limit), options.reach * loss / (radius * float(along @ way)))
+        move = options.momentum * last - angle * way
         move = move - (move @ here) * here
         if move.norm() > limit:
             move = move * limit / move.norm()

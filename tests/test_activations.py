@@ -152,11 +152,11 @@ def test_an_ending_is_a_part_of_what_is_trained():
     assert not torch.equal(got.delta, optimise_targets(model, EDITS, PREFIXES, 1, options).delta)
 
 
-@pytest.mark.parametrize("contexts", [0, 1])
+@pytest.mark.parametrize(("contexts", "power"), [(0, 1.0), (1, 1.0), (1, 0.5), (1, 0.0)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_turns_on_the_sphere_are_the_naive_ones(family, contexts):
+def test_turns_on_the_sphere_are_the_naive_ones(family, contexts, power):
     options = TargetOptions(
-        steps=9, clamp=0.4, descent="sphere", contexts_per_step=contexts, momentum=0.6
+        steps=9, clamp=0.4, descent="sphere", contexts_per_step=contexts, momentum=0.6, power=power
     )
     got = check_targets(family, torch.float64, 1e-9, options=options)
     on_sphere = got.delta.norm(dim=-1) / got.anchor.norm(dim=-1)

@@ -41,6 +41,7 @@ SCRIPTS = {
         "original ones: True",
     ),
     "gpu": ("--device cpu --size least --json {file}", "refined_float32_residual"),
+    "growth": ("--model {model} --edits 2 --steps 1 --most 4 --json {file}", "| 16 |"),
     "interference": (
         "--model {model} --layer 1 --facts 5 --set ridge=5 --set micro_batch=256 --set steps=2 "
         "--json {file}",
@@ -64,6 +65,7 @@ SCRIPTS = {
     "solves": ("--child 8 16 1", "solve_8x16_peak_megabytes"),
     "starter_knowledge": ("--model {model}", "96 facts in"),
     "targets": ("--model {model} --edits 2 --oracle 1", "targets_limit_fraction"),
+    "wide": ("--size least --held 2 --json {file}", "edit_undone_bit_for_bit"),
 }
 SHARED = {"machine"}
 FACTS = [

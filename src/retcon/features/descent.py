@@ -8,11 +8,16 @@ contexts at a time, since each of them can come to 0 (Loizou et al. 2021, arXiv:
 that went too far, so that the gradient behind it points on along it, makes the largest turn that an
 edit may take smaller.
 
-    first    d = −g / ‖g‖
-    then     θ = reach · f / (c ‖t₀‖ ‖t‖)      t = g − (g·d) d, the gradient along the sphere
+    first    d = −s / ‖s‖                       s = sign(g) |g|ᵖ, p the `power`
+    then     t = g − (g·d) d                    the gradient along the sphere
+             u = unit of s − (s·d) d            s = sign(t) |t|ᵖ
+             θ = reach · f / (c ‖t₀‖ t·u)
              ω ← ¾ ω  if t · m > 0              the largest turn; from `largest` on, 3° at least
-             m ← momentum · m − min(θ, ω) t / ‖t‖     made tangential at d, no longer than ω
+             m ← momentum · m − min(θ, ω) u     made tangential at d, no longer than ω
              d ← cos ‖m‖ · d + sin ‖m‖ · m / ‖m‖
+
+Plain gradients (p = 1) lie in few coordinates, the same ones for all facts, where what one fact
+writes disturbs the next. Signs (p = 0), which are Adam's steps at first, lie in all of them.
 """
 
 from collections.abc import Mapping
@@ -89,7 +94,8 @@ class OnSphere:
     """Turns on the sphere of the clamp.
 
     delta: what is moved. radius: of each row. reach: of a turn, in Polyak's steps. largest: turn of
-    each row at first, in degrees. momentum: share of the last turn kept.
+    each row at first, in degrees. momentum: share of the last turn kept. power: to which each
+    coordinate of a gradient is raised.
     """
 
     def __init__(
@@ -100,9 +106,10 @@ class OnSphere:
         reach: float,
         largest: float,
         momentum: float,
+        power: float = 1.0,
     ) -> None:
         self._delta, self._radius = delta, radius
-        self._reach, self._share = reach, momentum
+        self._reach, self._share, self._power = reach, momentum, power
         self._largest = torch.full_like(radius, radians(largest))
         self._turn = torch.zeros_like(delta, requires_grad=False)
 
@@ -115,19 +122,24 @@ class OnSphere:
         begun = norm > 0
         here = delta / norm.clamp_min(_LEAST)
         along = _tangential(gradient, here)
-        slope = self._radius * along.norm(dim=-1, keepdim=True)
+        way = _unit(_tangential(self._shaped(along), here))
+        slope = self._radius * (along * way).sum(-1, keepdim=True)
         too_far = (along * _tangential(self._turn, here)).sum(-1, keepdim=True) > 0
         smaller = (_FALL * self._largest).clamp_min(radians(_LEAST_TURN)).minimum(self._largest)
         self._largest = torch.where(too_far, smaller, self._largest)
         theta = self._reach * loss.unsqueeze(1) / slope.clamp_min(_LEAST)
         theta = theta.minimum(self._largest)
-        turn = _tangential(self._share * self._turn - theta * _unit(along), here)
+        turn = _tangential(self._share * self._turn - theta * way, here)
         size = turn.norm(dim=-1, keepdim=True).minimum(self._largest)
         self._turn = torch.where(begun, size * _unit(turn), 0)
         turned = size.cos() * here + size.sin() * _unit(turn)
-        direction = torch.where(begun, _unit(turned), -_unit(gradient))
+        direction = torch.where(begun, _unit(turned), -_unit(self._shaped(gradient)))
         moved = begun | (gradient.norm(dim=-1, keepdim=True) > 0)
         delta.copy_(torch.where(moved, self._radius * direction, delta))
+
+    def _shaped(self, gradient: Float[Tensor, "edits hidden"]) -> Tensor:
+        """Each coordinate raised to the power, with its sign."""
+        return gradient.sign() * gradient.abs() ** self._power
 
     def standing(self) -> dict[str, Tensor]:
         """The last turn, and the largest that may come."""

@@ -85,6 +85,7 @@ class TargetOptions:
             as steeply.
         largest_turn: of an edit on the sphere at first, in degrees; less once a turn went too far.
         momentum: on the sphere, the share of the last turn that is kept.
+        power: on the sphere, to which each coordinate of a gradient is raised; 0: its sign.
     """
 
     steps: Annotated[int, Field(ge=1)] = 25
@@ -105,9 +106,10 @@ class TargetOptions:
     reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     largest_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    power: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("reach", "largest_turn", "momentum"):
+        for name in ("reach", "largest_turn", "momentum", "power"):
             value = getattr(self, name)
             if self.descent == "adam" and value != getattr(TargetOptions, name):
                 raise InvalidSetting(
@@ -134,6 +136,7 @@ class TargetOptions:
             reach=self.reach,
             largest=self.largest_turn,
             momentum=self.momentum,
+            power=self.power,
         )
 
 

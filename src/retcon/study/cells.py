@@ -13,7 +13,7 @@ from retcon.study.points import Frozen, Order, Split, renamed_option
 _FORMAT = 1
 # Settings of turns on the sphere. They were recorded of every descent, with the values of the time,
 # and say nothing where descent=adam.
-_OF_TURNS = ("first_angle", "last_angle", "momentum", "reach", "largest_turn")
+_OF_TURNS = ("first_angle", "last_angle", "momentum", "reach", "largest_turn", "power")
 
 
 class Cell(Frozen):
