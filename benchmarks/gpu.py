@@ -8,7 +8,8 @@ A model with the configuration of Llama-3-8B in bfloat16, of random weights: the
 trained ones. Its tokenizer is made here, from the sentences of the toy world, whose facts are
 edited. Nothing is downloaded, and neither polars nor rich is needed. Parts for which no time is
 left are left out, and named. Writes benchmarks/results/gpu.json, or another file. The second line
-edits two facts in a model of that size on a machine without a card, in 24 GB.
+edits two facts in a model of that size on a machine without a card, in 24 GB; wide.py does so with
+most of the model on disk.
 
 Parts: the card's own rates; equality, of pico models edited on both devices (scenarios of the
 golden record); keys; second moments of one layer; an edit from facts to a file, undone bit for bit;
@@ -105,7 +106,7 @@ SIZES = {
         scenarios=100,
     ),
     "two": Sizes(
-        model=LLAMA_3_8B, layer=5, edits=2, steps=4, tokens=512, solve=2, product=2048,
+        model=LLAMA_3_8B, layer=5, edits=2, steps=4, tokens=14_592, solve=2, product=2048,
         scenarios=2, edit_steps=4,
     ),
     "least": Sizes(
