@@ -19,6 +19,12 @@ from retcon.method.entries import MethodEntry, Settings, find_method
 from retcon.model.structure import Outline
 
 
+_LR_OF_ADAM = (
+    "lr does nothing with descent=sphere, where a turn is as long as the loss asks for. Leave it "
+    "out, or set descent=adam; reach makes turns longer or shorter."
+)
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -131,7 +137,8 @@ def resolve(
 
     Raises:
         UnknownName: no such method, layer, setting or rule.
-        InvalidSetting: the model has no preset for what was left open.
+        InvalidSetting: the model has no preset for what was left open, or a setting that is given
+            does nothing beside the others.
     """
     writes_nothing = method is not None and not find_method(method).writes
     family = family_of(model)
@@ -147,6 +154,8 @@ def resolve(
         _check_layers(model, taken)
     base = dict(preset.settings) if preset else {}
     resolved = chosen.resolve({**base, **_with_rule(chosen, settings or {})})
+    if resolved.get("descent") == "sphere" and resolved["lr"] != chosen.resolve(base)["lr"]:
+        raise InvalidSetting(_LR_OF_ADAM)
     if not resolved.get("micro_batch", 1):
         resolved["micro_batch"] = default_micro_batch(model)
     return Recipe(chosen, taken, resolved, preset)
