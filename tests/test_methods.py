@@ -352,7 +352,7 @@ def test_a_rule_for_targets_is_its_settings_and_what_is_given_stands():
     assert other.settings["steps"] == 9 and other.settings["descent"] == "sphere"
     assert other.rule is None and resolved().rule is None
     assert resolved(**recipe.settings) == recipe  # every setting given, as in a record
-    with pytest.raises(InvalidSetting, match="lr does nothing with descent=sphere.*reach"):
+    with pytest.raises(InvalidSetting, match=r"lr does nothing with descent=sphere.*reach"):
         resolved(rule="fast", lr=1.0)
     with pytest.raises(UnknownName, match="'fast'"):
         resolved(rule="fats")

@@ -18,7 +18,6 @@ from retcon.method.base import Method
 from retcon.method.entries import MethodEntry, Settings, find_method
 from retcon.model.structure import Outline
 
-
 _LR_OF_ADAM = (
     "lr does nothing with descent=sphere, where a turn is as long as the loss asks for. Leave it "
     "out, or set descent=adam; reach makes turns longer or shorter."
