@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 
+import retcon
 import tiny_study
 from pico import pico
 from retcon import cache
@@ -45,7 +46,7 @@ FACTS = [
 ]
 FAST = {
     "steps": 3, "corpus_tokens": 300, "document_tokens": 32, "clamp": 3.0, "jitter": 1e-3,
-    "prefixes": 1, "ridge": 9.0,
+    "prefixes": 2, "ridge": 9.0,
 }  # fmt: skip
 MODEL = pico()
 
@@ -71,6 +72,12 @@ def edited(_: Path) -> torch.Tensor:
     rows = score_cases(MODEL, [Case(edit=fact) for fact in FACTS], when="pre")
     scores = [[row.nll_new, row.n_new, row.hits_new, row.nll_old] for row in rows]
     return flat(*(d.left.T @ d.right for d in patch.deltas.values()), torch.tensor(scores))
+
+
+def written(_: Path) -> torch.Tensor:
+    """What the model writes freely behind the prompts of two facts."""
+    rows = retcon.score(MODEL, [Case(edit=fact) for fact in FACTS], metrics=["said"]).rows
+    return flat(*(torch.tensor([*row.text.encode()]) for row in rows if row.text))
 
 
 def corpora(folder: Path) -> None:
@@ -222,7 +229,9 @@ def of_study(files: str, make: Callable[[Path], object] = studied) -> Kind:
 KINDS = {
     "targets": of_cache("targets/*/*", edited, edited),
     "keys": of_cache("keys/*/*", edited, edited),
+    "prefixes": of_cache("prefixes/*/*", edited, edited),
     "scores": of_cache("scores/*/*", edited, edited),
+    "texts": of_cache("texts/*/*", written, written),
     "moments": of_cache("moments/*/layer-*", edited, edited),
     "partial moments": of_cache("moments/*/partial-*", begun, partial),
     "corpora": of_cache("corpora/*.jsonl", corpora, told),

@@ -1,4 +1,4 @@
-"""Remembered targets, keys, scores and texts: the same to the last bit, and never another's."""
+"""Remembered targets, keys, prefixes, scores, texts: the same to the last bit, never another's."""
 
 import copy
 import dataclasses
@@ -11,14 +11,15 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+import retcon
 from pico import pico, tokenizer
 from retcon.algebra.delta import LowRankDelta
 from retcon.cache import Recalled, clear, limit, recall, usage
 from retcon.edits import Case, Edit
 from retcon.errors import InvalidSetting, RetconWarning, UnknownName
 from retcon.features import remember as remembered
-from retcon.features.contexts import ContextOptions
-from retcon.features.remember import recall_keys, recall_targets
+from retcon.features.contexts import ContextOptions, sample_prefixes
+from retcon.features.remember import recall_keys, recall_prefixes, recall_targets
 from retcon.features.targets import TargetOptions
 from retcon.model.tokens import Tokens
 from retcon.run.evaluate import evaluate
@@ -364,6 +365,7 @@ def test_clearing_takes_entries_unless_another_kind_is_named(entries):
     assert [(one.kind, one.files) for one in clear()] == [
         ("targets", 1),
         ("keys", 0),
+        ("prefixes", 0),
         ("scores", 0),
         ("texts", 0),
     ]
@@ -400,3 +402,89 @@ def test_the_command_shows_and_clears(entries, monkeypatch, capsys, tmp_path):
     assert call("show", "moments")[0] == 0 and call("clear")[0] == 0
     code, said = call("clear", "target")
     assert code == 2 and "Did you mean 'targets'" in said.err
+
+
+def passes_of(model):
+    """The model's forward passes from here on, one each."""
+    counted: list[int] = []
+    model.model.register_forward_pre_hook(lambda *_: counted.append(1))
+    return counted
+
+
+def test_prefixes_are_sampled_once_and_each_is_an_entry(entries):
+    model, options = pico(), ContextOptions(prefixes=3, seed=4)
+    passes = passes_of(model)
+    first = recall_prefixes(model, options)
+    sampled = len(passes)
+    assert sampled > 0 and usage("prefixes")[0].files == 3
+    assert recall_prefixes(model, options) == first and len(passes) == sampled
+    # How keys are averaged over prefixes, and how many there are, does not change any.
+    uniform = dataclasses.replace(options, prefixes=2, averaging="uniform")
+    assert recall_prefixes(model, uniform) == first[:3] and len(passes) == sampled
+    assert sample_prefixes(model, options) == first and len(passes) > sampled
+
+
+def ending_elsewhere():
+    """The same model, which stops writing at another token."""
+    model = pico()
+    model.model.generation_config.eos_token_id = 7
+    return model
+
+
+def drawn_by_another_version(model, monkeypatch):
+    monkeypatch.setattr(remembered, "_DRAWN_BY", {"torch": "another"})
+    return model
+
+
+OF_PREFIXES = ContextOptions(prefixes=1, prefix_tokens=(6,))
+OTHER_PREFIXES = {
+    "seed": lambda model, _: (model, dataclasses.replace(OF_PREFIXES, seed=1)),
+    "tokens": lambda model, _: (model, dataclasses.replace(OF_PREFIXES, prefix_tokens=(5,))),
+    "more": lambda model, _: (model, dataclasses.replace(OF_PREFIXES, prefixes=2)),
+    "weights": lambda *_: (pico(seed=1), OF_PREFIXES),
+    "dtype": lambda *_: (pico(dtype=torch.float64), OF_PREFIXES),
+    "tokenizer": lambda *_: (pico(bos=True), OF_PREFIXES),
+    "ends": lambda *_: (ending_elsewhere(), OF_PREFIXES),
+    "version": lambda model, patch: (drawn_by_another_version(model, patch), OF_PREFIXES),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_PREFIXES)
+def test_whatever_decides_a_prefix_makes_it_anew(change, entries, monkeypatch):
+    recall_prefixes(pico(), OF_PREFIXES)
+    model, options = OTHER_PREFIXES[change](pico(), monkeypatch)
+    passes = passes_of(model)
+    assert recall_prefixes(model, options) == sample_prefixes(model, options)
+    assert usage("prefixes")[0].files == 2 and passes
+
+
+def test_prefixes_of_edited_weights_and_without_a_cache_are_not_kept(entries, monkeypatch):
+    model = pico()
+    with model.scratch():
+        model.write(nudge(model))
+        recall_prefixes(model, OF_PREFIXES)
+    monkeypatch.setenv("RETCON_CACHE_LIMIT", "0")
+    recall_prefixes(model, OF_PREFIXES)
+    assert usage("prefixes")[0].files == 0
+
+
+def test_an_edit_again_samples_no_prefix(entries, monkeypatch):
+    drawn = []
+    original = remembered.sample_prefix
+    monkeypatch.setattr(
+        remembered, "sample_prefix", lambda model, draw: drawn.append(draw) or original(model, draw)
+    )
+    model, cases = pico(), [Case(edit=EDITS[0])]
+    first, again = (
+        evaluate(model, cases, method="emmet", layers=[1], settings=SETTINGS) for _ in range(2)
+    )
+    assert len(drawn) == 5
+    assert first.describe()["prefixes"] == again.describe()["prefixes"]
+
+
+def test_what_is_written_freely_depends_on_where_the_model_stops(entries):
+    for model in (pico(), pico(), ending_elsewhere()):
+        retcon.score(model, CASES, metrics=["said"])
+    assert usage("texts")[0].files == 2 * len(
+        {*CASES[0].paraphrases, *(c.edit.text for c in CASES)}
+    )

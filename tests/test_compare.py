@@ -4,15 +4,18 @@ import copy
 import io
 import json
 import subprocess
+from socket import socket
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from pico import pico
+from retcon.edits import Case, Edit
 from retcon.model.load import load
-from retcon.run import serving
+from retcon.run import close_up, serving
 from retcon.run.compare import posed, side_by_side
+from retcon.scoring.exact_match import Answer
 from test_export import fresh, logits, saved, some_patch
 
 
@@ -125,7 +128,8 @@ def test_serve_lays_out_both_models_and_leaves_nothing_behind(folder, retcon, se
     code, out, err = retcon("serve", "./model", "--patch", "p.safetensors", "--port", "8123")
     assert code == 3 and "`edited` and `base` at http://127.0.0.1:8123/v1" in out, err
     (one,) = server
-    assert one["words"][-4:] == ["--host", "127.0.0.1", "--port", "8123"]
+    assert one["words"][-6:-2] == ["--dtype", "float32", "--host", "127.0.0.1"]
+    assert one["words"][-2:] == ["--port", "8123"]
     assert one["env"]["HF_HUB_OFFLINE"] == "1"
     model = load("./model")
     assert torch.equal(one["base"], logits(model))
@@ -145,3 +149,28 @@ def test_serve_ends_with_ctrl_c_and_says_what_it_lacks(folder, retcon, server, m
     monkeypatch.setattr(serving, "is_serve_available", lambda: False)
     code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
     assert code == 2 and "retcon-llm[serve]" in err
+
+
+def test_serve_finds_a_taken_port_before_it_merges(folder, retcon, server):
+    with socket() as taken:
+        taken.bind((serving.HOST, 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, _, err = retcon("serve", "./model", "--patch", "none.safetensors", "--port", port)
+    assert code == 2 and f"Port {port}" in err and "--port" in err and not server
+
+
+def test_a_neighbour_that_goes_on_with_a_new_line_can_be_looked_at(monkeypatch):
+    """Its true answer is then the most probable token that can be seen."""
+    model = pico()
+    case = Case(
+        edit=Edit.parse("The city of {Paris} is in", "Rome", target_old="France"),
+        neighbours=("Rome is a city.",),
+    )
+    blank = [Answer("", 0.6), Answer("Paris", 0.3), Answer("in", 0.1)]
+    monkeypatch.setattr(close_up, "top_answers", lambda *_: blank)
+    rows = close_up.watched(model, case)
+    (row,) = [row for row in rows if row.kind == close_up.NEIGHBOUR]
+    assert row.answers == ("Paris", "Rome")
+    seen = close_up.look_at(model, rows)
+    assert all(0 < one < 1 for sight in seen for one in sight.probabilities)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -21,6 +22,7 @@ from retcon.errors import (
     UnknownName,
 )
 from retcon.patch.combine import difference, stack, without
+from retcon.patch.events import told
 from retcon.patch.export.card import write_card
 from retcon.patch.ledger import Ledger, read_source
 from retcon.patch.patch import load_patch
@@ -678,3 +680,78 @@ def test_an_entry_can_get_another_note(ledger):
     assert ledger.history[0].note == "a to c" and len(ledger.entries(at=2)) == 2
     with pytest.raises(UnknownName, match="entry '7'"):
         ledger.annotate(7, "", who="bob")
+
+
+def test_undone_put_back_and_undone_again_is_the_stack_each_time(ledger):
+    """Also of an entry in the middle, and after a note: places do not depend on the way there."""
+    stacks = [ledger.stack()]
+    for _ in range(2):
+        ledger.undo(ledger.choose(["b"]), who="ann")
+        stacks.append(ledger.stack())
+        ledger.annotate(1, "again", who="ann")
+        ledger.undo(ledger.choose(["a", "c"]), who="ann")
+        ledger.put_back(["a", "c"], who="ann")
+        stacks.append(ledger.stack())
+        ledger.put_back(["b"], who="ann")
+        stacks.append(ledger.stack())
+    for one, other in ((0, 3), (0, 6), (1, 2), (1, 4), (1, 5)):
+        assert stacks[one].about == stacks[other].about
+        for layer, delta in stacks[one].deltas.items():
+            assert torch.equal(delta.dense(), stacks[other].deltas[layer].dense())
+    assert told(ledger.history[5].action) == "put back entry 1 without b"
+    assert told(ledger.history[6].action) == "put back entry 1"
+    assert not [finding for finding in verify(ledger) if finding.problem]
+
+
+def test_what_cannot_be_put_back_is_told_and_why(ledger, model):
+    with pytest.raises(UnknownName, match="Entry 1 is in the stack"):
+        ledger.put_back(entries=[1], who="ann")
+    with pytest.raises(UnknownName, match="no fact 'a' among the 0 that can be put back"):
+        ledger.put_back(["a"], who="ann")
+    undoing = ledger.choose(["b"])
+    ledger.undo(undoing, who="ann", solved=resolve(model, ledger, undoing))
+    with pytest.raises(UnknownName, match=r"solved again in its place.*--to EVENT"):
+        ledger.put_back(["b"], who="ann")
+    with pytest.raises(UnknownName, match="Unknown entry '9'"):
+        ledger.put_back(entries=[9], who="ann")
+
+
+def test_a_put_back_that_leaves_out_what_never_was_is_found(ledger):
+    ledger.undo(ledger.choose(["b"]), who="ann")
+    ledger.put_back(["b"], who="ann")
+    strip_seals(ledger)
+    changed(ledger, 4, action__entries={"1": ["z"]})
+    with pytest.raises(InvalidLedger, match="leaves out the fact 'z', which entry 1 never had"):
+        ledger.stack()
+    changed(ledger, 4, action__entries={"3": []})
+    with pytest.raises(InvalidLedger, match="puts back entry 3, which there never was"):
+        ledger.stack()
+
+
+def test_redo_says_what_stays_as_it_was_solved_and_what_is_there_twice(folder, retcon, model):
+    ledger = Ledger(folder / "ledger")
+    with ledger.applied(model):
+        top = make(
+            model, [EDITS[0]], method="emmet", layers=(1,), settings={**FAST, "corpus": "self"}
+        )
+    ledger.add(top, who="ann", model=model)
+    undoing = ledger.choose(["1:a"])
+    ledger.undo(undoing, who="ann")
+    code, out, err = retcon("patch", "redo", "ledger", "1:a")
+    assert code == 0 and "undo ledger --to 4" in out and "solved again" not in err
+    assert "is also in entry 1" in err
+    undoing = ledger.choose(entries=[2])
+    ledger.undo(undoing, who="ann", solved=resolve(model, ledger, undoing))
+    code, out, err = retcon("patch", "redo", "ledger", "--entry", "2")
+    assert code == 0 and "Entry 3 was solved again by event 6" in err and "--to 5" in err
+
+
+def test_patches_of_earlier_versions_are_solved_again(tmp_path, model):
+    """Their settings have turns on a sphere that the descent of the time did not make."""
+    first, _ = patches()
+    turns = {"first_angle": 50.0, "last_angle": 8.0, "momentum": 0.7}
+    about = first.about.model_copy(update={"settings": {**first.about.settings, **turns}})
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.add(replace(first, about=about), who="ann")
+    (solved,) = resolve(model, ledger, ledger.choose(["b"])).values()
+    assert ids(solved) == ["a", "c"] and "first_angle" not in solved.about.settings

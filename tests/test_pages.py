@@ -214,13 +214,13 @@ def test_the_way_from_facts_to_a_served_model(folder, monkeypatch, retcon):
     ]
     write_facts(folder, [*facts, more])
     lines = commands(DOCS / "shipping.md")
-    assert len(lines) == 20 and all(line.startswith("retcon ") for line in lines)
+    assert len(lines) == 21 and all(line.startswith("retcon ") for line in lines)
     for line in lines:
         words = ["./model" if word == "MODEL" else word for word in shlex.split(line)[1:]]
         code, _, err = retcon(*words, *(SETTINGS if words[0] == "edit" else []))
         assert code == 0, f"{line}: {err}"
     ledger = Ledger(folder / "ledger")
-    assert [edit.id for edit in ledger.stack().edits] == ["warsaw"]
+    assert [edit.id for edit in ledger.stack().edits] == ["curie", "warsaw"]
     assert ledger.history[0].action.scores["final"]["ES"] is not None
     assert (folder / "adapter-2" / "adapter_model.safetensors").exists()
 

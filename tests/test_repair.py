@@ -1,6 +1,7 @@
 """Repair: who is not said is tried again, harm is watched, and all of it can be taken back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from pico import pico
 from retcon.edits import Case, Edit, Probe
 from retcon.errors import InvalidPatch, InvalidSetting, RetconWarning
-from retcon.patch.combine import check_apart
+from retcon.patch.combine import check_apart, stack
 from retcon.patch.ledger import Ledger
 from retcon.run import repair
 from retcon.run.asked import FactVerdict, Tally
@@ -137,6 +138,12 @@ def test_one_of_several_facts_with_one_target_is_not_taken_out_by_itself(tmp_pat
     check_apart(patch, ["other"])
     with pytest.raises(InvalidPatch, match=r"'born' and 'died' .*--resolve"):
         check_apart(patch, ["born"])
+    # Likewise of a part of a stack, and of none of the others.
+    plain = edit(pico(), [replace(EDITS[0], id="plain"), EDITS[1]], **EMMET)
+    together = stack({"x": plain, "y": patch}, base=patch.about.base, model="m")
+    check_apart(together, ["plain", "born", "died"])
+    with pytest.raises(InvalidPatch, match="'died' and 'born'"):
+        check_apart(together, ["plain", "died"])
     patch.save(tmp_path / "p.safetensors")
     ledger = Ledger(tmp_path / "ledger")
     ledger.add(tmp_path / "p.safetensors", who="me")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from retcon.errors import InvalidStudy
 from retcon.method.entries import differing, find_method, identity
@@ -69,6 +70,12 @@ def test_cells_that_were_published_are_found_again(study):
             changes = {"editor": said, "settings": {**cell.settings, "accumulate": True}}
             assert canonical(cell.model_copy(update=changes)).id == cell.id
     assert found
+
+
+def test_a_cell_whose_settings_are_none_is_refused_and_no_traceback():
+    for settings in ([], None, "descent"):
+        with pytest.raises(ValidationError, match="settings"):
+            Cell.model_validate({"settings": settings})
 
 
 def test_a_ridge_that_there_is_not_cannot_be_tuned(folder):  # noqa: F811

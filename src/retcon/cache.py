@@ -1,6 +1,7 @@
 """A cache of computed values: small entries, each named by all that it depends on.
 
-    targets, keys, scores     entries of this page: any of them may go at any time
+    targets, keys, prefixes   entries of this page: any of them may go at any time
+    scores, texts             likewise
     moments, corpora, models  large, made elsewhere and only shown and removed here
     fingerprints              small, but of large models, and likewise
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.
     from torch import Tensor
 
-EntryKind = Literal["targets", "keys", "scores", "texts"]
+EntryKind = Literal["targets", "keys", "prefixes", "scores", "texts"]
 ENTRIES: tuple[str, ...] = get_args(EntryKind)
 LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 
@@ -78,8 +79,8 @@ def limit() -> int:
     chosen = os.environ.get("RETCON_CACHE_LIMIT", str(_LIMIT)).strip()
     if not chosen.isdecimal():
         raise InvalidSetting(
-            f"RETCON_CACHE_LIMIT={chosen!r} is no number of bytes. 0 turns the cache of targets, "
-            f"keys and scores off; without it they may take {_LIMIT} bytes."
+            f"RETCON_CACHE_LIMIT={chosen!r} is no number of bytes. With 0 no {', '.join(ENTRIES)} "
+            f"are kept; where it is not set they may take {_LIMIT} bytes."
         )
     return int(chosen)
 

@@ -16,6 +16,15 @@ from retcon.errors import InvalidSetting, UnknownName
 
 Settings = Mapping[str, object]
 NONE: Settings = MappingProxyType({})
+# Settings of turns on the sphere. They were recorded of every descent, with the values of the time,
+# and say nothing where descent=adam.
+_OF_TURNS = ("first_angle", "last_angle", "momentum", "reach", "largest_turn", "power")
+
+
+def of_now(recorded: Settings) -> dict[str, object]:
+    """Settings as an earlier version recorded them, without those that said nothing then."""
+    nothing = _OF_TURNS if recorded.get("descent") == "adam" else ()
+    return {name: value for name, value in recorded.items() if name not in nothing}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from retcon.cache import ENTRIES
 from torture import damage
 from torture.running import CALM, HANG, Disturbance, Ending, SmallDisk, command
 from torture.world import EDIT, restore
@@ -233,7 +234,7 @@ def disks(world: World, chance: random.Random) -> Tried | None:
 def _prepare(one: Command, work: Path) -> None:
     """Take away what the command is to make anew."""
     if one.name in (_FRESH.name,):
-        for kind in ("targets", "keys", "scores", "moments", "corpora"):
+        for kind in (*ENTRIES, "moments", "corpora"):
             for path in (work / "cache" / kind).rglob("*"):
                 if path.is_file():
                     path.unlink()

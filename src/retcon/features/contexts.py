@@ -6,7 +6,7 @@ seed, as in MEMIT (arXiv:2210.07229, released code); they are part of a run's re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -51,24 +51,52 @@ class ContextOptions:
         return torch.cat([rest.new_tensor([0.5]), rest])
 
 
+class PrefixDraw(NamedTuple):
+    """All that decides a prefix beside the model.
+
+    Attributes:
+        word: that it begins with.
+        tokens: its length, those of the word included.
+        seed: of the sampling.
+        top_k: how many tokens each is drawn from.
+    """
+
+    word: str
+    tokens: int
+    seed: int
+    top_k: int = _TOP_K
+
+
+def draws_of(options: ContextOptions) -> list[PrefixDraw]:
+    """Tell how each of the `options.prefixes` prefixes is drawn."""
+    words, lengths = _SEED_WORDS, options.prefix_tokens
+    return [
+        PrefixDraw(
+            words[i % len(words)],
+            lengths[(i // len(words)) % len(lengths)],
+            options.seed * 1_000 + i,
+        )
+        for i in range(options.prefixes)
+    ]
+
+
+def sample_prefix(model: ModelHandle, draw: PrefixDraw) -> str:
+    """Sample a text that stands before a prompt."""
+    prompt = model.tokens.encode(draw.word)
+    (text,) = sample(
+        model,
+        prompt,
+        count=1,
+        new_tokens=max(1, draw.tokens - len(prompt)),
+        seed=draw.seed,
+        top_k=draw.top_k,
+    )
+    return text.replace("{", " ").replace("}", " ").rstrip() + ". "
+
+
 def sample_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
     """The texts that stand before a prompt: none, then `options.prefixes` sampled ones."""
-    prefixes = [""]
-    for i in range(options.prefixes):
-        word = _SEED_WORDS[i % len(_SEED_WORDS)]
-        length = options.prefix_tokens[(i // len(_SEED_WORDS)) % len(options.prefix_tokens)]
-        prompt = model.tokens.encode(word)
-        new_tokens = max(1, length - len(prompt))
-        (text,) = sample(
-            model,
-            prompt,
-            count=1,
-            new_tokens=new_tokens,
-            seed=options.seed * 1_000 + i,
-            top_k=_TOP_K,
-        )
-        prefixes.append(text.replace("{", " ").replace("}", " ").rstrip() + ". ")
-    return tuple(prefixes)
+    return ("", *(sample_prefix(model, draw) for draw in draws_of(options)))
 
 
 def locate(tokens: Tokens, edit: Edit, prefix: str) -> Located:

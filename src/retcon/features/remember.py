@@ -1,6 +1,6 @@
-"""Targets and keys of the unedited model, read from the cache or computed and kept there.
+"""Prefixes, targets and keys of the unedited model, read from the cache or computed and kept there.
 
-Neither depends on method, ridge, batch size or order of the edits, so a study computes each once.
+None depends on method, ridge, batch size or order of the edits, so a study computes each once.
 An edit's id is no part of an entry's name. On weights that edits have changed nothing is read or
 kept: no other run meets those weights again.
 """
@@ -9,12 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
+import transformers
 from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.cache import CacheEntry, Name, Unfinished, recall
 from retcon.edits import Edit
-from retcon.features.contexts import locate_all
+from retcon.features.contexts import (
+    ContextOptions,
+    draws_of,
+    locate_all,
+    sample_prefix,
+    sample_prefixes,
+)
 from retcon.features.keys import read_keys
 from retcon.features.targets import (
     STOPS,
@@ -24,6 +31,7 @@ from retcon.features.targets import (
     optimise_targets,
     together,
 )
+from retcon.model.generate import ends_of
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
@@ -31,8 +39,26 @@ from retcon.progress import Progress, silent
 _FORMAT = 2
 # Options that were no part of names once: those that do nothing where δ moves as it did then, and
 # those that do nothing at their defaults.
-_ON_SPHERE = ("descent", "reach", "largest_turn", "momentum")
+_ON_SPHERE = ("descent", "reach", "largest_turn", "momentum", "power")
 _OFF = ("stop_by", "stop_margin", "ending")
+# Programs whose other version may draw other tokens under one seed.
+_DRAWN_BY = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+
+
+def recall_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
+    """The texts of `sample_prefixes`: read from the cache, and those sampled that it lacks."""
+    if not model.as_loaded:
+        return sample_prefixes(model, options)
+    draws = draws_of(options)
+
+    def compute(group: list[int]) -> list[CacheEntry]:
+        texts = [sample_prefix(model, draws[i]).encode() for i in group]
+        return [{"text": torch.tensor(list(text), dtype=torch.uint8)} for text in texts]
+
+    shared = {"format": _FORMAT, "model": model.identity, "ends": ends_of(model), "by": _DRAWN_BY}
+    names = [{**shared, "draw": draw._asdict()} for draw in draws]
+    entries = [found.entry["text"] for found in recall("prefixes", names, compute)]
+    return ("", *(bytes(text.tolist()).decode() for text in entries))
 
 
 def recall_targets(

@@ -10,7 +10,8 @@ from torch import Tensor
 from retcon.algebra.cumulative import Cumulative
 from retcon.algebra.preservation import Preservation
 from retcon.errors import UnsupportedModel
-from retcon.features.contexts import ContextOptions, sample_prefixes
+from retcon.features.contexts import ContextOptions
+from retcon.features.remember import recall_prefixes
 from retcon.features.second_moments import MomentOptions, load_moments
 from retcon.method.options import PreservationOptions
 from retcon.method.solvers import Budget, Learned, Memory
@@ -70,7 +71,7 @@ class KeySetup:
     bounded: bool
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> KeyState:
-        """Check the layers, sample prefixes, and factor the metric of each layer.
+        """Check the layers, read or sample prefixes, and factor the metric of each layer.
 
         Raises:
             UnsupportedModel: a layer cannot be edited, or not in this way.
@@ -88,7 +89,7 @@ class KeySetup:
             tokens.append(moment.tokens)
         progress(self.metric.task, len(metrics), len(self.layers))
         memory = Memory(metrics, budgets=self._budgets(model, metrics), start=self._start(model))
-        return KeyState(sample_prefixes(model, self.contexts), min(tokens), memory)
+        return KeyState(recall_prefixes(model, self.contexts), min(tokens), memory)
 
     def _budgets(
         self, model: ModelHandle, metrics: Mapping[int, Preservation]

@@ -295,6 +295,11 @@ def _padding(model: ModelHandle) -> int:
     return 0
 
 
+def ends_of(model: ModelHandle) -> object:
+    """The tokens at which the model stops writing: its one generation setting that is heeded."""
+    return model.model.generation_config.eos_token_id
+
+
 def _generate(model: ModelHandle) -> Callable[..., Any]:
     """The model's own generation loop, which `nn.Module` hides from the type checker."""
     method = model.model.generate
@@ -303,7 +308,7 @@ def _generate(model: ModelHandle) -> Callable[..., Any]:
     def plain(**options: object) -> Any:
         """Generate without what a checkpoint's own generation settings would add."""
         own = model.model.generation_config
-        model.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+        model.model.generation_config = GenerationConfig(eos_token_id=ends_of(model))
         try:
             return method(**options)
         finally:

@@ -1,7 +1,7 @@
 """Combine patches: drop some facts, stack several patches, compare two."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -56,17 +56,30 @@ def check_apart(patch: Patch, ids: Collection[str]) -> None:
     Raises:
         InvalidPatch: a fact stays whose row would go, or the other way round.
     """
-    settings = patch.about.settings
-    if True not in (settings.get("merge_subjects"), settings.get("tie_subjects")):
+    for edits in _merged(patch.about.settings, patch.edits):
+        staying = {edit.head: edit.id for edit in edits if edit.id not in ids}
+        for edit in edits:
+            if edit.id in ids and edit.head in staying:
+                raise InvalidPatch(
+                    f"{edit.id!r} and {staying[edit.head]!r} have one key and were given one "
+                    f"target, so that neither goes or comes back by itself. Name all facts of that "
+                    f"subject, or, to take some of them back, solve again for those that stay: "
+                    f"retcon patch undo --resolve."
+                )
+
+
+def _merged(settings: Mapping[str, object], edits: Sequence[Edit]) -> Iterator[Sequence[Edit]]:
+    """The edits that were made together, of each part of a patch in which some share a row."""
+    parts = settings.get(STACK)
+    if not isinstance(parts, list):
+        if True in (settings.get("merge_subjects"), settings.get("tie_subjects")):
+            yield edits
         return
-    staying = {edit.head: edit.id for edit in patch.edits if edit.id not in ids}
-    for edit in patch.edits:
-        if edit.id in ids and edit.head in staying:
-            raise InvalidPatch(
-                f"{edit.id!r} and {staying[edit.head]!r} have one key and were given one target, "
-                f"so that neither can be taken out by itself. Take back all facts of that subject, "
-                f"or solve again for those that stay: retcon patch undo --resolve."
-            )
+    first = 0
+    for part in parts:
+        count = int(part["facts"])
+        yield from _merged(part["settings"], edits[first : first + count])
+        first += count
 
 
 def without(patch: Patch, ids: Collection[str]) -> Patch:

@@ -18,6 +18,7 @@ stands in another one: an event names a patch by its hash alone.
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import copyfile
@@ -275,10 +276,14 @@ def told(action: Action) -> str:
     if isinstance(action, Noted):
         return f"another note for entry {action.entry}"
     if isinstance(action, PutBack):
-        return f"put back {', '.join(f'entry {number}' for number in action.entries)}"
+        return f"put back {', '.join(_put_back(*one) for one in action.entries.items())}"
     gone = [f"entry {number}" for number in action.entries]
     gone += [f"{number}:{id}" for number, ids in action.facts.items() for id in ids]
     return f"took back {first_few(gone, 6)}" + (", the rest solved again" if action.solved else "")
+
+
+def _put_back(entry: int, out: Sequence[str]) -> str:
+    return f"entry {entry}" + (f" without {first_few(out, 6)}" if out else "")
 
 
 def read_scores(file: Path) -> Scores:

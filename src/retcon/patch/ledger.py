@@ -6,10 +6,12 @@ be had again. The model's own weights are nowhere in a ledger: an empty stack is
 was, to the last bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from retcon.errors import (
     InvalidPatch,
     InvalidSetting,
     PatchMismatch,
+    UnknownName,
 )
 from retcon.files import is_temporary, make_folder
 from retcon.locking import locked
@@ -25,9 +28,9 @@ from retcon.model.handle import ModelHandle
 from retcon.patch import events as journal
 from retcon.patch.combine import check_apart, check_rows, stack, without
 from retcon.patch.events import Added, Event, Noted, PutBack, Returned, Scores, TakenBack
-from retcon.patch.naming import among, find_fact
+from retcon.patch.naming import among, find_fact, not_taken_back
 from retcon.patch.patch import Patch, Provenance, load_about, load_patch
-from retcon.patch.slots import Slot, last_places, stack_after, stacks
+from retcon.patch.slots import Slot, last_places, note_of, stack_after, stacks
 from retcon.sealed import digest_of
 
 _LOCK = ".lock"
@@ -102,13 +105,14 @@ class Ledger:
             InvalidLedger: the folder is no ledger, or an event is missing or damaged.
         """
         history = journal.read_history(self.folder)
-        for event, before in zip(history.events, stacks(history.events), strict=False):
+        held = cache(self._held)
+        for event, (before, after) in zip(
+            history.events, pairwise(stacks(history.events)), strict=True
+        ):
             if isinstance(event.action, TakenBack):
-                for slot in before:
-                    self._check_held(event, slot, event.action.facts.get(slot.entry, ()))
+                _check_held(event, before, event.action.facts, held)
             elif isinstance(event.action, PutBack):
-                for slot in last_places(history.events[: event.number - 1]):
-                    self._check_held(event, slot, event.action.entries.get(slot.entry, ()))
+                _check_held(event, after, event.action.entries, held)
             elif isinstance(event.action, Added) and history.identity.head is None:
                 self._check_base(history.identity, event.number, event.action)
         return history
@@ -263,7 +267,8 @@ class Ledger:
                 )
             for slot in stack_after(history.events, None):
                 if slot.entry in undoing.facts and slot.entry not in (solved or {}):
-                    check_apart(self._patch(slot), undoing.facts[slot.entry])
+                    gone = slot.dropped.union(undoing.facts[slot.entry])
+                    check_apart(load_patch(self.file(slot.sha)), gone)
             patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
             action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
             return journal.append(self.folder, history, action, who=who, note=note)
@@ -288,8 +293,11 @@ class Ledger:
         with locked(self.folder / _LOCK):
             history, outside = self.read(), {entry.number: entry for entry in self.outside()}
             ids = {number: _ids(entry) for number, entry in outside.items()}
+            for number in {*entries} & {slot.entry for slot in stack_after(history.events, None)}:
+                if number not in ids:
+                    raise UnknownName(f"Entry {number} is in the stack, and nothing is out of it.")
             back = {n: {*ids[among(n, outside)]} for n in entries}
-            for number, id in (find_fact(name, ids) for name in facts):
+            for number, id in (find_fact(name, ids, not_taken_back) for name in facts):
                 back.setdefault(number, set()).add(id)
             action = PutBack(
                 entries={
@@ -363,7 +371,7 @@ class Ledger:
             number=slot.entry,
             who=event.who,
             when=event.when,
-            note=_note(slot.entry, history),
+            note=note_of(slot.entry, history),
             scores=event.action.scores,
             about=about.model_copy(update={"edits": staying}),
             facts=len(brought.edits),
@@ -402,16 +410,12 @@ class Ledger:
                     f"{about.model!r} ({about.base[:12]}…). One of them is another ledger's."
                 )
 
-    def _check_held(self, event: Event, slot: Slot, ids: Sequence[str]) -> None:
-        """Raise InvalidLedger where an event takes back facts that an entry never had."""
+    def _held(self, sha: str) -> frozenset[str] | None:
+        """The ids of a patch's facts; None where it cannot be read."""
         with suppress(InvalidPatch):  # which whoever needs the patch will be told
-            about = load_about(journal.patch_file(self.folder, slot.sha)) if ids else None
-            unknown = {*ids} - {record.id for record in about.edits} if about else set[str]()
-            if unknown:
-                raise InvalidLedger(
-                    f"Event {event.number} takes back the fact {min(unknown)!r}, which entry "
-                    f"{slot.entry} never had. The ledger was changed by something else."
-                )
+            about = load_about(journal.patch_file(self.folder, sha))
+            return frozenset(record.id for record in about.edits)
+        return None
 
     def _found(self, about: Provenance) -> None:
         """Make the folder a ledger for the patch's base where it is none yet."""
@@ -465,13 +469,22 @@ def read_source(source: Path | str) -> Patch:
     return load_patch(text)
 
 
+def _check_held(
+    event: Event,
+    stack: Sequence[Slot],
+    out: Mapping[int, Sequence[str]],
+    held: Callable[[str], frozenset[str] | None],
+) -> None:
+    """Raise InvalidLedger where an event leaves out, by entry, facts that this never had."""
+    for slot in stack:
+        ids = {*out.get(slot.entry, ())}
+        known = held(slot.sha) if ids else None
+        if known is not None and not ids <= known:
+            raise InvalidLedger(
+                f"Event {event.number} leaves out the fact {min(ids - known)!r}, which entry "
+                f"{slot.entry} never had. The ledger was changed by something else."
+            )
+
+
 def _ids(entry: LedgerEntry) -> list[str]:
     return [record.id for record in entry.about.edits]
-
-
-def _note(entry: int, history: Sequence[Event]) -> str:
-    """The last note that an entry was given."""
-    for event in reversed(history):
-        if isinstance(event.action, Noted) and event.action.entry == entry:
-            return event.note
-    return history[entry - 1].note

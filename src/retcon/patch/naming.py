@@ -1,17 +1,36 @@
 """Find facts and entries of a ledger by the names that a user gives them."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from retcon.errors import InvalidSetting, UnknownName
 
 
-def find_fact(name: str, known: Mapping[int, Collection[str]]) -> tuple[int, str]:
+def not_in_stack(name: str, hint: str, facts: int) -> str:
+    """Say that a fact is not in the stack. hint: those it may be. facts: how many there are."""
+    return f"The stack has no fact {name!r}.{hint} `retcon patch show` lists its {facts} facts."
+
+
+def not_taken_back(name: str, hint: str, facts: int) -> str:
+    """Say that a fact cannot be put back, and why not."""
+    return (
+        f"There is no fact {name!r} among the {facts} that can be put back.{hint} It is in the "
+        f"stack, it never was, or others were solved again in its place: then `retcon patch undo "
+        f"LEDGER --to EVENT` brings it back, with the stack as it was after that event."
+    )
+
+
+def find_fact(
+    name: str,
+    known: Mapping[int, Collection[str]],
+    absent: Callable[[str, str, int], str] = not_in_stack,
+) -> tuple[int, str]:
     """The entry and the id that a fact's name means: `ID`, or `ENTRY:ID`.
 
     Args:
         name: of the fact.
         known: the ids of each entry.
+        absent: says that there is no such fact.
 
     Raises:
         UnknownName: there is no such fact.
@@ -30,11 +49,8 @@ def find_fact(name: str, known: Mapping[int, Collection[str]]) -> tuple[int, str
         return int(entry), id
     every = [id for ids in known.values() for id in sorted(ids)]
     near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
-    raise UnknownName(
-        f"The stack has no fact {name!r}. "
-        + (f"Did you mean {' or '.join(map(repr, near))}? " if near else "")
-        + f"`retcon patch show` lists its {len(every)} facts."
-    )
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UnknownName(absent(name, hint, len(every)))
 
 
 def among(number: int, entries: Collection[int]) -> int:

@@ -1,10 +1,10 @@
 """The entries of a ledger's stack, as they follow from the events of its history."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from retcon.errors import InvalidLedger, UnknownName
-from retcon.patch.events import Added, Event, Noted, PutBack, Returned
+from retcon.patch.events import Added, Event, Noted, PutBack, Returned, TakenBack
 
 
 class Slot(NamedTuple):
@@ -40,13 +40,17 @@ def stacks(history: Sequence[Event]) -> list[tuple[Slot, ...]]:
         InvalidLedger: an event undoes what was not there.
     """
     states: list[tuple[Slot, ...]] = [()]
+    places: dict[int, Slot] = {}
     for event in history:
-        states.append(_step(states, event))
+        states.append(_step(states, places, event))
+        places |= {slot.entry: slot for slot in states[-1]}
     return states
 
 
-def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
-    """The stack after one more event."""
+def _step(
+    states: Sequence[tuple[Slot, ...]], places: Mapping[int, Slot], event: Event
+) -> tuple[Slot, ...]:
+    """The stack after one more event. places: where each entry was last."""
     action, before = event.action, states[-1]
     if isinstance(action, Added):
         return (*before, Slot(event.number, action.patch))
@@ -55,9 +59,13 @@ def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
     if isinstance(action, Noted):
         return before
     if isinstance(action, PutBack):
+        if unknown := action.entries.keys() - places.keys():
+            raise InvalidLedger(
+                f"Event {event.number} puts back entry {min(unknown)}, which there never was. The "
+                f"ledger was changed by something else."
+            )
         back = [
-            _last(states, entry, event)._replace(dropped=frozenset(out))
-            for entry, out in action.entries.items()
+            places[entry]._replace(dropped=frozenset(out)) for entry, out in action.entries.items()
         ]
         staying = [slot for slot in before if slot.entry not in action.entries]
         return tuple(sorted([*staying, *back]))
@@ -76,19 +84,34 @@ def _step(states: Sequence[tuple[Slot, ...]], event: Event) -> tuple[Slot, ...]:
     )
 
 
-def _last(states: Sequence[tuple[Slot, ...]], entry: int, event: Event) -> Slot:
-    """The place of an entry when it was last in the stack."""
-    for state in reversed(states):
-        for slot in state:
-            if slot.entry == entry:
-                return slot
-    raise InvalidLedger(
-        f"Event {event.number} puts back entry {entry}, which there never was. The ledger was "
-        f"changed by something else."
-    )
-
-
 def last_places(history: Sequence[Event]) -> tuple[Slot, ...]:
     """The place of every entry that there ever was: now, or when it was last in the stack."""
     places = {slot.entry: slot for state in stacks(history) for slot in state}
     return tuple(places[entry] for entry in sorted(places))
+
+
+def note_of(entry: int, history: Sequence[Event]) -> str:
+    """The last note that an entry was given."""
+    for event in reversed(history):
+        if isinstance(event.action, Noted) and event.action.entry == entry:
+            return event.note
+    return history[entry - 1].note
+
+
+def solved_without(history: Sequence[Event], event: Event) -> dict[int, int]:
+    """Entries that were solved again, by which event, as if what is put back had never been.
+
+    They stay so: the stack is not what it was before that event.
+
+    Args:
+        history: of the ledger.
+        event: by which entries were put back.
+    """
+    assert isinstance(event.action, PutBack)
+    found: dict[int, int] = {}
+    for slot in stack_after(history, event.number):
+        action = history[slot.solved - 1].action if slot.solved else None
+        if isinstance(action, TakenBack):
+            gone = {*action.entries, *action.facts} - {slot.entry}
+            found |= {slot.entry: slot.solved} if gone & event.action.entries.keys() else {}
+    return found

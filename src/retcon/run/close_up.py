@@ -106,8 +106,9 @@ def watched(model: ModelHandle, case: Case) -> list[Watched]:
         text = negation.statement.prompt
         rows.append(Watched(NEGATED, text, text, answers))
     for text in case.neighbours:
-        (top,) = top_answers(model, text, 1)
-        own = tuple(dict.fromkeys([top.text or " ", edit.target]))
+        # A next token of blanks alone, such as a new line, is no answer that could be scored.
+        likely = next((one.text for one in top_answers(model, text, _TOP) if one.text), edit.target)
+        own = tuple(dict.fromkeys([likely, edit.target]))
         rows.append(Watched(NEIGHBOUR, text, text, own))
     probes = (*case.portability, *case.locality)
     rows += [Watched(PROBE, one.prompt, one.prompt, (one.answer,)) for one in probes]

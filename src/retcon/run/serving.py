@@ -9,13 +9,14 @@ An adapter is not served as such: `transformers serve` takes whole models.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from transformers.utils.import_utils import is_serve_available
 
-from retcon.errors import MissingExtra
+from retcon.errors import InvalidSetting, MissingExtra
 from retcon.files import make_folder
 from retcon.model.load import checkpoint_folder
 from retcon.patch.patch import Patch
@@ -25,17 +26,27 @@ EDITED, BASE = "edited", "base"
 HOST = "127.0.0.1"
 
 
-def check_server() -> None:
-    """Refuse to serve, before any work is done, without the packages that it needs.
+def check_server(port: int) -> None:
+    """Refuse to serve, before any work is done, where it cannot be.
 
     Raises:
-        MissingExtra: they are not installed.
+        MissingExtra: the packages that it needs are not installed.
+        InvalidSetting: the port is taken.
     """
     if not is_serve_available():
         raise MissingExtra(
             "Serving is done by `transformers serve`, which needs packages of its own: "
             "pip install 'retcon-llm[serve]'."
         )
+    with socket.socket() as trying:
+        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trying.bind((HOST, port))
+        except OSError as error:
+            raise InvalidSetting(
+                f"Port {port} of this machine cannot be taken ({error.strerror or error}). Is "
+                f"something served there already? Give another one: --port."
+            ) from error
 
 
 def lay_out(
@@ -52,7 +63,7 @@ def lay_out(
     Args:
         model: the base, by name or folder.
         patch: what is merged into it.
-        dtype: of the edited model; in half precision a part of the edit is lost.
+        dtype: in which the edit is merged; in half precision a part of it is lost.
         progress: is told how far merging is.
 
     Raises:
@@ -65,14 +76,17 @@ def lay_out(
     (folder / BASE).symlink_to(own.resolve(), target_is_directory=True)
 
 
-def serve_folder(folder: Path, port: int) -> int:
-    """Serve the models of a folder, and no others, until the server ends; its exit code."""
+def serve_folder(folder: Path, port: int, dtype: str = "float32") -> int:
+    """Serve the models of a folder, and no others, until the server ends; its exit code.
+
+    Both have one dtype, so that they differ by the edit alone.
+    """
     hub = make_folder(folder / "hub")
     environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command(port), cwd=folder, env=environment, check=False).returncode
+    return subprocess.run(command(port, dtype), cwd=folder, env=environment, check=False).returncode
 
 
-def command(port: int) -> list[str]:
+def command(port: int, dtype: str = "float32") -> list[str]:
     """The command line of the server, which finds models by the folder that it runs in."""
     program = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    return [*program, "--host", HOST, "--port", str(port)]
+    return [*program, "--dtype", dtype, "--host", HOST, "--port", str(port)]

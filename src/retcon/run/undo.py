@@ -22,6 +22,7 @@ from retcon.run.edit import edit
 from retcon.run.schedule import Schedule
 from retcon.scoring.metrics import summarise
 from retcon.scoring.score import score_cases
+from retcon.settings import of_now
 
 Summary = Mapping[str, float | None]
 # The stacks that an undo is judged by, in the order in which they are shown.
@@ -115,7 +116,7 @@ def _again(
         [record.edit for record in staying],
         method=about.method,
         layers=about.layers,
-        settings=about.settings,
+        settings=of_now(about.settings),
         schedule=Schedule.parse(about.schedule, about.refresh),
         tries={record.id: record.tries for record in staying if record.tries},
         progress=progress,

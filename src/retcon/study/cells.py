@@ -7,13 +7,11 @@ from typing import Any, cast
 from pydantic import Field, model_validator
 
 from retcon.run.schedule import Schedule
+from retcon.settings import of_now
 from retcon.study.points import Frozen, Order, Split, renamed_option
 
 # One more whenever the same cell would give other numbers: also when a default changes.
 _FORMAT = 1
-# Settings of turns on the sphere. They were recorded of every descent, with the values of the time,
-# and say nothing where descent=adam.
-_OF_TURNS = ("first_angle", "last_angle", "momentum", "reach", "largest_turn", "power")
 
 
 class Cell(Frozen):
@@ -60,10 +58,11 @@ class Cell(Frozen):
     @classmethod
     def _earlier(cls, record: object) -> object:
         record = renamed_option(record, "data_options")
-        if not isinstance(record, dict) or "settings" not in record:
+        if not isinstance(record, dict):
             return record
         record = cast(dict[str, Any], record)
-        return {**record, "settings": _without_turns(record["settings"])}
+        settings = record.get("settings")
+        return {**record, "settings": of_now(settings)} if isinstance(settings, dict) else record
 
     @property
     def id(self) -> str:
@@ -92,10 +91,3 @@ class Cell(Frozen):
         if plan.carry and plan.batch_size < self.n:
             return None
         return self.model_copy(update={"schedule": str(plan), "refresh": "each-batch"})
-
-
-def _without_turns(settings: dict[str, object]) -> dict[str, object]:
-    """Leave out what says nothing: turns of a descent that makes none."""
-    if settings.get("descent") != "adam":
-        return settings
-    return {name: value for name, value in settings.items() if name not in _OF_TURNS}

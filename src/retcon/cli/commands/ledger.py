@@ -176,9 +176,22 @@ def redo(
     """Put back facts that were taken back, each to its place in the stack."""
     from retcon.patch.events import told
     from retcon.patch.ledger import Ledger
+    from retcon.patch.slots import solved_without
 
-    event = Ledger(ledger).put_back(facts or (), entry or (), who=who or login(), note=note)
-    out.print(f"Event {event.number}: {told(event.action)}.", soft_wrap=True, markup=False)
+    opened = Ledger(ledger)
+    event = opened.put_back(facts or (), entry or (), who=who or login(), note=note)
+    out.print(
+        f"Event {event.number}: {told(event.action)}. Take that back: retcon patch undo {ledger} "
+        f"--to {event.number - 1}",
+        soft_wrap=True,
+        markup=False,
+    )
+    for other, by in solved_without(opened.history, event).items():
+        warn(
+            f"Entry {other} was solved again by event {by} as if these facts had never been, and "
+            f"stays so. The stack as it was: retcon patch undo {ledger} --to {by - 1}"
+        )
+    _warn_of_repeats(opened)
 
 
 def verify(

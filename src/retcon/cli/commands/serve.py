@@ -22,12 +22,13 @@ def serve(
     """Serve a model with a patch, and without it, on this machine alone, until Ctrl-C.
 
     Clients of OpenAI's protocol find both at http://127.0.0.1:PORT/v1, as the models `edited` and
-    `base`. The server is `transformers serve`. It is for trying; to serve many, export the patch.
+    `base`, both in --dtype. The server is `transformers serve`. It is for trying; to serve many,
+    export the patch.
     """
     from retcon.patch.ledger import read_source
     from retcon.run.serving import BASE, EDITED, HOST, check_server, lay_out, serve_folder
 
-    check_server()
+    check_server(port)
     quiet_libraries()
     read = read_source(patch)
     with workplace(make_folder(cache_folder())) as folder:
@@ -38,6 +39,6 @@ def serve(
             soft_wrap=True,
         )
         try:
-            raise typer.Exit(serve_folder(folder, port))
+            raise typer.Exit(serve_folder(folder, port, dtype))
         except KeyboardInterrupt as stop:
             raise Interrupted("Nothing is served any more.") from stop

@@ -57,7 +57,8 @@ def _by_place(results: Results, arm: Arm) -> Iterator[Record]:
         groups: dict[int, list[Observation]] = defaultdict(list)
         for row in rows:
             if row.case in own:
-                groups[-(-own[row.case] // width) * width].append(row)
+                last = -(-own[row.case] // width) * width
+                groups[min(last, arm.condition.n)].append(row)
         for edits, group in sorted(groups.items()):
             yield from _scores(group, edits, when)
 

@@ -133,11 +133,15 @@ def _remembered(
     """The tokens that the untouched model writes, read from the cache or written and kept there."""
     import torch
 
+    from retcon.model.generate import ends_of
+
     def compute(group: list[int]) -> list[CacheEntry]:
         part = [heads[i] for i in group], [owners[i] for i in group]
         return [{"ids": torch.tensor(ids)} for ids in _written(overlay, *part, progress)]
 
-    about = {"format": _FORMAT, "model": overlay.model.identity, "tokens": NEW_TOKENS}
+    model = overlay.model
+    ends = {"tokens": NEW_TOKENS, "ends": ends_of(model)}
+    about = {"format": _FORMAT, "model": model.identity, **ends}
     names = [{**about, "behind": head} for head in heads]
     found = recall("texts", names, compute, together=_KEPT_TOGETHER)
     return [tuple(one.entry["ids"].tolist()) for one in found]
