@@ -292,6 +292,21 @@ def test_the_command_writes_a_bundle_and_says_where(folder, tmp_path, retcon):
     assert "holds none" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["STUDY", "--method", "memit"], "--method does nothing here"),
+        (["STUDY", "--ledger", "kept"], "is a study, of which no model is loaded"),
+        (["STUDY", "--bundle", "pages", "--port", "80"], "--port does nothing here"),
+        (["smollm2-135m", "--data", "facts"], "is a model, and holds no study"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words, said, folder, retcon):
+    words = [str(folder) if word == "STUDY" else word for word in words]
+    code, _, err = retcon("studio", *words)
+    assert code == 2 and said in err.replace("\n", " ")
+
+
 def test_a_study_is_browsed_without_torch(folder, tmp_path):
     code = (
         "import sys; from pathlib import Path; from retcon.studio.browse import bundle\n"

@@ -1,6 +1,7 @@
 """`retcon studio`."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,10 @@ Port = Annotated[
 ]
 
 
+# Values of options that were not given, where that is not None.
+_DEFAULTS = {"dtype": "float32", "device": "cpu", "host": "127.0.0.1"}
+
+
 def studio(
     source: Source = "smollm2-135m",
     ledger: Folder = None,
@@ -62,15 +67,23 @@ def studio(
     """
     from retcon.study.study import holds_study
 
+    of_model = {
+        **{"ledger": ledger, "method": method, "layer": layer, "layers": layers, "set": set},
+        **{"revision": revision, "dtype": dtype, "device": device},
+    }
     if bundled is not None:
+        served = {"host": host, "port": port}
+        _refuse({**of_model, **served}, "--bundle writes the pages of a study, and ends")
         write_bundle(Path(source), bundled, data)
         return
     from retcon.studio.drawing import need_extra
 
     need_extra()
     if holds_study(Path(source)):
+        _refuse(of_model, f"{source} is a study, of which no model is loaded")
         serve_study(Path(source), data, host, port)
         return
+    _refuse({"data": data}, f"{source} is a model, and holds no study")
     choice = EditChoice.parse(method, layer, layers, set, None)
     named = ModelChoice(name=source, revision=revision, dtype=dtype, device=device)
     from retcon.studio.app import application
@@ -93,6 +106,13 @@ def studio(
             raise Interrupted(f"The facts are kept in {folder}.") from stop
         finally:
             bench.jobs.end()
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise InvalidSetting if an option was given that would do nothing."""
+    for name, value in options.items():
+        if value != _DEFAULTS.get(name):
+            raise InvalidSetting(f"--{name} does nothing here: {why}. Leave it out.")
 
 
 def serve_study(study: Path, data: Path | None, host: str, port: int | None) -> None:
