@@ -40,6 +40,7 @@ RULES: dict[str, dict[str, Any]] = {
     "three_contexts": _THREE,
     "two_contexts": {**_THREE, "contexts_per_step": 2},
     "fast": _FAST,
+    "fast_plain": {**_FAST, "power": 1.0},
     "fast_16": {**_FAST, "steps": 16},
     "fast_30": {**_FAST, "steps": 30},
     "fast_by_loss": {**_FAST, "stop_below": 0.2, "stop_margin": None},
