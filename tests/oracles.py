@@ -29,6 +29,12 @@ def memit_primal(C: Tensor, K: Tensor, R: Tensor, weight: float) -> Tensor:
     return R.mT @ K @ torch.linalg.inv(weight * C + K.mT @ K)
 
 
+def put_in(context: str, edit: Edit) -> tuple[str, int]:
+    """A prompt in the place of {}, or behind a prefix, and where its subject ends."""
+    before, after = context.split("{}") if "{}" in context else (context, "")
+    return before + edit.text + after, len(before) + edit.subject_end
+
+
 def average_key(
     model: ModelHandle, edit: Edit, prefixes: tuple[str, ...], layer: int, weights: Tensor
 ) -> Tensor:
@@ -36,8 +42,7 @@ def average_key(
     keys: list[Tensor] = []
     module = model.site(layer).module
     for prefix in prefixes:
-        text = prefix + edit.text
-        end = len(prefix) + edit.subject_end
+        text, end = put_in(prefix, edit)
         position = len(model.tokens.encode(text[:end])) - 1
         seen: list[Tensor] = []
         handle = module.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
@@ -53,10 +58,9 @@ def optimise_one_target(
 ) -> tuple[Tensor, int, float]:
     """δ of one edit as in the released MEMIT code: whole texts, all logits, padded on the right."""
     encode = model.tokens.encode
-    texts = [prefix + edit.text for prefix in prefixes]
+    texts, ends = zip(*(put_in(prefix, edit) for prefix in prefixes), strict=True)
     wholes = [encode(f"{text} {edit.target}") for text in texts]
     starts = [len(encode(text)) for text in texts]
-    ends = [len(prefix) + edit.subject_end for prefix in prefixes]
     lookups = [len(encode(t[:e])) - 1 for t, e in zip(texts, ends, strict=True)]
     about = encode(f"{edit.subject} is a")
     rows = [whole[:-1] for whole in wholes] + [about]

@@ -97,6 +97,41 @@ def test_prefixes_are_seeded_and_leave_the_callers_random_state_alone():
     assert first[0] == "" and len(first) == 6 and all("{" not in text for text in first)
 
 
+def test_ways_of_asking_stand_beside_the_prefixes():
+    model, asked = pico(), ContextOptions(prefixes=1, forms=("question",))
+    plain = sample_prefixes(model, ContextOptions(prefixes=1))
+    assert sample_prefixes(model, asked) == (*plain, "Question: {}?\nAnswer:")
+    chat = ContextOptions(prefixes=0, forms=("chat",))
+    with pytest.raises(InvalidSetting, match="no chat template"):
+        sample_prefixes(model, chat)
+    tokens = copy.deepcopy(tokenizer())
+    tokens.chat_template = (
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+        "{% if add_generation_prompt %}: {% endif %}"
+    )
+    contexts = sample_prefixes(pico(tokens=tokens), chat)
+    assert contexts == ("", "[{}?]: ", "[Tell me something.]: {}")
+    assert asked.weights(3).tolist() == [0.5, 0.25, 0.25]
+    assert (asked.count, chat.count, ContextOptions().count) == (3, 3, 6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_asked_behind_a_prompt_changes_its_target_and_not_its_key(family):
+    contexts = ("", "Question: {}?\nAnswer:", "You know because {}, that is")
+    model, weights = pico(family, dtype=torch.float64), ContextOptions().weights(3)
+    keys = read_keys(model, EDITS, contexts, [1], weights)[1]
+    assert torch.equal(keys, read_keys(model, EDITS, ("", "Question: ", "You know because "), [1],
+                                       weights)[1])  # fmt: skip
+    options = TargetOptions(steps=4)
+    got = optimise_targets(model, EDITS, contexts, 1, options)
+    for i, edit in enumerate(EDITS):
+        wanted = average_key(model, edit, contexts, 1, weights)
+        assert (keys[i] - wanted).norm() <= 1e-9 * wanted.norm()
+        delta, _, loss = optimise_one_target(model, edit, contexts, 1, options)
+        assert (got.delta[i] - delta).norm() <= 1e-9 * delta.norm()
+        assert got.loss[i] == pytest.approx(loss, rel=1e-9)
+
+
 def check_targets(family, dtype, tolerance, *, bos=False, options=None):
     model = pico(family, dtype=dtype, bos=bos)
     insertion = "block" if model.architecture.additive else "down"

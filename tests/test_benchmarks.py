@@ -31,7 +31,7 @@ SCRIPTS = {
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "every_score": ("{study} --facts 2", "| minus "),
     "facts_in_use": (
-        "--model {model} --facts {facts} --n 2 --method memit --layer 1 --until-said 1 "
+        "--model {model} --facts {facts} --n 2 --method memit --layers 1 --until-said 1 "
         "--set ridge=5 --set micro_batch=256 --set steps=2 --json {file}",
         "own prompt",
     ),
@@ -113,6 +113,17 @@ def test_further_scores_and_texts_are_timed(places, capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)["further_cost"]
     assert found["further_prompts_ratio"] == 1 and found["further_all_ratio"] > 0
     assert found["texts"] >= 2 and found["texts_speedup"] > 0
+
+
+def test_the_table_of_facts_in_use_shows_what_a_file_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
+    some = {"mean": 50.0, "low": 20.4, "high": 79.6, "cases": 8}
+    row = {"name": "MEMIT", "shares": {"own prompt": some, "neighbours": None}, "perplexity": 1.02}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    importlib.import_module("facts_in_use").main(["--table", str(tmp_path / "rows.jsonl")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "| settings | own prompt | neighbours, changed | perplexity |"
+    assert printed[-1] == "| MEMIT | 50 % [20, 80] | – | 1.020 |"
 
 
 def test_every_script_is_run_here():

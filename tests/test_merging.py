@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from oracles import average_key
 from pico import pico, solve
 from retcon.edits import Edit
-from retcon.errors import CollidingEdits
+from retcon.errors import CollidingEdits, InvalidSetting
 from retcon.features.targets import optimise_targets
 from retcon.run.schedule import Schedule
 from test_lifelong import AGAIN, EDITS, SISTER, build, fold, frozen
@@ -53,6 +54,29 @@ def test_facts_about_one_subject_share_a_target_that_is_written_at_each_of_their
     again = editor.retried(model, features, ["behind"], 1, state)
     assert torch.equal(again.targets.delta[0], again.targets.delta[1])
     assert torch.equal(again.targets.delta[2], delta[2])
+
+
+def test_at_the_end_of_prompts_facts_about_one_subject_have_a_key_each(entries):
+    """A hard constraint writes both, each where its own prompt ends, and nothing is held there."""
+    edits = [ONE, OTHER, EDITS[0]]
+    editor = build(ridge=0.0, lookup="prompt")
+    model, state, features, _ = frozen(editor, edits)
+    assert features.edits == (*edits,)
+    weights = editor.contexts.weights(len(state.prefixes))
+    wholes = [Edit(id="x", prompt="{}", subject=edit.text, target=edit.target) for edit in edits]
+    for i, whole in enumerate(wholes):
+        wanted = average_key(model, whole, state.prefixes, 1, weights)
+        assert (features.keys[i] - wanted).norm() <= 1e-5 * wanted.norm()
+    options = dataclasses.replace(editor.targets, kl=0.0)
+    alone = optimise_targets(model, wholes, state.prefixes, 1, options)
+    assert torch.allclose(features.targets.delta, alone.delta, rtol=1e-4, atol=1e-5)
+    moved = features.keys @ editor.solve(model, features, state).deltas[1].dense().mT
+    assert torch.allclose(moved, alone.delta.double(), rtol=1e-3, atol=1e-4)
+    again = editor.retried(model, features, [OTHER.id], 1, state)
+    assert torch.equal(again.targets.delta[0], features.targets.delta[0])
+    assert not torch.equal(again.targets.delta[1], features.targets.delta[1])
+    with pytest.raises(InvalidSetting, match="Leave one of the two out"):
+        build(lookup="prompt", tie_subjects=True)
 
 
 def test_of_a_merged_fact_that_is_edited_again_the_last_edit_counts(entries):

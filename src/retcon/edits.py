@@ -1,7 +1,7 @@
 """Edits (`Edit`) and the cases that judge them (`Case`). No tensors here."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from retcon.errors import InvalidEdit
 from retcon.writing_systems import quoted
@@ -69,6 +69,11 @@ class Edit:
     def fact(self) -> str:
         """Identity of the fact: subject and prompt, whatever the target."""
         return self.prompt.replace("{}", f"{{{self.subject}}}")
+
+    @property
+    def whole(self) -> "Edit":
+        """The edit with all of its prompt for a subject, so that its last token is the lookup."""
+        return replace(self, prompt="{}", subject=self.text)
 
     @property
     def head(self) -> str:

@@ -7,7 +7,7 @@ short names of this page; a command then hands on a `ModelChoice` and an `EditCh
 import getpass
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from retcon.progress import Progress
 from retcon.run.schedule import Schedule
 
 if TYPE_CHECKING:
+    from retcon.edits import Case
     from retcon.model.handle import ModelHandle
 
 SOURCE = "A patch file, a ledger, or LEDGER@N (after event N)."
@@ -157,6 +158,21 @@ class EditChoice:
             settings=({"rule": "fast"} if fast else {}) | parse_settings(settings),
             schedule=plan,
         )
+
+    def watched(self, guard: str, cases: "Sequence[Case]") -> "EditChoice":
+        """The choice with a guard over the probes of some cases too; without a schedule, one batch.
+
+        Raises:
+            InvalidSetting: there is no such guard.
+        """
+        if guard == "off":
+            return self
+        from retcon.run.harm import probes_of
+
+        one_batch = Schedule.parse(f"sequential-batch:{len(cases)}", guard=guard)
+        plan = self.schedule or one_batch
+        watching = replace(plan.guard, probes=tuple(probes_of(cases)))
+        return replace(self, schedule=replace(plan, guard=watching))
 
     @property
     def given(self) -> bool:

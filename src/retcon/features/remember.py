@@ -18,6 +18,7 @@ from retcon.edits import Edit
 from retcon.features.contexts import (
     ContextOptions,
     draws_of,
+    forms_of,
     locate_all,
     sample_prefix,
     sample_prefixes,
@@ -58,7 +59,8 @@ def recall_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, .
     shared = {"format": _FORMAT, "model": model.identity, "ends": ends_of(model), "by": _DRAWN_BY}
     names = [{**shared, "draw": draw._asdict()} for draw in draws]
     entries = [found.entry["text"] for found in recall("prefixes", names, compute)]
-    return ("", *(bytes(text.tolist()).decode() for text in entries))
+    prefixes = (bytes(text.tolist()).decode() for text in entries)
+    return ("", *prefixes, *forms_of(model.tokens, options))
 
 
 def recall_targets(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retcon.edits import Edit
-from retcon.features.contexts import locate
+from retcon.features.contexts import around, locate
 from retcon.features.prefix_cache import DeltaPlace, TargetRow
 from retcon.features.suffix_passes import packed, passes_for
 from retcon.model import offload as offloading
@@ -227,7 +227,7 @@ def _targets(
     texts: list[_Text] = []
     for owner, edit in enumerate(edits):
         lookup = locate(tokens, edit, prefix).lookup
-        whole = tokens.continuation(prefix + edit.text, edit.target + ending)
+        whole = tokens.continuation(around(prefix, edit.text), edit.target + ending)
         predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
         row = TargetRow(whole.ids[:-1], lookup, predicts)
         texts.append(_Text(owner, context, row, whole.target))

@@ -183,6 +183,10 @@ class Stale(Protocol[F_contra]):
 class Retries(Protocol[S_contra, F]):
     """A method that can try again, harder, to bring some facts about."""
 
+    def target_of(self, edit: Edit) -> str:
+        """Name of what facts with one target have in common."""
+        ...
+
     def retried(
         self,
         model: ModelHandle,
@@ -259,10 +263,14 @@ class WritesKeys(Accumulates, Regularised, Protocol):
 
     Attributes:
         merge_subjects: whether edits with one key get one target, when these are made together.
+        reads_prompt: whether keys are read at the end of each prompt, and not of its subject.
     """
 
     @property
     def merge_subjects(self) -> bool: ...
+
+    @property
+    def reads_prompt(self) -> bool: ...
 
 
 @runtime_checkable

@@ -81,6 +81,11 @@ class LocateThenEdit:
                 f"Layers {', '.join(map(str, self.layers))}: a residual is spread over layers as "
                 f"the gap at a block's output, so ROME, and insertion=down, take one layer only."
             )
+        if self.reads_prompt and self.residuals.tie_subjects:
+            raise InvalidSetting(
+                "lookup=prompt gives facts about one subject a key each, and tie_subjects one "
+                "target for all of them. Leave one of the two out."
+            )
         check_together(
             self.ridge, self.metric, self.residuals, self.step, accumulate=self.accumulate
         )
@@ -112,21 +117,30 @@ class LocateThenEdit:
         progress: Progress = silent,
     ) -> KeyFeatures:
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
-        first = self.layers[0]
+        first, own = self.layers[0], self._read(edits)
         # The first context is the bare prompt: one pass gives both.
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
-        keys, bare = recall_keys(model, edits, state.prefixes, first, averages, progress)
-        targets = self._targets(model, edits, state, self._aim, progress)
+        keys, bare = recall_keys(model, own, state.prefixes, first, averages, progress)
+        targets = self._targets(model, own, state, self._aim, progress)
         outputs = target_outputs = values = None
         if len(self.layers) == 1:
             outputs = self._valued(keys, bare) @ model.master(first).double().mT
         else:
-            target_outputs = self._spread.target_outputs(model, edits, self.layers, targets.delta)
+            target_outputs = self._spread.target_outputs(model, own, self.layers, targets.delta)
         if self.residuals.anchor_norm != "off":
             module = {self._aim: model.site(self._aim).module}
-            located = [locate(model.tokens, edit, "") for edit in edits]
+            located = [locate(model.tokens, edit, "") for edit in own]
             values = read_at_lookup(model, located, module, of_input=False)[self._aim].double()
         return KeyFeatures(tuple(edits), targets, keys, bare, outputs, target_outputs, values)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """True if keys are read at the end of prompts."""
+        return self.contexts.lookup == "prompt"
+
+    def target_of(self, edit: Edit) -> str:
+        """Name of what facts with one target have in common."""
+        return edit.subject if self.residuals.tie_subjects else self._name(edit)
 
     def retried(
         self,
@@ -138,8 +152,8 @@ class LocateThenEdit:
         progress: Progress = silent,
     ) -> KeyFeatures:
         """The features, with other targets for some edits and all that share one with them."""
-        shared = {self._target_of(edit) for edit in features.edits if edit.id in ids}
-        places = [i for i, edit in enumerate(features.edits) if self._target_of(edit) in shared]
+        shared = {self.target_of(edit) for edit in features.edits if edit.id in ids}
+        places = [i for i, edit in enumerate(features.edits) if self.target_of(edit) in shared]
         harder = replace(self, targets=self.targets.harder(times))
         chosen = [features.edits[place] for place in places]
         return features.put(places, harder.features(model, chosen, state, progress))
@@ -200,7 +214,7 @@ class LocateThenEdit:
         """
         size = features.targets.delta.double().norm(dim=-1)
         if features.outputs is None:
-            now = _block_output(model, features.edits, self._aim)
+            now = _block_output(model, self._read(features.edits), self._aim)
             moved = now - features.targets.anchor.double()
         else:
             valued = self._valued(features.keys, features.bare)
@@ -253,7 +267,8 @@ class LocateThenEdit:
                 f"for the plain change."
             )
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
-        read = read_keys(model, edits, state.prefixes, self.layers, averages, progress)
+        own = self._read(edits)
+        read = read_keys(model, own, state.prefixes, self.layers, averages, progress)
         return {
             layer: shares(
                 keys,
@@ -313,19 +328,21 @@ class LocateThenEdit:
         if not model.architecture.additive:
             # A block's output does not just add the down-projection's: δ goes to the latter.
             options = replace(options, insertion="down")
+        if self.reads_prompt:
+            options = replace(options, kl=0.0)  # what stands behind the prompt is to change
         if not self.merge_subjects:
             return recall_targets(model, edits, state.prefixes, layer, options, progress)
         return recall_shared_targets(
-            model, edits, state.prefixes, layer, options, progress, of=self._target_of
+            model, edits, state.prefixes, layer, options, progress, of=self.target_of
         )
 
-    def _target_of(self, edit: Edit) -> str:
-        """Name of what facts with one target have in common."""
-        return edit.subject if self.residuals.tie_subjects else self._name(edit)
+    def _read(self, edits: Sequence[Edit]) -> list[Edit]:
+        """The edits with the subjects at whose ends keys are read."""
+        return [self.contexts.read(edit) for edit in edits]
 
     def _name(self, edit: Edit) -> str:
         """Name by which a fact is recognised when it is edited again."""
-        return edit.head if self.merge_subjects else edit.fact
+        return self.contexts.read(edit).head if self.merge_subjects else edit.fact
 
     def _rows(self, names: Sequence[str], state: KeyState) -> Rows:
         replaces = self.accumulate and self.ridge > 0
@@ -404,7 +421,7 @@ class LocateThenEdit:
             now = (features.keys if read is None else read) @ weight.mT
             wanted = features.outputs + features.targets.delta.double()
             return Wish(features.keys, wanted - now, now, read)
-        edits, place = features.edits, self.layers.index(layer)
+        edits, place = self._read(features.edits), self.layers.index(layer)
         weights = self.contexts.weights(len(state.prefixes))
         keys = read_keys(model, edits, state.prefixes, [layer], weights)[layer]
         gap = self._spread.gap(

@@ -207,7 +207,8 @@ def _measured(
         for layer, state in states.items():
             delta, contexts = patch.deltas[layer], readers[layer].contexts
             weights = contexts.weights(len(state.prefixes))
-            keys = read_keys(model, edits, state.prefixes, [layer], weights, progress)[layer]
+            own = [contexts.read(edit) for edit in edits]
+            keys = read_keys(model, own, state.prefixes, [layer], weights, progress)[layer]
             whitening = state.memory.preservations[layer].base
             white, basis = whitening.whiten(keys), _directions(delta, whitening)
             inside = (white @ basis.mT).square().sum(-1) / white.square().sum(-1)

@@ -73,7 +73,7 @@ def _merged(settings: Mapping[str, object], edits: Sequence[Edit]) -> Iterator[S
     parts = settings.get(STACK)
     if not isinstance(parts, list):
         if True in (settings.get("merge_subjects"), settings.get("tie_subjects")):
-            yield edits
+            yield [edit.whole for edit in edits] if settings.get("lookup") == "prompt" else edits
         return
     first = 0
     for part in parts:

@@ -17,10 +17,11 @@ that was given, so take it as an order of size.
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import default_micro_batch, kept_numbers
 from retcon.method.presets import Recipe
@@ -112,7 +113,9 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
         return _without_targets(outline, layers, settings)
     blocks, parameters = outline.block_parameters, outline.parameters
     head = sum(p.numel() for p in outline.architecture.head.parameters())
-    contexts, few = _whole(settings["prefixes"]) + 1, _whole(settings["contexts_per_step"])
+    forms: Any = settings["forms"]
+    contexts = ContextOptions(prefixes=_whole(settings["prefixes"]), forms=tuple(forms)).count
+    few = _whole(settings["contexts_per_step"])
     # The prompts of one step, and the one at which the divergence is measured.
     rows = (min(few, contexts) if few else contexts) + 1
     behind = 2 * _SUFFIX * sum(blocks[max(layers) + 1 :]) + 2 * _TARGET * head

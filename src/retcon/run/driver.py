@@ -186,7 +186,7 @@ class _Carried:
         self.size = self.schedule.batch_size
         self._rule, self._guard = self.schedule.batch_rule, self.schedule.guard
         looks = self._rule.looks or self._guard.watches
-        self._monitor = Monitor(self.model) if looks else None
+        self._monitor = Monitor(self.model, self._guard.probes) if looks else None
         untouched = self._monitor.measure([], [], 0.0) if self._monitor else None
         self._refresh = self.schedule.refresh
         # From which edit on, and up to which, the last features were made.

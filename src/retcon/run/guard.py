@@ -4,6 +4,7 @@
     retention     of facts written earlier
     step norm     ‖ΔW‖/√n of a batch, against the first one
     energy        tr(D M₀ Dᵀ) of the whole change D, by facts, against that after the first one
+    probes        that were right on the untouched model, and are not any more; where there are such
 
 Perplexity and retention fail one without the other, so both are watched; the other two need no pass
 over any text. The first batch is the first that wrote anything: one of facts that the model says
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from math import exp, log
 from typing import Literal
 
+from retcon.edits import Probe
 from retcon.errors import InvalidSetting
 from retcon.run.signals import Signals, growth
 
@@ -36,6 +38,8 @@ class Guard:
         perplexity: largest ratio to the untouched model's.
         retention: smallest share of earlier facts that are still said.
         step_norm, energy: largest ratio to the first batch's.
+        probes: what should stay as it is (`harm.probes_of` makes them of cases).
+        changed: largest share of the probes that change, where more than one does.
     """
 
     action: Action = "off"
@@ -43,6 +47,8 @@ class Guard:
     retention: float = 0.6
     step_norm: float = 20.0
     energy: float = 20.0
+    probes: tuple[Probe, ...] = ()
+    changed: float = 0.1
 
     @classmethod
     def parse(cls, action: str) -> "Guard":
@@ -72,8 +78,14 @@ class Guard:
             return f"perplexity of ordinary text is {_times(moved)} that of the untouched model"
         if now.retention is not None and now.retention < self.retention:
             return f"of the facts written earlier {now.retention:.0%} are still said"
-        if first is None:
-            return ""
+        if now.changed > max(1, self.changed * now.probes):
+            return (
+                f"{now.changed:,} of {now.probes:,} probes that were right before are not any more"
+            )
+        return "" if first is None else self._compared(first, now)
+
+    def _compared(self, first: Signals, now: Signals) -> str:
+        """Say what is wrong with a batch beside the first one; empty where nothing is."""
         further = _ratio(now.step_norm, first.step_norm)
         if not further <= self.step_norm:
             return f"a fact moves the weights {further:.3g} times as far as in the first batch"

@@ -9,7 +9,7 @@ is where greedy generation begins with it.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from retcon.edits import Case
+from retcon.edits import Case, Probe
 from retcon.errors import first_few
 from retcon.scoring.observations import Observation
 
@@ -64,6 +64,15 @@ def harm_of(
     known = [place for place in probes if was.get(place) and place in now]
     changed = tuple(probes[place] for place in known if not now[place])
     return Harm(changed, len(known))
+
+
+def probes_of(cases: Sequence[Case]) -> list[Probe]:
+    """The probes of some cases: neighbours, whose truth is the old answer, and locality."""
+    return [
+        Probe(prompt=one.prompt, answer=one.answer)
+        for case in cases
+        for one in _probes(case).values()
+    ]
 
 
 _Place = tuple[str, str, int]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from retcon.data.held_out import held_out
-from retcon.edits import Edit
+from retcon.edits import Edit, Probe
 from retcon.errors import NotFinite
 from retcon.features.own_text import SelfCorpus
 from retcon.model.handle import ModelHandle
@@ -25,11 +25,14 @@ class Monitor:
     """Ordinary text and a sample of earlier facts, chosen by hashes, so that all runs ask alike.
 
     model: the model before its first edit. Where it does not know the words of the text that comes
-    with the package, it is given text that it has written itself.
+    with the package, it is given text that it has written itself. probes: of these, it is asked
+    again for those that it answers right.
     """
 
-    def __init__(self, model: ModelHandle) -> None:
+    def __init__(self, model: ModelHandle, probes: Sequence[Probe] = ()) -> None:
         self._model = model
+        right = self._right(probes)
+        self._probes = [probe for probe, so in zip(probes, right, strict=True) if so]
         self._texts = held_out(passages=_PASSAGES).texts
         if not _known(model, self._texts):
             # Other text than second moments are from, which have the seed 0.
@@ -53,11 +56,21 @@ class Monitor:
             passages = read_passages(self._model, self._texts, length=_LENGTH)
             efficacy = self._share(sorted(now.values(), key=_place)[:_RESERVOIR])
             retention = self._share(reservoir)
+            changed = len(self._probes) - sum(self._right(self._probes))
         except NotFinite:
             return Signals(float("inf"), 0.0, 0.0, step_norm)
         read = level(passages, "perplexity")
         text = read.value if read is not None and isfinite(read.value) else float("inf")
-        return Signals(text, efficacy, retention, step_norm)
+        return Signals(
+            text, efficacy, retention, step_norm, changed=changed, probes=len(self._probes)
+        )
+
+    def _right(self, probes: Sequence[Probe]) -> list[bool]:
+        """Tell of each probe whether every token of its answer is the most probable one."""
+        if not probes:
+            return []
+        scores = score_targets(self._model, [(one.prompt, one.answer) for one in probes])
+        return [score.hits == score.tokens for score in scores]
 
     def _share(self, edits: Sequence[Edit]) -> float | None:
         """Share of facts whose target beats the old one, or, without one, all other tokens."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from retcon.edits import Case
 from retcon.errors import first_few
-from retcon.method.base import NONE
+from retcon.method.base import NONE, Retries
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
@@ -87,6 +87,7 @@ class _Repair(NamedTuple):
     model: ModelHandle
     cases: Sequence[Case]
     prepared: Prepared
+    method: Retries[Any, Any]
     state: Any
     before: Sequence[Observation]
     progress: Progress
@@ -110,12 +111,8 @@ class _Repair(NamedTuple):
 
     def hopeless(self, best: _Attempt) -> tuple[str, ...]:
         """Ids of facts that are not said and share their target with none that is."""
-        missing, settings = {*best.missing}, self.prepared.recipe.settings
-        names = {e.id: e.id for e in best.features.edits}
-        if settings.get("tie_subjects"):
-            names = {e.id: e.subject for e in best.features.edits}
-        elif settings.get("merge_subjects"):
-            names = {e.id: e.head for e in best.features.edits}
+        missing, edits = {*best.missing}, best.features.edits
+        names = {e.id: self.method.target_of(e) for e in edits}
         shared = {name for id, name in names.items() if id not in missing}
         return tuple(id for id, name in names.items() if id in missing and name not in shared)
 
@@ -149,7 +146,7 @@ def edit_until_said(
     state = prepared.method.setup.begin(model, progress)
     features = prepared.method.features(model, edits, state, progress)
     before = score_cases(model, cases, when="pre", progress=progress)
-    repair = _Repair(model, cases, prepared, state, before, progress)
+    repair = _Repair(model, cases, prepared, chosen, state, before, progress)
     best = repair.attempt(features, NONE)
     history = [Round(tuple(edit.id for edit in edits), best.said, best.changed, True)]
     for times in range(1, rounds + 1):

@@ -120,6 +120,14 @@ def clashes(
     """Find edits that get into each other's way, among groups with one key."""
     if not isinstance(method, WritesKeys):
         return ()
+    if method.reads_prompt:
+        own = [[edits[place].text for place in group] for group in groups]
+        groups = [
+            [place for place, text in zip(group, texts, strict=True) if text == one]
+            for group, texts in zip(groups, own, strict=True)
+            for one in dict.fromkeys(texts)
+            if texts.count(one) > 1
+        ]
     met = [part for group in groups for part in _meeting(group, schedule)]
     found = [_clash(method, edits, part, schedule) for part in met]
     return tuple(clash for clash in found if clash is not None)

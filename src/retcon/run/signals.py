@@ -15,6 +15,7 @@ class Signals(NamedTuple):
         energy: tr(D M₀ Dᵀ) of the whole change D, the sum over layers; None where the method does
             not weigh changes.
         facts: so many are in D, counted from the first batch on that wrote anything.
+        changed, probes: so many probes are not right any more, of those that were before any edit.
     """
 
     log_perplexity: float
@@ -23,6 +24,8 @@ class Signals(NamedTuple):
     step_norm: float
     energy: float | None = None
     facts: int = 0
+    changed: int = 0
+    probes: int = 0
 
     @property
     def energy_a_fact(self) -> float | None:

@@ -297,7 +297,7 @@ def json_schema() -> dict[str, Any]:
 
 
 # Settings whose one value is a list; a list of lists spans an axis of them.
-LISTS = ("prefix_tokens",)
+LISTS = ("prefix_tokens", "forms")
 _SPANNED = ("model", "dtype", "method", "schedule", "n", "batch_size", "seed", "order", "refresh")
 _DEFAULTS: Mapping[str, Any] = {
     "seed": 0,

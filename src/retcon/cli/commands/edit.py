@@ -107,10 +107,12 @@ def edit(
     """Rewrite facts: make the patch, ask for each fact, show what is said, and save it with -o.
 
     Where --guard stop or rollback ends the run before all facts are in, what is in is shown and
-    saved, and the exit code is 2. Facts that --until-said does not bring about are left out.
+    saved, and the exit code is 2. It watches the facts' probes, too. Facts that --until-said does
+    not bring about are left out.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, guard, fast)
+    watched = "off" if schedule is None else guard
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, watched, fast)
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")
@@ -128,8 +130,12 @@ def edit(
     if interference is not None:
         print_interference(source, choice, [case.edit for case in cases], interference, json)
         return
-    if until_said and schedule is not None:
-        raise InvalidSetting("--until-said writes all facts in one batch: leave --schedule out.")
+    if until_said and (schedule, guard) != (None, "off"):
+        raise InvalidSetting(
+            "--until-said writes all facts in one batch, and watches the probes by itself: leave "
+            "--schedule and --guard out."
+        )
+    choice = choice.watched(guard, cases)
     check_writable(json)
     check_writable(output)
     result = _run(source, choice, cases, until_said)
