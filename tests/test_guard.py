@@ -12,7 +12,6 @@ from retcon.algebra.whitening import Cholesky, Projection, Root
 from retcon.edits import Probe
 from retcon.errors import Collapsed
 from retcon.method.entries import find_method
-from retcon.model.handle import ModelHandle
 from retcon.run.edit import edit as make
 from retcon.run.guard import Guard
 from retcon.run.monitor import Monitor
@@ -252,48 +251,12 @@ def test_a_change_is_what_was_written_since(dtype, cache):
     assert not model.change(1).any()
 
 
-def knowing(prompts: list[str], word: str) -> ModelHandle:
-    """A model that says the word behind each of some prompts: its row of the head is made so."""
-    model = pico()
-    (token, *_) = model.tokens.continuation(prompts[0], word).target
-    with torch.no_grad():
-        said = [
-            model.model.model(input_ids=torch.tensor([model.tokens.encode(prompt)]))[0][0, -1]
-            for prompt in prompts
-        ]
-        sure = torch.full((len(prompts),), 10.0)
-        model.model.lm_head.weight[token] = torch.linalg.pinv(torch.stack(said)) @ sure
-    return model
-
-
 def test_probes_that_changed_trip_the_guard_where_they_are_more_than_one_and_a_tenth():
     assert not WARN.judge(FINE, None, FINE._replace(changed=1, probes=1))
     assert not WARN.judge(FINE, None, FINE._replace(changed=3, probes=30))
     told = WARN.judge(FINE, None, FINE._replace(changed=4, probes=30))
     assert told == "4 of 30 probes that were right before are not any more"
     assert WARN.judge(FINE, None, FINE._replace(changed=2, probes=2))
-
-
-def test_a_guard_watches_probes_and_takes_back_what_changes_them(cache):
-    """Of probes that end with the subjects, where all that is written stands."""
-    prompts = [edit.head for edit in EDITS]
-    model = knowing(prompts, "a")
-    right = [Probe(prompt=prompt, answer="a") for prompt in prompts]
-    wrong = Probe(prompt="Warsaw is", answer="the Eiffel Tower")
-    monitor = Monitor(model, [*right, wrong])
-    seen = monitor.measure([], [], 0.0)
-    assert (seen.changed, seen.probes) == (0, len(right))
-    assert Monitor(model).measure([], [], 0.0).probes == 0
-    how = {"method": "memit", "layers": (1,), "settings": {**FAST, "ridge": 0.01, "clamp": 30.0}}
-    with make(model, EDITS, **how).applied(model):
-        changed = monitor.measure([], [], 0.0).changed
-    assert changed > 1
-    guard = Guard(action="rollback", perplexity=float("inf"), probes=(*right, wrong))
-    plan = replace(Schedule.parse("sequential-batch:5"), guard=guard)
-    with pytest.raises(Collapsed, match=f"{changed} of 5 probes that were right before"):
-        make(model, EDITS, schedule=plan, **how)
-    plan = replace(plan, guard=replace(guard, probes=(wrong,)))
-    assert len(make(model, EDITS, schedule=plan, **how).edits) == len(EDITS)
 
 
 def test_the_command_line_guards_one_batch_and_its_own_probes(monkeypatch, folder, retcon):  # noqa: F811
