@@ -9,7 +9,6 @@ import torch
 from pico import pico, run
 from retcon.algebra.preservation import Preservation
 from retcon.algebra.whitening import Cholesky, Projection, Root
-from retcon.edits import Probe
 from retcon.errors import Collapsed
 from retcon.method.entries import find_method
 from retcon.run.edit import edit as make
