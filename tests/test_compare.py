@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import socket
 import subprocess
 
 import pytest
@@ -142,6 +143,10 @@ def test_serve_ends_with_ctrl_c_and_says_what_it_lacks(folder, retcon, server, m
     monkeypatch.setattr(serving.subprocess, "run", interrupted)
     code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
     assert code == 130 and "Nothing is served any more" in err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, err = retcon("serve", "./model", "--patch", "p.safetensors", "--port", port)
+    assert code == 2 and f"Port {port}" in err and "another --port" in err
     monkeypatch.setattr(serving, "is_serve_available", lambda: False)
     code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
     assert code == 2 and "retcon-llm[serve]" in err

@@ -12,10 +12,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
 
 from transformers.utils.import_utils import is_serve_available
 
-from retcon.errors import MissingExtra
+from retcon.errors import InvalidSetting, MissingExtra
 from retcon.files import make_folder
 from retcon.model.load import checkpoint_folder
 from retcon.patch.patch import Patch
@@ -36,6 +37,23 @@ def check_server() -> None:
             "Serving is done by `transformers serve`, which needs packages of its own: "
             "pip install 'retcon-llm[serve]'."
         )
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that is taken, before any work is done.
+
+    Raises:
+        InvalidSetting: another program answers on it, or this user may not take it.
+    """
+    with socket() as probe:
+        try:
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InvalidSetting(
+                f"Port {port} of {HOST} cannot be served on: {error.strerror or error}. Give "
+                f"another --port."
+            ) from error
 
 
 def lay_out(

@@ -25,9 +25,18 @@ def serve(
     `base`. The server is `transformers serve`. It is for trying; to serve many, export the patch.
     """
     from retcon.patch.ledger import read_source
-    from retcon.run.serving import BASE, EDITED, HOST, check_server, lay_out, serve_folder
+    from retcon.run.serving import (
+        BASE,
+        EDITED,
+        HOST,
+        check_port,
+        check_server,
+        lay_out,
+        serve_folder,
+    )
 
     check_server()
+    check_port(port)
     quiet_libraries()
     read = read_source(patch)
     with workplace(make_folder(cache_folder())) as folder:
