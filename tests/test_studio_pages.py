@@ -141,6 +141,20 @@ def test_who_goes_on_is_told_where_she_is(studio, tabs, monkeypatch):
     tab.wait_for_selector("#problem:has-text('mistake of Retcon')")
 
 
+def test_a_job_that_is_done_before_the_page_knows_of_it_is_shown(studio, tabs):
+    tab = tabs()
+
+    def late(route):
+        answer = route.fetch()
+        tab.wait_for_timeout(2000)
+        route.fulfill(response=answer)
+
+    tab.route("**/looks", late)
+    tab.goto(f"{studio[1]}/edit")
+    type_fact(tab, FRANCE)
+    tab.wait_for_selector("#look .lookup")
+
+
 def test_a_page_says_when_nobody_answers_and_goes_on_when_somebody_does(tmp_path, browser):
     bench = bench_in(tmp_path)
     app = application(edit_routes(bench), "/edit")

@@ -16,6 +16,7 @@ async function ask(url, options = {}) {
 const post = (url, body) => ask(url, {method: "POST", body});
 const problem = text => {
   const place = one("#problem");
+  if (place.textContent === text) return;
   place.hidden = !text;
   place.textContent = text;
 };
@@ -39,18 +40,18 @@ const awaited = new Map();
 const shown = new Map();
 const begun = () => JSON.parse(sessionStorage.getItem("begun") || "[]");
 const keep = numbers => sessionStorage.setItem("begun", JSON.stringify(numbers));
+const forget = number => { awaited.delete(number); keep(begun().filter(other => other !== number)); };
+const settling = new Set();
 async function settle(number) {
-  const then = awaited.get(number);
-  awaited.delete(number);
+  if (settling.has(number)) return;
+  settling.add(number);
   let job;
   try { job = await ask(`/jobs/${number}`); }
-  catch (error) {
-    if (error instanceof TypeError) awaited.set(number, then);
-    else keep(begun().filter(other => other !== number));
-    throw error;
-  }
-  if (!["done", "failed", "cancelled"].includes(job.state)) { awaited.set(number, then); return; }
-  keep(begun().filter(other => other !== number));
+  catch (error) { if (!(error instanceof TypeError)) forget(number); throw error; }
+  finally { settling.delete(number); }
+  const then = awaited.get(number);
+  if (!["done", "failed", "cancelled"].includes(job.state) || !then) return;
+  forget(number);
   if (job.state === "failed") problem(then === later ? `${job.title}: ${job.problem}` : job.problem);
   if (job.state === "cancelled" && !job.quick) notice(`Cancelled: ${job.title}. Nothing was changed.`);
   then(job);
@@ -74,12 +75,15 @@ function show(job) {
   if (job.state === "running" && job.total) bar.value = Math.min(1, job.done / job.total);
   else bar.removeAttribute("value");
 }
+let under = new Map();
+// Also now and then, for a job that had ended before this page was told its number.
+function sweep() { for (const number of awaited.keys()) if (!under.has(number)) settle(number).catch(told); }
 function news(told_) {
   if (told_.trouble) problem(told_.trouble);
-  const under = new Map(told_.jobs.map(job => [job.job, job]));
+  under = new Map(told_.jobs.map(job => [job.job, job]));
   for (const job of under.values()) if (!job.quick || job.seconds > 1.5) show(job);
   for (const [number, box] of shown) if (!under.has(number)) { box.remove(); shown.delete(number); }
-  for (const number of awaited.keys()) if (!under.has(number)) settle(number).catch(told);
+  sweep();
 }
 let source = null;
 function listen() {
@@ -187,6 +191,7 @@ if (one("#jobs")) {
   document.addEventListener("visibilitychange", listen);
   for (const number of begun()) awaited.set(number, later);
   listen();
+  setInterval(sweep, 500);
   notice(sessionStorage.getItem("told") || "");
   sessionStorage.removeItem("told");
 }
