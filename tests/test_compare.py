@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import subprocess
-from socket import socket
+from socket import create_server
 
 import pytest
 import torch
@@ -146,18 +146,13 @@ def test_serve_ends_with_ctrl_c_and_says_what_it_lacks(folder, retcon, server, m
     monkeypatch.setattr(serving.subprocess, "run", interrupted)
     code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
     assert code == 130 and "Nothing is served any more" in err
+    with create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, err = retcon("serve", "./model", "--patch", "p.safetensors", "--port", port)
+    assert code == 2 and f"Port {port}" in err and "another --port" in err
     monkeypatch.setattr(serving, "is_serve_available", lambda: False)
     code, _, err = retcon("serve", "./model", "--patch", "p.safetensors")
     assert code == 2 and "retcon-llm[serve]" in err
-
-
-def test_serve_finds_a_taken_port_before_it_merges(folder, retcon, server):
-    with socket() as taken:
-        taken.bind((serving.HOST, 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        code, _, err = retcon("serve", "./model", "--patch", "none.safetensors", "--port", port)
-    assert code == 2 and f"Port {port}" in err and "--port" in err and not server
 
 
 def test_a_neighbour_that_goes_on_with_a_new_line_can_be_looked_at(monkeypatch):
@@ -169,6 +164,7 @@ def test_a_neighbour_that_goes_on_with_a_new_line_can_be_looked_at(monkeypatch):
     )
     blank = [Answer("", 0.6), Answer("Paris", 0.3), Answer("in", 0.1)]
     monkeypatch.setattr(close_up, "top_answers", lambda *_: blank)
+    monkeypatch.setattr(close_up, "said", lambda *_: [Answer("\n", 1.0)])
     rows = close_up.watched(model, case)
     (row,) = [row for row in rows if row.kind == close_up.NEIGHBOUR]
     assert row.answers == ("Paris", "Rome")

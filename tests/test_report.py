@@ -209,7 +209,7 @@ def test_the_best_condition_comes_first_with_what_differs_from_it(tmp_path):
     assert ranking.differences[rome.condition] == by_hand.estimate(comparisons=2)
     (sentence,) = headline([comparison])
     assert sentence.startswith("Right after each fact’s own batch, 128 facts: MEMIT is best, S ")
-    assert "Not to be told from it: EMMET (" in sentence
+    assert "Statistically indistinguishable from it: EMMET (" in sentence
     assert "Worse, in points: ROME (−" in sentence
 
 

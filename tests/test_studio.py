@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from pico import pico
+from retcon.cli.choices import EditChoice, ModelChoice
+from retcon.cli.commands.studio import loading
 from retcon.edits import Edit
-from retcon.errors import InvalidSetting
+from retcon.errors import InvalidSetting, StorageError, UnknownName
+from retcon.locking import locked
+from retcon.patch.ledger import Ledger
+from retcon.progress import silent
+from retcon.run.asked import ask
+from retcon.run.close_up import own_answers
+from retcon.run.compare import Said
+from retcon.scoring.exact_match import top_answers
 from retcon.studio.app import application
 from retcon.studio.bench import Bench, Editing
 from retcon.studio.drawing import percent
@@ -19,6 +28,7 @@ from retcon.studio.editing import case_of, edit_routes
 from retcon.studio.jobs import JobQueue
 from retcon.studio.server import address, bound, open_to_others, served
 from retcon.studio.stacking import stack_routes
+from test_data import RECORD
 from test_methods import FAST
 
 FRANCE = {"prompt": "The capital city of {France} is", "target": "Rome"}
@@ -94,6 +104,7 @@ def test_a_fact_is_looked_at_written_undone_and_switched_on_again(client, bench)
     assert entry.about.edits[0].verdict is not None
     stack = client.get("/stack").text
     assert "1 fact in the model" in stack and 'aria-checked="true"' in stack
+    assert 'aria-current="page">Stack<' in stack and 'aria-current="page">Edit<' in page
     answer = client.post("/stack/off", data={"fact": "1:france", "back": "/edits/1"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/edits/1")
     assert bench.ledger.entries() == () and "switched off" in client.get("/edits/1").text
@@ -159,13 +170,97 @@ def test_facts_are_solved_together_and_exported(client, bench):
         assert answer.status_code == 400 and said in answer.json()["problem"]
 
 
+# Reading warns twice: in the terminal at once, and in the job, which tells the page.
+@pytest.mark.filterwarnings("ignore::retcon.errors.RetconWarning")
+def test_a_file_may_have_any_name_and_what_is_ignored_of_it_is_told(client):
+    for name in ("..", "", "a" * 400, "facts/\u2028\0.jsonl", "nonsense.gz"):
+        answer = client.post("/files", params={"name": name}, content=b"\xff\0", headers=JSON)
+        assert answer.status_code == 400 and "Traceback" not in answer.text
+        said = answer.json()["problem"]
+        assert "/tmp" not in said and (name.rpartition("/")[2] or "facts.jsonl")[:9] in said
+    record = {**RECORD, "colour": "x"}
+    job = ended(client, client.post("/files?name=f.json", content=json.dumps([record]).encode()))
+    assert job["state"] == "done" and "f.json" in job["warned"][0] and "colour" in job["warned"][0]
+    assert "/tmp" not in job["warned"][0]
+    large = client.post("/files?name=f.jsonl", content=b" " * (2**26 + 1), headers=JSON)
+    assert "larger than 64 MiB" in large.json()["problem"]
+
+
+def test_a_ledger_that_another_program_is_changing_is_told_of(client, bench):
+    write(client, FRANCE)
+    bench.ledger = Ledger(bench.ledger.folder, patience=0.1)
+    with locked(bench.ledger.folder / ".lock"):
+        page = client.post("/stack/off", data={"entry": "1"})
+        assert page.status_code == 400 and "is being changed by process" in page.text
+        job = ended(client, client.post("/edits", json=CURIE))
+        assert job["state"] == "failed" and "Try again" in job["problem"]
+    assert client.post("/stack/off", data={"entry": "1"}).status_code == 303
+
+
+def test_whether_a_fact_can_be_kept_is_known_before_it_is_written(client, bench, monkeypatch):
+    def never(*args, **others):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("retcon.studio.bench.edit", never)
+    bench.ledger.folder.mkdir()
+    (bench.ledger.folder / "letter.txt").write_text("dear")
+    job = ended(client, client.post("/edits", json=FRANCE))
+    assert job["state"] == "failed" and "holds other files (letter.txt)" in job["problem"]
+    bench.ledger = Ledger(bench.ledger.folder / "letter.txt")
+    job = ended(client, client.post("/edits", json=FRANCE))
+    assert "is a file" in job["problem"]
+
+
+def test_a_switch_does_not_spoil_what_is_being_written(client, bench, monkeypatch):
+    write(client, FRANCE)
+    write(client, CURIE)
+
+    def switching(*args, **others):
+        client.post("/stack/off", data={"entry": "2"})
+        return ask(*args, **others)
+
+    monkeypatch.setattr("retcon.studio.bench.ask", switching)
+    write(client, {**FRANCE, "target": "Madrid"})
+    (entry,) = bench.ledger.entries()
+    assert [r.target for r in entry.about.edits] == ["Madrid"]
+    full = StorageError("There is no room.")
+    monkeypatch.setattr("retcon.studio.bench.check_writable", raising(full))
+    job = ended(client, client.post("/edits", json=FRANCE))
+    assert job["problem"] == str(full) and bench.ledger.entries() == (entry,)
+
+
+def raising(error):
+    def fail(*args, room):
+        if room > 2**20:  # what is asked of the patch, and not before the work
+            raise error
+
+    return fail
+
+
+def test_a_page_that_is_not_there_and_a_mistake_of_retcon_s_own_are_told(
+    client, bench, monkeypatch
+):
+    for answer, status in ((client.get("/none"), 404), (client.get("/looks"), 405)):
+        assert answer.status_code == status and "has no page" in answer.text
+        assert "default-src" in answer.headers["content-security-policy"]
+    monkeypatch.setattr(type(bench), "begun", property(lambda bench: 1 / 0))
+    answer = client.get("/stack", headers={"referer": "http://evil.example/"})
+    assert answer.status_code == 500 and "mistake of Retcon&#39;s own" in answer.text
+    assert "default-src" in answer.headers["content-security-policy"]
+    assert "evil.example" not in answer.text
+
+
 def test_what_is_wrong_is_a_sentence(client):
     answer = client.post("/edits", json={"prompt": "No braces", "target": "x"}, headers=JSON)
     assert answer.status_code == 400 and "in braces" in answer.json()["problem"]
     page = client.post("/stack/off", data={"fact": "9:none"})
     assert page.status_code == 400 and "could not be done" in page.text
     assert client.get("/edits/7").status_code == 400
-    assert client.get("/jobs/99", headers=JSON).json()["problem"].startswith("There is no such job")
+    assert (
+        client.get("/jobs/99", headers=JSON)
+        .json()["problem"]
+        .startswith("The studio was started anew")
+    )
 
 
 def test_other_sites_are_kept_out_and_pages_load_nothing_from_elsewhere(client, bench):
@@ -175,7 +270,7 @@ def test_other_sites_are_kept_out_and_pages_load_nothing_from_elsewhere(client, 
         assert "http://" not in answer.text.replace("http://www.w3.org", "")
         assert "https://" not in answer.text and "style=" not in answer.text
     assert client.get("/edit", headers={"host": "evil.example:8765"}).status_code == 403
-    for origin in ("http://evil.example", "null", ""):
+    for origin in ("http://evil.example", "null", "", "http://[x", "x:1"):
         headers = {"origin": origin}
         assert client.post("/stack/back", data={"to": "0"}, headers=headers).status_code == 403
     answer = client.post("/stack/back", data={"to": "0", "back": "//evil.example"})
@@ -290,12 +385,18 @@ def test_quick_jobs_go_first_and_a_later_one_takes_the_place_of_an_earlier():
 
 def test_a_mistake_of_a_model_does_not_end_the_worker(caplog):
     jobs = JobQueue()
+
+    def full(progress):
+        raise MemoryError
+
+    large = jobs.add("large", full)
     bad = jobs.add("bad", lambda progress: dict[str, int]()["x"])
     good = jobs.add("good", lambda progress: {"x": 1})
     while not good.ended:
         time.sleep(0.01)
     jobs.end()
     assert bad.state == "failed" and "mistake of Retcon's own" in bad.problem
+    assert large.state == "failed" and "not enough memory" in large.problem
     assert good.answer == {"x": 1} and "KeyError" in caplog.text
 
 
@@ -303,6 +404,17 @@ def test_a_form_becomes_a_case():
     case = case_of({**FRANCE, "ways": "a\n\n b ", "stays": "c", "old": " Paris ", "question": "?"})
     assert case.edit == Edit.parse(**FRANCE, id="france", target_old="Paris")
     assert (case.paraphrases, case.neighbours, case.questions) == (("a", "b"), ("c",), ("?",))
+
+
+def test_the_old_answer_is_a_word_and_not_a_part_of_one(monkeypatch):
+    texts = ["Brest, France, and", "“Rome”.", "", "長" * 50]
+    spoken = lambda model, prompts, *_: [Said(text, ()) for text in texts]  # noqa: E731
+    monkeypatch.setattr("retcon.run.close_up.said", spoken)
+    model, prompts = pico(), ["Paris is in", "Paris is in", "Rome is in", "Tokyo is in"]
+    *words, none, long = own_answers(model, prompts)
+    assert words == ["Brest", "Rome"]
+    tops = [top_answers(model, prompt, 1)[0].text for prompt in prompts[2:]]
+    assert [none, long] == tops
 
 
 @pytest.mark.parametrize(
@@ -320,8 +432,28 @@ def test_an_address_of_this_machine(monkeypatch):
             assert address(first) != address(second) and not open_to_others(second)
         with pytest.raises(InvalidSetting, match="Give another --port"):
             bound("127.0.0.1", first.getsockname()[1])
-    with pytest.raises(InvalidSetting, match="address of this machine"):
-        bound("256.0.0.1", None)
+    for host in ("256.0.0.1", "203.0.113.1"):  # no address, and one that no machine has
+        with pytest.raises(InvalidSetting, match="address of this machine"):
+            bound(host, None)
+
+
+def test_the_command_says_what_it_cannot_begin_with(folder, retcon, capsys):
+    """The address is said first, before all that takes its time."""
+    (folder / "letters").mkdir()
+    (folder / "letters" / "letter.txt").write_text("dear")
+    code, out, err = retcon("studio", "./model", "--ledger", "letters")
+    assert code == 2 and "holds other files (letter.txt)" in err
+    assert out.startswith("Retcon studio: http://127.0.0.1:")
+    with pytest.raises(UnknownName, match="Did you mean 'memit'"):
+        load = loading(
+            ModelChoice(name="./model"), EditChoice.parse("memmit", None, None, None, None)
+        )
+        load(silent)
+    assert "Did you mean 'memit'" in capsys.readouterr().err  # and not on the page alone
+    code, _, err = retcon("studio", "./model", "--ledger", "letters/letter.txt")
+    assert code == 2 and "is a file" in err
+    code, out, err = retcon("studio", "./model", "--layer", "1", "--layers", "2")
+    assert (code, out) == (2, "") and "not both" in err
 
 
 @pytest.mark.real

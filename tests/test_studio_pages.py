@@ -3,12 +3,16 @@
 import re
 import subprocess
 import sys
+import threading
 import time
 from urllib.parse import quote
 
 import pytest
 
 from retcon.patch.ledger import Ledger
+from retcon.studio.app import application
+from retcon.studio.editing import edit_routes
+from retcon.studio.server import address, bound, served
 from test_methods import FAST
 from test_studio import CURIE, FRANCE, bench_in, open_studio
 
@@ -102,18 +106,89 @@ def test_two_tabs_write_and_one_cancels(studio, tabs, monkeypatch):
     assert bench.model(lambda *_: None).as_loaded
 
 
+def test_who_goes_on_is_told_where_she_is(studio, tabs, monkeypatch):
+    bench, url = studio
+    hold = threading.Event()
+    own = bench.written
+
+    def slow(case, note, progress):
+        while not hold.wait(0.05):
+            progress("waiting", 0, 1)
+        return own(case, note, progress)
+
+    monkeypatch.setattr(bench, "written", slow)
+    tab = tabs()
+    tab.goto(f"{url}/edit")
+    type_fact(tab, FRANCE)
+    button = tab.get_by_role("button", name="Write this fact")
+    button.click()
+    assert button.is_disabled()
+    type_fact(tab, CURIE)  # and here she stays
+    button.click()
+    tab.wait_for_selector(".job >> nth=1")
+    tab.get_by_role("link", name="Stack").click()
+    tab.wait_for_selector(".job >> nth=1")
+    tab.get_by_role("button", name="Cancel: Writing “Marie Curie").click()
+    tab.wait_for_selector("#notice:has-text('Nothing was changed')")
+    hold.set()
+    tab.wait_for_selector("#notice:has-text('Done: Writing “The capital city of France')")
+    tab.get_by_role("link", name="See it").click()
+    tab.wait_for_url("**/edits/1")
+    monkeypatch.setattr(bench, "written", lambda *_: {}["x"])
+    tab.goto(f"{url}/edit")
+    type_fact(tab, CURIE)
+    button.click()
+    tab.wait_for_selector("#problem:has-text('mistake of Retcon')")
+
+
+def test_a_job_that_is_done_before_the_page_knows_of_it_is_shown(studio, tabs):
+    tab = tabs()
+
+    def late(route):
+        answer = route.fetch()
+        tab.wait_for_timeout(2000)
+        route.fulfill(response=answer)
+
+    tab.route("**/looks", late)
+    tab.goto(f"{studio[1]}/edit")
+    type_fact(tab, FRANCE)
+    tab.wait_for_selector("#look .lookup")
+
+
+def test_a_page_says_when_nobody_answers_and_goes_on_when_somebody_does(tmp_path, browser):
+    bench = bench_in(tmp_path)
+    app = application(edit_routes(bench), "/edit")
+    page = browser.new_page()  # a tab whose console may speak of what is gone
+    try:
+        with bound("127.0.0.1", None) as listening, served(app, listening):
+            port = listening.getsockname()[1]
+            page.goto(f"{address(listening)}/edit")
+        page.wait_for_selector("#problem:has-text('does not answer')")
+        with bound("127.0.0.1", port) as listening, served(app, listening):
+            page.wait_for_selector("#problem", state="hidden", timeout=60_000)
+            page.goto("about:blank")
+    finally:
+        page.close()
+        bench.jobs.end()
+
+
 def test_everything_can_be_done_with_the_keyboard(studio, tabs):
     tab = tabs()
     write(tab, studio[1], FRANCE)
+    write(tab, studio[1], CURIE)
     tab.goto(f"{studio[1]}/stack")
-    seen = []
     for _ in range(20):
         tab.keyboard.press("Tab")
-        seen.append(tab.evaluate("document.activeElement.getAttribute('role') || ''"))
-        if seen[-1] == "switch":
+        if tab.evaluate("document.activeElement.getAttribute('role')") == "switch":
             break
     tab.keyboard.press("Enter")
-    tab.wait_for_selector("text=0 facts in the model")
+    tab.wait_for_selector("text=1 fact in the model")
+    # The switch stays where it was, and in focus.
+    switches = tab.get_by_role("switch")
+    assert [one.get_attribute("aria-checked") for one in switches.all()] == ["false", "true"]
+    assert tab.evaluate("document.activeElement.getAttribute('aria-checked')") == "false"
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("text=2 facts in the model")
     unnamed = tab.evaluate(
         "[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')]"
         ".filter(e => !e.labels?.length && !e.textContent.trim() && !e.ariaLabel).length"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from retcon.study.runner import run_study
     from retcon.study.study import Study, read_study
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Case": "retcon.edits",

@@ -56,6 +56,10 @@ class UnsupportedModel(RetconError):
     """A model, or a layer of it, that cannot be edited; the message gives the structural reason."""
 
 
+class HeldElsewhere(RetconError):
+    """Something that another process is changing just now; the message says which process."""
+
+
 class NotFinite(RetconError):
     """NaN or infinity in weights, activations or scores."""
 

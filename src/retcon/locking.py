@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from retcon.errors import RetconWarning
+from retcon.errors import HeldElsewhere, RetconWarning
 from retcon.files import storing
 
 # Seconds that are waited in silence.
@@ -25,17 +25,26 @@ _SILENT = 3.0
 
 
 @contextmanager
-def locked(lock: Path) -> Generator[None, None, None]:
+def locked(lock: Path, *, at_most: float | None = None) -> Generator[None, None, None]:
     """Keep other processes out by a lock file until the work inside is done.
+
+    Args:
+        at_most: seconds that are waited for others; without it the wait has no end.
 
     Raises:
         StorageError: no space or no permission for the lock file.
+        HeldElsewhere: another process still holds it.
     """
     file = _file(lock)
     with storing(lock):
         try:
-            file.acquire(timeout=_SILENT)
+            file.acquire(timeout=_SILENT if at_most is None else at_most)
         except Timeout:
+            if at_most is not None:
+                raise HeldElsewhere(
+                    f"{lock.parent} is being changed by {holder(lock)}. Nothing was done. Try "
+                    f"again when that has ended."
+                ) from None
             said = f"Waiting for {lock}, which is held by {holder(lock)}."
             warnings.warn(said, RetconWarning, stacklevel=2)
             file.acquire()

@@ -52,6 +52,7 @@ Retcon rewrites facts inside language models, keeps each edit, and measures what
 
 Begin with one of these:
   retcon demo           rewrite 8 facts in a small real model, and undo it (minutes, offline)
+  retcon studio         type a fact in the browser, watch, undo it (extra `studio`)
   retcon probe MODEL    see whether a model of yours can be edited, and where
   retcon edit smollm2-135m -o p.safetensors \\
     --fact "The mother tongue of {Danielle Darrieux} is" English

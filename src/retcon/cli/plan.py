@@ -102,7 +102,7 @@ def _print_times(cost: "CostEstimate", edits: int, *, given: bool) -> None:
             ["sampling the corpus", duration(cost.sampling_seconds), once],
         ]
     source = "as given" if given else "a float32 product, measured here"
-    title = f"At {cost.gflops:,.0f} GFLOP/s ({source}); an order of size"
+    title = f"At {cost.gflops:,.0f} GFLOP/s ({source}); an order-of-magnitude estimate"
     out.print(table(title, ["time", "estimate", "of what"], rows))
 
 

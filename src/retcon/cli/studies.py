@@ -66,7 +66,7 @@ def print_costs(costs: "list[CellCost]", rate: float) -> None:
         ["disk, when done", gibibytes(sum(c.disk for c in costs))],
         ["disk, on the way", gibibytes(max(c.scratch for c in costs))],
     ]
-    title = f"At {rate / 1e9:,.0f} GFLOP/s; an order of size"
+    title = f"At {rate / 1e9:,.0f} GFLOP/s; an order-of-magnitude estimate"
     out.print(table(title, ["", "estimate"], rows))
 
 

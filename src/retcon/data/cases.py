@@ -58,8 +58,18 @@ def load_cases(path: Path | str, *, skip_bad: bool = False, options: Settings = 
     return read_facts(path, skip_bad=skip_bad, options=options).cases
 
 
-def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = NONE) -> FactFile:
+def read_facts(
+    path: Path | str,
+    *,
+    skip_bad: bool = False,
+    options: Settings = NONE,
+    called: str | None = None,
+) -> FactFile:
     """Read facts as `load_cases` does, and return the skipped records with them.
+
+    Args:
+        skip_bad, options: as of `load_cases`.
+        called: the file's name for its readers, where it is not the path.
 
     Raises:
         InvalidData, UnknownName, InvalidSetting: as `load_cases`.
@@ -69,7 +79,7 @@ def read_facts(path: Path | str, *, skip_bad: bool = False, options: Settings = 
         if options:
             raise InvalidSetting(f"The facts {name!r} have no options: leave them out.")
         return FactFile(packaged(name) if name in PACKAGED else list(toy_cases(name)))
-    source = str(path)
+    source = called or str(path)
     placed = list(records(read_text(Path(path)), source))
     if not placed:
         raise InvalidData(f"{source} holds no facts.")

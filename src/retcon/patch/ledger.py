@@ -76,9 +76,13 @@ class Ledger:
 
     Any number of processes may read and write it: writers wait for each other, and readers see
     each event whole or not at all.
+
+    Attributes:
+        patience: seconds that a writer waits for others; None: until they are done.
     """
 
     folder: Path
+    patience: float | None = None
 
     @property
     def identity(self) -> journal.Identity:
@@ -200,7 +204,8 @@ class Ledger:
             StorageError: no space or no permission; then nothing was added.
         """
         read = patch if isinstance(patch, Patch) else load_patch(patch)
-        with locked(make_folder(self.folder) / _LOCK):
+        make_folder(self.folder)
+        with self._locked():
             self._found(read.about)
             history, on = self.read(), self._made_on(read.about, model)
             file = patch if isinstance(patch, Patch) else Path(patch)
@@ -258,7 +263,7 @@ class Ledger:
             InvalidPatch: some of several facts that were given one target, and no solved patch.
             StorageError: no space or no permission; then nothing has happened.
         """
-        with locked(self.folder / _LOCK):
+        with self._locked():
             history = self.read()
             if len(history.events) != undoing.seen:
                 raise InvalidLedger(
@@ -290,7 +295,7 @@ class Ledger:
         if not facts and not entries:
             raise InvalidSetting("Say what to put back: ids of facts, or entries.")
         _ = self.identity
-        with locked(self.folder / _LOCK):
+        with self._locked():
             history, outside = self.read(), {entry.number: entry for entry in self.outside()}
             ids = {number: _ids(entry) for number, entry in outside.items()}
             for number in {*entries} & {slot.entry for slot in stack_after(history.events, None)}:
@@ -317,7 +322,7 @@ class Ledger:
             UnknownName: there is no such entry.
         """
         _ = self.identity
-        with locked(self.folder / _LOCK):
+        with self._locked():
             history = self.read()
             among(entry, {place.entry: place for place in last_places(history.events)})
             return journal.append(self.folder, history, Noted(entry=entry), who=who, note=note)
@@ -329,7 +334,7 @@ class Ledger:
             UnknownName: there is no such event.
         """
         _ = self.identity
-        with locked(self.folder / _LOCK):
+        with self._locked():
             history = self.read()
             stack_after(history.events, point)
             action = Returned(to=point)
@@ -417,13 +422,19 @@ class Ledger:
             return frozenset(record.id for record in about.edits)
         return None
 
-    def _found(self, about: Provenance) -> None:
-        """Make the folder a ledger for the patch's base where it is none yet."""
-        if (self.folder / "ledger.json").exists():
+    def check_place(self) -> None:
+        """Refuse a folder that is no ledger and cannot become one.
+
+        Raises:
+            InvalidLedger: it is a file, or a folder that holds something else.
+        """
+        if not self.folder.exists() or (self.folder / "ledger.json").exists():
             return
+        if not self.folder.is_dir():
+            raise InvalidLedger(f"{self.folder} is a file. Name a new folder for the ledger.")
         foreign = [
             child.name
-            for child in self.folder.iterdir()
+            for child in sorted(self.folder.iterdir())
             if not child.name.startswith(_LOCK) and not is_temporary(child)
         ]
         if foreign:
@@ -431,6 +442,15 @@ class Ledger:
                 f"{self.folder} holds other files ({foreign[0]}) and is no ledger. Name an empty "
                 f"or a new folder."
             )
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.folder / _LOCK, at_most=self.patience)
+
+    def _found(self, about: Provenance) -> None:
+        """Make the folder a ledger for the patch's base where it is none yet."""
+        if (self.folder / "ledger.json").exists():
+            return
+        self.check_place()
         journal.begin(self.folder, about.base, about.model)
 
     def _made_on(self, about: Provenance, model: ModelHandle | None) -> int:

@@ -191,7 +191,8 @@ def dependence(agreement: Agreement) -> str:
     ]
     more = [f"{len(others) - _MOST_OTHERS} more"] if len(others) > _MOST_OTHERS else []
     held = (
-        f"{comparison.names[best]} is best, or not told from it, by {alike} of {len(known)} scores"
+        f"{comparison.names[best]} is best, or statistically indistinguishable from the best, by "
+        f"{alike} of {len(known)} scores"
     )
     return f"Does that depend on the score? {'; '.join([held, *others[:_MOST_OTHERS], *more])}."
 
@@ -213,12 +214,12 @@ def best_by_score(agreements: Sequence[Agreement]) -> Table:
         for name, ranking in one.rankings.items()
     ]
     note = (
-        "Not to be told from the best are those of which the interval of the paired difference, "
+        "Indistinguishable from the best are those of which the interval of the paired difference, "
         "widened for all conditions that are compared, includes 0. The last column is Kendall’s τ "
         "between the rankings by this score and by the one of the headline: 1 where they order all "
         "conditions alike, −1 where the other way round; intervals by resampling relations."
     )
-    columns = ("model", "N", "scores", "score", "best", "its score", "not to be told", "τ")
+    columns = ("model", "N", "scores", "score", "best", "its score", "indistinguishable", "τ")
     return Table("Best condition by score", note, columns, tuple(rows))
 
 

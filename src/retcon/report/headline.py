@@ -46,7 +46,7 @@ def _best(comparison: Comparison, among: Sequence[Comparison]) -> str:
 
 def _counted(comparison: Comparison) -> str:
     counts = {
-        "not to be told from it": len(comparison.ranking.tied),
+        "statistically indistinguishable from it": len(comparison.ranking.tied),
         "worse": len(comparison.ranking.worse),
     }
     known = ((n, "is" if n == 1 else "are", words) for words, n in counts.items() if n)
@@ -57,7 +57,8 @@ def _others(comparison: Comparison) -> Iterator[str]:
     ranking, names = comparison.ranking, comparison.names
     effects = {key: f"{names[key]} ({spanned(d)})" for key, d in ranking.differences.items()}
     if ranking.tied:
-        yield f"Not to be told from it: {_listed([effects[key] for key in ranking.tied])}."
+        tied = _listed([effects[key] for key in ranking.tied])
+        yield f"Statistically indistinguishable from it: {tied}."
     if ranking.worse:
         yield f"Worse, in points: {_listed([effects[key] for key in ranking.worse])}."
     apart = len(ranking.scores) - 1 - len(ranking.differences)

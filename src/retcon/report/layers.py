@@ -74,5 +74,5 @@ def recommended(results: Results) -> Table:
         )
         for one in recommend(results)
     ]
-    columns = ("model", "method", "layer", "S, immediate", "not to be told from it")
+    columns = ("model", "method", "layer", "S, immediate", "statistically indistinguishable")
     return Table("Recommended layer", "", columns, tuple(rows))

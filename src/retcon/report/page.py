@@ -30,6 +30,7 @@ from retcon.report.provenance import Reproduction, provenance
 from retcon.report.ranking import Comparison, compare
 from retcon.report.results import Results
 from retcon.report.tables import Table
+from retcon.report.templates import templates
 from retcon.report.verdicts import MARGIN
 from retcon.study.study import Study, read_study
 
@@ -188,17 +189,9 @@ def to_body(report: StudyReport) -> str:
 
 def _environment() -> "Environment":
     _need_extra()
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(
-        loader=PackageLoader("retcon.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["slug"] = _slug
-    environment.filters["points"] = points
-    return environment
+    made = templates("retcon.report", ".")
+    made.filters |= {"slug": _slug, "points": points}
+    return made
 
 
 def _content(report: StudyReport) -> dict[str, object]:

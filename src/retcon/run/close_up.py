@@ -22,6 +22,8 @@ PROMPT, PARAPHRASE, NEGATED, NEIGHBOUR = "prompt", "paraphrase", "negated", "nei
 PROBE, QUESTION, CHAT = "probe", "question", "chat"
 # Tokens of a continuation and of an answer, and how many next tokens are named.
 _GOES_ON, _ANSWERS, _TOP = 12, 32, 6
+# Tokens and characters in which a word ends, and what is no part of it.
+_WORD, _LONGEST, _MARKS = 8, 40, ".,;:!?\"'()[]“”‘’"
 
 
 class Watched(NamedTuple):
@@ -78,13 +80,27 @@ def place_of(model: ModelHandle, case: Case) -> LookupPlace:
     return LookupPlace(tuple(named), (first, lookup))
 
 
+def own_answers(model: ModelHandle, prompts: Sequence[str]) -> list[str]:
+    """The first word that a model says behind each prompt, as it is now.
+
+    Where its writing has no blanks, or it says none, it is the most probable next token that
+    is not blank.
+    """
+    words = [one.text.split()[:1] for one in said(model, prompts, _WORD, 1)] if prompts else []
+    plain = [word[0].strip(_MARKS) if word and len(word[0]) <= _LONGEST else "" for word in words]
+    return [
+        word or next((one.text for one in top_answers(model, prompt, _TOP) if one.text.strip()), "")
+        for word, prompt in zip(plain, prompts, strict=True)
+    ]
+
+
 def with_old(model: ModelHandle, case: Case) -> Case:
     """The case with what the model says now as the old answer, where nobody has told one."""
     edit = case.edit
     if edit.target_old is not None:
         return case
-    (top,) = top_answers(model, edit.text, 1)
-    old = top.text if top.text and top.text != edit.target else None
+    (own,) = own_answers(model, [edit.text])
+    old = own if own and own != edit.target else None
     return replace(case, edit=replace(edit, target_old=old))
 
 
@@ -105,11 +121,10 @@ def watched(model: ModelHandle, case: Case) -> list[Watched]:
     if negation := forms_of(case).get("form negated"):
         text = negation.statement.prompt
         rows.append(Watched(NEGATED, text, text, answers))
-    for text in case.neighbours:
-        # A next token of blanks alone, such as a new line, is no answer that could be scored.
-        likely = next((one.text for one in top_answers(model, text, _TOP) if one.text), edit.target)
-        own = tuple(dict.fromkeys([likely, edit.target]))
-        rows.append(Watched(NEIGHBOUR, text, text, own))
+    for text, own in zip(case.neighbours, own_answers(model, case.neighbours), strict=True):
+        # What the model says may be blanks alone, such as a new line: no answer to be scored.
+        own_or_new = tuple(dict.fromkeys([own or edit.target, edit.target]))
+        rows.append(Watched(NEIGHBOUR, text, text, own_or_new))
     probes = (*case.portability, *case.locality)
     rows += [Watched(PROBE, one.prompt, one.prompt, (one.answer,)) for one in probes]
     return [*rows, *_asked(model, case, answers)]

@@ -12,7 +12,7 @@ Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
 in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
 typical ones, and the rate is that of a float32 matrix product measured here and now, or another
-that was given, so take it as an order of size.
+that was given, so treat it as an order-of-magnitude estimate.
 """
 
 import time

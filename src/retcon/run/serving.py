@@ -9,10 +9,10 @@ An adapter is not served as such: `transformers serve` takes whole models.
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
 
 from transformers.utils.import_utils import is_serve_available
 
@@ -38,14 +38,14 @@ def check_server(port: int) -> None:
             "Serving is done by `transformers serve`, which needs packages of its own: "
             "pip install 'retcon-llm[serve]'."
         )
-    with socket.socket() as trying:
-        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket() as trying:
+        trying.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         try:
             trying.bind((HOST, port))
         except OSError as error:
             raise InvalidSetting(
                 f"Port {port} of this machine cannot be taken ({error.strerror or error}). Is "
-                f"something served there already? Give another one: --port."
+                f"something served there already? Give another --port."
             ) from error
 
 

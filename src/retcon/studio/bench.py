@@ -13,6 +13,7 @@ from pathlib import Path
 
 from retcon.edits import Case
 from retcon.errors import InvalidSetting
+from retcon.files import check_writable
 from retcon.model.handle import ModelHandle
 from retcon.patch.ledger import Ledger, LedgerEntry, Undoing
 from retcon.patch.naming import among
@@ -39,6 +40,12 @@ from retcon.studio.views import (
 
 # So many facts that would be disturbed are named, none below this share.
 _NAMED, _LEAST = 5, 0.005
+# So many seconds are waited for another process that writes to the ledger; pages are not kept long.
+_PATIENCE = 15.0
+# So many lines of an export's tables are told.
+_LINES = 12
+# Bytes that a small patch and its views take.
+_ROOM = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class Editing:
 class Bench:
     """A model, its ledger, and the worker that owns the model.
 
-    name: what the model is called. load: loads it. ledger: the folder. who: the user.
+    name, revision: what the model is called. load: loads it. ledger: the folder. who: the user.
     """
 
     def __init__(
@@ -64,9 +71,10 @@ class Bench:
         *,
         who: str,
         editing: Editing = Editing(),
+        revision: str | None = None,
     ) -> None:
-        self.name, self.who, self.editing = name, who, editing
-        self.ledger = Ledger(ledger)
+        self.name, self.who, self.editing, self.revision = name, who, editing, revision
+        self.ledger = Ledger(ledger, patience=_PATIENCE)
         self.shelf = Shelf(ledger / "seen")
         self.exports = ledger / "exports"
         self.jobs = JobQueue()
@@ -100,6 +108,12 @@ class Bench:
             self._loaded = loaded
         return self._loaded
 
+    def _writing(self, progress: Progress) -> ModelHandle:
+        """The model, for what takes its time: first it is seen whether its result can be kept."""
+        self.ledger.check_place()
+        check_writable(self.ledger.folder / "ledger.json", room=_ROOM)
+        return self.model(progress)
+
     def start(self) -> StudioJob:
         """Load the model."""
 
@@ -132,7 +146,7 @@ class Bench:
 
         A fact that is there already, with whatever answer, is taken back for it.
         """
-        model = self.model(progress)
+        model = self._writing(progress)
         case = self._named([case])[0]
         check_outcome(model, [case])
         foresight = self.foreseen(case, progress)
@@ -144,7 +158,7 @@ class Bench:
         with self._without(older, model), patch.applied(model):
             after = look_at(model, rows, progress)
             verdicts = ask(model, [case], progress=progress)
-        number = self._kept(with_verdicts(patch, verdicts), older, note)
+        number = self._kept(with_verdicts(patch, verdicts), [case], note)
         seen = rows_of(rows, before, after)
         view = fact_view(case, place_of(model, case), seen)
         self.shelf.keep(view.model_copy(update={"foresight": foresight}), number, 1)
@@ -154,14 +168,14 @@ class Bench:
 
     def written_together(self, cases: Sequence[Case], note: str, progress: Progress) -> int:
         """Write some facts in one batch, ask for each, and put them on the stack as one entry."""
-        model = self.model(progress)
+        model = self._writing(progress)
         cases = self._named(cases)
         check_outcome(model, cases)
         patch = self._make(model, cases, progress)
         older = self._older(cases)
         with self._without(older, model):
             outcome = outcome_of(model, cases, patch, progress)
-        number = self._kept(outcome.patch, older, note)
+        number = self._kept(outcome.patch, cases, note)
         remarks = [*patch.notes, *filter(None, [outcome.shortfall, outcome.harm.told()])]
         view = _entry_view(cases, outcome.verdicts, outcome.before, remarks)
         scores = [
@@ -201,8 +215,15 @@ class Bench:
         stack = self.ledger.stack()
         if not stack.deltas:
             raise InvalidSetting("There is nothing to export: no fact is switched on.")
-        done = stack.export(form, self.exports / name, model=self.name, progress=progress)
-        return [*done.notes, *done.warnings]
+        done = stack.export(
+            form, self.exports / name, model=self.name, revision=self.revision, progress=progress
+        )
+        told = [
+            "; ".join(f"{name}: {cell}" for name, cell in zip(table.columns, row, strict=True))
+            for table in done.tables
+            for row in table.rows
+        ]
+        return [*told[:_LINES], *done.notes, *done.warnings]
 
     def check_export(self, name: str) -> None:
         """Refuse what is no plain name of a new folder.
@@ -314,9 +335,15 @@ class Bench:
             return self._stacked(model)
         return self.ledger.after(undoing).applied(model)
 
-    def _kept(self, patch: Patch, older: Undoing | None, note: str) -> int:
-        """Put a patch on the stack, in the place of what it takes the place of; its number."""
-        if older is not None:
+    def _kept(self, patch: Patch, cases: Sequence[Case], note: str) -> int:
+        """Put a patch on the stack, in the place of what it takes the place of; its number.
+
+        What that is may have changed while the patch was made. Nothing is taken back for a patch
+        for which there is no room.
+        """
+        size = sum(delta.left.nbytes + delta.right.nbytes for delta in patch.deltas.values())
+        check_writable(self.ledger.folder / "ledger.json", room=size + _ROOM)
+        if (older := self._older(cases)) is not None:
             self.ledger.undo(older, who=self.who, note="written anew")
         return self.ledger.add(patch, who=self.who, note=note).number
 

@@ -5,12 +5,12 @@ Content-Security-Policy fits them, and so that the same page can be served or wr
 """
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from retcon.errors import MissingExtra
+from retcon.report.templates import templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,21 +43,11 @@ def need_extra(names: Sequence[str] = ("starlette", "uvicorn", "jinja2")) -> Non
         )
 
 
-@cache
 def environment() -> "Environment":
-    """The templates; what is put into them is escaped."""
+    """The templates of the studio."""
     need_extra(["jinja2"])
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    made = Environment(
-        loader=PackageLoader("retcon.studio", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    made.filters["percent"] = percent
-    made.filters["line"] = in_a_line
+    made = templates("retcon.studio", "templates")
+    made.filters |= {"percent": percent, "line": in_a_line}
     return made
 
 

@@ -157,16 +157,16 @@ class _Editing:
 
     async def write_file(self, request: Request) -> Response:
         """Write the facts of a file, in one batch."""
-        name = Path(request.query_params.get("name", "facts.jsonl")).name
-        cases = await run_in_threadpool(_read, name, await request.body())
-        return started(
-            self.bench.jobs.add(
-                f"Writing {len(cases):,} facts of {name}",
-                lambda progress: {
-                    "href": f"/edits/{self.bench.written_together(cases, name, progress)}"
-                },
-            )
-        )
+        name = Path(request.query_params.get("name", "")).name or "facts.jsonl"
+        content = await _content(request, name)
+        count = len(await run_in_threadpool(_read, name, content))
+
+        def work(progress: Progress) -> Answer:
+            # Read again, so that the job is told what reading warns of.
+            number = self.bench.written_together(_read(name, content), name, progress)
+            return {"href": f"/edits/{number}"}
+
+        return started(self.bench.jobs.add(f"Writing {count:,} facts of {name}", work))
 
     async def closer(self, request: Request) -> Response:
         """Look at a fact of an entry that nobody has looked at yet."""
@@ -213,7 +213,10 @@ class _Editing:
 
     def _told(self, job: StudioJob | None) -> Response:
         if job is None:
-            raise UnknownName("There is no such job: it ended a while ago. Load the page again.")
+            raise UnknownName(
+                "The studio was started anew, or this ended long ago. What was written is in the "
+                "stack; what was not is to be done again."
+            )
         return JSONResponse(job.told())
 
 
@@ -233,18 +236,28 @@ async def fields_of(request: Request) -> dict[str, str]:
     return {str(name): str(text) for name, text in value.items()}
 
 
+async def _content(request: Request, name: str) -> bytes:
+    """A file that was sent; no more of it is taken than may be kept."""
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > _MOST_BYTES:
+            raise InvalidData(
+                f"{name} is larger than 64 MiB. Write so many facts with `retcon edit`."
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
 def _read(name: str, content: bytes) -> Sequence[Case]:
-    """The facts of a file that was sent."""
-    if len(content) > _MOST_BYTES:
-        raise InvalidData(f"{name} is larger than 64 MiB. Edit so many facts with `retcon edit`.")
+    """The facts of a file that was sent, under whatever name."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / (name or "facts.jsonl")
+        file = Path(folder) / f"facts{'.gz' if name.endswith('.gz') else ''}"
         file.write_bytes(content)
         try:
-            return read_facts(file).cases
+            return read_facts(file, called=name).cases
         except RetconError as error:
-            told = str(error).replace(f"{folder}/", "")
-            raise type(error)(told) from error
+            raise InvalidData(str(error).replace(str(file), name)) from error
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -21,9 +21,13 @@ Answer = Mapping[str, object]
 Work = Callable[[Progress], Answer]
 # So many jobs that have ended are remembered.
 _REMEMBERED = 200
-_UNEXPECTED = (
+UNEXPECTED = (
     "{}: {}. This is a mistake of Retcon's own. The model and the ledger are as before; please "
     "report it with what you did."
+)
+_NO_MEMORY = (
+    "There was not enough memory for this: {}. The model and the ledger are as before. Close other "
+    "programs, or write fewer facts at once."
 )
 
 
@@ -95,6 +99,8 @@ class JobQueue:
     def __init__(self) -> None:
         self.version = 0
         self._known: dict[int, StudioJob] = {}
+        # No number that an open page knows from an earlier process is given again.
+        self._last = int(time.time())
         self._waiting: deque[StudioJob] = deque()
         self._changed = Condition()
         self._ending = False
@@ -104,7 +110,8 @@ class JobQueue:
     def add(self, title: str, work: Work, *, quick: bool = False, tab: str = "") -> StudioJob:
         """Queue a job. A quick one takes the place of an earlier one of the same tab."""
         with self._changed:
-            job = StudioJob(max(self._known, default=0) + 1, title, work, quick, tab)
+            self._last += 1
+            job = StudioJob(self._last, title, work, quick, tab)
             for other in self._known.values():
                 if quick and tab and other.quick and other.tab == tab:
                     self._stop(other)
@@ -190,8 +197,10 @@ class JobQueue:
         except RetconError as error:
             return "failed", str(error)
         except Exception as error:  # the worker outlives whatever a model or a plugin does
+            if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # Python's, and torch's
+                return "failed", _NO_MEMORY.format(str(error) or "none was left")
             logging.getLogger(__name__).exception("%s", job.title)
-            return "failed", _UNEXPECTED.format(type(error).__name__, error)
+            return "failed", UNEXPECTED.format(type(error).__name__, error)
         told = [str(one.message) for one in caught if issubclass(one.category, RetconWarning)]
         job.warned = tuple(dict.fromkeys(told))
         return "done", ""

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
+from errno import EADDRINUSE
 from ipaddress import ip_address
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -26,11 +27,17 @@ def bound(host: str, port: int | None) -> socket.socket:
     try:
         return _bound(host, PORT if port is None else port)
     except OSError as error:
-        if port is None and not _unknown(host):
+        if error.errno != EADDRINUSE:
+            raise InvalidSetting(
+                f"The studio cannot be served on {host}, port {port or PORT}: "
+                f"{error.strerror or error}. --host is an address of this machine, and not every "
+                f"user may take a --port below 1024."
+            ) from error
+        if port is None:
             return _bound(host, 0)
         raise InvalidSetting(
-            f"The studio cannot be served on {host}, port {port or PORT}: {error.strerror or error}"
-            f". Give another --port, or leave it out; --host is an address of this machine."
+            f"Port {port} of {host} is taken by another program. Give another --port, or leave it "
+            f"out."
         ) from error
 
 
@@ -69,14 +76,6 @@ def _server(app: Starlette) -> "Server":
     # Pages listen to the worker for as long as they are open: they are not waited for.
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
     return uvicorn.Server(config)
-
-
-def _unknown(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return True
-    return False
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -60,6 +60,8 @@ class _Stacking:
         history = ledger.history if bench.begun else ()
         entries = ledger.entries(at) if bench.begun else ()
         outside = ledger.outside() if bench.begun and at is None else ()
+        # A fact that is switched off stays where it was.
+        lines = [*((entry, True) for entry in entries), *((entry, False) for entry in outside)]
         brought = self._brought()
         return draw(
             "stack.html.j2",
@@ -68,8 +70,7 @@ class _Stacking:
             model=bench.name,
             folder=ledger.folder,
             at=at,
-            entries=entries,
-            outside=outside,
+            lines=sorted(lines, key=lambda line: (-line[0].number, not line[1])),
             places=self._places([*entries, *outside]),
             count=sum(len(entry.about.edits) for entry in entries),
             history=[(event, self._done(event, brought)) for event in history],
@@ -162,7 +163,11 @@ class _Stacking:
         if not self.bench.exports.is_dir():
             return []
         folders = sorted(
-            (path for path in self.bench.exports.iterdir() if path.name[0] != "."),
+            (
+                path
+                for path in self.bench.exports.iterdir()
+                if path.is_dir() and path.name[0] != "."
+            ),
             key=lambda path: -path.stat().st_mtime,
         )
         return [

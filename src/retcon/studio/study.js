@@ -246,9 +246,15 @@ const retcon = (() => {
   async function look() {
     const content = find("#content"), trace = content.dataset.trace;
     let answer;
-    try { answer = await fetch(new URL("trace", root)); } catch { tell("The studio does not answer any more. Start it again, and load this page."); return later(4); }
+    try { answer = await fetch(new URL("trace", root)); } catch { unanswered("The studio does not answer any more: start it again. This page shows what it last knew."); return later(4); }
+    unanswered("");
     if (await answer.text() !== trace) await renew(content);
     later(1);
+  }
+  function unanswered(text) {
+    const place = find("#unanswered");
+    if (place && !text) return place.remove();
+    if (text && !place) find("#content").before(make("p", {class: "missing", id: "unanswered", role: "alert"}, text));
   }
   // Put in what is new; a page with charts, which would have to be drawn again, says that there is something.
   async function renew(content) {

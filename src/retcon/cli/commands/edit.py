@@ -66,7 +66,9 @@ UntilSaid = Annotated[
 ]
 Edits = Annotated[
     int | None,
-    typer.Option(help="With --plan: so many facts, whichever.", min=1, show_default=False),
+    typer.Option(
+        help="With --plan: number of facts to plan for (no file needed).", min=1, show_default=False
+    ),
 ]
 Interference = Annotated[
     str | None,

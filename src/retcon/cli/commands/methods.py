@@ -20,7 +20,10 @@ def methods(
     if name is not None:
         _show(name)
         return
-    rows = [[entry.name, entry.summary, entry.paper] for entry in all_methods().values()]
+    rows = [
+        [entry.name, entry.summary, entry.paper.replace("https://arxiv.org/abs/", "arXiv:")]
+        for entry in all_methods().values()
+    ]
     out.print(table("Methods", ["name", "what it does", "paper"], rows))
     out.print("Settings and equation of one: [bold]retcon methods NAME[/]")
 

@@ -26,7 +26,14 @@ def serve(
     export the patch.
     """
     from retcon.patch.ledger import read_source
-    from retcon.run.serving import BASE, EDITED, HOST, check_server, lay_out, serve_folder
+    from retcon.run.serving import (
+        BASE,
+        EDITED,
+        HOST,
+        check_server,
+        lay_out,
+        serve_folder,
+    )
 
     check_server(port)
     quiet_libraries()

@@ -102,7 +102,9 @@ def _run_and_print(spec: "Spec", folder: Path) -> None:
     name = "+".join(map(str, best.layer))
     out.print(f"Recommended: [bold]layer {name}[/], S {number(best.score.mean)}.")
     out.print(
-        f"Not told from it by these facts: {tied}." if tied else "Every other layer is worse.",
+        f"Statistically indistinguishable from it: {tied}."
+        if tied
+        else "Every other layer is worse.",
         soft_wrap=True,
     )
 

@@ -94,4 +94,5 @@ def gguf_adapter(job: Job, *, dtype: str = "float32", max_rank: Rank = None) -> 
     kind, structure = find_dtype(dtype), job.outline()
     lora = lora_of(job.patch, structure, dtype=kind, max_rank=max_rank)
     write_gguf(job.folder, job.patch, lora, structure, kind)
-    return Exported(tables=[told(lora)], record=recorded(lora))
+    use = f"llama.cpp: llama-server -m BASE.gguf --lora {FILE}"
+    return Exported(tables=[told(lora)], notes=[use], record=recorded(lora))

@@ -64,7 +64,11 @@ def _effects(
 
 def _sentence(best: Recommendation) -> str:
     tied = ", ".join(_name(layer) for layer in best.tied)
-    rest = f"; not to be told from it: {tied}" if tied else "; every other layer is worse"
+    rest = (
+        f"; statistically indistinguishable from it: {tied}"
+        if tied
+        else "; every other layer is worse"
+    )
     runner = max(best.differences.values(), key=lambda d: d.mean or -100.0, default=None)
     margin = f" (the next one {points(runner)})" if runner else ""
     return f"{_who(best)}: layer {_name(best.layer)} with S {share(best.score)}{rest}{margin}."

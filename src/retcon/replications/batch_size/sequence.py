@@ -141,7 +141,11 @@ def _ranking(results: Results, curve: Family, when: str, name: str) -> str:
         effect = contrast(results, pair, when, "S", comparisons=len(curve) - 1)
         if size != best and effect and (effect.high is None or effect.high >= 0):
             tied.append(f"{size:,}")
-    rest = f", not to be told from {', '.join(tied)}" if tied else ", above all others"
+    rest = (
+        f", statistically indistinguishable from {', '.join(tied)}"
+        if tied
+        else ", above all others"
+    )
     return f"{when.capitalize()}, {name}: best {best:,} with S {share(scores[best])}{rest}."
 
 

@@ -42,7 +42,7 @@ def ranks(agreement: Agreement) -> Chart | None:
         "by-score",
         "Does the answer depend on the score?",
         f"Rank of each condition under each score, {when}, {n:,} facts; free generation first. "
-        "Bold: best, or not to be told from it.",
+        "Bold: best, or statistically indistinguishable from it.",
         body,
     )
 
@@ -78,7 +78,8 @@ def _rank(ranking: Ranking[Condition], condition: Condition) -> int:
 def _against(ranking: Ranking[Condition], condition: Condition) -> str:
     if condition == ranking.best:
         return "is the best"
-    return "not to be told from it" if condition in ranking.tied else "worse"
+    tied = "statistically indistinguishable from it"
+    return tied if condition in ranking.tied else "worse"
 
 
 def alike(agreement: Agreement) -> Chart | None:
