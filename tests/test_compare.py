@@ -163,9 +163,10 @@ def test_a_neighbour_that_goes_on_with_a_new_line_can_be_looked_at(monkeypatch):
         neighbours=("Rome is a city.",),
     )
     blank = [Answer("", 0.6), Answer("Paris", 0.3), Answer("in", 0.1)]
-    monkeypatch.setattr(close_up, "top_answers", lambda *_: blank)
-    monkeypatch.setattr(close_up, "said", lambda *_: [Answer("\n", 1.0)])
-    rows = close_up.watched(model, case)
+    with monkeypatch.context() as patched:
+        patched.setattr(close_up, "top_answers", lambda *_: blank)
+        patched.setattr(close_up, "said", lambda *_: [Answer("\n", 1.0)])
+        rows = close_up.watched(model, case)
     (row,) = [row for row in rows if row.kind == close_up.NEIGHBOUR]
     assert row.answers == ("Paris", "Rome")
     seen = close_up.look_at(model, rows)

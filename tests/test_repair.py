@@ -66,7 +66,7 @@ def test_who_is_not_said_is_tried_again_and_left_out_in_the_end(said_after):
     assert [(one.id, one.tries) for one in records] == [("a", 0), ("b", 1), ("c", 2)]
     again = edit(model, EDITS[:3], tries={"b": 1, "c": 2}, **EMMET)
     assert again.about == repaired.patch.about
-    assert torch.allclose(dense(again), dense(repaired.patch), atol=1e-6)
+    assert (dense(again) - dense(repaired.patch)).abs().max() < 1e-5  # groups of other sizes
     assert not torch.allclose(dense(edit(model, EDITS[:3], **EMMET)), dense(again), atol=1e-3)
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from retcon.algebra.compatible import compatible
 from retcon.algebra.solve import Collision, shares
-from retcon.algebra.whitening import Projection
 from retcon.edits import Edit
-from retcon.errors import CollidingEdits, InvalidSetting
+from retcon.errors import InvalidSetting
 from retcon.features.contexts import ContextOptions, locate
 from retcon.features.keys import read_at_lookup, read_keys
 from retcon.features.remember import recall_keys, recall_shared_targets, recall_targets
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import STOPS, TargetOptions, Targets
-from retcon.method.base import Report, Update, check_batch
+from retcon.features.targets import TargetOptions, Targets
+from retcon.method.base import Update, check_batch
 from retcon.method.key_features import KeyFeatures
+from retcon.method.key_report import name_collision, report_of
 from retcon.method.key_state import KeyIncrement, KeySetup, KeyState
 from retcon.method.norm_anchor import anchored, length_of
 from retcon.method.options import (
@@ -188,7 +188,7 @@ class LocateThenEdit:
             ids=ids,
             deltas={layer: solution.delta for layer, solution in done.items()},
             increment=KeyIncrement(ids if self.accumulate else (), learned, state.anchor),
-            report=_report(features.targets, learned, state, novelty, reached),
+            report=report_of(features.targets, learned, state, novelty, reached),
         )
 
     def ridge_of(self, size: int) -> float:
@@ -378,7 +378,7 @@ class LocateThenEdit:
                 try:
                     done[layer] = self._solver.solve(wish, rows, state.memory, layer, ridge, weight)
                 except Collision as collision:
-                    raise _name_collision(collision, features, rows, state, layer) from collision
+                    raise name_collision(collision, features, rows, state, layer) from collision
                 if layer != self.layers[-1]:
                     model.write({layer: done[layer].delta})
         progress(_SOLVING, len(done), len(self.layers))
@@ -454,63 +454,6 @@ def _block_output(
     return read_at_lookup(model, located, block, of_input=False)[layer].double()
 
 
-def _report(
-    targets: Targets,
-    learned: Learned,
-    state: KeyState,
-    novelty: Float64[Tensor, " edits"],
-    reached: Float64[Tensor, " edits"],
-) -> Report:
-    """Report how targets were optimised, and which share of them was written.
-
-    novelty: of each edit's key the share that was new; the smallest counts for the batch (at ρ = 0,
-    0 collides). reached: of each residual the share that was written at the last layer,
-    1 − ‖ΔW k − r‖ / ‖r‖. directions: how many a null space has left to write in.
-    """
-    bases = {k: metric.base for k, metric in state.memory.preservations.items()}
-    size = targets.delta.norm(dim=-1) / targets.anchor.norm(dim=-1)
-    return Report(
-        batch={
-            "loss": float(targets.loss.mean()),
-            "target_steps": float(targets.steps.float().mean()),
-            "targets_capped": float((targets.stopped == 0).sum()),
-            "short_passes": targets.short,
-            "ridge": learned.ridge,
-            "reached": float(reached.mean()),
-            "novelty": float(novelty.min()),
-        },
-        layer={
-            "energy": learned.energy,
-            "directions": {k: m.rank for k, m in bases.items() if isinstance(m, Projection)},
-        },
-        edit={
-            "steps": targets.steps.double().tolist(),
-            "stopped": [STOPS[why] for why in targets.stopped.tolist()],
-            "size": [round(x, 4) for x in size.tolist()],
-            "novelty": [round(x, 6) for x in novelty.tolist()],
-            "reached": [round(x, 6) for x in reached.tolist()],
-        },
-    )
-
-
 def _only_first(state: KeyState) -> Float64[Tensor, " contexts"]:
     """Weights that pick the bare prompt."""
     return torch.eye(len(state.prefixes), dtype=torch.float64)[0]
-
-
-def _name_collision(
-    collision: Collision, features: KeyFeatures, rows: Rows, state: KeyState, layer: int
-) -> CollidingEdits:
-    """Add the names of the two edits to the error."""
-    second = features.edits[rows.new[collision.second]]
-    if collision.first is not None:
-        first = features.edits[rows.new[collision.first]]
-        other = f"{first.id!r} ({first.subject})"
-    else:
-        other = f"one of the {len(state.written)} edits written before"
-    return CollidingEdits(
-        f"Edit {second.id!r} ({second.subject}) has the same key at layer {layer} as {other}: "
-        f"cosine {collision.cosine:.6f}. A hard constraint (ridge 0) cannot write two values at "
-        f"one key. Drop one of them, put them into different batches without accumulation, or set "
-        f"a ridge > 0 (--set ridge=…, which is memit)."
-    )

@@ -6,7 +6,7 @@ be had again. The model's own weights are nowhere in a ledger: an empty stack is
 was, to the last bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,7 +30,7 @@ from retcon.patch.combine import check_apart, check_rows, stack, without
 from retcon.patch.events import Added, Event, Noted, PutBack, Returned, Scores, TakenBack
 from retcon.patch.naming import among, find_fact, not_taken_back
 from retcon.patch.patch import Patch, Provenance, load_about, load_patch
-from retcon.patch.slots import Slot, last_places, note_of, stack_after, stacks
+from retcon.patch.slots import Slot, check_held, last_places, note_of, stack_after, stacks
 from retcon.sealed import digest_of
 
 _LOCK = ".lock"
@@ -114,9 +114,9 @@ class Ledger:
             history.events, pairwise(stacks(history.events)), strict=True
         ):
             if isinstance(event.action, TakenBack):
-                _check_held(event, before, event.action.facts, held)
+                check_held(event, before, event.action.facts, held)
             elif isinstance(event.action, PutBack):
-                _check_held(event, after, event.action.entries, held)
+                check_held(event, after, event.action.entries, held)
             elif isinstance(event.action, Added) and history.identity.head is None:
                 self._check_base(history.identity, event.number, event.action)
         return history
@@ -487,23 +487,6 @@ def read_source(source: Path | str) -> Patch:
     if Path(text).is_dir():
         return Ledger(Path(text)).stack()
     return load_patch(text)
-
-
-def _check_held(
-    event: Event,
-    stack: Sequence[Slot],
-    out: Mapping[int, Sequence[str]],
-    held: Callable[[str], frozenset[str] | None],
-) -> None:
-    """Raise InvalidLedger where an event leaves out, by entry, facts that this never had."""
-    for slot in stack:
-        ids = {*out.get(slot.entry, ())}
-        known = held(slot.sha) if ids else None
-        if known is not None and not ids <= known:
-            raise InvalidLedger(
-                f"Event {event.number} leaves out the fact {min(ids - known)!r}, which entry "
-                f"{slot.entry} never had. The ledger was changed by something else."
-            )
 
 
 def _ids(entry: LedgerEntry) -> list[str]:

@@ -1,6 +1,6 @@
 """The entries of a ledger's stack, as they follow from the events of its history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from retcon.errors import InvalidLedger, UnknownName
@@ -115,3 +115,30 @@ def solved_without(history: Sequence[Event], event: Event) -> dict[int, int]:
             gone = {*action.entries, *action.facts} - {slot.entry}
             found |= {slot.entry: slot.solved} if gone & event.action.entries.keys() else {}
     return found
+
+
+def check_held(
+    event: Event,
+    stack: Sequence[Slot],
+    out: Mapping[int, Sequence[str]],
+    held: Callable[[str], frozenset[str] | None],
+) -> None:
+    """Refuse an event that leaves out facts which an entry never had.
+
+    Args:
+        event: of the ledger.
+        stack: before or after it.
+        out: ids of the facts that it leaves out, by entry.
+        held: tells the ids in a patch, None where it cannot be read.
+
+    Raises:
+        InvalidLedger: there is such a fact.
+    """
+    for slot in stack:
+        ids = {*out.get(slot.entry, ())}
+        known = held(slot.sha) if ids else None
+        if known is not None and not ids <= known:
+            raise InvalidLedger(
+                f"Event {event.number} leaves out the fact {min(ids - known)!r}, which entry "
+                f"{slot.entry} never had. The ledger was changed by something else."
+            )

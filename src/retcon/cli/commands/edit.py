@@ -132,11 +132,7 @@ def edit(
     if interference is not None:
         print_interference(source, choice, [case.edit for case in cases], interference, json)
         return
-    if until_said and (schedule, guard) != (None, "off"):
-        raise InvalidSetting(
-            "--until-said writes all facts in one batch, and watches the probes by itself: leave "
-            "--schedule and --guard out."
-        )
+    _check_alone(until_said, schedule, guard)
     choice = choice.watched(guard, cases)
     check_writable(json)
     check_writable(output)
@@ -151,6 +147,15 @@ def edit(
         raise _unfinished(left_out, len(cases), output)
     if strict and result.outcome.shortfall:
         raise NotSaid(result.outcome.shortfall)
+
+
+def _check_alone(until_said: int, schedule: str | None, guard: str) -> None:
+    """Refuse what does not go with trying again."""
+    if until_said and (schedule, guard) != (None, "off"):
+        raise InvalidSetting(
+            "--until-said writes all facts in one batch, and watches the probes by itself: leave "
+            "--schedule and --guard out."
+        )
 
 
 class _Result(NamedTuple):
