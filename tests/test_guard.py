@@ -9,6 +9,7 @@ import torch
 from pico import pico, run
 from retcon.algebra.preservation import Preservation
 from retcon.algebra.whitening import Cholesky, Projection, Root
+from retcon.edits import Probe
 from retcon.errors import Collapsed
 from retcon.method.entries import find_method
 from retcon.run.edit import edit as make
@@ -16,6 +17,7 @@ from retcon.run.guard import Guard
 from retcon.run.monitor import Monitor
 from retcon.run.schedule import Schedule
 from retcon.run.signals import Signals, first_written
+from retcon.scoring.exact_match import top_answers
 from test_cli import FACTS, SETTINGS, folder  # noqa: F401
 from test_identities import problem
 from test_methods import EDITS, FAST
@@ -280,3 +282,33 @@ def test_the_command_line_guards_one_batch_and_its_own_probes(monkeypatch, folde
     assert code == 0 and "6 of 6 probes" in " ".join(err.split())
     code, _, err = retcon(*once, "--guard", "warn", "--until-said", "1")
     assert code == 2 and "leave --schedule and --guard out" in " ".join(err.split())
+
+
+def test_a_guard_watches_probes_and_takes_back_what_changes_them(cache):
+    """Probes are what the model says behind the facts' own prompts, which are to say else."""
+    model = pico()
+    probes = [
+        Probe(prompt=prompt, answer=answer.text)
+        for prompt in dict.fromkeys(text for edit in EDITS for text in (edit.head, edit.text))
+        for answer in top_answers(model, prompt, 1)
+        if answer.text.strip()
+    ]
+    wrong = Probe(prompt="Warsaw is", answer="the Eiffel Tower")
+    monitor = Monitor(model, [*probes, wrong])
+    seen = monitor.measure([], [], 0.0)
+    assert seen.changed == 0 and 1 < seen.probes <= len(probes)
+    assert Monitor(model).measure([], [], 0.0).probes == 0
+    how = {
+        "method": "memit",
+        "layers": (1,),
+        "settings": {**FAST, "ridge": 0.01, "clamp": 30.0, "steps": 12},
+    }
+    with make(model, EDITS, **how).applied(model):
+        changed = monitor.measure([], [], 0.0).changed
+    assert changed > 1
+    guard = Guard(action="rollback", perplexity=float("inf"), probes=(*probes, wrong))
+    plan = replace(Schedule.parse(f"sequential-batch:{len(EDITS)}"), guard=guard)
+    with pytest.raises(Collapsed, match=f"{changed} of {seen.probes} probes that were right"):
+        make(model, EDITS, schedule=plan, **how)
+    unharmed = replace(plan, guard=replace(guard, probes=(wrong,)))
+    assert len(make(model, EDITS, schedule=unharmed, **how).edits) == len(EDITS)
