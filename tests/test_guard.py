@@ -152,11 +152,12 @@ def test_a_guarded_run_knows_its_energy(cache):
     editor = find_method("memit").build((1,), {**FAST, "ridge": 5.0})
     state = editor.setup.begin(model)
     for step in run(model, editor, state, EDITS, plan):
-        assert step.signals[-2:] == (editor.energy(model, state), step.at)
+        assert step.signals.energy == editor.energy(model, state)
+        assert step.signals.facts == step.at
         assert step.signals.energy > 0
     editor = find_method("finetune").build((1,), {"steps": 2})
     for step in run(model, editor, editor.setup.begin(model), EDITS, plan):
-        assert step.signals[-2:] == (None, 0)
+        assert (step.signals.energy, step.signals.facts) == (None, 0)
 
 
 def test_a_guarded_run_trips_on_energy(monkeypatch, cache):

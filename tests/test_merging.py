@@ -56,6 +56,13 @@ def test_facts_about_one_subject_share_a_target_that_is_written_at_each_of_their
     assert torch.equal(again.targets.delta[2], delta[2])
 
 
+def test_one_key_of_two_subjects_cannot_have_a_target_each(entries):
+    one = Edit.parse("The {king of France} is", "Rome", id="one")
+    two = Edit.parse("The king of {France} was", "Paris", id="two")
+    with pytest.raises(InvalidSetting, match="'one' is about 'king of France' and 'two' about"):
+        fold(build(ridge=5.0, tie_subjects=True), [one, two])
+
+
 def test_at_the_end_of_prompts_facts_about_one_subject_have_a_key_each(entries):
     """A hard constraint writes both, each where its own prompt ends, and nothing is held there."""
     edits = [ONE, OTHER, EDITS[0]]

@@ -117,6 +117,7 @@ class LocateThenEdit:
         progress: Progress = silent,
     ) -> KeyFeatures:
         """Optimise the targets of the edits and read their keys, on the weights as they are."""
+        self._check_subjects(edits)
         first, own = self.layers[0], self._read(edits)
         # The first context is the bare prompt: one pass gives both.
         averages = torch.stack([self.contexts.weights(len(state.prefixes)), _only_first(state)])
@@ -140,7 +141,7 @@ class LocateThenEdit:
 
     def target_of(self, edit: Edit) -> str:
         """Name of what facts with one target have in common."""
-        return edit.subject if self.residuals.tie_subjects else self._name(edit)
+        return edit.subject.strip() if self.residuals.tie_subjects else self._name(edit)
 
     def retried(
         self,
@@ -335,6 +336,19 @@ class LocateThenEdit:
         return recall_shared_targets(
             model, edits, state.prefixes, layer, options, progress, of=self.target_of
         )
+
+    def _check_subjects(self, edits: Sequence[Edit]) -> None:
+        """Refuse facts with one key and two targets: only one of them would be written."""
+        held: dict[str, Edit] = {}
+        for edit in edits if self.residuals.tie_subjects else ():
+            other = held.setdefault(edit.head, edit)
+            if self.target_of(other) != self.target_of(edit):
+                raise InvalidSetting(
+                    f"{other.id!r} is about {other.subject!r} and {edit.id!r} about "
+                    f"{edit.subject!r}, but both texts are {edit.head!r} up to the subject's end, "
+                    f"so they have one key. With tie_subjects each subject has one target: mark "
+                    f"the same subject in both, or leave tie_subjects out."
+                )
 
     def _read(self, edits: Sequence[Edit]) -> list[Edit]:
         """The edits with the subjects at whose ends keys are read."""
