@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 
 import httpx2
@@ -13,7 +14,7 @@ from pico import pico
 from retcon.cli.choices import EditChoice, ModelChoice
 from retcon.cli.commands.studio import loading
 from retcon.edits import Edit
-from retcon.errors import InvalidSetting, StorageError, UnknownName
+from retcon.errors import InvalidEdit, InvalidSetting, RetconWarning, StorageError, UnknownName
 from retcon.locking import locked
 from retcon.patch.ledger import Ledger
 from retcon.progress import silent
@@ -125,7 +126,11 @@ def test_facts_that_are_there_are_named_where_a_new_one_disturbs_them(client, be
     assert 'id="foresight"' in looked
     html = ended(client, client.post("/foresight", json=CURIE))["answer"]["html"]
     assert "Predicted from the keys" in html and "The capital city of France is Rome" in html
-    assert write(client, {**FRANCE, "target": "Madrid"}) == "/edits/3"
+    assert write(client, {**FRANCE, "target": "Madrid"}) == "/edits/2"
+    # The new one is in before the old one goes, so that a process that is killed loses neither.
+    assert [type(event.action).__name__ for event in bench.ledger.history] == [
+        "Added", "Added", "TakenBack",
+    ]  # fmt: skip
     (entry,) = bench.ledger.entries()
     assert [(r.id, r.target) for r in entry.about.edits] == [("france-2", "Madrid")]
     assert [entry.number for entry in bench.ledger.outside()] == [1]
@@ -157,7 +162,7 @@ def test_facts_are_solved_together_and_exported(client, bench):
     write(client, FRANCE)
     write(client, CURIE)
     job = ended(client, client.post("/stack/together"))
-    assert job["answer"]["href"] == "/edits/4", job["problem"]
+    assert job["answer"]["href"] == "/edits/3", job["problem"]
     (entry,) = bench.ledger.entries()
     assert len(entry.about.edits) == 2 and entry.note == "all facts, solved together"
     stack = client.get("/stack/patch.safetensors").content
@@ -381,6 +386,19 @@ def test_quick_jobs_go_first_and_a_later_one_takes_the_place_of_an_earlier():
         time.sleep(0.01)
     jobs.end()
     assert early.state == "cancelled" and order == [2, 3, 0]
+
+
+def test_what_was_warned_of_is_told_of_a_job_that_fails():
+    def work(progress):
+        warnings.warn("These facts have one key.", RetconWarning, stacklevel=1)
+        raise InvalidEdit("No.")
+
+    jobs = JobQueue()
+    job = jobs.add("write", work)
+    while not job.ended:
+        time.sleep(0.01)
+    jobs.end()
+    assert (job.state, job.problem, job.warned) == ("failed", "No.", ("These facts have one key.",))
 
 
 def test_a_mistake_of_a_model_does_not_end_the_worker(caplog):

@@ -20,24 +20,25 @@ def tracked(*folders):
     return set(listed.stdout.splitlines())
 
 
+def built(kind, builder, folder):
+    """The one file that hatchling makes of the repository: a wheel, or a source archive."""
+    builders = pytest.importorskip(
+        f"hatchling.builders.{kind}", reason="hatchling is not installed"
+    )
+    (path,) = getattr(builders, builder)(str(ROOT)).build(directory=str(folder))
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    (path,) = builders.WheelBuilder(str(ROOT)).build(
-        directory=str(tmp_path_factory.mktemp("wheel"))
-    )
-    with zipfile.ZipFile(path) as opened:
-        yield opened
+    with zipfile.ZipFile(built("wheel", "WheelBuilder", tmp_path_factory.mktemp("wheel"))) as file:
+        yield file
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    builders = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
-    (path,) = builders.SdistBuilder(str(ROOT)).build(
-        directory=str(tmp_path_factory.mktemp("sdist"))
-    )
-    with tarfile.open(path) as opened:
-        yield opened
+    with tarfile.open(built("sdist", "SdistBuilder", tmp_path_factory.mktemp("sdist"))) as file:
+        yield file
 
 
 def test_the_wheel_holds_the_package_whole(wheel):

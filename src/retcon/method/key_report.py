@@ -1,4 +1,4 @@
-"""The report of a batch: how its targets went, how much was written; and the error of two keys."""
+"""The report of a batch, how its targets went and how much was written, and of colliding keys."""
 
 from jaxtyping import Float64
 from torch import Tensor

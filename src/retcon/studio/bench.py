@@ -317,14 +317,14 @@ class Bench:
         """All that is in the stack, and all that was taken back."""
         return (*self.entries, *self.ledger.outside()) if self.begun else ()
 
-    def _older(self, cases: Sequence[Case]) -> Undoing | None:
-        """Find the same facts in the stack."""
+    def _older(self, cases: Sequence[Case], besides: int | None = None) -> Undoing | None:
+        """Find the same facts in the stack, in all entries but one."""
         facts = {case.edit.fact for case in cases}
         same = [
             f"{entry.number}:{record.id}"
             for entry in self.entries
             for record in entry.about.edits
-            if record.edit.fact in facts
+            if record.edit.fact in facts and entry.number != besides
         ]
         return self.ledger.choose(same) if same else None
 
@@ -338,14 +338,15 @@ class Bench:
     def _kept(self, patch: Patch, cases: Sequence[Case], note: str) -> int:
         """Put a patch on the stack, in the place of what it takes the place of; its number.
 
-        What that is may have changed while the patch was made. Nothing is taken back for a patch
-        for which there is no room.
+        What that is may have changed while the patch was made. It is taken back last: who ends the
+        process between the two has the fact twice, and has lost nothing.
         """
         size = sum(delta.left.nbytes + delta.right.nbytes for delta in patch.deltas.values())
         check_writable(self.ledger.folder / "ledger.json", room=size + _ROOM)
-        if (older := self._older(cases)) is not None:
+        added = self.ledger.add(patch, who=self.who, note=note).number
+        if (older := self._older(cases, besides=added)) is not None:
             self.ledger.undo(older, who=self.who, note="written anew")
-        return self.ledger.add(patch, who=self.who, note=note).number
+        return added
 
 
 def _strongest(seen: Interference) -> Foresight:

@@ -8,7 +8,8 @@ import logging
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Literal
@@ -188,8 +189,7 @@ class JobQueue:
             self.version += 1
 
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", RetconWarning)
+            with _warnings_of(job):
                 progress("", 0, 0)
                 job.answer = job.work(progress)
         except JobCancelled:
@@ -201,6 +201,16 @@ class JobQueue:
                 return "failed", _NO_MEMORY.format(str(error) or "none was left")
             logging.getLogger(__name__).exception("%s", job.title)
             return "failed", UNEXPECTED.format(type(error).__name__, error)
-        told = [str(one.message) for one in caught if issubclass(one.category, RetconWarning)]
-        job.warned = tuple(dict.fromkeys(told))
         return "done", ""
+
+
+@contextmanager
+def _warnings_of(job: StudioJob) -> Generator[None, None, None]:
+    """Keep what the library warns of, however the job ends."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RetconWarning)
+        try:
+            yield
+        finally:
+            told = [str(one.message) for one in caught if issubclass(one.category, RetconWarning)]
+            job.warned = tuple(dict.fromkeys(told))

@@ -52,7 +52,7 @@ async function settle(number) {
   const then = awaited.get(number);
   if (!["done", "failed", "cancelled"].includes(job.state) || !then) return;
   forget(number);
-  if (job.state === "failed") problem(then === later ? `${job.title}: ${job.problem}` : job.problem);
+  if (job.state === "failed") problem([then === later ? `${job.title}: ${job.problem}` : job.problem, ...job.warned].join("\n"));
   if (job.state === "cancelled" && !job.quick) notice(`Cancelled: ${job.title}. Nothing was changed.`);
   then(job);
 }
@@ -135,7 +135,7 @@ function editing(form) {
       await start("/looks", JSON.stringify({...seen, tab}), job => {
         if (last !== key) return;
         look.removeAttribute("aria-busy");
-        problem(job.state === "failed" ? job.problem : job.warned.join(" "));
+        problem([job.problem, ...job.warned].filter(Boolean).join("\n"));
         if (job.state !== "done") return;
         look.innerHTML = job.answer.html;
         say(`The model says now: ${one(".says", look).textContent}`);

@@ -113,8 +113,8 @@ def edit(
     not bring about are left out.
     """
     source = ModelChoice(name=model, revision=revision, dtype=dtype, device=device)
-    watched = "off" if schedule is None else guard
-    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, watched, fast)
+    scheduled = "off" if schedule is None else guard
+    choice = EditChoice.parse(method, layer, layers, set, schedule, refresh, scheduled, fast)
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")
@@ -132,7 +132,7 @@ def edit(
     if interference is not None:
         print_interference(source, choice, [case.edit for case in cases], interference, json)
         return
-    _check_alone(until_said, schedule, guard)
+    _check_until_said(until_said, schedule, guard)
     choice = choice.watched(guard, cases)
     check_writable(json)
     check_writable(output)
@@ -149,7 +149,7 @@ def edit(
         raise NotSaid(result.outcome.shortfall)
 
 
-def _check_alone(until_said: int, schedule: str | None, guard: str) -> None:
+def _check_until_said(until_said: int, schedule: str | None, guard: str) -> None:
     """Refuse what does not go with trying again."""
     if until_said and (schedule, guard) != (None, "off"):
         raise InvalidSetting(
