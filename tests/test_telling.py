@@ -14,6 +14,7 @@ from pico import pico, tokenizer
 from retcon.cli import telling
 from retcon.cli.endings import like_ctrl_c
 from retcon.cli.telling import Lines, clock_time
+from retcon.features.own_text import SelfCorpus
 
 FACT = ("--fact", "The capital city of {France} is", "Rome")
 EMMET = (
@@ -337,3 +338,14 @@ def test_all_that_may_take_long_is_told_to_its_end(method, cache):
     if method == "memit":
         assert len(said["optimising targets, in steps"]) >= 4
         assert len(said["sampling the corpus `self` (once), in tokens"]) > 20
+
+
+def test_the_last_batch_of_a_corpus_comes_to_its_end_as_it_is_sampled(cache):
+    """More of its tokens are sampled than are asked for, and the bar does not wait for them."""
+    told: list[int] = []
+    corpus = SelfCorpus(
+        model=pico(), tokens=60, document_tokens=32, batch=16,
+        progress=lambda _, done, total: told.append(done),
+    )  # fmt: skip
+    assert [*corpus.texts()] and told[0] == 0 and told[-1] == 60
+    assert told == sorted(told) and told.count(59) <= 3

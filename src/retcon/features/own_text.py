@@ -86,9 +86,12 @@ class SelfCorpus:
     def _batch(self, number: int, before: int) -> list[str]:
         """The documents of a batch. before: tokens of earlier ones."""
         opening = self.model.tokens.encode(_OPENINGS[number % len(_OPENINGS)])
+        length = self.document_tokens - len(opening)
+        # The last batch is sampled whole, though fewer of its tokens are asked for.
+        wanted = min(self.batch * length, self.tokens - before)
 
         def advance(steps: int) -> None:
-            done = before + self.batch * steps
+            done = before + wanted * steps // length
             self.progress(_TASK, min(done, self.tokens - 1), self.tokens)
 
         advance(0)
@@ -96,7 +99,7 @@ class SelfCorpus:
             self.model,
             opening,
             count=self.batch,
-            new_tokens=self.document_tokens - len(opening),
+            new_tokens=length,
             seed=self.seed * 1_000_000 + number,
             advance=advance,
         )
