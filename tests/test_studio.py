@@ -242,6 +242,40 @@ def raising(error):
     return fail
 
 
+def test_a_fact_that_was_written_anew_does_not_stand_twice(client, bench):
+    write(client, FRANCE)
+    write(client, {**FRANCE, "target": "Madrid"})
+    for form in ({"fact": "1:france"}, {"entry": "1"}):
+        answer = client.post("/stack/on", data=form, headers=JSON)
+        assert answer.status_code == 400 and "Switch entry 2 off first" in answer.json()["problem"]
+    client.post("/stack/off", data={"entry": "2"})
+    client.post("/stack/on", data={"entry": "1"})
+    (entry,) = bench.ledger.entries()
+    assert [r.target for r in entry.about.edits] == ["Rome"]
+
+
+def test_settings_that_do_not_fit_are_told_before_a_fact_is_typed(tmp_path):
+    for wrong, said in (
+        ({"settings": {"stepz": 3}}, "stepz"),
+        ({"method": "in_context", "settings": {}}, "no weight"),
+    ):
+        asked = bench_in(tmp_path)
+        asked.editing = Editing(**{**HOW, **wrong})
+        job = asked.start()
+        with open_studio(asked) as client:
+            assert said in ended(client, Started(job.number))["problem"]
+            assert said in next(events(client))["trouble"]
+
+
+def test_what_was_foreseen_of_a_fact_stays_when_it_is_looked_at_again(client, bench):
+    write(client, FRANCE)
+    write(client, {**FRANCE, "prompt": "The old capital of {France} is"})
+    foreseen = bench.shelf.fact(2, 1).foresight
+    assert foreseen.facts
+    bench.closer(2, 1, silent)
+    assert bench.shelf.fact(2, 1).foresight == foreseen
+
+
 def test_a_page_that_is_not_there_and_a_mistake_of_retcon_s_own_are_told(
     client, bench, monkeypatch
 ):

@@ -87,7 +87,7 @@ COMMANDS = (
                              "--model", "model", "--no-check"], _PATCH, makes="out"),
     Command("eval --patch", [*_EVAL, "--patch", "p.safetensors"], _PATCH, makes="out.json"),
     Command("ledger list", ["patch", "list", "ledger"], _LEDGER),
-    Command("ledger history", ["patch", "list", "ledger", "--all"], _LEDGER),
+    Command("ledger history", ["patch", "list", "ledger", "--history"], _LEDGER),
     Command("ledger verify", ["patch", "verify", "ledger"], _LEDGER, "verify"),
     Command("ledger stack", _STACK, _LEDGER, makes=_OUT),
     Command("ledger undo", ["patch", "undo", "ledger", "f2"], _LEDGER, makes=_OUT, then=_STACK),
@@ -108,7 +108,7 @@ COMMANDS = (
     Command("edit, model", _EDIT, _MODEL, "free"),
     Command("probe", ["probe", "model"], _MODEL, "free"),
     Command("patch on a model", [*_EVAL, "--patch", "p.safetensors"], _MODEL, "free"),
-    Command("import", ["patch", "import", "adapter", "model", "-o", _OUT], ["adapter/*"], "free"),
+    Command("import", ["patch", "import", "model", "adapter", "-o", _OUT], ["adapter/*"], "free"),
     Command("study validate", ["study", "validate", "s.yaml"], ["s.yaml"], "free"),
     Command("study plan", ["study", "plan", "s.yaml"], ["s.yaml"], "free"),
 )  # fmt: skip
@@ -148,15 +148,18 @@ class World:
 
     @classmethod
     def look(cls, good: Path, work: Path, disk: SmallDisk | None) -> "World":
-        """Run every command once, undisturbed. Commands that do not exist yet are left out."""
+        """Run every command once, undisturbed.
+
+        Raises:
+            RuntimeError: one of them fails, so that nothing could be seen of what harm does to it.
+        """
         right: dict[str, Right] = {}
         for one in {c.name: c for c in (*COMMANDS, *WRITERS)}.values():
             restore(good, work)
             _prepare(one, work)
             ended = command(one.words, work)
             if ended.code != 0:
-                print(f"left out, exit {ended.code}: {one.name}: {ended.err[-300:]}", flush=True)
-                continue
+                raise RuntimeError(f"{one.name}, undisturbed: exit {ended.code}: {ended.err}")
             made = _made(one, work)
             right[one.name] = Right(_plain(ended.out), ended.said, made, ended.seconds)
         return cls(good, work, disk, right, _digests(good))

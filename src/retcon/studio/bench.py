@@ -8,8 +8,9 @@ whatever way, leaves nothing behind.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from retcon.edits import Case
 from retcon.errors import InvalidSetting
@@ -21,7 +22,7 @@ from retcon.patch.patch import Patch
 from retcon.progress import Progress
 from retcon.run.asked import FactVerdict, ask, with_verdicts
 from retcon.run.close_up import look_at, place_of, watched
-from retcon.run.edit import edit
+from retcon.run.edit import edit, prepare
 from retcon.run.interference import Interference, interference
 from retcon.run.outcomes import check_outcome, outcome_of
 from retcon.scoring.metrics import METRICS
@@ -48,13 +49,12 @@ _LINES = 12
 _ROOM = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Editing:
+class Editing(TypedDict, total=False):
     """Method, layers and settings of all edits, as far as they were given."""
 
-    method: str | None = None
-    layers: tuple[int, ...] | None = None
-    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    method: str | None
+    layers: tuple[int, ...] | None
+    settings: Mapping[str, object]
 
 
 class Bench:
@@ -70,10 +70,11 @@ class Bench:
         ledger: Path,
         *,
         who: str,
-        editing: Editing = Editing(),
+        editing: Editing | None = None,
         revision: str | None = None,
     ) -> None:
-        self.name, self.who, self.editing, self.revision = name, who, editing, revision
+        self.name, self.who, self.revision = name, who, revision
+        self.editing: Editing = editing or {}
         self.ledger = Ledger(ledger, patience=_PATIENCE)
         self.shelf = Shelf(ledger / "seen")
         self.exports = ledger / "exports"
@@ -86,7 +87,7 @@ class Bench:
 
     @property
     def trouble(self) -> str:
-        """Why the model could not be loaded; empty where it is, or will be."""
+        """Why no fact can be written; empty where they can, or it is not known yet."""
         return "" if self._start is None else self._start.problem
 
     @property
@@ -115,10 +116,10 @@ class Bench:
         return self.model(progress)
 
     def start(self) -> StudioJob:
-        """Load the model."""
+        """Load the model, and look whether facts can be written into it as is asked for."""
 
         def work(progress: Progress) -> Mapping[str, object]:
-            self.model(progress)
+            prepare(self.model(progress), (), **self.editing)
             return {}
 
         self._start = self.jobs.add(f"Loading {self.name}", work)
@@ -206,8 +207,28 @@ class Bench:
             with ledger.patch(number, at=number).applied(model):
                 after = look_at(model, rows, progress)
         view = fact_view(case, place_of(model, case), rows_of(rows, before, after))
+        if (seen := self.shelf.fact(number, place)) is not None:
+            view = view.model_copy(update={"foresight": seen.foresight})
         self.shelf.keep(view, number, place)
         return view
+
+    def put_back(self, facts: Sequence[str], entries: Sequence[int]) -> None:
+        """Switch facts or entries on again, each in its place.
+
+        Raises:
+            UnknownName: there is no such fact or entry that is switched off.
+            InvalidSetting: the same fact has been written anew since, and is switched on.
+        """
+        on = {r.edit.fact: entry.number for entry in self.entries for r in entry.about.edits}
+        for entry in self.ledger.outside():
+            for record in entry.about.edits:
+                asked = entry.number in entries or f"{entry.number}:{record.id}" in facts
+                if asked and (number := on.get(record.edit.fact)) is not None:
+                    raise InvalidSetting(
+                        f"“{record.edit.text}” has been written anew, as entry {number}, and the "
+                        f"changes of both would add up. Switch entry {number} off first."
+                    )
+        self.ledger.put_back(facts, entries, who=self.who)
 
     def exported(self, form: str, name: str, progress: Progress) -> list[str]:
         """Write the stack in a form that other programs read; what is to be said of it."""
@@ -267,16 +288,7 @@ class Bench:
 
     def _make(self, model: ModelHandle, cases: Sequence[Case], progress: Progress) -> Patch:
         """The patch of some facts, made on the base model."""
-        how = self.editing
-        edits = [case.edit for case in cases]
-        return edit(
-            model,
-            edits,
-            method=how.method,
-            layers=how.layers,
-            settings=how.settings,
-            progress=progress,
-        )
+        return edit(model, [case.edit for case in cases], progress=progress, **self.editing)
 
     def _foresee(self, model: ModelHandle, case: Case, progress: Progress) -> Foresight:
         there = {
@@ -288,16 +300,8 @@ class Bench:
         if not there:
             return Foresight()
         others = [replace(one, id=name) for name, one in there.items()]
-        how = self.editing
         try:
-            seen = interference(
-                model,
-                [case.edit, *others],
-                method=how.method,
-                layers=how.layers,
-                settings=how.settings,
-                progress=progress,
-            )
+            seen = interference(model, [case.edit, *others], progress=progress, **self.editing)
         except InvalidSetting as error:
             return Foresight(unknown=str(error))
         return _strongest(seen)

@@ -262,7 +262,9 @@ class Live:
         known = self._browsed
         if known is None or known.trace != trace:
             study = read_study(self.folder)
-            texts = known.texts if known is not None else texts_of(study, self.data)
+            same = known is not None and known.study.record.data == study.record.data
+            read = known.texts if same and not known.texts.missing else None
+            texts = read or texts_of(study, self.data)
             before = None if known is None else known.results
             self._browsed = Browsed(study, texts, before, self.links, trace)
             self._made.clear()

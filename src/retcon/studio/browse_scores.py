@@ -12,7 +12,7 @@ from retcon.scoring.metrics import UNABLE, Place, metrics, unable
 from retcon.studio.browse_grid import GridRow
 from retcon.study.study import Study
 
-# Batches are shown, if there are no more than so many.
+# So many batches are shown at most.
 _BATCHES = 200
 
 
@@ -77,8 +77,9 @@ def _told(value: object) -> str:
 
 
 def batches(study: Study, cell: str) -> Table:
-    """The batches of a cell whose edits are carried."""
+    """The batches of a cell whose edits are carried; of very many, one in several."""
     steps = study.steps(cell)
+    every = -(-len(steps) // _BATCHES)
     rows = [
         (
             f"{int(str(step['index'])) + 1:,}",
@@ -88,11 +89,11 @@ def batches(study: Study, cell: str) -> Table:
             fixed(moved(step), 2),
             str(step.get("note") or "") or MISSING,
         )
-        for step in steps
-        if len(steps) <= _BATCHES
+        for step in steps[:: every or 1]
     ]
     columns = ("batch", "facts written", "in the batch", "seconds", "‖W − W₀‖ / ‖W₀‖, %", "note")
-    note = "Seconds as if nothing had been in the cache."
+    shown = f"One in {every} of {len(steps):,} batches is shown. " if every > 1 else ""
+    note = f"{shown}Seconds as if nothing had been in the cache."
     return Table("Batches", note, columns, tuple(rows) if len(rows) > 1 else ())
 
 

@@ -137,7 +137,7 @@ class JobQueue:
         return job
 
     def under_way(self) -> list[StudioJob]:
-        """The jobs that run or wait, in their order, of those that take their time."""
+        """The jobs that run or wait, in the order in which they were begun."""
         with self._changed:
             return [job for job in self._known.values() if not job.ended]
 

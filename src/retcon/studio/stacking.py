@@ -100,8 +100,7 @@ class _Stacking:
 
     def on(self, fields: Fields) -> None:
         """Put a fact or an entry back."""
-        facts, entries = _named(fields)
-        self.bench.ledger.put_back(facts, entries, who=self.bench.who)
+        self.bench.put_back(*_named(fields))
 
     def note(self, fields: Fields) -> None:
         """Give an entry another note."""
