@@ -255,6 +255,10 @@ def test_a_fact_that_was_written_anew_does_not_stand_twice(client, bench):
 
 
 def test_settings_that_do_not_fit_are_told_before_a_fact_is_typed(tmp_path):
+    fits = bench_in(tmp_path)
+    started = Started(fits.start().number)
+    with open_studio(fits) as client:
+        assert ended(client, started)["state"] == "done" and fits.trouble == ""
     for wrong, said in (
         ({"settings": {"stepz": 3}}, "stepz"),
         ({"method": "in_context", "settings": {}}, "no weight"),

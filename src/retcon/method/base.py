@@ -262,12 +262,12 @@ class WritesKeys(Accumulates, Regularised, Protocol):
     """A method that writes one value at the end of each subject, so that equal keys meet.
 
     Attributes:
-        merge_subjects: whether edits with one key get one target, when these are made together.
+        shares_targets: whether edits with one key get one target, when these are made together.
         reads_prompt: whether keys are read at the end of each prompt, and not of its subject.
     """
 
     @property
-    def merge_subjects(self) -> bool: ...
+    def shares_targets(self) -> bool: ...
 
     @property
     def reads_prompt(self) -> bool: ...

@@ -105,7 +105,7 @@ class LocateThenEdit:
         )
 
     @property
-    def merge_subjects(self) -> bool:
+    def shares_targets(self) -> bool:
         """True if edits with one key get one target."""
         return self.residuals.merge_subjects or self.residuals.tie_subjects
 
@@ -331,7 +331,7 @@ class LocateThenEdit:
             options = replace(options, insertion="down")
         if self.reads_prompt:
             options = replace(options, kl=0.0)  # what stands behind the prompt is to change
-        if not self.merge_subjects:
+        if not self.shares_targets:
             return recall_targets(model, edits, state.prefixes, layer, options, progress)
         return recall_shared_targets(
             model, edits, state.prefixes, layer, options, progress, of=self.target_of
@@ -356,11 +356,11 @@ class LocateThenEdit:
 
     def _name(self, edit: Edit) -> str:
         """Name by which a fact is recognised when it is edited again."""
-        return self.contexts.read(edit).head if self.merge_subjects else edit.fact
+        return self.contexts.read(edit).head if self.shares_targets else edit.fact
 
     def _rows(self, names: Sequence[str], state: KeyState) -> Rows:
         replaces = self.accumulate and self.ridge > 0
-        if not (replaces or self.merge_subjects):
+        if not (replaces or self.shares_targets):
             return Rows(list(range(len(names))), [], [])
         return Rows.of(names, state.memory.facts if replaces else NO_FACTS)
 

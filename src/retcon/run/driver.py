@@ -120,7 +120,7 @@ def _apart(
     """Batches that each meet the untouched model. first: the batch to begin with."""
     size = schedule.batch_size
     # Facts of one batch may share a target, and those of several must not.
-    merges = isinstance(method, WritesKeys) and method.merge_subjects
+    merges = isinstance(method, WritesKeys) and method.shares_targets
     rewrites = isinstance(method, Rewrites)
     together = size if merges else size * max(1, _AHEAD // size)
     progress("editing", first * size, len(edits))

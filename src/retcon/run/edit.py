@@ -94,14 +94,7 @@ def prepare(
     Raises:
         UnknownName, InvalidSetting, CollidingEdits, UnsupportedModel: as `edit`.
     """
-    recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
-    if not recipe.entry.writes:
-        raise InvalidSetting(
-            f"{recipe.name} writes no weight, it puts facts before prompts, so there is no "
-            f"patch to make. `retcon eval --method {recipe.name}` measures it; to edit the "
-            f"model take another method (`retcon methods`)."
-        )
-    _check_together(model, recipe.layers)
+    recipe = writing(model, method=method, layers=layers, settings=settings)
     chosen = recipe.build()
     size = chosen.max_batch or len(edits)
     plan = (
@@ -116,6 +109,31 @@ def prepare(
         chosen = recipe.build()
     warned_of(chosen, check_keys(model.tokens, chosen, edits, plan))
     return Prepared(recipe, chosen, plan)
+
+
+def writing(
+    model: ModelHandle,
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Recipe:
+    """The recipe of a method that writes into this model, whatever the facts.
+
+    Raises:
+        UnknownName, InvalidSetting: as `resolve`, or a method that writes no weight.
+        UnsupportedModel: several devices compute the layers.
+    """
+    recipe = resolve(model.outline, method=method, layers=layers, settings=settings)
+    if not recipe.entry.writes:
+        raise InvalidSetting(
+            f"{recipe.name} writes no weight, it puts facts before prompts, so there is no "
+            f"patch to make. `retcon eval --method {recipe.name}` measures it; to edit the "
+            f"model take another method (`retcon methods`)."
+        )
+    _check_together(model, recipe.layers)
+    recipe.build()
+    return recipe
 
 
 def features_with(

@@ -150,7 +150,7 @@ def _clash(
     # Batches that adapt may part any two.
     size = 1 if schedule.adapts else schedule.batch_size
     batches = len({place // size for place in places})
-    merged = method.merge_subjects and len({edit.head for edit in chosen}) == 1
+    merged = method.shares_targets and len({edit.head for edit in chosen}) == 1
     # Of those in one batch, a merged target is written once.
     solved = batches if merged else len(chosen)
     remembered = schedule.carry and method.accumulate
@@ -167,9 +167,9 @@ def explained(method: object, conflicts: Collection[Clash]) -> str:
     assert isinstance(method, WritesKeys)
     if any(clash.refused for clash in conflicts):
         return f"{named(conflicts)} A hard constraint (ridge 0) cannot write two values at one key."
-    if method.merge_subjects:
+    if method.shares_targets:
         return (
-            f"{named(conflicts)} merge_subjects makes one target for those whose targets are made "
+            f"{named(conflicts)} There is one target for those whose targets are made "
             f"together, and these are in several batches, of which the last counts. Put them into "
             f"one batch, or make all targets first (refresh never)."
         )

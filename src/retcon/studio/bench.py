@@ -22,7 +22,7 @@ from retcon.patch.patch import Patch
 from retcon.progress import Progress
 from retcon.run.asked import FactVerdict, ask, with_verdicts
 from retcon.run.close_up import look_at, place_of, watched
-from retcon.run.edit import edit, prepare
+from retcon.run.edit import edit, writing
 from retcon.run.interference import Interference, interference
 from retcon.run.outcomes import check_outcome, outcome_of
 from retcon.scoring.metrics import METRICS
@@ -119,7 +119,7 @@ class Bench:
         """Load the model, and look whether facts can be written into it as is asked for."""
 
         def work(progress: Progress) -> Mapping[str, object]:
-            prepare(self.model(progress), (), **self.editing)
+            writing(self.model(progress), **self.editing)
             return {}
 
         self._start = self.jobs.add(f"Loading {self.name}", work)
