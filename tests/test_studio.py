@@ -151,6 +151,10 @@ def test_a_file_of_facts_is_one_entry_and_each_can_be_looked_at(client, bench):
     assert "Curie is of" in client.get("/edits/1/2").text
     client.post("/stack/off", data={"fact": "1:f"})
     assert [r.id for e in bench.ledger.entries() for r in e.about.edits] == ["c"]
+    for listed in ("/edit", "/stack"):  # the links stay those of the places in the file
+        assert f'href="/edits/1/2">{CURIE["prompt"].replace("{", "").replace("}", "")} <b>' in (
+            client.get(listed).text
+        )
     broken = client.post("/files?name=facts.jsonl", content=b'{"prompt": 3}', headers=JSON)
     assert broken.status_code == 400 and "facts.jsonl" in broken.json()["problem"]
 

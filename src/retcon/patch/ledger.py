@@ -42,7 +42,7 @@ class LedgerEntry:
 
     Attributes:
         about: how it was made, with the facts that are still in the stack.
-        facts: how many it brought.
+        brought: the ids of the facts that it brought, in their order.
         on: the event on whose stack it was made; 0: on the base model.
         solved: see `Slot`.
     """
@@ -53,9 +53,18 @@ class LedgerEntry:
     note: str
     scores: Scores
     about: Provenance
-    facts: int
+    brought: tuple[str, ...]
     on: int
     solved: int
+
+    @property
+    def facts(self) -> int:
+        """How many facts it brought."""
+        return len(self.brought)
+
+    def place(self, id: str) -> int:
+        """The place of a fact among those that it brought, from 1 on."""
+        return self.brought.index(id) + 1
 
 
 class Undoing(NamedTuple):
@@ -379,7 +388,7 @@ class Ledger:
             note=note_of(slot.entry, history),
             scores=event.action.scores,
             about=about.model_copy(update={"edits": staying}),
-            facts=len(brought.edits),
+            brought=tuple(record.id for record in brought.edits),
             on=event.action.on,
             solved=slot.solved,
         )

@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute, Route
 from retcon.errors import InvalidSetting
 from retcon.patch.events import Added, Event, told
 from retcon.patch.export import EXPORT_FORMS
-from retcon.patch.ledger import LedgerEntry
 from retcon.studio.bench import Bench
 from retcon.studio.drawing import draw
 from retcon.studio.editing import LINKS, fields_of, started
@@ -71,7 +70,6 @@ class _Stacking:
             folder=ledger.folder,
             at=at,
             lines=sorted(lines, key=lambda line: (-line[0].number, not line[1])),
-            places=self._places([*entries, *outside]),
             count=sum(len(entry.about.edits) for entry in entries),
             history=[(event, self._done(event, brought)) for event in history],
             forms=sorted(EXPORT_FORMS.all()),
@@ -144,18 +142,6 @@ class _Stacking:
             file = Path(folder) / "stack.safetensors"
             self.bench.ledger.stack().save(file)
             return file.read_bytes()
-
-    def _places(self, entries: list[LedgerEntry]) -> dict[tuple[int, str], int]:
-        """The place of each fact among those that its entry brought."""
-        ledger = self.bench.ledger
-        return {
-            (entry.number, record.id): place
-            for entry in entries
-            if entry.facts > 1
-            for whole in ledger.entries(at=entry.number)
-            if whole.number == entry.number
-            for place, record in enumerate(whole.about.edits, start=1)
-        }
 
     def _exports(self) -> list[tuple[Path, str]]:
         """The exports, newest first, with their files."""
