@@ -217,9 +217,11 @@ def test_a_study_file_that_was_changed_is_not_resumed_by(folder, finished, retco
 def test_a_damaged_record_is_told_and_can_be_made_again(folder, finished, retcon, name):
     finished()
     before = kept()
-    (Path("study") / name).write_text("{", encoding="utf-8")
-    code, _, err = retcon("study", "report", "study")
-    assert code == 2 and f"{name} is damaged" in err and "Traceback" not in err
+    (other,) = {"study.json", "tuned.json"} - {name}
+    for content in (b"{", (Path("study") / other).read_bytes()):
+        (Path("study") / name).write_bytes(content)
+        code, _, err = retcon("study", "report", "study")
+        assert code == 2 and f"{name} is damaged" in err and "Traceback" not in err
     (Path("study") / name).unlink()
     code, out, _ = retcon("study", "run", "s.yaml", "--out", "study")
     assert code == 0 and "10 of 10" in out and kept() == before

@@ -168,6 +168,8 @@ class Study:
         path = self.folder / TUNED
         try:
             record, sealed = load_record(path, study_of(self.record.name))
+            if sealed and "tuned" not in record:
+                raise Damaged(f"{path} is another file of this study.")
             choices = record["tuned"] if sealed else record
             return TypeAdapter(tuple[Tuned, ...]).validate_json(json.dumps(choices))
         except FileNotFoundError:
