@@ -14,6 +14,7 @@ from retcon.run.asked import (
     Tally,
     ask,
     check_asking,
+    reasons,
     shortfall,
     verdicts_of,
     worst_first,
@@ -70,6 +71,22 @@ def test_who_is_not_said_comes_first_and_is_named():
     assert shortfall(words).startswith("1 of 3 facts is not said when asked for: 'a'.")
     assert shortfall([words[0], words[2]]) == ""
     assert "and 2 others" in shortfall([words[1]] * 7)
+
+
+def test_why_a_fact_is_not_said_is_told_where_its_text_tells():
+    tokens, texts = pico().tokens, ("{X} is in", "{Marie Curie} was born in", "The {X} is")
+    cases = [
+        Case(edit=Edit.parse(text, "Paris", id=name))
+        for text, name in zip(texts, "abc", strict=True)
+    ]
+    lost = [verdict(prompt=(0, 1))._replace(id=case.edit.id) for case in cases]
+    first, shared = reasons(tokens, cases, lost)
+    assert "'a' ({X} is in): put words before it" in first and "'b'" not in first
+    assert "about 'X'" in shared and "tie_subjects=true" in shared
+    assert reasons(tokens, cases[1:2], lost[1:2]) == []
+    assert reasons(pico(bos=True).tokens, cases, lost) == [shared]
+    assert reasons(tokens, cases, [verdict(prompt=(1, 1))]) == []
+    assert first in shortfall(lost, [first, shared]) and shared in shortfall(lost, [shared])
 
 
 def test_questions_that_are_too_long_are_told_before_the_work():

@@ -10,6 +10,7 @@ tokenizer's chat template where it has one.
 A continuation has to begin with the target; an answer to a question has to name it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -160,7 +161,7 @@ def with_verdicts(patch: Patch, verdicts: Sequence[FactVerdict]) -> Patch:
     return replace(patch, about=patch.about.model_copy(update={"edits": records}))
 
 
-def shortfall(verdicts: Sequence[FactVerdict]) -> str:
+def shortfall(verdicts: Sequence[FactVerdict], reasons: Sequence[str] = ()) -> str:
     """Say which facts are not said, and what to try; empty where all are."""
     missing = [one for one in verdicts if one.word == "not said"]
     if not missing:
@@ -168,7 +169,35 @@ def shortfall(verdicts: Sequence[FactVerdict]) -> str:
     names = first_few([repr(one.id) for one in missing])
     are = "is" if len(missing) == 1 else "are"
     count = f"{len(missing):,} of {len(verdicts):,} facts {are}"
-    return (
-        f"{count} not said when asked for: {names}. Try more steps "
-        f"(--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
-    )
+    tried = "Try more steps (--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
+    return " ".join([f"{count} not said when asked for: {names}.", *reasons, tried])
+
+
+def reasons(tokens: Tokens, cases: Sequence[Case], verdicts: Sequence[FactVerdict]) -> list[str]:
+    """Say why facts are not said, as far as their texts tell.
+
+    What is added at a text's first token does little, because attention rests there whatever it
+    is. And one layer's map has to tell facts about one subject apart by keys that are nearly equal.
+    """
+    missing = {one.id for one in verdicts if one.word == "not said"}
+    edits = [case.edit for case in cases]
+    lost = [edit for edit in edits if edit.id in missing]
+    first = [
+        f"{edit.id!r} ({edit.fact})"
+        for edit in lost
+        if tokens.locate(edit.text, edit.subject_start, edit.subject_end).lookup == 0
+    ]
+    facts = Counter(edit.subject for edit in edits)
+    shared = dict.fromkeys(repr(edit.subject) for edit in lost if facts[edit.subject] > 1)
+    told: list[str] = []
+    if first:
+        told.append(
+            f"What is written at the first token of a text does little, and there the subject "
+            f"ends in {first_few(first)}: put words before it, as in 'The head of {{X}} is'."
+        )
+    if shared:
+        told.append(
+            f"Several facts are about {first_few([*shared])}: memit writes one target for all "
+            f"facts of a subject with --set tie_subjects=true."
+        )
+    return told

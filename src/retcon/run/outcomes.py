@@ -7,7 +7,15 @@ from retcon.edits import Case
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import Patch
 from retcon.progress import Progress, silent
-from retcon.run.asked import FactVerdict, ask, check_asking, shortfall, with_verdicts, worst_first
+from retcon.run.asked import (
+    FactVerdict,
+    ask,
+    check_asking,
+    reasons,
+    shortfall,
+    with_verdicts,
+    worst_first,
+)
 from retcon.run.evaluate import score
 from retcon.run.harm import Harm, harm_of
 from retcon.scoring.exact_match import continuations
@@ -71,6 +79,6 @@ def outcome_of(
         verdicts,
         before,
         {when: summarise(seen.at(when)) for when in seen.times},
-        shortfall(verdicts),
+        shortfall(verdicts, reasons(model.tokens, cases, verdicts)),
         harm_of(seen.at("pre"), seen.at("final"), cases),
     )
