@@ -169,6 +169,17 @@ def test_damaged_cells_are_run_again_also_those_that_tune_and_are_tuned(folder, 
     assert kept() == before
 
 
+def test_rows_of_a_study_with_a_cell_that_is_gone_are_said_to_be_some(folder, finished, retcon):
+    finished()
+    code, _, err = retcon("study", "export", "study", "-o", "all.parquet")
+    assert code == 0 and "are not done" not in err
+    study = read_study("study")
+    shutil.rmtree(study.cell(str(study.points[0].cell)))
+    code, _, err = retcon("study", "export", "study", "-o", "some.parquet")
+    assert code == 0 and f"1 of {len(study.points)} places of the grid are not done" in err
+    assert "retcon study resume study" in err
+
+
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("copied", [True, False])
 def test_cells_in_others_folders_are_told_and_run_again(folder, finished, retcon, sealed, copied):

@@ -15,6 +15,7 @@ from retcon.cli.console import (
     quiet_libraries,
     show_looked,
     table,
+    warn,
     write_json,
 )
 from retcon.errors import InvalidStudy, RetconError
@@ -216,7 +217,14 @@ def export(
     from retcon.study.study import read_study
 
     check_writable(output)
-    written = tables.export(read_study(folder), output)
+    study = read_study(folder)
+    written = tables.export(study, output)
+    waiting = [p for p in study.points if not p.refused and not study.is_done(p.cell)]
+    if waiting:
+        warn(
+            f"{len(waiting):,} of {len(study.points):,} places of the grid are not done, and have "
+            f"no rows in it. Go on with them: retcon study resume {folder}"
+        )
     out.print(
         f"Wrote [bold]{escape(str(written))}[/] ({written.stat().st_size / 1e6:.1f} MB).",
         soft_wrap=True,
