@@ -197,7 +197,7 @@ def reasons(tokens: Tokens, cases: Sequence[Case], verdicts: Sequence[FactVerdic
         )
     if shared:
         told.append(
-            f"Several facts are about {first_few([*shared])}: memit writes one target for all "
-            f"facts of a subject with --set tie_subjects=true."
+            f"Several facts are about {first_few([*shared])}: --method memit --set "
+            f"tie_subjects=true --set steps=50 --set clamp=2 writes one target for all of them."
         )
     return told
