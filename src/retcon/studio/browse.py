@@ -80,6 +80,11 @@ class Browsed:
     links: Sequence[Link] = ()
     trace: str | None = None
 
+    def texts_of(self, study: Study) -> Texts | None:
+        """The facts in words, if they are those of a study, and were there when they were read."""
+        same = study.record.data == self.study.record.data
+        return self.texts if same and not self.texts.missing else None
+
     @cached_property
     def results(self) -> Results:
         """The scores of all cells that are done and can be read."""
@@ -262,9 +267,8 @@ class Live:
         known = self._browsed
         if known is None or known.trace != trace:
             study = read_study(self.folder)
-            same = known is not None and known.study.record.data == study.record.data
-            read = known.texts if same and not known.texts.missing else None
-            texts = read or texts_of(study, self.data)
+            texts = None if known is None else known.texts_of(study)
+            texts = texts or texts_of(study, self.data)
             before = None if known is None else known.results
             self._browsed = Browsed(study, texts, before, self.links, trace)
             self._made.clear()
