@@ -111,7 +111,7 @@ def test_undoing_takes_exactly_those_rows_out(ledger, model):
     # What is left are the same rows, to the bit.
     assert torch.equal(after.deltas[1].left[:2], ledger.stack(at=2).deltas[1].left[[0, 2]])
     (first, _) = ledger.entries()
-    assert first.facts == 3 and len(first.about.edits) == 2
+    assert len(first.brought) == 3 and len(first.about.edits) == 2
 
 
 def test_undoing_an_entry_is_the_stack_without_it_bit_for_bit(ledger, model):
@@ -165,7 +165,7 @@ def test_re_solving_is_editing_without_the_fact(ledger, model):
     ledger.undo(undoing, who="ann", solved=solved)
     assert ids(ledger.stack()) == list("acde")
     first, second = ledger.entries()
-    assert (first.solved, first.facts, second.solved) == (3, 3, 0)
+    assert (first.solved, len(first.brought), second.solved) == (3, 3, 0)
     ledger.undo(ledger.choose(["c"]), who="ann")
     assert ids(ledger.stack()) == list("ade")
     assert all(finding.problem is None for finding in verify(ledger, model))

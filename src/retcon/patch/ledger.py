@@ -57,13 +57,8 @@ class LedgerEntry:
     on: int
     solved: int
 
-    @property
-    def facts(self) -> int:
-        """How many facts it brought."""
-        return len(self.brought)
-
     def place(self, id: str) -> int:
-        """The place of a fact among those that it brought, from 1 on."""
+        """Place of a fact among those that it brought, from 1 on."""
         return self.brought.index(id) + 1
 
 

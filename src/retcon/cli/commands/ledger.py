@@ -287,7 +287,7 @@ def _row(entry: "LedgerEntry") -> list[str]:
 
 
 def _facts(entry: "LedgerEntry") -> str:
-    kept, brought = len(entry.about.edits), entry.facts
+    kept, brought = len(entry.about.edits), len(entry.brought)
     if not brought:
         return "no single facts"
     count = _count(kept) if kept == brought else f"{kept} of {_count(brought)}"
@@ -313,7 +313,7 @@ def _described(entry: "LedgerEntry") -> dict[str, object]:
         "when": entry.when.isoformat(),
         "note": entry.note,
         "made_on": entry.on,
-        "facts_brought": entry.facts,
+        "facts_brought": len(entry.brought),
         "solved_again_by": entry.solved or None,
         "scores": entry.scores,
         **entry.about.model_dump(mode="json"),
