@@ -71,7 +71,7 @@ def ids(patch):
 
 def test_a_stack_is_the_sum_of_its_entries(ledger, model):
     first, second = ledger.entries()
-    assert (first.number, first.who, first.note, first.facts) == (1, "ann", "a to c", 3)
+    assert (first.number, first.who, first.note, len(first.brought)) == (1, "ann", "a to c", 3)
     assert first.scores == {"final": {"ES": 100.0, "NS": None}} and first.when.tzinfo is not None
     assert second.about.method == "emmet" and second.about.settings["steps"] == FAST["steps"]
     together = ledger.stack()
