@@ -80,12 +80,14 @@ def test_why_a_fact_is_not_said_is_told_where_its_text_tells():
         for text, name in zip(texts, "abc", strict=True)
     ]
     lost = [verdict(prompt=(0, 1))._replace(id=case.edit.id) for case in cases]
-    first, shared = reasons(tokens, cases, lost)
+    first, shared = reasons(tokens, cases, lost, {})
     assert "'a' ({X} is in): put words before it" in first and "'b'" not in first
     assert "about 'X'" in shared and "tie_subjects=true" in shared
-    assert reasons(tokens, cases[1:2], lost[1:2]) == []
-    assert reasons(pico(bos=True).tokens, cases, lost) == [shared]
-    assert reasons(tokens, cases, [verdict(prompt=(1, 1))]) == []
+    assert reasons(tokens, cases[1:2], lost[1:2], {}) == []
+    assert reasons(pico(bos=True).tokens, cases, lost, {}) == [shared]
+    assert reasons(tokens, cases, [verdict(prompt=(1, 1))], {}) == []
+    assert reasons(tokens, cases, lost, {"tie_subjects": True}) == [first]
+    assert reasons(tokens, cases, lost, {"lookup": "prompt"}) == []
     assert first in shortfall(lost, [first, shared]) and shared in shortfall(lost, [shared])
 
 

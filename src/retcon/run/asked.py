@@ -173,12 +173,19 @@ def shortfall(verdicts: Sequence[FactVerdict], reasons: Sequence[str] = ()) -> s
     return " ".join([f"{count} not said when asked for: {names}.", *reasons, tried])
 
 
-def reasons(tokens: Tokens, cases: Sequence[Case], verdicts: Sequence[FactVerdict]) -> list[str]:
-    """Say why facts are not said, as far as their texts tell.
+def reasons(
+    tokens: Tokens,
+    cases: Sequence[Case],
+    verdicts: Sequence[FactVerdict],
+    settings: Mapping[str, object],
+) -> list[str]:
+    """Say why facts are not said, as far as their texts and the method's settings tell.
 
     What is added at a text's first token does little, because attention rests there whatever it
     is. And one layer's map has to tell facts about one subject apart by keys that are nearly equal.
     """
+    if settings.get("lookup") == "prompt":  # where subjects do not matter
+        return []
     missing = {one.id for one in verdicts if one.word == "not said"}
     edits = [case.edit for case in cases]
     lost = [edit for edit in edits if edit.id in missing]
@@ -195,7 +202,7 @@ def reasons(tokens: Tokens, cases: Sequence[Case], verdicts: Sequence[FactVerdic
             f"What is written at the first token of a text does little, and there the subject "
             f"ends in {first_few(first)}: put words before it, as in 'The head of {{X}} is'."
         )
-    if shared:
+    if shared and not settings.get("tie_subjects"):
         told.append(
             f"Several facts are about {first_few([*shared])}: --method memit --set "
             f"tie_subjects=true --set steps=50 --set clamp=2 writes one target for all of them."

@@ -132,7 +132,6 @@ def writing(
             f"model take another method (`retcon methods`)."
         )
     _check_together(model, recipe.layers)
-    recipe.build()
     return recipe
 
 

@@ -79,6 +79,6 @@ def outcome_of(
         verdicts,
         before,
         {when: summarise(seen.at(when)) for when in seen.times},
-        shortfall(verdicts, reasons(model.tokens, cases, verdicts)),
+        shortfall(verdicts, reasons(model.tokens, cases, verdicts, patch.about.settings)),
         harm_of(seen.at("pre"), seen.at("final"), cases),
     )

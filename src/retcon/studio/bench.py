@@ -119,7 +119,7 @@ class Bench:
         """Load the model, and look whether facts can be written into it as is asked for."""
 
         def work(progress: Progress) -> Mapping[str, object]:
-            writing(self.model(progress), **self.editing)
+            writing(self.model(progress), **self.editing).build()
             return {}
 
         self._start = self.jobs.add(f"Loading {self.name}", work)
