@@ -84,6 +84,28 @@ def test_targets_of_the_others_stay_and_harder_ones_reach_further():
     assert again.targets.nll[1] < once.targets.nll[1]
 
 
+def test_facts_about_one_subject_are_tried_again_with_one_target():
+    from retcon.method.presets import resolve
+
+    model = pico()
+    behind = Edit(id="behind", prompt="Here is {}, who", subject=BORN.subject, target=DIED.target)
+    edits = [BORN, behind, OTHER]
+    method = resolve(model.outline, **EMMET).build()
+    state = method.setup.begin(model)
+    once = method.features(model, edits, state)
+    again = method.retried(model, once, [BORN.id], 1, state)
+    assert not torch.equal(once.targets.delta[0], once.targets.delta[1])
+    assert torch.equal(again.targets.delta[0], again.targets.delta[1])
+    assert torch.equal(again.targets.delta[2], once.targets.delta[2])
+    # Not where a text ends in two subjects, as "a b" and "b" do: these would be two targets.
+    shorter = Edit(id="shorter", prompt="Here is {}", subject=BORN.subject, target=OTHER.target)
+    longer = Edit(id="longer", prompt="Here {}", subject=f"is {BORN.subject}", target=BORN.target)
+    edits = [shorter, longer, behind]
+    once = method.features(model, edits, state)
+    apart = method.retried(model, once, ["shorter", "longer"], 1, state)
+    assert not torch.equal(apart.targets.delta[0], apart.targets.delta[2])
+
+
 def test_a_round_that_changes_more_than_it_brings_is_taken_back(said_after, monkeypatch):
     said_after({"a": 0, "b": 1, "c": 0, "d": 0})
     probe = ChangedProbe("a", "Rome is in", "Italy", same_subject=False)

@@ -183,8 +183,8 @@ class Stale(Protocol[F_contra]):
 class Retries(Protocol[S_contra, F]):
     """A method that can try again, harder, to bring some facts about."""
 
-    def target_of(self, edit: Edit) -> str:
-        """Name of what facts with one target have in common."""
+    def tried_with(self, edit: Edit) -> str:
+        """Name of what facts that are tried again together have in common."""
         ...
 
     def retried(

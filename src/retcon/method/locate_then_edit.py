@@ -143,6 +143,10 @@ class LocateThenEdit:
         """Name of what facts with one target have in common."""
         return edit.subject.strip() if self.residuals.tie_subjects else self._name(edit)
 
+    def tried_with(self, edit: Edit) -> str:
+        """Name of what facts that are tried again together have in common: their subject."""
+        return self._name(edit) if self.reads_prompt else edit.subject.strip()
+
     def retried(
         self,
         model: ModelHandle,
@@ -152,11 +156,21 @@ class LocateThenEdit:
         state: KeyState,
         progress: Progress = silent,
     ) -> KeyFeatures:
-        """The features, with other targets for some edits and all that share one with them."""
-        shared = {self.target_of(edit) for edit in features.edits if edit.id in ids}
-        places = [i for i, edit in enumerate(features.edits) if self.target_of(edit) in shared]
-        harder = replace(self, targets=self.targets.harder(times))
+        """The features, with other targets for some edits and all about the same subjects.
+
+        Those about one subject get one target, for all of them.
+        """
+        shared = {self.tried_with(edit) for edit in features.edits if edit.id in ids}
+        places = [i for i, edit in enumerate(features.edits) if self.tried_with(edit) in shared]
         chosen = [features.edits[place] for place in places]
+        tied = not self.reads_prompt and len({e.head for e in chosen}) == len(
+            {(e.head, e.subject.strip()) for e in chosen}
+        )
+        harder = replace(
+            self,
+            targets=self.targets.harder(times),
+            residuals=replace(self.residuals, tie_subjects=tied or self.residuals.tie_subjects),
+        )
         return features.put(places, harder.features(model, chosen, state, progress))
 
     def solve(

@@ -18,6 +18,7 @@ from retcon.run.asked import (
 )
 from retcon.run.evaluate import score
 from retcon.run.harm import Harm, harm_of
+from retcon.run.own_words import Remarks, own_words, remarks
 from retcon.scoring.exact_match import continuations
 from retcon.scoring.metrics import summarise
 from retcon.scoring.score import check_cases
@@ -36,6 +37,7 @@ class PatchOutcome(NamedTuple):
         scores: by time, of all facts.
         shortfall: which facts are not said; empty where all are.
         harm: which probes have changed.
+        remarks: what the model says in other words around the facts.
     """
 
     patch: Patch
@@ -44,6 +46,12 @@ class PatchOutcome(NamedTuple):
     scores: Mapping[str, Mapping[str, float | None]]
     shortfall: str
     harm: Harm
+    remarks: Remarks
+
+    def told(self) -> list[str]:
+        """What a user should know of it, a sentence each: the patch's notes first."""
+        said = (self.shortfall, self.harm.told(), self.remarks.told())
+        return [*self.patch.notes, *filter(None, said)]
 
 
 def check_outcome(model: ModelHandle, cases: Sequence[Case]) -> None:
@@ -74,6 +82,9 @@ def outcome_of(
     verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
     texts = [one.prompt for one in verdicts[:SHOWN]]
     before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
+    own = own_words(model, cases, progress)
+    with patch.applied(model):
+        changed = remarks(model, own, progress)
     return PatchOutcome(
         with_verdicts(patch, verdicts),
         verdicts,
@@ -81,4 +92,5 @@ def outcome_of(
         {when: summarise(seen.at(when)) for when in seen.times},
         shortfall(verdicts, reasons(model.tokens, cases, verdicts, patch.about.settings)),
         harm_of(seen.at("pre"), seen.at("final"), cases),
+        changed,
     )

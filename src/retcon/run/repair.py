@@ -1,10 +1,11 @@
 """Edit until facts are said: those that are not are tried again, harder; the others stay as is.
 
 All facts are written in one batch. Then each is asked for, and those that are not said get other
-targets, from more steps within a larger clamp (and with them all that share a target with them);
-targets of the others stay, and the one equation is solved again for all. A round stays if it brings
-more facts than it changes probes; else it is taken back, and the next one tries harder still. What
-is not said in the end is left out, where its target is its own, and so costs nothing.
+targets, from more steps within a larger clamp, and with them all facts about the same subjects: one
+target a subject, by their joint loss, since one layer tells their keys apart badly. Targets of the
+others stay, and the one equation is solved again for all. A round stays if it brings more facts
+than it changes probes; else it is taken back, and the next one tries harder still. What is not said
+in the end is left out, if no fact about its subject is said, and so costs nothing.
 
 No part of it is random, and the patch records of which try each target is, so that it can be solved
 again.
@@ -110,9 +111,9 @@ class _Repair(NamedTuple):
         return patch_of(self.model, recipe, plan, [step], tries)
 
     def hopeless(self, best: _Attempt) -> tuple[str, ...]:
-        """Ids of facts that are not said and share their target with none that is."""
+        """Ids of facts that are not said and were tried again with none that is."""
         missing, edits = {*best.missing}, best.features.edits
-        names = {e.id: self.method.target_of(e) for e in edits}
+        names = {e.id: self.method.tried_with(e) for e in edits}
         shared = {name for id, name in names.items() if id not in missing}
         return tuple(id for id, name in names.items() if id in missing and name not in shared)
 

@@ -177,8 +177,7 @@ class Bench:
         with self._without(older, model):
             outcome = outcome_of(model, cases, patch, progress)
         number = self._kept(outcome.patch, cases, note)
-        remarks = [*patch.notes, *filter(None, [outcome.shortfall, outcome.harm.told()])]
-        view = _entry_view(cases, outcome.verdicts, outcome.before, remarks)
+        view = _entry_view(cases, outcome.verdicts, outcome.before, outcome.told())
         scores = [
             (METRICS.find(name).title, outcome.scores["pre"][name], score)
             for name, score in outcome.scores["final"].items()

@@ -171,14 +171,14 @@ class _Result(NamedTuple):
     @property
     def remarks(self) -> list[str]:
         """Notes for the user: who was left out, what is not said, which probes changed."""
-        one, repaired = self.outcome, self.repair.told() if self.repair else ""
-        return [*one.patch.notes, *filter(None, [repaired, one.shortfall, one.harm.told()])]
+        return [*([self.repair.told()] if self.repair else []), *self.outcome.told()]
 
     @property
     def record(self) -> dict[str, object]:
-        """The rounds of repair and the probes, for JSON."""
+        """The rounds of repair, the probes, and the model's own words, for JSON."""
         repair = {"repair": self.repair.record()} if self.repair else {}
-        return {"probes": self.outcome.harm.record(), **repair}
+        own = self.outcome.remarks.record()
+        return {"probes": self.outcome.harm.record(), "own_words": own, **repair}
 
 
 def _run(source: ModelChoice, choice: EditChoice, cases: "list[Case]", until_said: int) -> _Result:
