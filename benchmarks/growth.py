@@ -1,11 +1,14 @@
 """How the time of a target grows with the layer, the batch, the contexts and the target's length.
 
-    python benchmarks/growth.py [--edits 32] [--steps 2] [--most 512] [--json FILE]
+    python benchmarks/growth.py [--edits 32] [--steps 2] [--most 512] [--axes NAME ...]
+                                [--json FILE]
 
-Processor seconds an edit and step of `optimise_targets` on SmolLM2-135M, so that what else the
-machine does counts little; run it with one thread (OMP_NUM_THREADS=1). One axis changes at a time;
-the others stay at layer 1, 32 edits, six contexts, and the targets as the data has them. Every step
-looks at every context and none stops early. Writes a Markdown table for each axis.
+Processor seconds an edit of `optimise_targets` on SmolLM2-135M, so that what else the machine does
+counts little; run it with one thread (OMP_NUM_THREADS=1). *A step* is what each further one takes,
+and *at first* what is done once: what stands before the subjects is run, texts are cut, and the
+last pass, which has no gradient. One axis changes at a time; the others stay at layer 1, 32 edits,
+six contexts, and the targets as the data has them. Every step looks at every context and none stops
+early. Writes a Markdown table for each axis.
 """
 
 import json
@@ -13,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from machine import cases, parser_of, source
 from retcon.cli.console import quiet_libraries
@@ -27,10 +31,19 @@ LAYERS = (1, 5, 10, 15, 20, 25)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (1, 2, 3, 6, 11, 21)
 WORDS = (1, 2, 4, 8, 16)
+AXES = ("layer", "edits together", "contexts", "words of the target")
 # Repeated to make targets of some length.
 _LONG = ("red", "fox", "by", "the", "sea", "in", "the", "rain")
 
-Rows = list[tuple[int, float]]
+
+class Seconds(NamedTuple):
+    """Processor seconds of an edit: what is done once, and each step."""
+
+    first: float
+    step: float
+
+
+Rows = list[tuple[int, Seconds]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--edits", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--most", type=int, default=512, help="the largest batch")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     quiet_libraries()
@@ -48,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = sample_prefixes(model, replace(ContextOptions(), prefixes=max(CONTEXTS) - 1))
     six = drawn[:6]
     seconds_of(model, some, six, layers[0], options)  # so that nothing is done for the first time
-    axes: dict[str, tuple[Sequence[int], Callable[[int], float]]] = {
+    axes: dict[str, tuple[Sequence[int], Callable[[int], Seconds]]] = {
         "layer": (layers, lambda x: seconds_of(model, some, six, x, options)),
         "edits together": (
             [x for x in BATCHES if x <= len(edits)],
@@ -61,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     }
     found: dict[str, Rows] = {}
-    for name, (values, measure) in axes.items():
+    for name in chosen.axes:
+        values, measure = axes[name]
         found[name] = [(x, measure(x)) for x in values]
         print(table(name, found[name]), flush=True)
     if chosen.json:
@@ -76,17 +91,25 @@ def seconds_of(
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
-) -> float:
-    """Processor seconds an edit and step."""
-    started = time.process_time()
-    optimise_targets(model, edits, prefixes, layer, options)
-    return (time.process_time() - started) / len(edits) / options.steps
+) -> Seconds:
+    """Time the last pass alone, and with the steps before it."""
+
+    def taken(steps: int) -> float:
+        started = time.process_time()
+        optimise_targets(model, edits, prefixes, layer, replace(options, steps=steps))
+        return (time.process_time() - started) / len(edits)
+
+    alone = taken(1)
+    return Seconds(alone, (taken(1 + options.steps) - alone) / options.steps)
 
 
 def table(name: str, rows: Rows) -> str:
-    """The times of an axis, and their ratio to the first."""
-    lines = [f"| {name} | seconds an edit and step | to the first |", "|---:|---:|---:|"]
-    lines += [f"| {x} | {seconds:.3f} | {seconds / rows[0][1]:.2f} |" for x, seconds in rows]
+    """The times of an axis, and those of a step by the first's."""
+    lines = [f"| {name} | at first, s | a step, s | to the first |", "|---:|---:|---:|---:|"]
+    lines += [
+        f"| {x} | {first:.3f} | {step:.3f} | {step / rows[0][1].step:.2f} |"
+        for x, (first, step) in rows
+    ]
     return "\n".join([*lines, ""])
 
 

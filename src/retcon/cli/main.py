@@ -110,7 +110,7 @@ def run() -> None:
     signal = Received()
     try:
         with like_ctrl_c(signal), warnings_told():
-            app()
+            app(prog_name="retcon")
     except RetconError as error:
         fail(str(error))
         sys.exit(2)

@@ -49,7 +49,7 @@ class PatchOutcome(NamedTuple):
     remarks: Remarks
 
     def told(self) -> list[str]:
-        """What a user should know of it, a sentence each: the patch's notes first."""
+        """Sentences that a user should read: the patch's notes, what is not said, what changed."""
         said = (self.shortfall, self.harm.told(), self.remarks.told())
         return [*self.patch.notes, *filter(None, said)]
 

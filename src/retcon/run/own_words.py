@@ -1,4 +1,4 @@
-"""What a model says by itself of what lies around its facts, before and after they are written.
+"""Let a model say by itself what lies around its facts, before and after they are written.
 
 Probes of a data set ask whether right answers stay right. A typed fact has none, and what a model
 says of a subject need not be right to be worth keeping. So it is asked in its own words:
@@ -33,8 +33,8 @@ _SHARE = 0.1
 _NAME = re.compile(r"\s*((?:[A-Z0-9][\w'’-]*\s?)+)")
 
 
-class Said(NamedTuple):
-    """What a model goes on with behind a text about a fact's surroundings.
+class OwnWords(NamedTuple):
+    """Answer of a model, in its own words, to a text about a fact's surroundings.
 
     Attributes:
         id: of the fact.
@@ -87,7 +87,7 @@ class Remarks(NamedTuple):
 
 def own_words(
     model: ModelHandle, cases: Sequence[Case], progress: Progress = silent
-) -> tuple[Said, ...]:
+) -> tuple[OwnWords, ...]:
     """Let a model say what it knows around some facts.
 
     Args:
@@ -104,10 +104,10 @@ def own_words(
     answers = zip(owners, _goes_on(model, [*owners], progress), strict=True)
     texts = [one for one in answers if _can_be_scored(model, *one)]
     said = zip(texts, _logp(model, texts, progress), strict=True)
-    return tuple(Said(owners[prompt], prompt, text, logp) for (prompt, text), logp in said)
+    return tuple(OwnWords(owners[prompt], prompt, text, logp) for (prompt, text), logp in said)
 
 
-def remarks(model: ModelHandle, before: Sequence[Said], progress: Progress = silent) -> Remarks:
+def remarks(model: ModelHandle, before: Sequence[OwnWords], progress: Progress = silent) -> Remarks:
     """Compare what a model would say now with what it said before.
 
     Args:
