@@ -43,7 +43,7 @@ def _child(name: str, edits: int, steps: int) -> None:
     from retcon.data.cases import starter_cases, take
     from retcon.features.keys import read_keys
     from retcon.features.second_moments import MomentOptions
-    from retcon.features.targets import TargetOptions
+    from retcon.features.target_options import TargetOptions
     from retcon.method.emmet import emmet
     from retcon.model.load import load
 

@@ -27,9 +27,11 @@ from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions, sample_prefixes
 from retcon.features.keys import read_keys
 from retcon.features.prefix_cache import DeltaPlace, TargetRow
+from retcon.features.second_moments import MomentOptions
+from retcon.features.sensitivity import recall_sensitivity, whitening
 from retcon.features.target_loss import TargetLoss
+from retcon.features.target_options import TargetOptions
 from retcon.features.targets import (
-    TargetOptions,
     Targets,
     default_micro_batch,
     optimise_targets,
@@ -60,9 +62,19 @@ class Runs:
     def batched(self, options: TargetOptions, edits: Sequence[Edit] = ()) -> tuple[float, Targets]:
         """Seconds per edit."""
         chosen = edits or self.edits
+        minded = self._whitening(options)
         started = time.perf_counter()
-        found = optimise_targets(self.model, chosen, self.prefixes, LAYER, options)
+        found = optimise_targets(
+            self.model, chosen, self.prefixes, LAYER, options, whitening=minded
+        )
         return (time.perf_counter() - started) / len(chosen), found
+
+    def _whitening(self, options: TargetOptions) -> torch.Tensor | None:
+        """Read once a model, and kept, as second moments are."""
+        if not options.whiten:
+            return None
+        minded = recall_sensitivity(self.model, LAYER, [LAYER], MomentOptions())
+        return whitening(minded, options.whiten)
 
     def oracle(self, edit: Edit, options: TargetOptions) -> tuple[float, torch.Tensor]:
         started = time.perf_counter()

@@ -54,7 +54,7 @@ def average_key(
 
 
 def optimise_one_target(
-    model: ModelHandle, edit: Edit, prefixes: tuple[str, ...], layer: int, options
+    model: ModelHandle, edit: Edit, prefixes: tuple[str, ...], layer: int, options, whitening=None
 ) -> tuple[Tensor, int, float]:
     """δ of one edit as in the released MEMIT code: whole texts, all logits, padded on the right."""
     encode = model.tokens.encode
@@ -137,7 +137,7 @@ def optimise_one_target(
             loss.backward()
             limit = options.clamp * anchor[0].norm()
             if options.descent == "sphere":
-                turn(delta, float(limit), nll.item(), turned, options)
+                turn(delta, float(limit), nll.item(), turned, options, whitening)
                 continue
             adam.step()
             with torch.no_grad():
@@ -154,12 +154,14 @@ def lead(logp: Tensor, token: int) -> float:
     return logp[token].item() - max(others)
 
 
-def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], options) -> None:
+def turn(delta, radius: float, loss: float, turned: list[Tensor], options, whitening=None) -> None:
     """One move of δ on the sphere of its clamp; `turned` is the last turn and the largest next."""
     gradient = delta.grad
+    whitening = torch.eye(len(delta)) if whitening is None else whitening
+    whitening = whitening.to(delta)
     with torch.no_grad():
         if not delta.any():
-            shaped = gradient.sign() * gradient.abs() ** options.power
+            shaped = whitening @ (gradient.sign() * gradient.abs() ** options.power)
             delta.copy_(-radius * shaped / shaped.norm())
             most = torch.tensor(math.radians(options.largest_turn), dtype=delta.dtype)
             turned[:] = [torch.zeros_like(delta), most]
@@ -169,7 +171,7 @@ def turn(delta: Tensor, radius: float, loss: float, turned: list[Tensor], option
         last, limit = turned
         if along @ last > 0:
             limit = (0.75 * limit).clamp_min(math.radians(3.0))
-        way = along.sign() * along.abs() ** options.power
+        way = whitening @ (along.sign() * along.abs() ** options.power)
         way = way - (way @ here) * here
         way = way / way.norm()
         angle = min(float(limit), options.reach * loss / (radius * float(along @ way)))

@@ -30,7 +30,9 @@ from retcon.features.second_moments import (
     collect_moments,
     load_moments,
 )
-from retcon.features.targets import STOPS, TargetOptions, default_micro_batch, optimise_targets
+from retcon.features.sensitivity import whitening
+from retcon.features.target_options import TargetOptions
+from retcon.features.targets import STOPS, default_micro_batch, optimise_targets
 from retcon.method.entries import find_method
 from retcon.model.tokens import Tokens
 
@@ -132,13 +134,13 @@ def test_what_is_asked_behind_a_prompt_changes_its_target_and_not_its_key(family
         assert got.loss[i] == pytest.approx(loss, rel=1e-9)
 
 
-def check_targets(family, dtype, tolerance, *, bos=False, options=None):
+def check_targets(family, dtype, tolerance, *, bos=False, options=None, whitened=None):
     model = pico(family, dtype=dtype, bos=bos)
     insertion = "block" if model.architecture.additive else "down"
     options = options or TargetOptions(steps=6, insertion=insertion, clamp=0.3)
-    got = optimise_targets(model, EDITS, PREFIXES, 1, options)
+    got = optimise_targets(model, EDITS, PREFIXES, 1, options, whitening=whitened)
     for i, edit in enumerate(EDITS):
-        delta, steps, loss = optimise_one_target(model, edit, PREFIXES, 1, options)
+        delta, steps, loss = optimise_one_target(model, edit, PREFIXES, 1, options, whitened)
         assert got.steps[i] == steps
         assert (got.delta[i] - delta).norm() <= tolerance * delta.norm()
         assert abs(got.loss[i].item() - loss) <= tolerance * max(1.0, abs(loss))
@@ -196,6 +198,19 @@ def test_turns_on_the_sphere_are_the_naive_ones(family, contexts, power):
     got = check_targets(family, torch.float64, 1e-9, options=options)
     on_sphere = got.delta.norm(dim=-1) / got.anchor.norm(dim=-1)
     assert on_sphere.tolist() == pytest.approx([0.4] * len(EDITS))
+
+
+@pytest.mark.parametrize("contexts", [0, 1])
+def test_whitened_turns_are_the_naive_ones(contexts):
+    model, made = pico(), torch.Generator().manual_seed(0)
+    rows = torch.randn(200, model.hidden, generator=made, dtype=torch.float64)
+    minded = whitening(rows.mT @ rows / 200, 0.5)
+    options = TargetOptions(
+        steps=9, clamp=0.4, descent="sphere", contexts_per_step=contexts, whiten=0.5
+    )
+    got = check_targets("llama", torch.float64, 1e-9, options=options, whitened=minded)
+    plain = optimise_targets(pico(dtype=torch.float64), EDITS, PREFIXES, 1, options)
+    assert not torch.allclose(got.delta, plain.delta, atol=1e-3)
 
 
 def test_the_first_move_on_the_sphere_is_the_best_of_a_linear_loss_and_turns_are_polyaks():

@@ -20,7 +20,7 @@ from retcon.errors import InvalidSetting, RetconWarning, UnknownName
 from retcon.features import remember as remembered
 from retcon.features.contexts import ContextOptions, sample_prefixes
 from retcon.features.remember import recall_keys, recall_prefixes, recall_targets
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.model.tokens import Tokens
 from retcon.run.evaluate import evaluate
 from retcon.scoring.score import score_cases

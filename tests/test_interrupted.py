@@ -15,7 +15,7 @@ from pico import pico
 from retcon.cache import Unfinished, usage
 from retcon.errors import StorageError
 from retcon.features.own_text import SelfCorpus
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.study.worker import Worker
 from tiny_study import task, write_model_and_facts
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     # Looking into the cache should not wait for torch.
     from torch import Tensor
 
-EntryKind = Literal["targets", "keys", "prefixes", "scores", "texts"]
+EntryKind = Literal["targets", "keys", "prefixes", "scores", "texts", "sensitivity"]
 ENTRIES: tuple[str, ...] = get_args(EntryKind)
 LARGE: tuple[str, ...] = ("moments", "corpora", "models", "fingerprints")
 

@@ -8,16 +8,17 @@ contexts at a time, since each of them can come to 0 (Loizou et al. 2021, arXiv:
 that went too far, so that the gradient behind it points on along it, makes the largest turn that an
 edit may take smaller.
 
-    first    d = −s / ‖s‖                       s = sign(g) |g|ᵖ, p the `power`
+    first    d = −s / ‖s‖                       s = V sign(g) |g|ᵖ, p the `power`
     then     t = g − (g·d) d                    the gradient along the sphere
-             u = unit of s − (s·d) d            s = sign(t) |t|ᵖ
+             u = unit of s − (s·d) d            s = V sign(t) |t|ᵖ
              θ = reach · f / (c ‖t₀‖ t·u)
              ω ← ¾ ω  if t · m > 0              the largest turn; from `largest` on, 3° at least
              m ← momentum · m − min(θ, ω) u     made tangential at d, no longer than ω
              d ← cos ‖m‖ · d + sin ‖m‖ · m / ‖m‖
 
 Plain gradients (p = 1) lie in few coordinates, the same ones for all facts, where what one fact
-writes disturbs the next. Signs (p = 0), which are Adam's steps at first, lie in all of them.
+writes disturbs the next. Signs (p = 0), which are Adam's steps at first, lie in all of them; V, the
+`whitening` of ordinary text's gradients (`sensitivity`), keeps away from those that text minds.
 """
 
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ class OnSphere:
 
     delta: what is moved. radius: of each row. reach: of a turn, in Polyak's steps. largest: turn of
     each row at first, in degrees. momentum: share of the last turn kept. power: to which each
-    coordinate of a gradient is raised.
+    coordinate of a gradient is raised. whitening: V; None: the identity.
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class OnSphere:
         largest: float,
         momentum: float,
         power: float = 1.0,
+        whitening: Float[Tensor, "hidden hidden"] | None = None,
     ) -> None:
         self._delta, self._radius = delta, radius
         self._reach, self._share, self._power = reach, momentum, power
+        self._whitening = None if whitening is None else whitening.to(delta)
         self._largest = torch.full_like(radius, radians(largest))
         self._turn = torch.zeros_like(delta, requires_grad=False)
 
@@ -138,8 +141,9 @@ class OnSphere:
         delta.copy_(torch.where(moved, self._radius * direction, delta))
 
     def _shaped(self, gradient: Float[Tensor, "edits hidden"]) -> Tensor:
-        """Each coordinate raised to the power, with its sign."""
-        return gradient.sign() * gradient.abs() ** self._power
+        """Each coordinate raised to the power, with its sign, and the whole whitened."""
+        shaped = gradient.sign() * gradient.abs() ** self._power
+        return shaped if self._whitening is None else shaped @ self._whitening
 
     def standing(self) -> dict[str, Tensor]:
         """The last turn, and the largest that may come."""

@@ -5,12 +5,13 @@ An edit's id is no part of an entry's name. On weights that edits have changed n
 kept: no other run meets those weights again.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
 import transformers
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from retcon.cache import CacheEntry, Name, Unfinished, recall
@@ -41,7 +42,7 @@ _FORMAT = 2
 # Options that were no part of names once: those that do nothing where δ moves as it did then, and
 # those that do nothing at their defaults.
 _ON_SPHERE = ("descent", "reach", "largest_turn", "momentum", "power")
-_OFF = ("stop_by", "stop_margin", "ending")
+_OFF = ("stop_by", "stop_margin", "ending", "whiten")
 # Programs whose other version may draw other tokens under one seed.
 _DRAWN_BY = {"torch": str(torch.__version__), "transformers": transformers.__version__}
 
@@ -70,14 +71,21 @@ def recall_targets(
     layer: int,
     options: TargetOptions,
     progress: Progress = silent,
+    *,
+    whitening: Float[Tensor, "hidden hidden"] | None = None,
 ) -> Targets:
     """Read targets from the cache, and optimise those that it does not have.
+
+    Args:
+        whitening: of gradients, where the options' `whiten` asks for it.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
     """
     if not model.as_loaded:
-        return optimise_targets(model, edits, prefixes, layer, options, progress)
+        return optimise_targets(
+            model, edits, prefixes, layer, options, progress, whitening=whitening
+        )
 
     def compute(group: list[int]) -> list[CacheEntry]:
         def advance(task: str, done: int, total: int) -> None:
@@ -88,11 +96,18 @@ def recall_targets(
         unfinished = Unfinished("targets", [names[i] for i in group])
         with unfinished.until_done():
             targets = optimise_targets(
-                model, chosen, prefixes, layer, options, advance, start=unfinished
+                model,
+                chosen,
+                prefixes,
+                layer,
+                options,
+                advance,
+                start=unfinished,
+                whitening=whitening,
             )
         return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
-    shared = _of_targets(model, prefixes, layer, options)
+    shared = _of_targets(model, prefixes, layer, options, whitening)
     names = [{**shared, "edit": _told(model, edit)} for edit in edits]
     recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))
@@ -109,6 +124,7 @@ def recall_shared_targets(
     progress: Progress = silent,
     *,
     of: Callable[[Edit], str],
+    whitening: Float[Tensor, "hidden hidden"] | None = None,
 ) -> Targets:
     """Read or optimise targets where edits with one name, such as one key, share one δ.
 
@@ -116,6 +132,7 @@ def recall_shared_targets(
 
     Args:
         of: the name that is looked at.
+        whitening: of gradients, where the options' `whiten` asks for it.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -130,10 +147,12 @@ def recall_shared_targets(
     parts: list[Targets] = []
     if alone:
         own = [edits[i] for i in alone]
-        parts.append(recall_targets(model, own, prefixes, layer, options, progress))
+        parts.append(
+            recall_targets(model, own, prefixes, layer, options, progress, whitening=whitening)
+        )
     for group in order[len(alone) :]:
         own = [edits[i] for i in group]
-        parts.append(_recall_tied(model, own, prefixes, layer, options, progress))
+        parts.append(_recall_tied(model, own, prefixes, layer, options, whitening, progress))
     places = [i for group in order for i in group]
     return Targets.join(parts).select([places.index(i) for i in range(len(edits))])
 
@@ -144,13 +163,16 @@ def _recall_tied(
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
+    whitening: Tensor | None,
     progress: Progress,
 ) -> Targets:
     """Read or optimise the one target that some edits share: an entry of all of them."""
     if not model.as_loaded:
-        return optimise_targets(model, edits, prefixes, layer, options, progress, tied=True)
+        return optimise_targets(
+            model, edits, prefixes, layer, options, progress, tied=True, whitening=whitening
+        )
     name = {
-        **_of_targets(model, prefixes, layer, options),
+        **_of_targets(model, prefixes, layer, options, whitening),
         "edits": [_told(model, edit) for edit in edits],
     }
     unfinished = Unfinished("targets", [name])
@@ -158,7 +180,15 @@ def _recall_tied(
     def compute(_group: list[int]) -> list[CacheEntry]:
         with unfinished.until_done():
             targets = optimise_targets(
-                model, edits, prefixes, layer, options, progress, start=unfinished, tied=True
+                model,
+                edits,
+                prefixes,
+                layer,
+                options,
+                progress,
+                start=unfinished,
+                tied=True,
+                whitening=whitening,
             )
         return [_to_entry(targets)]
 
@@ -201,10 +231,17 @@ def _shared(model: ModelHandle, layer: int) -> Name:
 
 
 def _of_targets(
-    model: ModelHandle, prefixes: Sequence[str], layer: int, options: TargetOptions
+    model: ModelHandle,
+    prefixes: Sequence[str],
+    layer: int,
+    options: TargetOptions,
+    whitening: Tensor | None,
 ) -> Name:
     """Part that the names of all targets have in common."""
-    return {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
+    name = {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
+    if whitening is None:
+        return name
+    return {**name, "whitening": hashlib.sha256(whitening.cpu().numpy().tobytes()).hexdigest()}
 
 
 def _chosen(options: TargetOptions) -> dict[str, object]:

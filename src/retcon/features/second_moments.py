@@ -184,21 +184,26 @@ def _entry(
     model: ModelHandle, layers: Sequence[int], options: MomentOptions, progress: Progress
 ) -> tuple[Path, Corpus, int]:
     """The folder of these layers' moments, the text they are of, and how many tokens of it."""
-    widest = max(model.site(layer).d_in for layer in layers)
-    tokens = options.tokens(widest)
-    corpus: Corpus = (
-        SelfCorpus(
-            model=model,
-            tokens=tokens,
-            seed=options.corpus_seed,
-            document_tokens=options.document_tokens,
-            progress=progress,
-        )
-        if options.corpus == "self"
-        else parse_corpus(options.corpus)
-    )
+    corpus, tokens = corpus_of(model, layers, options, progress)
     key = _key(model, corpus, tokens, options.document_tokens)
     return cache_folder() / "moments" / key, corpus, tokens
+
+
+def corpus_of(
+    model: ModelHandle, layers: Sequence[int], options: MomentOptions, progress: Progress = silent
+) -> tuple[Corpus, int]:
+    """The text that moments of these layers are of, and how many tokens of it."""
+    tokens = options.tokens(max(model.site(layer).d_in for layer in layers))
+    if options.corpus != "self":
+        return parse_corpus(options.corpus), tokens
+    own = SelfCorpus(
+        model=model,
+        tokens=tokens,
+        seed=options.corpus_seed,
+        document_tokens=options.document_tokens,
+        progress=progress,
+    )
+    return own, tokens
 
 
 def _collect_into(

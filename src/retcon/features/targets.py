@@ -13,23 +13,21 @@ its own clamp and its own stop.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from math import isnan
-from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retcon.edits import Edit
-from retcon.errors import InvalidSetting, NotFinite
+from retcon.errors import NotFinite
 from retcon.features.contexts import locate
-from retcon.features.descent import Descent, OnSphere, Walk, WithAdam
 from retcon.features.keys import read_at_lookup
-from retcon.features.prefix_cache import DeltaPlace, Insertion
+from retcon.features.prefix_cache import DeltaPlace
 from retcon.features.target_loss import Losses, TargetLoss
+from retcon.features.target_options import TargetOptions
 from retcon.model.handle import ModelHandle
 from retcon.model.structure import Outline
 from retcon.progress import Progress, silent
@@ -49,95 +47,6 @@ TASK = "optimising targets, in steps"
 STOPS = ("cap", "loss", "margin", "said")
 # What a descent has of each edit.
 _OWN = ("active", "nll", "loss", "steps", "said", "stopped")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetOptions:
-    """Settings of target optimisation; the defaults are those of MEMIT for GPT-J.
-
-    `micro_batch` and `together` change memory, and results by rounding only. `contexts_per_step`
-    and `stop_when_said` are approximations, off by default.
-
-    Attributes:
-        steps: forward passes (one more than updates).
-        lr: of Adam; without effect on the sphere.
-        clamp: largest ‖δ‖ / ‖t₀‖.
-        kl: weight of the divergence at the subject.
-        decay: weight of ‖δ‖ / ‖t₀‖².
-        stop_below: an edit is done when its loss falls below this; 0 never stops.
-        stop_by: the loss that is meant: the `whole` of it, or its `fit`, without the decay (which
-            alone is decay · clamp / ‖t₀‖ at the clamp, and at early layers more than 0.05).
-        stop_margin: an edit is done, too, when each token of its target is so many nats before the
-            best other one in every context, the bare prompt too (None: never).
-        insertion: where δ is added, the output of the `block` or of its `down`-projection.
-        micro_batch: suffix tokens and predictions in one forward pass (0: what keeps activations
-            below a quarter of the weights, and on a GPU what fills it).
-        together: edits optimised side by side, on a GPU as many more as a pass has room for.
-        contexts_per_step: look at so many contexts in each step, in turn, and stop by what was
-            last seen of each (0: look at all). On the sphere the first step looks at all.
-        stop_when_said: stop an edit, too, after so many steps in which every token of its target
-            was the most probable behind every prefix (0: never; the bare prompt counts only
-            where there is no prefix).
-        ending: what follows the target and is a part of it, such as a full stop: "249 dollars."
-            rather than "249 dollars 24900".
-        descent: how δ moves, `adam` within the clamp, or turns on its `sphere`, see `descent`.
-        reach: of a turn on the sphere; 1 is where the loss would come to 0 if it went on falling
-            as steeply.
-        largest_turn: of an edit on the sphere at first, in degrees; less once a turn went too far.
-        momentum: on the sphere, the share of the last turn that is kept.
-        power: on the sphere, to which each coordinate of a gradient is raised; 0: its sign.
-    """
-
-    steps: Annotated[int, Field(ge=1)] = 25
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
-    clamp: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.75
-    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0625
-    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    stop_below: Annotated[float, Field(ge=0)] = 0.05
-    stop_by: Literal["whole", "fit"] = "whole"
-    stop_margin: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    insertion: Insertion = "block"
-    micro_batch: Annotated[int, Field(ge=0)] = 0
-    together: Annotated[int, Field(ge=1)] = 32
-    contexts_per_step: Annotated[int, Field(ge=0)] = 0
-    stop_when_said: Annotated[int, Field(ge=0)] = 0
-    ending: str = ""
-    descent: Descent = "adam"
-    reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
-    largest_turn: Annotated[float, Field(gt=0, lt=180)] = 75.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    power: Annotated[float, Field(ge=0, le=1)] = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("reach", "largest_turn", "momentum", "power"):
-            value = getattr(self, name)
-            if self.descent == "adam" and value != getattr(TargetOptions, name):
-                raise InvalidSetting(
-                    f"{name}={value:g} does nothing with descent=adam: it is of turns on the "
-                    f"sphere. Leave it out, or set descent=sphere."
-                )
-
-    def harder(self, times: int) -> "TargetOptions":
-        """The options of a further try: with each, as many steps again and half more of a clamp."""
-        return replace(self, steps=self.steps * (1 + times), clamp=self.clamp * 1.5**times)
-
-    def walk(self, delta: Float[Tensor, "edits hidden"], radius: Float[Tensor, "edits 1"]) -> Walk:
-        """The way in which δ moves.
-
-        Args:
-            delta: what is moved, a row an edit.
-            radius: the clamp of each.
-        """
-        if self.descent == "adam":
-            return WithAdam(delta, radius, lr=self.lr)
-        return OnSphere(
-            delta,
-            radius,
-            reach=self.reach,
-            largest=self.largest_turn,
-            momentum=self.momentum,
-            power=self.power,
-        )
 
 
 @runtime_checkable
@@ -228,7 +137,7 @@ def pass_tokens(model: ModelHandle, layer: int, options: TargetOptions) -> int:
     return max(tokens, min(_FULL_PASS, int(_FREE_SHARE * free / max(1, each))))
 
 
-def optimise_targets(
+def optimise_targets(  # noqa: PLR0913 - each is a thing of its own
     model: ModelHandle,
     edits: Sequence[Edit],
     prefixes: Sequence[str],
@@ -238,6 +147,7 @@ def optimise_targets(
     *,
     start: Float[Tensor, "edits hidden"] | Halfway | None = None,
     tied: bool = False,
+    whitening: Float[Tensor, "hidden hidden"] | None = None,
 ) -> Targets:
     """Optimise δ for each edit, many at a time, at one layer of the model as it is now.
 
@@ -247,6 +157,7 @@ def optimise_targets(
             earlier call.
         tied: one δ for all edits, by the mean of their losses, until all are done, within the
             smallest of their clamps.
+        whitening: of gradients, where the options' `whiten` asks for it.
 
     Raises:
         NotFinite: a loss is NaN or infinite.
@@ -262,7 +173,7 @@ def optimise_targets(
             progress(TASK, before + done, total)
 
         advance(0)
-        group = _Group(model, edits[part], prefixes, layer, options, advance)
+        group = _Group(model, edits[part], prefixes, layer, options, whitening, advance)
         parts.append(group.optimise(begin, tied=tied))
     progress(TASK, total, total)
     return Targets.join(parts)
@@ -283,6 +194,7 @@ class _Group(NamedTuple):
     prefixes: Sequence[str]
     layer: int
     options: TargetOptions
+    whitening: Tensor | None
     advance: Callable[[int], None]
 
     def optimise(
@@ -306,7 +218,7 @@ class _Group(NamedTuple):
         halfway = None if isinstance(start, Tensor) else start
         saved = None if halfway is None else halfway.read()
         warm = start if isinstance(start, Tensor) else None
-        descent = _Descent(anchor, losses, options, tied, warm)
+        descent = _Descent(anchor, losses, options, tied, warm, self.whitening)
         if saved is not None and "stopped" in saved:  # what earlier versions left is begun anew
             descent.go_on_from(saved)
             started -= float(saved["seconds"])
@@ -339,6 +251,7 @@ class _Descent:
         options: TargetOptions,
         tied: bool,
         start: Float[Tensor, "edits hidden"] | None,
+        whitening: Tensor | None = None,
     ) -> None:
         self._anchor, self._losses, self._options, self._tied = anchor, losses, options, tied
         self._scale = anchor.norm(dim=-1, keepdim=True)
@@ -346,7 +259,7 @@ class _Descent:
             self._scale = self._scale.amin(0, keepdim=True).expand_as(self._scale)
         begin = torch.zeros_like(anchor) if start is None else start.to(anchor).clone()
         self._delta = begin.requires_grad_()
-        self._walk = options.walk(self._delta, options.clamp * self._scale)
+        self._walk = options.walk(self._delta, options.clamp * self._scale, whitening)
         self.passes = 0
         self.active = torch.ones(len(anchor), dtype=torch.bool, device=anchor.device)
         self.nll, self.loss = anchor.new_zeros(len(anchor)), anchor.new_zeros(len(anchor))

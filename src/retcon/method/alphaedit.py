@@ -13,7 +13,7 @@ that is from the first batch (`method.norm_anchor`).
 
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.method.options import PreservationOptions, ResidualOptions, Ridge, RidgeBatch

@@ -9,7 +9,7 @@ form of the released code, (K (wC)⁻¹ Kᵀ + αI)⁻¹, is exactly MEMIT with 
 
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.method.options import ResidualOptions, Ridge, RidgeBatch

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 from retcon.errors import UnknownName
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.method.base import Method
 from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.registry import Registry, entered

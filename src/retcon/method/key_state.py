@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -13,10 +14,13 @@ from retcon.errors import UnsupportedModel
 from retcon.features.contexts import ContextOptions
 from retcon.features.remember import recall_prefixes
 from retcon.features.second_moments import MomentOptions, load_moments
+from retcon.features.sensitivity import recall_sensitivity, whitening
 from retcon.method.options import PreservationOptions
 from retcon.method.solvers import Budget, Learned, Memory
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
+
+NO_WHITENING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class KeyState(NamedTuple):
@@ -28,6 +32,7 @@ class KeyState(NamedTuple):
         memory: the solver's, by layer.
         written: ids of the edits that it remembers.
         anchor: the length of values, of the first batch, where they have one.
+        whitening: of targets' gradients, by layer, where they are whitened.
     """
 
     prefixes: tuple[str, ...]
@@ -35,6 +40,7 @@ class KeyState(NamedTuple):
     memory: Memory
     written: tuple[str, ...] = ()
     anchor: float | None = None
+    whitening: Mapping[int, Float[Tensor, "hidden hidden"]] = NO_WHITENING
 
 
 class KeyIncrement(NamedTuple):
@@ -60,6 +66,7 @@ class KeySetup:
         ridge: ρ, where M₀ is made with it; else None.
         budgeted: whether all facts are solved for anew with each batch.
         bounded: whether W₀ is kept, because the change is bounded from there.
+        whiten: the power by which targets' gradients are whitened; 0: they are not.
     """
 
     layers: tuple[int, ...]
@@ -69,6 +76,7 @@ class KeySetup:
     ridge: float | None
     budgeted: bool
     bounded: bool
+    whiten: float = 0.0
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> KeyState:
         """Check the layers, read or sample prefixes, and factor the metric of each layer.
@@ -89,7 +97,18 @@ class KeySetup:
             tokens.append(moment.tokens)
         progress(self.metric.task, len(metrics), len(self.layers))
         memory = Memory(metrics, budgets=self._budgets(model, metrics), start=self._start(model))
-        return KeyState(recall_prefixes(model, self.contexts), min(tokens), memory)
+        prefixes = recall_prefixes(model, self.contexts)
+        return KeyState(prefixes, min(tokens), memory, whitening=self._whitening(model, progress))
+
+    def _whitening(
+        self, model: ModelHandle, progress: Progress
+    ) -> dict[int, Float[Tensor, "hidden hidden"]]:
+        return {
+            layer: whitening(
+                recall_sensitivity(model, layer, self.layers, self.moments, progress), self.whiten
+            )
+            for layer in (self.layers if self.whiten else ())
+        }
 
     def _budgets(
         self, model: ModelHandle, metrics: Mapping[int, Preservation]

@@ -102,6 +102,7 @@ class LocateThenEdit:
             ridge=self.ridge if self.metric.plain else None,
             budgeted=budgeted,
             bounded=self.step.process == "prune" and not budgeted,  # which keeps W₀ itself
+            whiten=self.targets.whiten,
         )
 
     @property
@@ -345,11 +346,11 @@ class LocateThenEdit:
             options = replace(options, insertion="down")
         if self.reads_prompt:
             options = replace(options, kl=0.0)  # what stands behind the prompt is to change
+        given = (model, edits, state.prefixes, layer, options, progress)
+        whitening = state.whitening.get(layer)
         if not self.shares_targets:
-            return recall_targets(model, edits, state.prefixes, layer, options, progress)
-        return recall_shared_targets(
-            model, edits, state.prefixes, layer, options, progress, of=self.target_of
-        )
+            return recall_targets(*given, whitening=whitening)
+        return recall_shared_targets(*given, of=self.target_of, whitening=whitening)
 
     def _check_subjects(self, edits: Sequence[Edit]) -> None:
         """Refuse facts with one key and two targets: only one of them would be written."""

@@ -13,7 +13,7 @@ of earlier facts, here they are those that were wanted, so that with w = 1 it eq
 
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.method.options import ResidualOptions, Ridge, StepOptions

@@ -16,7 +16,7 @@ without `feedback`. `passes` iterates the solve, as NSE does, without the rest o
 
 from retcon.features.contexts import ContextOptions
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions
+from retcon.features.target_options import TargetOptions
 from retcon.method.entries import method
 from retcon.method.locate_then_edit import LocateThenEdit
 from retcon.method.options import ResidualOptions, Ridge, RidgeBatch, StepOptions
