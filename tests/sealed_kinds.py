@@ -74,6 +74,13 @@ def edited(_: Path) -> torch.Tensor:
     return flat(*(d.left.T @ d.right for d in patch.deltas.values()), torch.tensor(scores))
 
 
+def whitened(_: Path) -> torch.Tensor:
+    """A patch whose targets need how much ordinary text minds each direction."""
+    settings = {**FAST, "descent": "sphere", "whiten": 0.5}
+    patch = edit(MODEL, FACTS, method="memit", layers=(0, 1), settings=settings)
+    return flat(*(d.left.T @ d.right for d in patch.deltas.values()))
+
+
 def written(_: Path) -> torch.Tensor:
     """What the model writes freely behind the prompts of two facts."""
     rows = retcon.score(MODEL, [Case(edit=fact) for fact in FACTS], metrics=["said"]).rows
@@ -232,6 +239,7 @@ KINDS = {
     "prefixes": of_cache("prefixes/*/*", edited, edited),
     "scores": of_cache("scores/*/*", edited, edited),
     "texts": of_cache("texts/*/*", written, written),
+    "sensitivity": of_cache("sensitivity/*/*", whitened, whitened),
     "moments": of_cache("moments/*/layer-*", edited, edited),
     "partial moments": of_cache("moments/*/partial-*", begun, partial),
     "corpora": of_cache("corpora/*.jsonl", corpora, told),

@@ -368,6 +368,7 @@ def test_clearing_takes_entries_unless_another_kind_is_named(entries):
         ("prefixes", 0),
         ("scores", 0),
         ("texts", 0),
+        ("sensitivity", 0),
     ]
     assert remember(["a"]) == [False]
     assert [(one.kind, one.bytes) for one in clear("moments")] == [("moments", 4)]

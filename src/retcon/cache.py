@@ -2,6 +2,7 @@
 
     targets, keys, prefixes   entries of this page: any of them may go at any time
     scores, texts             likewise
+    sensitivity               likewise, and larger
     moments, corpora, models  large, made elsewhere and only shown and removed here
     fingerprints              small, but of large models, and likewise
 

@@ -20,8 +20,8 @@ def cache(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="targets, keys, prefixes, scores, texts: the `entries`, which `clear` takes; "
-            "moments, corpora, models or fingerprints; or `all`, which are shown.",
+            help="targets, keys, prefixes, scores, texts, sensitivity: the `entries`, which "
+            "`clear` takes; moments, corpora, models or fingerprints; or `all`, which are shown.",
             show_default=False,
         ),
     ] = None,
