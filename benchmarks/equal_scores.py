@@ -6,7 +6,8 @@
 EMMET at one layer of SmolLM2-135M on CounterFact: so many single edits, and one batch, immediate.
 Each rule is compared with `standard`, fact by fact: differences in points, with 95 % intervals
 clustered by relation. Beside ES, PS and NS stands what the model says freely. Rules are chosen on
-one sample, checked on another, and looked at once on a third, which share no fact. `work` is in
+one sample, checked on another, and looked at once on a third, which share no fact; on `power` that
+of the whitening was chosen. `work` is in
 full steps: all six contexts and the divergence row, by tokens; on the sphere the first step is one.
 FILE is written after every rule.
 """
@@ -30,7 +31,7 @@ from retcon.scoring.observations import Observation
 from targets import LAYER, MICRO_BATCH, STANDARD, work_of
 
 # Where each sample begins in one shuffled list of all facts, and how many facts it may take.
-SAMPLES = {"choose": 0, "check": 1, "once": 2}
+SAMPLES = {"choose": 0, "check": 1, "once": 2, "power": 3}
 _SIZE, _SEED = 256, 0
 SCORES = ("said", "said_paraphrase", "exact_match", "ES", "PS", "NS")
 _THREE = {"contexts_per_step": 3, "lr": 1.0, "stop_below": 0.1}
