@@ -6,10 +6,9 @@
 EMMET at one layer of SmolLM2-135M on CounterFact: so many single edits, and one batch, immediate.
 Each rule is compared with `standard`, fact by fact: differences in points, with 95 % intervals
 clustered by relation. Beside ES, PS and NS stands what the model says freely. Rules are chosen on
-one sample, checked on another, and looked at once on a third, which share no fact; on `power` that
-of the whitening was chosen. `work` is in
-full steps: all six contexts and the divergence row, by tokens; on the sphere the first step is one.
-FILE is written after every rule.
+one sample, checked on another, and looked at once on a third, which share no fact; the power of
+whitening was chosen on a fourth. `work` is in full steps: all six contexts and the divergence row,
+by tokens; on the sphere the first step is one. FILE is written after every rule.
 """
 
 import json
