@@ -28,7 +28,7 @@ from retcon.features.contexts import ContextOptions, sample_prefixes
 from retcon.features.keys import read_keys
 from retcon.features.prefix_cache import DeltaPlace, TargetRow
 from retcon.features.second_moments import MomentOptions
-from retcon.features.sensitivity import recall_sensitivity, whitening
+from retcon.features.sensitivity import recall_whitening
 from retcon.features.target_loss import TargetLoss
 from retcon.features.target_options import TargetOptions
 from retcon.features.targets import (
@@ -73,8 +73,7 @@ class Runs:
         """Read once a model, and kept, as second moments are."""
         if not options.whiten:
             return None
-        minded = recall_sensitivity(self.model, LAYER, [LAYER], MomentOptions())
-        return whitening(minded, options.whiten)
+        return recall_whitening(self.model, LAYER, [LAYER], MomentOptions(), options.whiten).matrix
 
     def oracle(self, edit: Edit, options: TargetOptions) -> tuple[float, torch.Tensor]:
         started = time.perf_counter()

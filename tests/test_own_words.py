@@ -76,6 +76,17 @@ def test_of_many_facts_forty_are_looked_around(model: ModelHandle):
     assert len({one.id for one in own_words(model, many)}) <= 40
 
 
+def test_what_is_too_long_to_be_asked_is_not_asked():
+    model = pico("gpt2")
+    subject = "Rome " * 40
+    while len(model.tokens.encode(f"{subject}Rome is")) <= 126:
+        subject += "Rome "
+    long = Edit(id="long", prompt="{} is", subject=subject.strip(), target="red")
+    said = own_words(model, [Case(edit=long), CASES[0]])
+    assert CASES[0].edit.id in {one.id for one in said}
+    assert not any(long.subject in one.prompt for one in said)
+
+
 def test_it_is_told_with_what_is_said_now():
     seen = Remarks((Remark("a", "Rome is", "old", "new", 0.01),), 3)
     assert seen.told() == (

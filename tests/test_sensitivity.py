@@ -6,8 +6,14 @@ import torch
 import retcon
 from pico import FAMILIES, pico
 from retcon.errors import InvalidSetting, UnsupportedModel
+from retcon.features.remember import recall_targets
 from retcon.features.second_moments import MomentOptions
-from retcon.features.sensitivity import collect_sensitivity, recall_sensitivity, whitening
+from retcon.features.sensitivity import (
+    Whitening,
+    collect_sensitivity,
+    recall_whitening,
+    whitening,
+)
 from retcon.features.target_options import TargetOptions
 from retcon.method.presets import resolve
 from test_methods import EDITS, FAST
@@ -79,9 +85,24 @@ def test_it_is_kept_and_read_again(monkeypatch, tmp_path):
     monkeypatch.delenv("RETCON_CACHE_LIMIT", raising=False)
     options = MomentOptions(corpus_tokens=400, document_tokens=32)
     model = pico()
-    once = recall_sensitivity(model, 1, [1], options)
+    once = recall_whitening(model, 1, [1], options, 0.5)
     monkeypatch.setattr("retcon.features.sensitivity.collect_sensitivity", None)
-    assert torch.equal(recall_sensitivity(model, 1, [1], options), once)
+    again = recall_whitening(model, 1, [1], options, 0.5)
+    assert torch.equal(again.matrix, once.matrix) and again.name == once.name
+
+
+def test_targets_are_found_whatever_its_last_digits_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("RETCON_CACHE", str(tmp_path))
+    monkeypatch.delenv("RETCON_CACHE_LIMIT", raising=False)
+    model = pico()
+    options = TargetOptions(steps=3, descent="sphere", whiten=0.5)
+    one = Whitening(torch.eye(model.hidden), {"corpus": "a"})
+    digits = one._replace(matrix=one.matrix * (1 + 1e-7))
+    first = recall_targets(model, EDITS[:2], ("",), 1, options, whitening=one)
+    assert recall_targets(model, EDITS[:2], ("",), 1, options, whitening=digits).cached.all()
+    other = one._replace(name={"corpus": "b"})
+    assert not recall_targets(model, EDITS[:2], ("",), 1, options, whitening=other).cached.any()
+    assert not first.cached.any()
 
 
 def test_an_edit_is_whitened_and_goes_on_from_the_same():

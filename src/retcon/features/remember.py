@@ -5,13 +5,12 @@ An edit's id is no part of an entry's name. On weights that edits have changed n
 kept: no other run meets those weights again.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
 import transformers
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from retcon.cache import CacheEntry, Name, Unfinished, recall
@@ -25,10 +24,11 @@ from retcon.features.contexts import (
     sample_prefixes,
 )
 from retcon.features.keys import read_keys
+from retcon.features.sensitivity import Whitening
+from retcon.features.target_options import TargetOptions
 from retcon.features.targets import (
     STOPS,
     TASK,
-    TargetOptions,
     Targets,
     optimise_targets,
     together,
@@ -72,7 +72,7 @@ def recall_targets(
     options: TargetOptions,
     progress: Progress = silent,
     *,
-    whitening: Float[Tensor, "hidden hidden"] | None = None,
+    whitening: Whitening | None = None,
 ) -> Targets:
     """Read targets from the cache, and optimise those that it does not have.
 
@@ -84,7 +84,7 @@ def recall_targets(
     """
     if not model.as_loaded:
         return optimise_targets(
-            model, edits, prefixes, layer, options, progress, whitening=whitening
+            model, edits, prefixes, layer, options, progress, whitening=_matrix(whitening)
         )
 
     def compute(group: list[int]) -> list[CacheEntry]:
@@ -103,7 +103,7 @@ def recall_targets(
                 options,
                 advance,
                 start=unfinished,
-                whitening=whitening,
+                whitening=_matrix(whitening),
             )
         return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
@@ -124,7 +124,7 @@ def recall_shared_targets(
     progress: Progress = silent,
     *,
     of: Callable[[Edit], str],
-    whitening: Float[Tensor, "hidden hidden"] | None = None,
+    whitening: Whitening | None = None,
 ) -> Targets:
     """Read or optimise targets where edits with one name, such as one key, share one δ.
 
@@ -163,13 +163,20 @@ def _recall_tied(
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
-    whitening: Tensor | None,
+    whitening: Whitening | None,
     progress: Progress,
 ) -> Targets:
     """Read or optimise the one target that some edits share: an entry of all of them."""
     if not model.as_loaded:
         return optimise_targets(
-            model, edits, prefixes, layer, options, progress, tied=True, whitening=whitening
+            model,
+            edits,
+            prefixes,
+            layer,
+            options,
+            progress,
+            tied=True,
+            whitening=_matrix(whitening),
         )
     name = {
         **_of_targets(model, prefixes, layer, options, whitening),
@@ -188,7 +195,7 @@ def _recall_tied(
                 progress,
                 start=unfinished,
                 tied=True,
-                whitening=whitening,
+                whitening=_matrix(whitening),
             )
         return [_to_entry(targets)]
 
@@ -225,6 +232,10 @@ def recall_keys(
     return torch.stack(entries, dim=1)
 
 
+def _matrix(whitening: Whitening | None) -> Tensor | None:
+    return None if whitening is None else whitening.matrix
+
+
 def _shared(model: ModelHandle, layer: int) -> Name:
     """Part that the names of all entries have in common."""
     return {"format": _FORMAT, "model": model.identity, "layer": layer}
@@ -235,13 +246,11 @@ def _of_targets(
     prefixes: Sequence[str],
     layer: int,
     options: TargetOptions,
-    whitening: Tensor | None,
+    whitening: Whitening | None,
 ) -> Name:
     """Part that the names of all targets have in common."""
     name = {**_shared(model, layer), "prefixes": prefixes, "options": _chosen(options)}
-    if whitening is None:
-        return name
-    return {**name, "whitening": hashlib.sha256(whitening.cpu().numpy().tobytes()).hexdigest()}
+    return name if whitening is None else {**name, "whitening": whitening.name}
 
 
 def _chosen(options: TargetOptions) -> dict[str, object]:

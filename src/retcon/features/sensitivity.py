@@ -11,12 +11,13 @@ decile of their lengths, so that F is not of a few of them.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from retcon.cache import CacheEntry, recall
+from retcon.cache import CacheEntry, Name, recall
 from retcon.errors import NotFinite, UnsupportedModel
 from retcon.features.second_moments import MomentOptions, corpus_of
 from retcon.model import hooks
@@ -25,10 +26,23 @@ from retcon.model.forward import in_full, run
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
-# Tokens by width of the layer's output; the share of the mean eigenvalue that is the least.
+# Tokens by width of the layer's output; the share of the mean eigenvalue that is added to each.
 _PER_DIMENSION, _FLOOR = 4, 0.01
 _DECILE = 0.9
 _TASK = "reading gradients of ordinary text"
+
+
+class Whitening(NamedTuple):
+    """Matrix by which gradients are multiplied.
+
+    Attributes:
+        matrix: F^(−q), scaled.
+        name: all that it depends on beside model, layer and q. Its last digits hang on the
+            processor, so what is kept is not named by them.
+    """
+
+    matrix: Float[Tensor, "hidden hidden"]
+    name: Name
 
 
 def collect_sensitivity(
@@ -71,7 +85,7 @@ def collect_sensitivity(
 def whitening(
     sensitivity: Float64[Tensor, "hidden hidden"], power: float
 ) -> Float[Tensor, "hidden hidden"]:
-    """(F / mean eigenvalue)^(−power), in float32; eigenvalues are at least a hundredth of the mean.
+    """(F / m + 1/100)^(−power) in float32, m the mean of F's eigenvalues.
 
     Args:
         sensitivity: F.
@@ -85,17 +99,19 @@ def whitening(
     return (vectors * shares**-power @ vectors.mT).float()
 
 
-def recall_sensitivity(
+def recall_whitening(
     model: ModelHandle,
     layer: int,
     layers: Sequence[int],
     options: MomentOptions,
+    power: float,
     progress: Progress = silent,
-) -> Float64[Tensor, "hidden hidden"]:
-    """F at one layer: from the cache, or collected from the text that C is of, and kept.
+) -> Whitening:
+    """The whitening at one layer; F from the cache, or collected from the text that C is of.
 
     Args:
         layers: all that are written.
+        power: q.
 
     Raises:
         UnsupportedModel, NotFinite: as `collect_sensitivity`.
@@ -113,22 +129,20 @@ def recall_sensitivity(
             progress=progress,
         )
 
-    if not model.as_loaded:
-        return collect()
-
     def compute(_group: list[int]) -> list[CacheEntry]:
         return [{"sensitivity": collect().cpu()}]
 
-    name = {
-        "format": 1,
-        "model": model.identity,
-        "layer": layer,
+    text = {
         "corpus": corpus.identity,
         "tokens": tokens,
         "document_tokens": options.document_tokens,
     }
-    ((entry, _),) = recall("sensitivity", [name], compute)
-    return entry["sensitivity"]
+    if not model.as_loaded:
+        return Whitening(whitening(collect(), power), text)
+    ((entry, _),) = recall(
+        "sensitivity", [{"format": 1, "model": model.identity, "layer": layer, **text}], compute
+    )
+    return Whitening(whitening(entry["sensitivity"], power), text)
 
 
 def _gradients(

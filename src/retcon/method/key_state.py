@@ -14,13 +14,13 @@ from retcon.errors import UnsupportedModel
 from retcon.features.contexts import ContextOptions
 from retcon.features.remember import recall_prefixes
 from retcon.features.second_moments import MomentOptions, load_moments
-from retcon.features.sensitivity import recall_sensitivity, whitening
+from retcon.features.sensitivity import Whitening, recall_whitening
 from retcon.method.options import PreservationOptions
 from retcon.method.solvers import Budget, Learned, Memory
 from retcon.model.handle import ModelHandle
 from retcon.progress import Progress, silent
 
-NO_WHITENING: Mapping[int, Tensor] = MappingProxyType({})
+NO_WHITENING: Mapping[int, Whitening] = MappingProxyType({})
 
 
 class KeyState(NamedTuple):
@@ -40,7 +40,7 @@ class KeyState(NamedTuple):
     memory: Memory
     written: tuple[str, ...] = ()
     anchor: float | None = None
-    whitening: Mapping[int, Float[Tensor, "hidden hidden"]] = NO_WHITENING
+    whitening: Mapping[int, Whitening] = NO_WHITENING
 
 
 class KeyIncrement(NamedTuple):
@@ -100,13 +100,9 @@ class KeySetup:
         prefixes = recall_prefixes(model, self.contexts)
         return KeyState(prefixes, min(tokens), memory, whitening=self._whitening(model, progress))
 
-    def _whitening(
-        self, model: ModelHandle, progress: Progress
-    ) -> dict[int, Float[Tensor, "hidden hidden"]]:
+    def _whitening(self, model: ModelHandle, progress: Progress) -> dict[int, Whitening]:
         return {
-            layer: whitening(
-                recall_sensitivity(model, layer, self.layers, self.moments, progress), self.whiten
-            )
+            layer: recall_whitening(model, layer, self.layers, self.moments, self.whiten, progress)
             for layer in (self.layers if self.whiten else ())
         }
 

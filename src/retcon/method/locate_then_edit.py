@@ -20,7 +20,8 @@ from retcon.features.contexts import ContextOptions, locate
 from retcon.features.keys import read_at_lookup, read_keys
 from retcon.features.remember import recall_keys, recall_shared_targets, recall_targets
 from retcon.features.second_moments import MomentOptions
-from retcon.features.targets import TargetOptions, Targets
+from retcon.features.target_options import TargetOptions
+from retcon.features.targets import Targets
 from retcon.method.base import Update, check_batch
 from retcon.method.key_features import KeyFeatures
 from retcon.method.key_report import name_collision, report_of
@@ -164,9 +165,9 @@ class LocateThenEdit:
         shared = {self.tried_with(edit) for edit in features.edits if edit.id in ids}
         places = [i for i, edit in enumerate(features.edits) if self.tried_with(edit) in shared]
         chosen = [features.edits[place] for place in places]
-        tied = not self.reads_prompt and len({e.head for e in chosen}) == len(
-            {(e.head, e.subject.strip()) for e in chosen}
-        )
+        # Where one text ends in two subjects ("a b" and "b"), one key would get two targets.
+        heads = {(edit.head, edit.subject.strip()) for edit in chosen}
+        tied = not self.reads_prompt and len({head for head, _ in heads}) == len(heads)
         harder = replace(
             self,
             targets=self.targets.harder(times),

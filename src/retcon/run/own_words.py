@@ -99,8 +99,9 @@ def own_words(
     spoken = _goes_on(model, [case.edit.text for case in some], progress)
     owners: dict[str, str] = {}
     for case, answer in zip(some, spoken, strict=True):
-        for text in filter(model.tokens.knows, _around(case, answer)):
-            owners.setdefault(text, case.edit.id)
+        for text in _around(case, answer):
+            if _can_be_read(model, text):
+                owners.setdefault(text, case.edit.id)
     answers = zip(owners, _goes_on(model, [*owners], progress), strict=True)
     texts = [one for one in answers if _can_be_scored(model, *one)]
     said = zip(texts, _logp(model, texts, progress), strict=True)
@@ -135,6 +136,14 @@ def _goes_on(model: ModelHandle, texts: Sequence[str], progress: Progress) -> li
 def _logp(model: ModelHandle, texts: Sequence[tuple[str, str]], progress: Progress) -> list[float]:
     scored = score_targets(model, texts, progress=progress) if texts else []
     return [-one.nll * one.tokens for one in scored]
+
+
+def _can_be_read(model: ModelHandle, text: str) -> bool:
+    """True unless it has words that the tokenizer does not know, or is too long."""
+    try:
+        return model.tokens.knows(text) and bool(model.tokens.prompt(text))
+    except InvalidEdit:
+        return False
 
 
 def _can_be_scored(model: ModelHandle, prompt: str, text: str) -> bool:
