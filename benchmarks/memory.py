@@ -16,10 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from machine import MODEL, parser_of
-from moments import documents
+from moments import sentences_in
 from solves import forget_peak, peak_bytes
 
 _LAYER = 1
@@ -61,12 +60,10 @@ def _child(name: str, edits: int, steps: int) -> None:
     phase("load")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RETCON_CACHE"] = folder
-        corpus = Path(folder) / "corpus.txt"
-        corpus.write_text("\n".join(documents()), encoding="utf-8")
         editor = emmet(
             (_LAYER,),
             targets=TargetOptions(steps=steps),
-            moments=MomentOptions(corpus=str(corpus), corpus_tokens=8192),
+            moments=MomentOptions(corpus=sentences_in(folder), corpus_tokens=8192),
         )
         state = editor.setup.begin(model)
         phase("moments")

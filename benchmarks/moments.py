@@ -10,6 +10,7 @@ after one pass that is not counted, and medians of three are compared.
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from machine import parser_of
 from retcon.cli.console import quiet_libraries
@@ -34,6 +35,13 @@ def documents() -> list[str]:
     ]
     step = _SENTENCES_PER_DOCUMENT
     return [" ".join(sentences[i : i + step]) for i in range(0, len(sentences), step)]
+
+
+def sentences_in(folder: str) -> str:
+    """A corpus of these documents, in a file in a folder."""
+    corpus = Path(folder) / "corpus.txt"
+    corpus.write_text("\n".join(documents()), encoding="utf-8")
+    return str(corpus)
 
 
 def seconds(handle: ModelHandle, texts: Sequence[str], layers: Sequence[int], tokens: int) -> float:

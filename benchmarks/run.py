@@ -18,7 +18,7 @@ from pathlib import Path
 from evaluation import evaluation_speedup, score_each, single_schedule_speedup
 from machine import Figures, cases, parser_of, print_figures, source
 from memory import memory
-from moments import documents, moments
+from moments import moments, sentences_in
 from retcon.cli.console import quiet_libraries
 from retcon.environment import environment
 from retcon.features.second_moments import MomentOptions
@@ -87,9 +87,7 @@ def extra_ridge(model: ModelHandle, *, count: int, tokens: int) -> Figures:
     The first run makes two of its 25 steps only, which makes the ratio larger, not smaller.
     """
     with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus.txt"
-        corpus.write_text("\n".join(documents()), encoding="utf-8")
-        options = MomentOptions(corpus=str(corpus), corpus_tokens=tokens)
+        options = MomentOptions(corpus=sentences_in(folder), corpus_tokens=tokens)
         editor, other = (
             memit((LAYER,), ridge=ridge, targets=TWO_STEPS, moments=options)
             for ridge in (300.0, 3000.0)

@@ -15,6 +15,7 @@ time (2048³, float32, measured between the runs) is the fraction of the limit.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from dataclasses import replace
 import torch
 
 from machine import Figures, cases, parser_of, print_figures, source, tests_on_path
+from moments import sentences_in
 from retcon.cli.console import quiet_libraries
 from retcon.edits import Edit
 from retcon.features.contexts import ContextOptions, sample_prefixes
@@ -70,10 +72,12 @@ class Runs:
         return (time.perf_counter() - started) / len(chosen), found
 
     def _whitening(self, options: TargetOptions) -> torch.Tensor | None:
-        """Read once a model, and kept, as second moments are."""
+        """Of the starter set's sentences: sampling text of the model's own would take minutes."""
         if not options.whiten:
             return None
-        return recall_whitening(self.model, LAYER, [LAYER], MomentOptions(), options.whiten).matrix
+        with tempfile.TemporaryDirectory() as folder:
+            text = MomentOptions(corpus=sentences_in(folder))
+            return recall_whitening(self.model, LAYER, [LAYER], text, options.whiten).matrix
 
     def oracle(self, edit: Edit, options: TargetOptions) -> tuple[float, torch.Tensor]:
         started = time.perf_counter()

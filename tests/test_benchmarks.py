@@ -26,7 +26,7 @@ SCRIPTS = {
     ),
     "equal_scores": (
         "--model {model} --edits 1 --batch 2 --rules three_contexts fast_16 --json {file}",
-        "fast_16        batch:2",
+        "fast_16        batch:2 ",
     ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "every_score": ("{study} --facts 2", "| minus "),
