@@ -1,6 +1,8 @@
 """Naive twins of all that is fast: the papers' own formulas, one edit and one text at a time."""
 
 import math
+import warnings
+import zlib
 
 import torch
 from torch import Tensor
@@ -410,3 +412,68 @@ def finetune_in_a_box(
     change = stored.detach() - before
     stored.copy_(before)
     return change.mT if model.site(layer).transposed else change
+
+
+def lora_by_peft(
+    model: ModelHandle,
+    edits: list[Edit],
+    layers: tuple[int, ...],
+    contexts: tuple[str, ...],
+    texts: tuple[tuple[int, ...], ...],
+    *,
+    rank: int,
+    steps: int,
+    lr: float,
+    kl: float,
+    passages: int,
+) -> dict[int, Tensor]:
+    """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0."""
+    from peft import LoraConfig, get_peft_model
+
+    modules = dict(model.model.named_modules())
+    names = {k: next(n for n, m in modules.items() if m is model.site(k).module) for k in layers}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names.values()))
+    with warnings.catch_warnings():
+        # peft asks for a property by an older name, and tells how it reads GPT-2's matrices.
+        warnings.simplefilter("ignore")
+        tuned = get_peft_model(model.model, config)
+    adapters = [tuned.get_submodule(f"base_model.model.{names[k]}") for k in layers]
+    draw = torch.Generator().manual_seed(0)
+    for adapter in adapters:
+        first = adapter.lora_A["default"].weight
+        uniform = 2 * torch.rand(first.shape, generator=draw) - 1
+        first.data = (uniform / first.shape[1] ** 0.5).to(first)
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(trained, lr=lr)
+
+    def log_probabilities(ids: list[int]) -> Tensor:
+        return tuned(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+    for step in range(steps):
+        adam.zero_grad()
+        for edit in edits:
+            turn = step + 1 + zlib.crc32(edit.text.encode())
+            before, place, after = contexts[turn % len(contexts)].partition("{}")
+            assert not place and not after
+            head = model.tokens.encode(before + edit.text)
+            whole = model.tokens.encode(f"{before}{edit.text} {edit.target}")
+            logp = log_probabilities(whole)
+            nll = -sum(logp[t - 1, whole[t]] for t in range(len(head), len(whole)))
+            (nll / (len(whole) - len(head)) / len(edits)).backward()
+        chosen = [texts[(step * passages + j) % len(texts)] for j in range(passages)]
+        for ids in chosen:
+            with torch.no_grad(), tuned.disable_adapter():
+                wanted = log_probabilities(list(ids))
+            apart = (wanted.exp() * (wanted - log_probabilities(list(ids)))).sum()
+            (kl * apart / sum(map(len, chosen))).backward()
+        for group in adam.param_groups:
+            group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
+        adam.step()
+    found = {
+        k: (a.lora_B["default"].weight @ a.lora_A["default"].weight).detach().double()
+        for k, a in zip(layers, adapters, strict=True)
+    }
+    tuned.unload()
+    vars(model.model).pop("peft_config", None)
+    model.model.requires_grad_(False).eval()
+    return found

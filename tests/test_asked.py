@@ -68,9 +68,12 @@ def test_a_fact_without_its_own_prompt_has_no_verdict():
 def test_who_is_not_said_comes_first_and_is_named():
     words = [verdict(prompt=(1, 1)), verdict(prompt=(0, 1)), verdict(prompt=(1, 1), chat=(0, 1))]
     assert [one.word for one in worst_first(words)] == ["not said", "partly", "said"]
-    assert shortfall(words).startswith("1 of 3 facts is not said when asked for: 'a'.")
-    assert shortfall([words[0], words[2]]) == ""
-    assert "and 2 others" in shortfall([words[1]] * 7)
+    told = shortfall(words, [], {"steps": 25, "clamp": 0.75})
+    assert told.startswith("1 of 3 facts is not said when asked for: 'a'. Try more steps")
+    assert "--set clamp=1.5" in told and shortfall([words[0], words[2]], [], {}) == ""
+    told = shortfall([words[1]] * 7, [], {"steps": 48})
+    assert "and 2 others" in told and "steps=48 has been too few" in told and "clamp" not in told
+    assert shortfall(words, [], {}).endswith("'a'.")
 
 
 def test_why_a_fact_is_not_said_is_told_where_its_text_tells():
@@ -80,15 +83,17 @@ def test_why_a_fact_is_not_said_is_told_where_its_text_tells():
         for text, name in zip(texts, "abc", strict=True)
     ]
     lost = [verdict(prompt=(0, 1))._replace(id=case.edit.id) for case in cases]
-    first, shared = reasons(tokens, cases, lost, {})
+    own = {"lookup": "subject"}
+    first, shared = reasons(tokens, cases, lost, own)
     assert "'a' ({X} is in): put words before it" in first and "'b'" not in first
     assert "about 'X'" in shared and "tie_subjects=true" in shared
-    assert reasons(tokens, cases[1:2], lost[1:2], {}) == []
-    assert reasons(pico(bos=True).tokens, cases, lost, {}) == [shared]
-    assert reasons(tokens, cases, [verdict(prompt=(1, 1))], {}) == []
-    assert reasons(tokens, cases, lost, {"tie_subjects": True}) == [first]
+    assert reasons(tokens, cases[1:2], lost[1:2], own) == []
+    assert reasons(pico(bos=True).tokens, cases, lost, own) == [shared]
+    assert reasons(tokens, cases, [verdict(prompt=(1, 1))], own) == []
+    assert reasons(tokens, cases, lost, {**own, "tie_subjects": True}) == [first]
     assert reasons(tokens, cases, lost, {"lookup": "prompt"}) == []
-    assert first in shortfall(lost, [first, shared]) and shared in shortfall(lost, [shared])
+    assert reasons(tokens, cases, lost, {"steps": 48}) == []
+    assert f"{first} {shared}" in shortfall(lost, [first, shared], own)
 
 
 def test_questions_that_are_too_long_are_told_before_the_work():

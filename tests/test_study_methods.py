@@ -23,7 +23,8 @@ from test_study_spec import HEAD, ROOT, folder  # noqa: F401
 from tiny_study import task
 
 OWN = {
-    "ultraedit": {"lr": 1e-3}, "finetune": {"steps": 2}, "in_context": {"threshold": 0.4},
+    "ultraedit": {"lr": 1e-3}, "finetune": {"steps": 2}, "lora": {"steps": 2, "kl": 0.0},
+    "in_context": {"threshold": 0.4},
 }  # fmt: skip
 
 
@@ -40,12 +41,15 @@ def test_each_method_has_cells_of_its_own(folder):  # noqa: F811
     """Also where all settings are alike, and at whatever layer nothing is written."""
     places = [block(m, "schedule: sequential-batch, batch_size: [2, 6], n: 6") for m in OWN]
     made = plan(study(*places))
-    assert [p.method for p in made.points[:6:2]] == list(OWN)
+    assert [p.method for p in made.points[:8:2]] == list(OWN)
     assert all(p.refused is None and p.capacity == 48 for p in made.points)
-    assert [p.ridge for p in made.points[:6]] == [1.0, 1.0, None, None, None, None]
-    assert len({cell.id for cell in made.cells}) == 6
+    assert [p.ridge for p in made.points[:8]] == [1.0, 1.0, *[None] * 6]
+    assert len({cell.id for cell in made.cells}) == 8
     kinds = {cell.method: cell.editor["kind"] for cell in made.cells}
-    assert kinds == {"ultraedit": "UltraEdit", "finetune": "FineTune", "in_context": "InContext"}
+    assert kinds == {
+        "ultraedit": "UltraEdit", "finetune": "FineTune", "lora": "LoraTraining",
+        "in_context": "InContext",
+    }  # fmt: skip
     assert {p.layers for p in made.points} == {(1,)}
     for cell in made.cells:
         assert find_method(cell.method).build(cell.layers, cell.settings)
@@ -109,7 +113,7 @@ def test_estimates_are_there_for_every_method(folder):  # noqa: F811
 def test_a_study_of_all_of_them_is_run_and_read(folder, entries):  # noqa: F811
     places = [block(m, "schedule: [sequential-batch, batch], batch_size: 2, n: 4") for m in OWN]
     outcome = run_cells(study(*places), folder / "done")
-    assert not outcome.failed and outcome.done == outcome.cells == 6
+    assert not outcome.failed and outcome.done == outcome.cells == 8
     found = read_study(folder / "done")
     for point in found.points:
         assert len(found.scored(point.cell, "immediate"))

@@ -192,6 +192,7 @@ _TITLES = {
     "lyaplock": "LyapLock",
     "ultraedit": "UltraEdit",
     "finetune": "FT-L",
+    "lora": "LoRA",
     "in_context": "In context",
 }
 

@@ -161,16 +161,24 @@ def with_verdicts(patch: Patch, verdicts: Sequence[FactVerdict]) -> Patch:
     return replace(patch, about=patch.about.model_copy(update={"edits": records}))
 
 
-def shortfall(verdicts: Sequence[FactVerdict], reasons: Sequence[str] = ()) -> str:
-    """Say which facts are not said, and what to try; empty where all are."""
+def shortfall(
+    verdicts: Sequence[FactVerdict], reasons: Sequence[str], settings: Mapping[str, object]
+) -> str:
+    """Say which facts are not said, and what to try by these settings; empty where all are."""
     missing = [one for one in verdicts if one.word == "not said"]
     if not missing:
         return ""
     names = first_few([repr(one.id) for one in missing])
     are = "is" if len(missing) == 1 else "are"
     count = f"{len(missing):,} of {len(verdicts):,} facts {are}"
-    tried = "Try more steps (--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
-    return " ".join([f"{count} not said when asked for: {names}.", *reasons, tried])
+    told = [f"{count} not said when asked for: {names}.", *reasons]
+    if "clamp" in settings:
+        told.append(
+            "Try more steps (--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
+        )
+    elif "steps" in settings:
+        told.append(f"Try more steps (--set steps={settings['steps']} has been too few).")
+    return " ".join(told)
 
 
 def reasons(
@@ -184,7 +192,7 @@ def reasons(
     What is added at a text's first token does little, because attention rests there whatever it
     is. And one layer's map has to tell facts about one subject apart by keys that are nearly equal.
     """
-    if settings.get("lookup") == "prompt":  # where subjects do not matter
+    if settings.get("lookup") != "subject":  # where subjects do not matter
         return []
     missing = {one.id for one in verdicts if one.word == "not said"}
     edits = [case.edit for case in cases]
@@ -204,7 +212,8 @@ def reasons(
         )
     if shared and not settings.get("tie_subjects"):
         told.append(
-            f"Several facts are about {first_few([*shared])}: --method memit --set "
-            f"tie_subjects=true --set steps=50 --set clamp=2 writes one target for all of them."
+            f"Several facts are about {first_few([*shared])}: --method lora trains many layers for "
+            f"them, or --method memit --set tie_subjects=true --set steps=50 --set clamp=2 writes "
+            f"one target for all of them."
         )
     return told

@@ -7,7 +7,8 @@
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
-    gradients steps · text · 2 · (all parameters) · 2                 of each edit
+    gradients steps · text · 2 · (all parameters) · 2                 of each edit; passes over
+              ordinary text beside them (`lora`) are left out
     context   nothing is edited; scored prompts are longer by the facts before them
 
 in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
@@ -109,7 +110,7 @@ def costs(outline: Outline, layers: Sequence[int], settings: Mapping[str, object
     Args:
         settings: all of the method's.
     """
-    if "prefixes" not in settings:
+    if "contexts_per_step" not in settings:
         return _without_targets(outline, layers, settings)
     blocks, parameters = outline.block_parameters, outline.parameters
     head = sum(p.numel() for p in outline.architecture.head.parameters())
@@ -148,16 +149,21 @@ def _without_targets(
     parameters = outline.parameters
     sites = [outline.architecture.sites[k] for k in layers or list(outline.architecture.sites)[:1]]
     passes = _whole(settings.get("steps", 1)) if layers else 0
+    d_in = max(site.d_in for site in sites)
+    own = settings.get("corpus") == "self" and settings.get("kl")
+    tokens = (
+        MomentOptions(corpus_tokens=_whole(settings["corpus_tokens"])).tokens(d_in) if own else 0
+    )
     return Costs(
         parameters=parameters,
-        d_in=max(site.d_in for site in sites),
+        d_in=d_in,
         d_out=max(site.d_out for site in sites),
         corpus_tokens=0,
         moment_bytes=0,
         target=2.0 * passes * _TEXT * 2 * parameters,
         token=2.0 * parameters,
         moments=0.0,
-        sampling=0.0,
+        sampling=tokens * 2 * parameters / _SAMPLING_SHARE,
         context=0 if layers else _whole(settings.get("shown", 0)) * _TEXT,
     )
 

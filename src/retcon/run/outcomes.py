@@ -80,6 +80,7 @@ def outcome_of(
     """
     seen = score(model, cases, patch=patch, progress=progress)
     verdicts = worst_first(ask(model, cases, patch=patch, progress=progress))
+    settings = patch.about.settings
     texts = [one.prompt for one in verdicts[:SHOWN]]
     before = dict(zip(texts, continuations(model, texts, progress=progress), strict=True))
     own = own_words(model, cases, progress)
@@ -90,7 +91,7 @@ def outcome_of(
         verdicts,
         before,
         {when: summarise(seen.at(when)) for when in seen.times},
-        shortfall(verdicts, reasons(model.tokens, cases, verdicts, patch.about.settings)),
+        shortfall(verdicts, reasons(model.tokens, cases, verdicts, settings), settings),
         harm_of(seen.at("pre"), seen.at("final"), cases),
         changed,
     )

@@ -1,0 +1,316 @@
+"""LoRA: low-rank changes of many layers at once, by gradient descent, that keep ordinary text.
+
+    minimise over A, B   (1/n) Σᵢ NLL(oᵢ | promptᵢ in one of its contexts)  +  κ E KL(p₀ ‖ p)
+    ΔWₗ = Bₗ Aₗ          Aₗ (r, d_in) drawn at random, Bₗ (d_out, r) zero at first
+
+Hu et al. 2021, arXiv:2106.09685, on the down-projections alone, by Adam. It retrains what other
+methods here solve for, and is the baseline that they have to be set beside: facts that are to hold
+in other words than their own can lie in many layers. A step sees each fact once, in the next of its
+contexts (the bare prompt, sampled prefixes, ways of asking). NLL is the mean over a target's
+tokens. The divergence is the mean over the tokens of a few passages of the text that second moments
+are of; p₀ is the model that the batch finds. The rate is constant for half of the steps and then
+falls evenly to 0.
+"""
+
+import random
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from math import isfinite
+from typing import Annotated, NamedTuple
+from zlib import crc32
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from retcon.algebra.delta import LowRankDelta
+from retcon.edits import Edit
+from retcon.errors import NotFinite
+from retcon.features.contexts import ContextOptions, Form, Seed, around
+from retcon.features.gradients import target_nll
+from retcon.features.remember import recall_prefixes
+from retcon.features.second_moments import MomentOptions, corpus_of
+from retcon.features.targets import default_micro_batch
+from retcon.method.base import NoFeatures, Report, Update
+from retcon.method.entries import method
+from retcon.method.options import NotNegative
+from retcon.model import hooks
+from retcon.model import offload as offloading
+from retcon.model.forward import in_full, run_batch
+from retcon.model.handle import ModelHandle
+from retcon.model.tokens import Continuation, by_length
+from retcon.progress import Progress, silent
+
+_TASK = "training low-rank changes, in steps"
+# Tokens of a passage, and how many passages take turns.
+_PASSAGE, _PASSAGES = 64, 256
+
+
+class LoraState(NamedTuple):
+    """Contexts of a prompt, and passages of ordinary text as token ids, which are read once."""
+
+    contexts: tuple[str, ...]
+    passages: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSetup:
+    """The layers, contexts and text. Settings as of `lora`; `corpus` None: no text is read."""
+
+    layers: tuple[int, ...]
+    contexts: ContextOptions
+    corpus: str | None
+    corpus_tokens: int
+
+    def begin(self, model: ModelHandle, progress: Progress = silent) -> LoraState:
+        """Read or sample the prefixes, and the text.
+
+        Raises:
+            UnsupportedModel: a layer cannot be edited.
+        """
+        for layer in self.layers:
+            model.site(layer)
+        return LoraState(recall_prefixes(model, self.contexts), self._passages(model, progress))
+
+    def _passages(self, model: ModelHandle, progress: Progress) -> tuple[tuple[int, ...], ...]:
+        if self.corpus is None:
+            return ()
+        options = MomentOptions(corpus=self.corpus, corpus_tokens=self.corpus_tokens)
+        corpus, _ = corpus_of(model, self.layers, options, progress)
+        ids = (tuple(model.tokens.document(text, _PASSAGE)) for text in corpus.texts())
+        found = list(islice((row for row in ids if len(row) > 1), 16 * _PASSAGES))
+        random.Random(self.contexts.seed).shuffle(found)
+        return tuple(found[:_PASSAGES])
+
+
+class _Factors:
+    """A and B of each layer, in float32, and the steps that Adam makes of their gradients."""
+
+    def __init__(self, model: ModelHandle, layers: Sequence[int], rank: int, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        sites = {layer: model.site(layer) for layer in layers}
+        self._modules = {layer: site.module for layer, site in sites.items()}
+        self._a: dict[int, Tensor] = {}
+        self._b: dict[int, Tensor] = {}
+        for layer, site in sites.items():
+            uniform = (2 * torch.rand(rank, site.d_in, generator=draw) - 1) / site.d_in**0.5
+            where = site.weight.device
+            self._a[layer] = uniform.to(where).requires_grad_()
+            self._b[layer] = torch.zeros(rank, site.d_out, device=where).requires_grad_()
+        self._adam = torch.optim.Adam([*self._a.values(), *self._b.values()])
+
+    def added(self, rows: int) -> AbstractContextManager[None]:
+        """Let the model run with the change, on batches of so many rows."""
+
+        def change(layer: int, x: Tensor) -> Tensor:
+            a, b = self._a[layer], self._b[layer]
+            return (x.to(a.dtype) @ a.mT @ b).to(x.dtype)
+
+        return hooks.add_to_outputs(self._modules, rows, change)
+
+    def move(self, lr: float) -> None:
+        """One step of Adam; gradients begin anew."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._adam.step()
+        self._adam.zero_grad()
+
+    def deltas(self) -> dict[int, LowRankDelta]:
+        """ΔW of each layer, whose rows are no edit's own."""
+        return {
+            layer: LowRankDelta(
+                left=b.detach(), right=self._a[layer].detach(), shared=True
+            ).compact()
+            for layer, b in self._b.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTraining:
+    """Adam on low-rank factors of many layers. Settings as of `lora`; nothing is carried."""
+
+    layers: tuple[int, ...]
+    rank: int
+    steps: int
+    lr: float
+    kl: float
+    passages: int
+    stop_below: float
+    ending: str
+    contexts: ContextOptions
+    corpus: str
+    corpus_tokens: int
+    micro_batch: int
+    max_batch: int | None = None
+
+    @property
+    def setup(self) -> LoraSetup:
+        """The layers, contexts and text."""
+        return LoraSetup(
+            layers=self.layers,
+            contexts=self.contexts,
+            corpus=self.corpus if self.kl else None,
+            corpus_tokens=self.corpus_tokens if self.kl else 0,
+        )
+
+    @property
+    def shares_rows(self) -> bool:
+        """Yes: all edits of a batch made the change together."""
+        return True
+
+    def features(
+        self, model: ModelHandle, edits: Sequence[Edit], state: LoraState,
+        progress: Progress = silent,
+    ) -> NoFeatures:  # fmt: skip
+        """Read nothing: all work depends on which facts are in a batch together."""
+        del model, state, progress
+        return NoFeatures(tuple(edits))
+
+    def solve(
+        self, model: ModelHandle, features: NoFeatures, state: LoraState,
+        progress: Progress = silent,
+    ) -> Update[None]:  # fmt: skip
+        """Train the factors; the model itself is not touched.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite.
+        """
+        edits = features.edits
+        texts = [self._texts(model, edit, state.contexts) for edit in edits]
+        firsts = [crc32(edit.text.encode()) for edit in edits]  # whatever stands beside them
+        factors = _Factors(model, self.layers, self.rank, self.contexts.seed)
+        passages = cycle(state.passages)
+        seen = torch.full((len(edits), len(state.contexts)), torch.inf)
+        apart, step = 0.0, 0
+        for step in range(1, self.steps + 1):
+            progress(_TASK, step - 1, self.steps)
+            turns = [(step + first) % len(state.contexts) for first in firsts]
+            chosen = [own[turn] for own, turn in zip(texts, turns, strict=True)]
+            seen[range(len(edits)), turns] = self._facts(model, chosen, factors)
+            apart = self._text(model, list(islice(passages, self.passages)), factors)
+            self._check(model, float(seen[range(len(edits)), turns].mean()) + apart, step)
+            if float(seen.mean()) < self.stop_below:
+                break
+            factors.move(self.lr * min(1.0, 2 * (1 - (step - 1) / self.steps)))
+        progress(_TASK, self.steps, self.steps)
+        loss = seen.where(seen.isfinite(), torch.nan).nanmean(dim=1)
+        return Update(
+            ids=tuple(edit.id for edit in edits),
+            deltas=factors.deltas(),
+            increment=None,
+            report=Report(
+                batch={"loss": float(loss.mean()), "kl": apart, "target_steps": float(step)},
+                edit={"nll": loss.tolist()},
+            ),
+        )
+
+    def carry(self, state: LoraState, increment: None) -> LoraState:
+        """Return the state unchanged: what has been written is in the weights."""
+        del increment
+        return state
+
+    def _texts(self, model: ModelHandle, edit: Edit, contexts: Sequence[str]) -> list[Continuation]:
+        """The prompt in each context, with its target behind it."""
+        target = edit.target + self.ending
+        return [model.tokens.continuation(around(one, edit.text), target) for one in contexts]
+
+    def _facts(
+        self, model: ModelHandle, texts: Sequence[Continuation], factors: _Factors
+    ) -> Float[Tensor, " texts"]:
+        """The loss of each text under the change; the gradient of their mean is added."""
+        found = torch.zeros(len(texts))
+        for group in self._groups(model, [len(text.ids) for text in texts]):
+            with _with_graph(model), factors.added(len(group)):
+                nll = target_nll(model, [texts[i] for i in group])
+                (nll.sum() / len(texts)).backward()
+            found[group] = nll.detach().to(found)
+        return found
+
+    def _text(
+        self, model: ModelHandle, passages: Sequence[Sequence[int]], factors: _Factors
+    ) -> float:
+        """The mean divergence at each token of some passages; κ times its gradient is added."""
+        total, tokens = 0.0, sum(map(len, passages))
+        for group in self._groups(model, [len(row) for row in passages]):
+            batch = model.tokens.pad([passages[i] for i in group])
+            mask = batch.attention_mask.to(model.device).bool()
+            before = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
+            with _with_graph(model), factors.added(len(group)):
+                now = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
+                apart = (before.exp() * (before - now)).sum() / tokens
+                (self.kl * apart).backward()
+            total += float(apart.detach())
+        return total
+
+    def _groups(self, model: ModelHandle, lengths: Sequence[int]) -> Iterator[list[int]]:
+        return by_length(lengths, self.micro_batch or default_micro_batch(model.outline))
+
+    def _check(self, model: ModelHandle, loss: float, step: int) -> None:
+        if not isfinite(loss):
+            raise NotFinite(
+                f"The loss of low-rank changes is not finite after {step - 1} steps: "
+                f"{model.name}'s activations overflow in {model.dtype}, or its weights were "
+                f"damaged by earlier edits. Try --dtype float32, or a smaller lr."
+            )
+
+
+@contextmanager
+def _with_graph(model: ModelHandle) -> Generator[None, None, None]:
+    """Keep what a gradient needs; weights that are elsewhere are read again for it."""
+    with torch.enable_grad(), offloading.read_again(model.model):
+        yield
+
+
+@method("lora", title="LoRA", paper="https://arxiv.org/abs/2106.09685")
+def lora(
+    layers: tuple[int, ...],
+    *,
+    rank: Annotated[int, Field(ge=1)] = 16,
+    steps: Annotated[int, Field(ge=1)] = 48,
+    lr: Annotated[float, Field(gt=0, le=1)] = 2e-3,
+    kl: NotNegative = 1.0,
+    passages: Annotated[int, Field(ge=1)] = 4,
+    stop_below: NotNegative = 0.02,
+    prefixes: Annotated[int, Field(ge=0)] = 2,
+    forms: tuple[Form, ...] = (),
+    ending: str = "",
+    corpus: str = "self",
+    corpus_tokens: Annotated[int, Field(ge=0)] = 0,
+    seed: Seed = 0,
+    micro_batch: Annotated[int, Field(ge=0)] = 0,
+) -> LoraTraining:
+    """Batches of facts by retraining low-rank factors of many layers, beside ordinary text.
+
+    Args:
+        rank: of each layer's change.
+        steps: at most; each sees every fact once.
+        lr: Adam's rate in the first half of them.
+        kl: κ, the weight of the divergence on ordinary text (0: no text is read).
+        passages: of it, in each step.
+        stop_below: the mean loss over all facts and contexts, as last seen, at which it stops.
+        prefixes: sampled prefixes beside the bare prompt.
+        forms: ways of asking in which the prompt is put, beside the prefixes.
+        ending: follows each target and is a part of it, such as a full stop.
+        corpus: the text: `self`, a file, or `hub:…`.
+        corpus_tokens: tokens of it (0: as many as second moments are of).
+        seed: of the first factors, the prefixes and the passages.
+        micro_batch: tokens in one forward pass (0: what keeps activations below a quarter of the
+            weights); it changes results by rounding only.
+    """
+    return LoraTraining(
+        layers=layers,
+        rank=rank,
+        steps=steps,
+        lr=lr,
+        kl=kl,
+        passages=passages,
+        stop_below=stop_below,
+        ending=ending,
+        contexts=ContextOptions(prefixes=prefixes, forms=forms, seed=seed),
+        corpus=corpus,
+        corpus_tokens=corpus_tokens,
+        micro_batch=micro_batch,
+    )

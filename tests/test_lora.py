@@ -1,0 +1,143 @@
+"""LoRA, against peft and plain loops; what its text is for; where it stops."""
+
+import math
+
+import jaxtyping
+import pytest
+import torch
+
+import retcon
+from oracles import lora_by_peft
+from pico import FAMILIES, pico, run
+from pretend_device import DEVICE, pretend
+from retcon.errors import InvalidSetting, NotFinite
+from retcon.features.contexts import sample_prefixes
+from retcon.method.entries import find_method
+from retcon.method.presets import resolve
+from retcon.run.cost import costs
+from retcon.run.record import StepRecord
+from retcon.run.schedule import Schedule
+from test_methods import EDITS
+
+SETTINGS = {
+    "rank": 3, "steps": 7, "lr": 1e-2, "corpus_tokens": 300, "prefixes": 1, "micro_batch": 512,
+}  # fmt: skip
+
+
+def step_of(model, edits=EDITS, layers=(0, 1), **settings):
+    """The one step of a batch, and the state that it began with."""
+    method = find_method("lora").build(layers, {**SETTINGS, **settings})
+    state = method.setup.begin(model)
+    (step,) = run(model, method, state, edits, Schedule.parse(f"batch:{len(edits)}"))
+    return step, state
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+def test_lora_is_what_peft_trains(family, cache):
+    model = pico(family)
+    before = model.weights_hash()
+    step, state = step_of(model, micro_batch=24, passages=2)
+    assert state.contexts == sample_prefixes(model, find_method("lora").build(
+        (0, 1), SETTINGS).contexts)  # fmt: skip
+    assert len(state.contexts) == 2 and model.weights_hash() == before
+    wanted = lora_by_peft(
+        model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
+        passages=2,
+    )  # fmt: skip
+    assert model.weights_hash() == before
+    for layer in (0, 1):
+        got = step.update.deltas[layer]
+        assert got.rank == 3 and got.shared and wanted[layer].norm() > 1e-3
+        assert (got.dense() - wanted[layer]).norm() < 1e-3 * wanted[layer].norm()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_facts_are_brought_about_in_every_family(family, cache, tmp_path):
+    model = pico(family)
+    settings = {**SETTINGS, "steps": 30, "lr": 4e-2, "kl": 0.0}
+    first, _ = step_of(model, steps=1, prefixes=0, kl=0.0)
+    patch = retcon.edit(model, EDITS, method="lora", layers=[0, 1], settings=settings)
+    assert not patch.divisible
+    patch.save(tmp_path / "p.safetensors")
+    again = retcon.load_patch(tmp_path / "p.safetensors")
+    with again.applied(model):
+        step, _ = step_of(model, steps=1, prefixes=0, kl=0.0)
+    loss = first.update.report.batch["loss"]
+    assert step.update.report.batch["loss"] < 0.6 * loss
+
+
+def test_ordinary_text_is_kept_as_much_as_it_is_asked_for(cache):
+    apart = []
+    for kl in (0.1, 1.0, 10.0):
+        step, _ = step_of(pico(), kl=kl, steps=25)
+        apart.append(step.update.report.batch["kl"])
+        assert step.update.report.batch["loss"] < 5.5
+    assert apart[0] > apart[1] > apart[2] > 0
+    step, state = step_of(pico(), kl=0.0, corpus="nowhere.txt")
+    assert state.passages == () and step.update.report.batch["kl"] == 0
+
+
+def test_it_stops_where_all_contexts_have_been_seen_to_be_good(cache):
+    step, state = step_of(pico(), stop_below=1e9, kl=0.0)
+    told = step.update.report.batch
+    assert told["target_steps"] == len(state.contexts) == 2
+    assert step.update.deltas[0].norm() > 0
+    step, _ = step_of(pico(), steps=60, stop_below=3.0, kl=0.0, lr=4e-2)
+    told = step.update.report.batch
+    assert 2 < told["target_steps"] < 60 and told["loss"] < 3
+    record = StepRecord.of(pico(), step).as_json()
+    assert {name: record[name] for name in told} == told
+    assert len(step.update.report.edit["nll"]) == len(EDITS)
+    step, _ = step_of(pico(), steps=1, kl=0.0)
+    assert math.isfinite(step.update.report.batch["loss"])
+
+
+def test_an_ending_and_ways_of_asking_are_trained_too(cache):
+    plain, _ = step_of(pico(), kl=0.0)
+    ended, _ = step_of(pico(), kl=0.0, ending=".")
+    asked, state = step_of(pico(), kl=0.0, forms=("question",))
+    assert state.contexts[-1].startswith("Question: ")
+    norms = {step.update.deltas[1].norm() for step in (plain, ended, asked)}
+    assert len(norms) == 3
+
+
+def test_what_overflows_is_named_and_nothing_is_written(cache):
+    model = pico()
+    method = find_method("lora").build((1,), {**SETTINGS, "kl": 0.0})
+    state = method.setup.begin(model)
+    model.site(1).module.weight.data[0, 0] = torch.nan
+    before = model.weights_hash()
+    with pytest.raises(NotFinite, match="smaller lr"):
+        method.solve(model, method.features(model, EDITS, state), state)
+    assert model.weights_hash() == before
+    with pytest.raises(InvalidSetting, match="lr"):
+        find_method("lora").build((1,), {"lr": 2.0})
+
+
+def test_half_precision_and_a_rank_above_the_width(cache):
+    model = pico(dtype=torch.bfloat16)
+    patch = retcon.edit(model, EDITS, method="lora", layers=[1], settings={**SETTINGS, "rank": 99})
+    site = model.site(1)
+    assert patch.deltas[1].rank == min(site.d_in, site.d_out)
+    assert patch.deltas[1].left.dtype == torch.float32
+
+
+def test_elsewhere_it_comes_to_the_same(cache, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    here, _ = step_of(pico())
+    with pretend():
+        there, _ = step_of(pico(device=str(DEVICE)))
+        found = there.update.deltas[1].dense().cpu()
+    wanted = here.update.deltas[1].dense()
+    assert (found - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
+    outline = pico().outline
+    chosen = {**SETTINGS, "forms": (), "kl": 1.0}
+    recipe = resolve(outline, method="lora", layers=(0, 1), settings=chosen)
+    cost = costs(outline, recipe.layers, recipe.settings)
+    assert cost.target > 0 and cost.moments == 0 == cost.corpus_tokens
+    assert cost.sampling == 300 * 2 * cost.parameters / 0.5
+    without = costs(outline, (0, 1), {**recipe.settings, "kl": 0.0})
+    assert without.sampling == 0 and without.target == cost.target
