@@ -1,5 +1,6 @@
 """LoRA, against peft and plain loops; what its text is for; where it stops."""
 
+import json
 import math
 
 import jaxtyping
@@ -10,13 +11,15 @@ import retcon
 from oracles import lora_by_peft
 from pico import FAMILIES, pico, run
 from pretend_device import DEVICE, pretend
-from retcon.errors import InvalidSetting, NotFinite
+from retcon.errors import InvalidPatch, InvalidSetting, NotFinite
 from retcon.features.contexts import sample_prefixes
 from retcon.method.entries import find_method
 from retcon.method.presets import resolve
+from retcon.patch.ledger import Ledger
 from retcon.run.cost import costs
 from retcon.run.record import StepRecord
 from retcon.run.schedule import Schedule
+from test_cli import folder  # noqa: F401
 from test_methods import EDITS
 
 SETTINGS = {
@@ -130,6 +133,30 @@ def test_elsewhere_it_comes_to_the_same(cache, monkeypatch):
         found = there.update.deltas[1].dense().cpu()
     wanted = here.update.deltas[1].dense()
     assert (found - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_a_file_of_facts_is_edited_and_exported(folder, retcon):  # noqa: F811
+    words = ["edit", "./model", "--facts", "facts.jsonl", "--method", "lora"]
+    code, _, err = retcon(*words)
+    assert code == 2 and "No published settings are known for lora" in err
+    own = ["--layers", "0-1", "--set", "steps=2", "--set", "corpus_tokens=300"]
+    code, out, err = retcon(*words, *own, "-o", "p.safetensors", "--json", "e.json")
+    assert code == 0 and "Saved" in out and "steps=2 has been too few" in " ".join(err.split())
+    assert "clamp" not in err
+    code, _, _ = retcon("patch", "export", "p.safetensors", "--to", "peft", "-o", "adapter")
+    assert code == 0
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["r"] == config["lora_alpha"] == 16
+
+
+def test_a_fact_is_taken_out_with_all_others_of_its_patch(cache, tmp_path):
+    model, settings = pico(), {**SETTINGS, "steps": 3}
+    patch = retcon.edit(model, EDITS, method="lora", layers=[0, 1], settings=settings)
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.add(patch, who="me")
+    with pytest.raises(InvalidPatch, match="Take back the whole patch, or edit again without it"):
+        ledger.choose([EDITS[0].id])
+    assert ledger.choose(entries=[1]).entries == (1,)
 
 
 def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
