@@ -19,6 +19,7 @@ from retcon.patch.ledger import Ledger
 from retcon.run.cost import costs
 from retcon.run.record import StepRecord
 from retcon.run.schedule import Schedule
+from retcon.run.undo import resolve as resolve_again
 from test_cli import folder  # noqa: F401
 from test_methods import EDITS
 
@@ -29,7 +30,7 @@ SETTINGS = {
 
 def step_of(model, edits=EDITS, layers=(0, 1), **settings):
     """The one step of a batch, and the state that it began with."""
-    method = find_method("lora").build(layers, {**SETTINGS, **settings})
+    method = find_method("finetune_lora").build(layers, {**SETTINGS, **settings})
     state = method.setup.begin(model)
     (step,) = run(model, method, state, edits, Schedule.parse(f"batch:{len(edits)}"))
     return step, state
@@ -40,7 +41,7 @@ def test_lora_is_what_peft_trains(family, cache):
     model = pico(family)
     before = model.weights_hash()
     step, state = step_of(model, micro_batch=24, passages=2)
-    assert state.contexts == sample_prefixes(model, find_method("lora").build(
+    assert state.contexts == sample_prefixes(model, find_method("finetune_lora").build(
         (0, 1), SETTINGS).contexts)  # fmt: skip
     assert len(state.contexts) == 2 and model.weights_hash() == before
     wanted = lora_by_peft(
@@ -59,7 +60,7 @@ def test_facts_are_brought_about_in_every_family(family, cache, tmp_path):
     model = pico(family)
     settings = {**SETTINGS, "steps": 30, "lr": 4e-2, "kl": 0.0}
     first, _ = step_of(model, steps=1, prefixes=0, kl=0.0)
-    patch = retcon.edit(model, EDITS, method="lora", layers=[0, 1], settings=settings)
+    patch = retcon.edit(model, EDITS, method="finetune_lora", layers=[0, 1], settings=settings)
     assert not patch.divisible
     patch.save(tmp_path / "p.safetensors")
     again = retcon.load_patch(tmp_path / "p.safetensors")
@@ -106,7 +107,7 @@ def test_an_ending_and_ways_of_asking_are_trained_too(cache):
 
 def test_what_overflows_is_named_and_nothing_is_written(cache):
     model = pico()
-    method = find_method("lora").build((1,), {**SETTINGS, "kl": 0.0})
+    method = find_method("finetune_lora").build((1,), {**SETTINGS, "kl": 0.0})
     state = method.setup.begin(model)
     model.site(1).module.weight.data[0, 0] = torch.nan
     before = model.weights_hash()
@@ -114,12 +115,14 @@ def test_what_overflows_is_named_and_nothing_is_written(cache):
         method.solve(model, method.features(model, EDITS, state), state)
     assert model.weights_hash() == before
     with pytest.raises(InvalidSetting, match="lr"):
-        find_method("lora").build((1,), {"lr": 2.0})
+        find_method("finetune_lora").build((1,), {"lr": 2.0})
 
 
 def test_half_precision_and_a_rank_above_the_width(cache):
     model = pico(dtype=torch.bfloat16)
-    patch = retcon.edit(model, EDITS, method="lora", layers=[1], settings={**SETTINGS, "rank": 99})
+    patch = retcon.edit(
+        model, EDITS, method="finetune_lora", layers=[1], settings={**SETTINGS, "rank": 99}
+    )
     site = model.site(1)
     assert patch.deltas[1].rank == min(site.d_in, site.d_out)
     assert patch.deltas[1].left.dtype == torch.float32
@@ -136,9 +139,9 @@ def test_elsewhere_it_comes_to_the_same(cache, monkeypatch):
 
 
 def test_a_file_of_facts_is_edited_and_exported(folder, retcon):  # noqa: F811
-    words = ["edit", "./model", "--facts", "facts.jsonl", "--method", "lora"]
+    words = ["edit", "./model", "--facts", "facts.jsonl", "--method", "finetune_lora"]
     code, _, err = retcon(*words)
-    assert code == 2 and "No published settings are known for lora" in err
+    assert code == 2 and "No published settings are known for finetune_lora" in err
     own = ["--layers", "0-1", "--set", "steps=2", "--set", "corpus_tokens=300"]
     code, out, err = retcon(*words, *own, "-o", "p.safetensors", "--json", "e.json")
     assert code == 0 and "Saved" in out and "steps=2 has been too few" in " ".join(err.split())
@@ -149,20 +152,32 @@ def test_a_file_of_facts_is_edited_and_exported(folder, retcon):  # noqa: F811
     assert config["r"] == config["lora_alpha"] == 16
 
 
-def test_a_fact_is_taken_out_with_all_others_of_its_patch(cache, tmp_path):
-    model, settings = pico(), {**SETTINGS, "steps": 3}
-    patch = retcon.edit(model, EDITS, method="lora", layers=[0, 1], settings=settings)
+def test_a_fact_is_taken_out_by_training_for_the_others_again(cache, tmp_path):
+    model, how = (
+        pico(),
+        {"method": "finetune_lora", "layers": [0, 1], "settings": {**SETTINGS, "steps": 3}},
+    )
     ledger = Ledger(tmp_path / "ledger")
-    ledger.add(patch, who="me")
-    with pytest.raises(InvalidPatch, match="Take back the whole patch, or edit again without it"):
+    ledger.add(retcon.edit(model, EDITS, **how), who="me")
+    with pytest.raises(InvalidPatch, match="retcon patch undo --resolve"):
         ledger.choose([EDITS[0].id])
-    assert ledger.choose(entries=[1]).entries == (1,)
+    undoing = ledger.choose([EDITS[0].id], again=True)
+    with pytest.raises(InvalidPatch, match="Take back the whole patch"):
+        ledger.undo(undoing, who="me")
+    ledger.undo(undoing, who="me", solved=resolve_again(model, ledger, undoing))
+    wanted = retcon.edit(model, EDITS[1:], **how)
+    stack = ledger.stack()
+    assert [edit.id for edit in stack.about.edits] == [edit.id for edit in EDITS[1:]]
+    for layer in (0, 1):
+        assert torch.allclose(stack.deltas[layer].dense(), wanted.deltas[layer].dense())
+    with ledger.applied(model):
+        pass
 
 
 def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     outline = pico().outline
     chosen = {**SETTINGS, "forms": (), "kl": 1.0}
-    recipe = resolve(outline, method="lora", layers=(0, 1), settings=chosen)
+    recipe = resolve(outline, method="finetune_lora", layers=(0, 1), settings=chosen)
     cost = costs(outline, recipe.layers, recipe.settings)
     assert cost.target > 0 and cost.moments == 0 == cost.corpus_tokens
     assert cost.sampling == 300 * 2 * cost.parameters / 0.5

@@ -50,7 +50,7 @@ METHODS = [
     ("ultraedit", (0, 1), {"lr": 1e-3, "accumulate": False}, None, False),
     ("finetune", (1,), {}, None, False),
     ("finetune", (0, 1), {"bound": "run"}, None, False),
-    ("lora", (0, 1), {"rank": 2}, None, False),
+    ("finetune_lora", (0, 1), {"rank": 2}, None, False),
 ]
 
 

@@ -23,7 +23,7 @@ from test_study_spec import HEAD, ROOT, folder  # noqa: F401
 from tiny_study import task
 
 OWN = {
-    "ultraedit": {"lr": 1e-3}, "finetune": {"steps": 2}, "lora": {"steps": 2, "kl": 0.0},
+    "ultraedit": {"lr": 1e-3}, "finetune": {"steps": 2}, "finetune_lora": {"steps": 2, "kl": 0.0},
     "in_context": {"threshold": 0.4},
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_each_method_has_cells_of_its_own(folder):  # noqa: F811
     assert len({cell.id for cell in made.cells}) == 8
     kinds = {cell.method: cell.editor["kind"] for cell in made.cells}
     assert kinds == {
-        "ultraedit": "UltraEdit", "finetune": "FineTune", "lora": "LoraTraining",
+        "ultraedit": "UltraEdit", "finetune": "FineTune", "finetune_lora": "LoraTraining",
         "in_context": "InContext",
     }  # fmt: skip
     assert {p.layers for p in made.points} == {(1,)}

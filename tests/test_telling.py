@@ -305,7 +305,7 @@ TOLD = {
     },
     "alphaedit": {"finding the null space of second moments"},
     "finetune": {"fine-tuning, in steps"},
-    "lora": {"training low-rank changes, in steps"},
+    "finetune_lora": {"training low-rank changes, in steps"},
     "ultraedit": {"reading gradients"},
 }  # fmt: skip
 
@@ -326,7 +326,7 @@ def test_all_that_may_take_long_is_told_to_its_end(method, cache):
     cases = [Case(edit=Edit.parse(FACT[1], FACT[2], id="a", target_old="Paris"))]
     settings = {"corpus_tokens": 400, "document_tokens": 32, "steps": 3}
     settings = settings if method in ("memit", "alphaedit") else {}
-    settings |= {"corpus_tokens": 400} if method == "lora" else {}
+    settings |= {"corpus_tokens": 400} if method == "finetune_lora" else {}
     settings |= {"null_threshold": 1e9} if method == "alphaedit" else {}
     model = pico()
     evaluate(

@@ -96,7 +96,7 @@ _METHODS: list[tuple[str, tuple[int, ...], dict[str, object]]] = [
     ("ultraedit", WIDE, {"lr": 1e-3, "accumulate": False}),
     ("finetune", (1,), {}),
     ("finetune", WIDE, {"bound": "run"}),
-    ("lora", WIDE, {"rank": 3, "lr": 0.01, "micro_batch": 512}),
+    ("finetune_lora", WIDE, {"rank": 3, "lr": 0.01, "micro_batch": 512}),
     ("in_context", (), {}),
     ("in_context", (), {"shown": 2, "threshold": 0.2}),
 ]

@@ -58,7 +58,11 @@ class LoraState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSetup:
-    """The layers, contexts and text. Settings as of `lora`; `corpus` None: no text is read."""
+    """The layers, contexts and text. Settings as of `finetune_lora`.
+
+    Attributes:
+        corpus: None: no text is read.
+    """
 
     layers: tuple[int, ...]
     contexts: ContextOptions
@@ -130,7 +134,10 @@ class _Factors:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraTraining:
-    """Adam on low-rank factors of many layers. Settings as of `lora`; nothing is carried."""
+    """Adam on low-rank factors of many layers; nothing is carried.
+
+    Settings as of `finetune_lora`.
+    """
 
     layers: tuple[int, ...]
     rank: int
@@ -264,8 +271,8 @@ def _with_graph(model: ModelHandle) -> Generator[None, None, None]:
         yield
 
 
-@method("lora", title="LoRA", paper="https://arxiv.org/abs/2106.09685")
-def lora(
+@method("finetune_lora", title="LoRA", paper="https://arxiv.org/abs/2106.09685")
+def finetune_lora(
     layers: tuple[int, ...],
     *,
     rank: Annotated[int, Field(ge=1)] = 16,

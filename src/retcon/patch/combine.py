@@ -45,7 +45,8 @@ def check_rows(patch: Patch) -> Patch:
     if not facts or any(delta.rank != facts for delta in patch.deltas.values()):
         raise InvalidPatch(
             f"The rows of this patch ({patch.about.method}) do not belong to single facts, so no "
-            f"fact can be taken out of it. Take back the whole patch, or edit again without it."
+            f"fact can be taken out of it. Take back the whole patch, or edit again without it "
+            f"(in a ledger: retcon patch undo --resolve)."
         )
     return patch
 

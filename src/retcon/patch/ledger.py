@@ -218,11 +218,14 @@ class Ledger:
             event = journal.append(self.folder, history, action, who=who, note=note)
         return self._entry(Slot(event.number, sha), (*history.events, event))
 
-    def choose(self, facts: Sequence[str] = (), entries: Sequence[int] = ()) -> Undoing:
+    def choose(
+        self, facts: Sequence[str] = (), entries: Sequence[int] = (), *, again: bool = False
+    ) -> Undoing:
         """Find what an undo would take out of the stack.
 
         Args:
             facts: ids, as `ID` or, where several entries have it, `ENTRY:ID`.
+            again: the facts that stay are solved again, so that none needs a row of its own.
 
         Raises:
             UnknownName: the stack has no such fact or entry.
@@ -241,7 +244,7 @@ class Ledger:
         for name in dict.fromkeys(facts):
             number, id = find_fact(name, stacked_ids)
             named.setdefault(number, []).append(id)
-        for number in named:
+        for number in () if again else named:
             check_rows(self._patch(slots[number]))
         whole = {n for n, ids in named.items() if {r.id for r in stacked[n].about.edits} == {*ids}}
         whole |= {*entries}
@@ -277,7 +280,7 @@ class Ledger:
             for slot in stack_after(history.events, None):
                 if slot.entry in undoing.facts and slot.entry not in (solved or {}):
                     gone = slot.dropped.union(undoing.facts[slot.entry])
-                    check_apart(load_patch(self.file(slot.sha)), gone)
+                    check_apart(check_rows(load_patch(self.file(slot.sha))), gone)
             patches = {n: journal.keep_patch(self.folder, p) for n, p in (solved or {}).items()}
             action = TakenBack(facts=undoing.facts, entries=undoing.entries, solved=patches)
             return journal.append(self.folder, history, action, who=who, note=note)

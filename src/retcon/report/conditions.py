@@ -192,7 +192,7 @@ _TITLES = {
     "lyaplock": "LyapLock",
     "ultraedit": "UltraEdit",
     "finetune": "FT-L",
-    "lora": "LoRA",
+    "finetune_lora": "LoRA",
     "in_context": "In context",
 }
 

@@ -212,8 +212,8 @@ def reasons(
         )
     if shared and not settings.get("tie_subjects"):
         told.append(
-            f"Several facts are about {first_few([*shared])}: --method lora trains many layers for "
-            f"them, or --method memit --set tie_subjects=true --set steps=50 --set clamp=2 writes "
-            f"one target for all of them."
+            f"Several facts are about {first_few([*shared])}: --method finetune_lora trains many "
+            f"layers for them, or --method memit --set tie_subjects=true --set steps=50 --set "
+            f"clamp=2 writes one target for all of them."
         )
     return told

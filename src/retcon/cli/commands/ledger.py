@@ -148,7 +148,7 @@ def undo(
         return
     if cases is not None and not check:
         raise InvalidSetting("--cases says what --check should score. Give both, or neither.")
-    undoing = opened.choose(facts or (), entry or ())
+    undoing = opened.choose(facts or (), entry or (), again=resolve)
     source = ModelChoice(name=model or opened.identity.model, dtype=dtype, device=device)
     if check:
         found = _check(source, opened, undoing, cases, skip_bad)
