@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = facts(chosen.model)
     sample = sample_of(chosen.sample, drawn)
     single, batch = sample[: chosen.edits], sample[: chosen.batch]
-    further = drawn[len(SAMPLES) * _SIZE :][: chosen.carried]
+    further = (drawn[len(SAMPLES) * _SIZE :] or drawn)[: chosen.carried]
     kinds: list[tuple[str, list[Case], When]] = [
         ("single", single, "immediate"),
         (f"batch:{len(batch)}", batch, "immediate"),

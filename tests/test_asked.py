@@ -72,7 +72,7 @@ def test_who_is_not_said_comes_first_and_is_named():
     assert told.startswith("1 of 3 facts is not said when asked for: 'a'. Try more steps")
     assert "--set clamp=1.5" in told and shortfall([words[0], words[2]], [], {}) == ""
     told = shortfall([words[1]] * 7, [], {"steps": 48})
-    assert "and 2 others" in told and "steps=48 has been too few" in told and "clamp" not in told
+    assert "and 2 others" in told and "at most 48 (--set steps=…)" in told and "clamp" not in told
     assert shortfall(words, [], {}).endswith("'a'.")
 
 

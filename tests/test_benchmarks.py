@@ -20,13 +20,18 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 # Arguments of each script, and what it has to print. In braces: what `places` makes. Two work in a
 # process of their own, which is this one here; `run` starts both.
 SCRIPTS = {
+    "beside": (
+        "--model {model} --layer 1 --edits 2 --methods emmet finetune_lora",
+        "| finetune_lora |",
+    ),
     "carried": (
         "{study} --n 128 --metric ES --against MEMIT --widest 3 --quarters",
         "The farthest from 0 of 3 pairs",
     ),
     "equal_scores": (
-        "--model {model} --edits 1 --batch 2 --rules three_contexts fast_16 --json {file}",
-        "fast_16        batch:2 ",
+        "--model {model} --edits 1 --batch 2 --carried 3 --rules three_contexts fast_16 "
+        "--json {file}",
+        "fast_16        sequential-batch:64",
     ),
     "evaluation": ("--model {model} --records 1 --repeats 1", "single_schedule_speedup"),
     "every_score": ("{study} --facts 2", "| minus "),

@@ -230,7 +230,7 @@ class Ledger:
         Raises:
             UnknownName: the stack has no such fact or entry.
             InvalidSetting: an id that is in several entries, or nothing named.
-            InvalidPatch: a fact of a patch whose rows do not belong to facts.
+            InvalidPatch: a fact of a patch whose rows do not belong to facts, unless `again`.
         """
         if not facts and not entries:
             raise InvalidSetting("Say what to take back: ids of facts, or entries.")
@@ -244,8 +244,9 @@ class Ledger:
         for name in dict.fromkeys(facts):
             number, id = find_fact(name, stacked_ids)
             named.setdefault(number, []).append(id)
-        for number in () if again else named:
-            check_rows(self._patch(slots[number]))
+        if not again:
+            for number in named:
+                check_rows(self._patch(slots[number]))
         whole = {n for n, ids in named.items() if {r.id for r in stacked[n].about.edits} == {*ids}}
         whole |= {*entries}
         some = {number: tuple(ids) for number, ids in named.items() if number not in whole}

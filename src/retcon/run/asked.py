@@ -177,7 +177,7 @@ def shortfall(
             "Try more steps (--set steps=50), a larger clamp (--set clamp=1.5), or --until-said 3."
         )
     elif "steps" in settings:
-        told.append(f"Try more steps (--set steps={settings['steps']} has been too few).")
+        told.append(f"Try more steps: there were at most {settings['steps']} (--set steps=…).")
     return " ".join(told)
 
 
