@@ -34,12 +34,13 @@ from pydantic import (
 )
 
 from retcon.errors import Damaged, InvalidData, InvalidLedger, StorageError, first_few
-from retcon.files import storing, write_whole
+from retcon.files import is_temporary, storing, write_whole
 from retcon.patch.patch import Patch
 from retcon.sealed import Owner, digest, digest_of, load_record, save_record
 
 # Format 1 has no links, format 2 neither facts that come back nor notes that were written later.
 FORMAT = 3
+LOCK = ".lock"  # the file that writers lock
 # An event that drops 100,000 facts by name is smaller than this; a larger file is no event.
 _LARGEST = 16 * 2**20
 _NO_SCORES = "{} holds no scores. Give what `retcon edit --json` or `retcon eval --json` wrote."
@@ -190,6 +191,28 @@ def read_identity(folder: Path) -> Identity:
         InvalidLedger: the folder is no ledger, a damaged one, or one of a newer format.
     """
     return _identity(folder)[0]
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that is no ledger and cannot become one.
+
+    Raises:
+        InvalidLedger: it is a file, or a folder that holds something else.
+    """
+    if not folder.exists() or (folder / "ledger.json").exists():
+        return
+    if not folder.is_dir():
+        raise InvalidLedger(f"{folder} is a file. Name a new folder for the ledger.")
+    foreign = [
+        child.name
+        for child in sorted(folder.iterdir())
+        if not child.name.startswith(LOCK) and not is_temporary(child)
+    ]
+    if foreign:
+        raise InvalidLedger(
+            f"{folder} holds other files ({foreign[0]}) and is no ledger. Name an empty or a new "
+            f"folder."
+        )
 
 
 def begin(folder: Path, base: str, model: str) -> None:

@@ -22,7 +22,7 @@ from retcon.errors import (
     PatchMismatch,
     UnknownName,
 )
-from retcon.files import is_temporary, make_folder
+from retcon.files import make_folder
 from retcon.locking import locked
 from retcon.model.handle import ModelHandle
 from retcon.patch import events as journal
@@ -32,8 +32,6 @@ from retcon.patch.naming import among, find_fact, not_taken_back
 from retcon.patch.patch import Patch, Provenance, load_about, load_patch
 from retcon.patch.slots import Slot, check_held, last_places, note_of, stack_after, stacks
 from retcon.sealed import digest_of
-
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,28 +429,11 @@ class Ledger:
         return None
 
     def check_place(self) -> None:
-        """Refuse a folder that is no ledger and cannot become one.
-
-        Raises:
-            InvalidLedger: it is a file, or a folder that holds something else.
-        """
-        if not self.folder.exists() or (self.folder / "ledger.json").exists():
-            return
-        if not self.folder.is_dir():
-            raise InvalidLedger(f"{self.folder} is a file. Name a new folder for the ledger.")
-        foreign = [
-            child.name
-            for child in sorted(self.folder.iterdir())
-            if not child.name.startswith(_LOCK) and not is_temporary(child)
-        ]
-        if foreign:
-            raise InvalidLedger(
-                f"{self.folder} holds other files ({foreign[0]}) and is no ledger. Name an empty "
-                f"or a new folder."
-            )
+        """See `events.check_place`."""
+        journal.check_place(self.folder)
 
     def _locked(self) -> AbstractContextManager[None]:
-        return locked(self.folder / _LOCK, at_most=self.patience)
+        return locked(self.folder / journal.LOCK, at_most=self.patience)
 
     def _found(self, about: Provenance) -> None:
         """Make the folder a ledger for the patch's base where it is none yet."""
