@@ -48,6 +48,8 @@ RULES: dict[str, dict[str, Any]] = {
     "fast": _FAST,
     "fast_plain": {**_FAST, "whiten": 0.0},
     "fast_roots": {**_FAST, "whiten": 0.0, "power": 0.5},
+    "fast_lead_5": {**_FAST, "steps": 30, "stop_margin": 5.0},
+    "fast_lead_6": {**_FAST, "steps": 40, "stop_margin": 6.0},
     "fast_16": {**_FAST, "steps": 16},
     "fast_30": {**_FAST, "steps": 30},
     "fast_by_loss": {**_FAST, "stop_below": 0.2, "stop_margin": None},

@@ -426,8 +426,14 @@ def lora_by_peft(
     lr: float,
     kl: float,
     passages: int,
+    rewordings: tuple[tuple[str, ...], ...] | None = None,
+    others: list[list[str]] | None = None,
+    contrast: float = 0.0,
 ) -> dict[int, Tensor]:
-    """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0."""
+    """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0.
+
+    rewordings, others: of each edit, its other prompts, and the texts whose answers should stay.
+    """
     from peft import LoraConfig, get_peft_model
 
     modules = dict(model.model.named_modules())
@@ -451,12 +457,14 @@ def lora_by_peft(
 
     for step in range(steps):
         adam.zero_grad()
-        for edit in edits:
+        for i, edit in enumerate(edits):
             turn = step + 1 + zlib.crc32(edit.text.encode())
-            before, place, after = contexts[turn % len(contexts)].partition("{}")
-            assert not place and not after
-            head = model.tokens.encode(before + edit.text)
-            whole = model.tokens.encode(f"{before}{edit.text} {edit.target}")
+            assert not any("{}" in context for context in contexts)
+            heads = [context + edit.text for context in contexts]
+            heads += rewordings[i] if rewordings else ()
+            text = heads[turn % len(heads)]
+            head = model.tokens.encode(text)
+            whole = model.tokens.encode(f"{text} {edit.target}")
             logp = log_probabilities(whole)
             nll = -sum(logp[t - 1, whole[t]] for t in range(len(head), len(whole)))
             (nll / (len(whole) - len(head)) / len(edits)).backward()
@@ -466,6 +474,13 @@ def lora_by_peft(
                 wanted = log_probabilities(list(ids))
             apart = (wanted.exp() * (wanted - log_probabilities(list(ids)))).sum()
             (kl * apart / sum(map(len, chosen))).backward()
+        for i in (looked := range((step + 1) % 2, len(others or []), 2)):
+            turn = (step + 1) // 2 + zlib.crc32(edits[i].text.encode())
+            ids = model.tokens.encode(others[i][turn % len(others[i])])
+            with torch.no_grad(), tuned.disable_adapter():
+                wanted = log_probabilities(list(ids))[-1]
+            apart = (wanted.exp() * (wanted - log_probabilities(list(ids))[-1])).sum()
+            (contrast * apart / len(looked)).backward()
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
         adam.step()

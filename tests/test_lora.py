@@ -13,8 +13,12 @@ from pico import FAMILIES, pico, run
 from pretend_device import DEVICE, pretend
 from retcon.errors import InvalidPatch, InvalidSetting, NotFinite
 from retcon.features.contexts import sample_prefixes
+from retcon.features.contrast import contrasts
+from retcon.method import lora_training
 from retcon.method.entries import find_method
+from retcon.method.lora_training import Words
 from retcon.method.presets import resolve
+from retcon.model.forward import run_batch
 from retcon.patch.ledger import Ledger
 from retcon.run.cost import costs
 from retcon.run.record import StepRecord
@@ -36,6 +40,11 @@ def step_of(model, edits=EDITS, layers=(0, 1), **settings):
     return step, state
 
 
+def said_next(model, ids):
+    """Log probabilities of what follows."""
+    return run_batch(model, model.tokens.pad([ids])).logits[0, -1].float().log_softmax(-1)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
 def test_lora_is_what_peft_trains(family, cache):
     model = pico(family)
@@ -53,6 +62,62 @@ def test_lora_is_what_peft_trains(family, cache):
         got = step.update.deltas[layer]
         assert got.rank == 3 and got.shared and wanted[layer].norm() > 1e-3
         assert (got.dense() - wanted[layer]).norm() < 1e-3 * wanted[layer].norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
+    model = pico(family)
+    texts = {"rewordings": 2, "contrast": 0.7}
+    method = find_method("finetune_lora").build((0, 1), {**SETTINGS, **texts, "micro_batch": 24})
+    state = method.setup.begin(model)
+    prompts = tuple((f"They said of {edit.subject} that it is",) for edit in EDITS[:-1])
+    words = Words(tuple(EDITS), (*prompts, ()), (("Rome", "Italy"),) * len(EDITS))
+    got = method.solve(model, words, state).deltas
+    wanted = lora_by_peft(
+        model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
+        passages=4, rewordings=words.prompts, others=contrasts(*words, 0), contrast=0.7,
+    )  # fmt: skip
+    for layer in (0, 1):
+        far = (got[layer].dense() - wanted[layer]).norm()
+        assert far < 1e-3 * wanted[layer].norm() and wanted[layer].norm() > 1e-3
+    assert words.select(slice(1, 3)) == Words(*(own[1:3] for own in words))
+
+
+def test_contrasts_hold_what_is_said_of_others(cache):
+    """Another name in a trained prompt keeps its answer better, the more so by a larger weight."""
+    model, apart = pico(), []
+    prompts = [model.tokens.encode(EDITS[0].prompt.replace("{}", name)) for name in ("Rome", "you")]
+    for contrast in (0.0, 1.0, 30.0):
+        method = find_method("finetune_lora").build(
+            (0, 1), {**SETTINGS, "kl": 0.0, "steps": 30, "lr": 3e-2, "contrast": contrast}
+        )
+        words = Words(tuple(EDITS), ((),) * len(EDITS), (("Rome", "you"),) * len(EDITS))
+        update = method.solve(model, words, method.setup.begin(model))
+        before = [said_next(model, ids) for ids in prompts]
+        with model.scratch():
+            model.write(update.deltas)
+            after = [said_next(model, ids) for ids in prompts]
+        pairs = zip(before, after, strict=True)
+        apart.append(sum(float((a.exp() * (a - b)).sum()) for a, b in pairs))
+    assert apart[0] > apart[1] > apart[2]
+
+
+def test_features_are_what_the_model_has_written(cache, monkeypatch):
+    def written(model, askings, progress):
+        if askings[0].text.endswith("In other words:"):
+            return [[f"It is {e.subject} that says {e.target}."] * 2 + ["No."] for e in EDITS]
+        return [["Rome, Paris", f"{edit.subject}"] for edit in EDITS]
+
+    monkeypatch.setattr(lora_training, "recall_lines", written)
+    model = pico()
+    method = find_method("finetune_lora").build((0,), {**SETTINGS, "rewordings": 1, "contrast": 1})
+    words = method.features(model, EDITS, method.setup.begin(model))
+    assert words.prompts == tuple((f"It is {edit.subject} that says",) for edit in EDITS)
+    assert words.names == (("Rome",),) * len(EDITS)
+    assert method.solve(model, words, method.setup.begin(model)).deltas[0].norm() > 0
+    plain = find_method("finetune_lora").build((0,), SETTINGS)
+    words = plain.features(model, EDITS, plain.setup.begin(model))
+    assert words.prompts == words.names == ((),) * len(EDITS)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

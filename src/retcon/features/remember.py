@@ -1,8 +1,8 @@
-"""Prefixes, targets and keys of the unedited model, read from the cache or computed and kept there.
+"""What was read of the unedited model: from the cache, or computed now and kept there.
 
-None depends on method, ridge, batch size or order of the edits, so a study computes each once.
-An edit's id is no part of an entry's name. On weights that edits have changed nothing is read or
-kept: no other run meets those weights again.
+Prefixes, lines, targets and keys: none depends on method, ridge, batch size or order of the
+edits, so a study computes each once. An edit's id is no part of an entry's name. On weights that
+edits have changed nothing is read or kept: no other run meets those weights again.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from retcon.features.contexts import (
     sample_prefixes,
 )
 from retcon.features.keys import read_keys
+from retcon.features.lines import Asking, write_lines
 from retcon.features.sensitivity import Whitening
 from retcon.features.target_options import TargetOptions
 from retcon.features.targets import (
@@ -45,6 +46,7 @@ _ON_SPHERE = ("descent", "reach", "largest_turn", "momentum", "power")
 _OFF = ("stop_by", "stop_margin", "ending", "whiten")
 # Programs whose other version may draw other tokens under one seed.
 _DRAWN_BY = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+_WRITING = "letting the model write lines"
 
 
 def recall_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, ...]:
@@ -54,14 +56,29 @@ def recall_prefixes(model: ModelHandle, options: ContextOptions) -> tuple[str, .
     draws = draws_of(options)
 
     def compute(group: list[int]) -> list[CacheEntry]:
-        texts = [sample_prefix(model, draws[i]).encode() for i in group]
-        return [{"text": torch.tensor(list(text), dtype=torch.uint8)} for text in texts]
+        return [_to_text(sample_prefix(model, draws[i])) for i in group]
 
-    shared = {"format": _FORMAT, "model": model.identity, "ends": ends_of(model), "by": _DRAWN_BY}
-    names = [{**shared, "draw": draw._asdict()} for draw in draws]
-    entries = [found.entry["text"] for found in recall("prefixes", names, compute)]
-    prefixes = (bytes(text.tolist()).decode() for text in entries)
+    names = [{**_sampled_by(model), "draw": draw._asdict()} for draw in draws]
+    prefixes = (_of_text(found.entry) for found in recall("prefixes", names, compute))
     return ("", *prefixes, *forms_of(model.tokens, options))
+
+
+def recall_lines(
+    model: ModelHandle, askings: Sequence[Asking], progress: Progress = silent
+) -> list[list[str]]:
+    """The lines of each asking: read from the cache, and those written that it lacks."""
+
+    def compute(group: list[int]) -> list[CacheEntry]:
+        progress(_WRITING, group[0], len(askings))
+        return [_to_text("\n".join(write_lines(model, askings[i]))) for i in group]
+
+    if model.as_loaded:
+        names = [{**_sampled_by(model), "asking": asking._asdict()} for asking in askings]
+        kept = [found.entry for found in recall("texts", names, compute, together=1)]
+    else:
+        kept = [entry for i in range(len(askings)) for entry in compute([i])]
+    progress(_WRITING, len(askings), len(askings))
+    return [_of_text(entry).split("\n") for entry in kept]
 
 
 def recall_targets(
@@ -234,6 +251,19 @@ def recall_keys(
 
 def _matrix(whitening: Whitening | None) -> Tensor | None:
     return None if whitening is None else whitening.matrix
+
+
+def _sampled_by(model: ModelHandle) -> Name:
+    """Part that the names of sampled texts have in common."""
+    return {"format": _FORMAT, "model": model.identity, "ends": ends_of(model), "by": _DRAWN_BY}
+
+
+def _to_text(text: str) -> CacheEntry:
+    return {"text": torch.tensor(list(text.encode()), dtype=torch.uint8)}
+
+
+def _of_text(entry: CacheEntry) -> str:
+    return bytes(entry["text"].tolist()).decode()
 
 
 def _shared(model: ModelHandle, layer: int) -> Name:

@@ -1,14 +1,16 @@
 """LoRA: low-rank changes of many layers at once, by gradient descent, that keep ordinary text.
 
-    minimise over A, B   (1/n) Σᵢ NLL(oᵢ | promptᵢ in one of its contexts)  +  κ E KL(p₀ ‖ p)
+    minimise over A, B   (1/n) Σᵢ NLL(oᵢ | promptᵢ in one of its contexts)
+                         + κ KL(p₀ ‖ p) on ordinary text + κ' KL(p₀ ‖ p) behind contrasts
     ΔWₗ = Bₗ Aₗ          Aₗ (r, d_in) drawn at random, Bₗ (d_out, r) zero at first
 
 Hu et al. 2021, arXiv:2106.09685, on the down-projections alone, by Adam. It retrains what other
 methods here solve for, and is the baseline that they have to be set beside: facts that are to hold
 in other words than their own can lie in many layers. A step sees each fact once, in the next of its
 contexts (the bare prompt, sampled prefixes, ways of asking). NLL is the mean over a target's
-tokens. The divergence is the mean over the tokens of a few passages of the text that second moments
-are of; p₀ is the model that the batch finds. The rate is constant for half of the steps and then
+tokens. The first divergence is the mean over the tokens of a few passages of the text that second
+moments are of, the second one that of what would follow a fact's next contrast, of every other fact
+a step; p₀ is the model that the batch finds. The rate is constant for half of the steps and then
 falls evenly to 0.
 """
 
@@ -17,12 +19,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
-from math import isfinite
+from math import inf, isfinite
+from statistics import fmean as mean
 from typing import Annotated, NamedTuple
 from zlib import crc32
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -30,16 +33,18 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.contexts import ContextOptions, Form, Seed, around
+from retcon.features.contrast import contrasts, names_in, with_others
 from retcon.features.gradients import target_nll
-from retcon.features.remember import recall_prefixes
+from retcon.features.remember import recall_lines, recall_prefixes
+from retcon.features.rewordings import in_other_words, prompts_in
 from retcon.features.second_moments import MomentOptions, corpus_of
 from retcon.features.targets import default_micro_batch
-from retcon.method.base import NoFeatures, Report, Update
+from retcon.method.base import Report, Update
 from retcon.method.entries import method
 from retcon.method.options import NotNegative
 from retcon.model import hooks
 from retcon.model import offload as offloading
-from retcon.model.forward import in_full, run_batch
+from retcon.model.forward import Ids, in_full, run_batch
 from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
 from retcon.progress import Progress, silent
@@ -47,6 +52,28 @@ from retcon.progress import Progress, silent
 _TASK = "training low-rank changes, in steps"
 # Tokens of a passage, and how many passages take turns.
 _PASSAGE, _PASSAGES = 64, 256
+
+
+class Words(NamedTuple):
+    """Edits, with what the model has written of each: other prompts, and names of others."""
+
+    edits: tuple[Edit, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    names: tuple[tuple[str, ...], ...]
+
+    @property
+    def cached(self) -> Bool[Tensor, " edits"]:
+        """False: the training, which is the expensive part, is never kept."""
+        return torch.zeros(len(self.edits), dtype=torch.bool)
+
+    @property
+    def seconds(self) -> Float[Tensor, " edits"]:
+        """0 for each edit."""
+        return torch.zeros(len(self.edits))
+
+    def select(self, rows: slice) -> "Words":
+        """What belongs to some of the edits."""
+        return Words(self.edits[rows], self.prompts[rows], self.names[rows])
 
 
 class LoraState(NamedTuple):
@@ -88,6 +115,31 @@ class LoraSetup:
         found = list(islice((row for row in ids if len(row) > 1), 16 * _PASSAGES))
         random.Random(self.contexts.seed).shuffle(found)
         return tuple(found[:_PASSAGES])
+
+
+class _Lesson(NamedTuple):
+    """What the factors are trained on, as token ids.
+
+    Attributes:
+        firsts: a number of each fact, the same whatever stands beside it in a batch.
+        facts: its texts, each with the target behind it.
+        others: its contrasts.
+        texts: passages of ordinary text, without end.
+    """
+
+    firsts: list[int]
+    facts: list[list[Continuation]]
+    others: list[list[Ids]]
+    texts: Iterator[Ids]
+
+    def passages(self, count: int) -> list[Ids]:
+        """The next passages."""
+        return list(islice(self.texts, count))
+
+    def contrasts(self, step: int) -> list[Ids]:
+        """The next contrast of every other fact; the others' turn is the step after."""
+        own = list(zip(self.firsts, self.others, strict=False))[step % 2 :: 2]
+        return [texts[(step // 2 + first) % len(texts)] for first, texts in own if texts]
 
 
 class _Factors:
@@ -151,6 +203,8 @@ class LoraTraining:
     corpus: str
     corpus_tokens: int
     micro_batch: int
+    rewordings: int = 0
+    contrast: float = 0.0
     max_batch: int | None = None
 
     @property
@@ -171,13 +225,23 @@ class LoraTraining:
     def features(
         self, model: ModelHandle, edits: Sequence[Edit], state: LoraState,
         progress: Progress = silent,
-    ) -> NoFeatures:  # fmt: skip
-        """Read nothing: all work depends on which facts are in a batch together."""
-        del model, state, progress
-        return NoFeatures(tuple(edits))
+    ) -> Words:  # fmt: skip
+        """Let the model write other prompts, and names of others, where they are asked for."""
+        del state
+        seed, none = self.contexts.seed, [()] * len(edits)
+        prompts, names = list[Sequence[str]](none), list[Sequence[str]](none)
+        if self.rewordings:
+            askings = [in_other_words(model.tokens, edit, seed) for edit in edits]
+            lines = recall_lines(model, askings, progress)
+            prompts = [prompts_in(own, edit) for own, edit in zip(lines, edits, strict=True)]
+        if self.contrast:
+            lines = recall_lines(model, [with_others(e.subject, seed) for e in edits], progress)
+            names = [names_in(own, edit.subject) for own, edit in zip(lines, edits, strict=True)]
+        few = tuple(tuple(own[: self.rewordings]) for own in prompts)
+        return Words(tuple(edits), few, tuple(map(tuple, names)))
 
     def solve(
-        self, model: ModelHandle, features: NoFeatures, state: LoraState,
+        self, model: ModelHandle, features: Words, state: LoraState,
         progress: Progress = silent,
     ) -> Update[None]:  # fmt: skip
         """Train the factors; the model itself is not touched.
@@ -186,31 +250,38 @@ class LoraTraining:
             NotFinite: the loss is NaN or infinite.
         """
         edits = features.edits
-        texts = [self._texts(model, edit, state.contexts) for edit in edits]
-        firsts = [crc32(edit.text.encode()) for edit in edits]  # whatever stands beside them
+        lesson = self._lesson(model, features, state)
         factors = _Factors(model, self.layers, self.rank, self.contexts.seed)
-        passages = cycle(state.passages)
-        seen = torch.full((len(edits), len(state.contexts)), torch.inf)
-        apart, step = 0.0, 0
+        seen = [[inf] * len(texts) for texts in lesson.facts]
+        kept, step = 0.0, 0
         for step in range(1, self.steps + 1):
             progress(_TASK, step - 1, self.steps)
-            turns = [(step + first) % len(state.contexts) for first in firsts]
-            chosen = [own[turn] for own, turn in zip(texts, turns, strict=True)]
-            seen[range(len(edits)), turns] = self._facts(model, chosen, factors)
-            apart = self._text(model, list(islice(passages, self.passages)), factors)
-            self._check(model, float(seen[range(len(edits)), turns].mean()) + apart, step)
-            if float(seen.mean()) < self.stop_below:
+            turns = [
+                (step + first) % len(own) for first, own in zip(lesson.firsts, seen, strict=True)
+            ]
+            chosen = [own[turn] for own, turn in zip(lesson.facts, turns, strict=True)]
+            for own, turn, nll in zip(
+                seen, turns, self._facts(model, chosen, factors), strict=True
+            ):
+                own[turn] = nll
+            kept = self._divergence(model, lesson.passages(self.passages), factors, self.kl)
+            other = self._divergence(
+                model, lesson.contrasts(step), factors, self.contrast, last=True
+            )
+            now = [own[turn] for own, turn in zip(seen, turns, strict=True)]
+            self._check(model, mean(now) + kept + other, step)
+            if mean(map(mean, seen)) < self.stop_below:
                 break
             factors.move(self.lr * min(1.0, 2 * (1 - (step - 1) / self.steps)))
         progress(_TASK, self.steps, self.steps)
-        loss = seen.where(seen.isfinite(), torch.nan).nanmean(dim=1)
+        loss = [mean(filter(isfinite, own)) for own in seen]
         return Update(
             ids=tuple(edit.id for edit in edits),
             deltas=factors.deltas(),
             increment=None,
             report=Report(
-                batch={"loss": float(loss.mean()), "kl": apart, "target_steps": float(step)},
-                edit={"nll": loss.tolist()},
+                batch={"loss": mean(loss), "kl": kept, "target_steps": float(step)},
+                edit={"nll": loss},
             ),
         )
 
@@ -219,14 +290,24 @@ class LoraTraining:
         del increment
         return state
 
-    def _texts(self, model: ModelHandle, edit: Edit, contexts: Sequence[str]) -> list[Continuation]:
-        """The prompt in each context, with its target behind it."""
-        target = edit.target + self.ending
-        return [model.tokens.continuation(around(one, edit.text), target) for one in contexts]
+    def _lesson(self, model: ModelHandle, words: Words, state: LoraState) -> "_Lesson":
+        """Everything that the factors are trained on, as token ids."""
+
+        def continued(edit: Edit, prompts: Sequence[str]) -> list[Continuation]:
+            texts = [*(around(one, edit.text) for one in state.contexts), *prompts]
+            return [model.tokens.continuation(text, edit.target + self.ending) for text in texts]
+
+        others = contrasts(*words, self.contexts.seed) if self.contrast else []
+        return _Lesson(
+            firsts=[crc32(edit.text.encode()) for edit in words.edits],
+            facts=list(map(continued, words.edits, words.prompts)),
+            others=[[model.tokens.encode(text) for text in own] for own in others],
+            texts=cycle(state.passages),
+        )
 
     def _facts(
         self, model: ModelHandle, texts: Sequence[Continuation], factors: _Factors
-    ) -> Float[Tensor, " texts"]:
+    ) -> list[float]:
         """The loss of each text under the change; the gradient of their mean is added."""
         found = torch.zeros(len(texts))
         for group in self._groups(model, [len(text.ids) for text in texts]):
@@ -234,21 +315,29 @@ class LoraTraining:
                 nll = target_nll(model, [texts[i] for i in group])
                 (nll.sum() / len(texts)).backward()
             found[group] = nll.detach().to(found)
-        return found
+        return found.tolist()
 
-    def _text(
-        self, model: ModelHandle, passages: Sequence[Sequence[int]], factors: _Factors
-    ) -> float:
-        """The mean divergence at each token of some passages; κ times its gradient is added."""
-        total, tokens = 0.0, sum(map(len, passages))
-        for group in self._groups(model, [len(row) for row in passages]):
-            batch = model.tokens.pad([passages[i] for i in group])
-            mask = batch.attention_mask.to(model.device).bool()
+    def _divergence(
+        self, model: ModelHandle, texts: Sequence[Ids], factors: _Factors, weight: float,
+        *, last: bool = False,
+    ) -> float:  # fmt: skip
+        """The mean divergence at the tokens of some texts; its gradient, weighted, is added.
+
+        Args:
+            last: only at the last token of each.
+        """
+        total, tokens = 0.0, len(texts) if last else sum(map(len, texts))
+        for group in self._groups(model, [len(text) for text in texts]):
+            batch = model.tokens.pad([texts[i] for i in group])
+            mask = batch.attention_mask.bool()
+            if last:
+                mask &= mask.cumsum(1) == mask.sum(1, keepdim=True)
+            mask = mask.to(model.device)
             before = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
             with _with_graph(model), factors.added(len(group)):
                 now = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
                 apart = (before.exp() * (before - now)).sum() / tokens
-                (self.kl * apart).backward()
+                (weight * apart).backward()
             total += float(apart.detach())
         return total
 
@@ -283,6 +372,8 @@ def finetune_lora(
     stop_below: NotNegative = 0.02,
     prefixes: Annotated[int, Field(ge=0)] = 2,
     forms: tuple[Form, ...] = (),
+    rewordings: Annotated[int, Field(ge=0, le=16)] = 0,
+    contrast: NotNegative = 0.0,
     ending: str = "",
     corpus: str = "self",
     corpus_tokens: Annotated[int, Field(ge=0)] = 0,
@@ -300,6 +391,9 @@ def finetune_lora(
         stop_below: the mean loss over all facts and contexts, as last seen, at which it stops.
         prefixes: sampled prefixes beside the bare prompt.
         forms: ways of asking in which the prompt is put, beside the prefixes.
+        rewordings: prompts in other words, at most, that the model writes itself (0: none).
+        contrast: κ', the weight of the divergence where another subject stands in a fact's prompt,
+            or its own in another fact's (0: not looked at).
         ending: follows each target and is a part of it, such as a full stop.
         corpus: the text: `self`, a file, or `hub:…`.
         corpus_tokens: tokens of it (0: as many as second moments are of).
@@ -320,4 +414,6 @@ def finetune_lora(
         corpus=corpus,
         corpus_tokens=corpus_tokens,
         micro_batch=micro_batch,
+        rewordings=rewordings,
+        contrast=contrast,
     )
