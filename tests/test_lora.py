@@ -20,6 +20,7 @@ from retcon.method.lora_training import Words
 from retcon.method.presets import resolve
 from retcon.model.forward import run_batch
 from retcon.patch.ledger import Ledger
+from retcon.patch.patch import load_patch
 from retcon.run.cost import costs
 from retcon.run.record import StepRecord
 from retcon.run.schedule import Schedule
@@ -205,12 +206,12 @@ def test_elsewhere_it_comes_to_the_same(cache, monkeypatch):
 
 def test_a_file_of_facts_is_edited_and_exported(folder, retcon):  # noqa: F811
     words = ["edit", "./model", "--facts", "facts.jsonl", "--method", "finetune_lora"]
-    code, _, err = retcon(*words)
-    assert code == 2 and "No published settings are known for finetune_lora" in err
-    own = ["--layers", "0-1", "--set", "steps=2", "--set", "corpus_tokens=300"]
+    own = ["--set", "steps=2", "--set", "corpus_tokens=300"]
     code, out, err = retcon(*words, *own, "-o", "p.safetensors", "--json", "e.json")
     assert code == 0 and "Saved" in out and "at most 2 (--set steps=…)" in " ".join(err.split())
     assert "clamp" not in err
+    # Nobody has named a layer, and there is no preset: all of them.
+    assert load_patch("p.safetensors").about.layers == (0, 1, 2)
     code, _, _ = retcon("patch", "export", "p.safetensors", "--to", "peft", "-o", "adapter")
     assert code == 0
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))

@@ -30,6 +30,7 @@ class MethodEntry:
 
     Attributes:
         writes: whether it changes weights; what does not makes no patch and needs no layers.
+        everywhere: whether it writes every layer where none are named.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MethodEntry:
     paper: str
     factory: Callable[..., Method[Any, Any, Any]]
     writes: bool = True
+    everywhere: bool = False
 
     @property
     def summary(self) -> str:
@@ -98,12 +100,19 @@ METHODS: Registry[MethodEntry] = Registry("method", "retcon.method")
 
 
 def method(
-    name: str, *, title: str, paper: str, writes: bool = True
+    name: str, *, title: str, paper: str, writes: bool = True, everywhere: bool = False
 ) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Enter a factory into the registry under a name."""
 
     def entry(factory: Callable[..., Made]) -> MethodEntry:
-        return MethodEntry(name=name, title=title, paper=paper, factory=factory, writes=writes)
+        return MethodEntry(
+            name=name,
+            title=title,
+            paper=paper,
+            factory=factory,
+            writes=writes,
+            everywhere=everywhere,
+        )
 
     return entered(METHODS, name, entry)
 

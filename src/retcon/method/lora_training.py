@@ -360,7 +360,7 @@ def _with_graph(model: ModelHandle) -> Generator[None, None, None]:
         yield
 
 
-@method("finetune_lora", title="LoRA", paper="https://arxiv.org/abs/2106.09685")
+@method("finetune_lora", title="LoRA", paper="https://arxiv.org/abs/2106.09685", everywhere=True)
 def finetune_lora(
     layers: tuple[int, ...],
     *,

@@ -131,18 +131,22 @@ def resolve(
 ) -> Recipe:
     """Fill in what was left open from the model's presets; what was given stands.
 
-    A method that writes no weight has no layers, whatever is given. Among the settings `rule` may
-    name a rule for targets, such as `fast`, which stands for the settings of its row.
+    A method that writes no weight has no layers, whatever is given; one that writes everywhere has
+    all of them where none are. Among the settings `rule` may name a rule for targets, such as
+    `fast`, which stands for the settings of its row.
 
     Raises:
         UnknownName: no such method, layer, setting or rule.
         InvalidSetting: the model has no preset for what was left open, or a setting that is given
             does nothing beside the others.
     """
-    writes_nothing = method is not None and not find_method(method).writes
+    named = None if method is None else find_method(method)
+    writes_nothing = named is not None and not named.writes
     family = family_of(model)
     rows = family.presets if family is not None else ()
     preset = next((row for row in rows if method in (None, row.method)), None)
+    if preset is None and named is not None and named.everywhere and layers is None:
+        layers = sorted(model.architecture.sites)
     if preset is None and (method is None or layers is None) and not writes_nothing:
         raise InvalidSetting(_ask_for(model, method))
     chosen = find_method(method or preset.method if preset else method or "")
