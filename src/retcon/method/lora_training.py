@@ -7,11 +7,11 @@
 Hu et al. 2021, arXiv:2106.09685, on the down-projections alone, by Adam. It retrains what other
 methods here solve for, and is the baseline that they have to be set beside: facts that are to hold
 in other words than their own can lie in many layers. A step sees each fact once, in the next of its
-contexts (the bare prompt, sampled prefixes, ways of asking). NLL is the mean over a target's
-tokens. The first divergence is the mean over the tokens of a few passages of the text that second
-moments are of, the second one that of what would follow a fact's next contrast, of every other fact
-a step; p₀ is the model that the batch finds. The rate is constant for half of the steps and then
-falls evenly to 0.
+contexts (the bare prompt, sampled prefixes, ways of asking, the prompt in other words). NLL is the
+mean over a target's tokens. The first divergence is the mean over the tokens of a few passages of
+the text that second moments are of. The second is at what would follow a contrast, of every other
+fact in each step: a text like a fact's, whose answer should stay. p₀ is the model that the batch
+finds. The rate is constant for half of the steps and then falls evenly to 0.
 """
 
 import random

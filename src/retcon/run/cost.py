@@ -7,8 +7,8 @@
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
-    gradients steps · text · 2 · (all parameters) · 2                 of each edit; passes over
-              ordinary text beside them (`finetune_lora`) are left out
+    gradients steps · text · 2 · (all parameters) · 2                 of each edit; what runs beside
+              them (`finetune_lora`: ordinary text, contrasts, lines that are written) is left out
     context   nothing is edited; scored prompts are longer by the facts before them
 
 in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
