@@ -1,4 +1,4 @@
-"""What was read of the unedited model: from the cache, or computed now and kept there.
+"""Features of the unedited model: read from the cache, or computed now and kept there.
 
 Prefixes, lines, targets and keys: none depends on method, ridge, batch size or order of the
 edits, so a study computes each once. An edit's id is no part of an entry's name. On weights that

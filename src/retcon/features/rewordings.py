@@ -42,7 +42,7 @@ def prompts_in(lines: Sequence[str], edit: Edit) -> list[str]:
 
 
 def _before_target(line: str, edit: Edit) -> str | None:
-    """What stands before the target; None where the line does not say the fact."""
+    """The text before the target; None where the line does not say the fact."""
     match = _whole(edit.target).search(line)
     before = line[: match.start()].rstrip() if match else ""
     return before if _whole(edit.subject).search(before) else None

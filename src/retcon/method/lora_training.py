@@ -72,7 +72,7 @@ class Words(NamedTuple):
         return torch.zeros(len(self.edits))
 
     def select(self, rows: slice) -> "Words":
-        """What belongs to some of the edits."""
+        """Edits of some rows, with what is theirs."""
         return Words(self.edits[rows], self.prompts[rows], self.names[rows])
 
 
@@ -118,7 +118,7 @@ class LoraSetup:
 
 
 class _Lesson(NamedTuple):
-    """What the factors are trained on, as token ids.
+    """Texts that the factors are trained on, as token ids.
 
     Attributes:
         firsts: a number of each fact, the same whatever stands beside it in a batch.
