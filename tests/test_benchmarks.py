@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 # process of their own, which is this one here; `run` starts both.
 SCRIPTS = {
     "beside": (
-        "--model {model} --layer 1 --edits 2 --methods emmet finetune_lora",
+        "--model {model} --layer 1 --edits 2 --methods emmet finetune_lora --set steps=2",
         "| finetune_lora |",
     ),
     "carried": (

@@ -95,6 +95,11 @@ def test_contrasts_are_other_names_in_a_prompt_and_the_subject_in_others():
     assert "Apple is based in" in based and "Microsoft is led by" not in based
     assert contrasts(edits, rewordings, names, seed=0) == [bulb, led, based]
     assert contrasts([LED], [[]], [[]], seed=0) == [[]]
+    art = Edit.parse("{art} costs", "much", id="art")
+    assert contrasts([art], [["At a party, art is"]], [["a", "Jazz"]], seed=0) in (
+        [["a costs", "At a party, Jazz is"]],
+        [["At a party, Jazz is", "a costs"]],
+    )
 
 
 @pytest.mark.real

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from retcon.edits import Edit
 from retcon.features.lines import Asking
+from retcon.features.rewordings import whole
 
 _LISTS = (
     "Marie Curie, Isaac Newton, Charles Darwin",
@@ -49,22 +50,23 @@ def contrasts(
     names: Sequence[Sequence[str]],
     seed: int,
 ) -> list[list[str]]:
-    """Texts of each edit whose answers should stay, in a random order; no subject is told apart.
+    """Texts of each edit whose answers should stay, in a random order.
 
     Args:
         rewordings: other prompts of each edit.
-        names: what its subject is told from.
+        names: other names than its subject; those of edited subjects are left out.
     """
     draw = random.Random(seed)
     subjects = list(dict.fromkeys(edit.subject for edit in edits))
     found: list[list[str]] = []
-    for edit, others, own in zip(edits, rewordings, names, strict=True):
-        strange = [name for name in subjects if name != edit.subject]
-        drawn = draw.sample(strange, min(_OTHERS, len(strange)))
-        prompts = [edit.prompt, *(text.replace(edit.subject, "{}", 1) for text in others)]
+    for edit, reworded, listed in zip(edits, rewordings, names, strict=True):
+        others = [name for name in subjects if name != edit.subject]
+        drawn = draw.sample(others, min(_OTHERS, len(others)))
+        subject = whole(edit.subject)
+        prompts = [edit.prompt, *(subject.sub("{}", text, count=1) for text in reworded)]
         texts = [
             prompts[i % len(prompts)].replace("{}", name)
-            for i, name in enumerate([*(name for name in own if name not in subjects), *drawn])
+            for i, name in enumerate([*(name for name in listed if name not in subjects), *drawn])
         ]
         elsewhere = [other.prompt for other in edits if other.subject != edit.subject]
         for prompt in draw.sample(elsewhere, min(_OTHERS, len(elsewhere))):

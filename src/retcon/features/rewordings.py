@@ -43,10 +43,11 @@ def prompts_in(lines: Sequence[str], edit: Edit) -> list[str]:
 
 def _before_target(line: str, edit: Edit) -> str | None:
     """The text before the target; None where the line does not say the fact."""
-    match = _whole(edit.target).search(line)
+    match = whole(edit.target).search(line)
     before = line[: match.start()].rstrip() if match else ""
-    return before if _whole(edit.subject).search(before) else None
+    return before if whole(edit.subject).search(before) else None
 
 
-def _whole(words: str) -> re.Pattern[str]:
+def whole(words: str) -> re.Pattern[str]:
+    """A pattern of some words that are no part of others."""
     return re.compile(rf"(?<!\w){re.escape(words.strip())}(?!\w)")
