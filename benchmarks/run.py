@@ -67,7 +67,7 @@ class Sizes:
 # Quick takes three minutes; the least runs every part, and its figures say nothing.
 SIZES = {
     "full": Sizes(
-        edits=32, oracle=4, records=32, repeats=2, tokens=4096, ridge_edits=256, counts=(32, 512),
+        edits=32, oracle=2, records=16, repeats=2, tokens=4096, ridge_edits=128, counts=(32, 256),
         memory_edits=32, memory_steps=3, solve_edits=4096, width=1536,
     ),
     "quick": Sizes(

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from pico import pico, tokenizer
+from retcon.cli.choices import parse_layers, told_layers
 from retcon.locking import locked
 from retcon.patch.patch import load_patch
 
@@ -147,6 +148,15 @@ def test_probe_stats_methods_and_plan(folder, retcon):
         "edit", "./model", "--facts", "facts.jsonl", "--method", "memit", "--layer", "1", "--plan"
     )
     assert code == 0 and "GFLOP/s" in out and "targets of 3" in out, err
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [((5,), "5"), ((3, 4, 5), "3,4,5"), (tuple(range(30)), "0-29"), ((1, 2, 3, 5), "1,2,3,5")],
+)
+def test_layers_are_told_as_they_are_given(layers, told):
+    assert told_layers(layers) == told
+    assert parse_layers(None, told) == layers
 
 
 # The dimensions of Llama-3-8B and Llama-3-70B; what is computed from them needs no weights.

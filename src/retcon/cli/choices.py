@@ -204,6 +204,13 @@ def parse_layers(layer: int | None, layers: str | None) -> tuple[int, ...] | Non
     return tuple(chosen)
 
 
+def told_layers(layers: Sequence[int]) -> str:
+    """Layers as `--layers` takes them: 3,4,5 or, four or more in a row, 0-29."""
+    if len(layers) > 3 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
+
+
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, object]:
     """`--set name=value` as a mapping; or of another option of that form."""
     settings: dict[str, object] = {}

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from retcon.cli.choices import told_layers
 from retcon.cli.console import out, quiet_libraries, table
 
 
@@ -46,7 +47,7 @@ def _show(name: str) -> None:
     ]
     out.print(table("Settings (--set name=value)", ["name", "default", "group"], settings))
     presets = [
-        [family.name, ",".join(map(str, row.layers)), _pairs(row.settings), row.source]
+        [family.name, told_layers(row.layers), _pairs(row.settings), row.source]
         for family in families()
         for row in family.presets
         if row.method == name
