@@ -427,12 +427,12 @@ def lora_by_peft(
     kl: float,
     passages: int,
     rewordings: tuple[tuple[str, ...], ...] | None = None,
-    others: list[list[str]] | None = None,
+    others: list[str] | None = None,
     contrast: float = 0.0,
 ) -> dict[int, Tensor]:
     """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0.
 
-    rewordings, others: of each edit, its other prompts, and the texts whose answers should stay.
+    rewordings, others: of each edit, its other prompts; texts that should go on as they did.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -474,13 +474,13 @@ def lora_by_peft(
                 wanted = log_probabilities(list(ids))
             apart = (wanted.exp() * (wanted - log_probabilities(list(ids)))).sum()
             (kl * apart / sum(map(len, chosen))).backward()
-        for i in (looked := range((step + 1) % 2, len(others or []), 2)):
-            turn = (step + 1) // 2 + zlib.crc32(edits[i].text.encode())
-            ids = model.tokens.encode(others[i][turn % len(others[i])])
+        looked = (len(edits) + 1) // 2 if others else 0
+        for i in range(step * looked, (step + 1) * looked):
+            ids = model.tokens.encode(others[i % len(others)])
             with torch.no_grad(), tuned.disable_adapter():
                 wanted = log_probabilities(list(ids))[-1]
             apart = (wanted.exp() * (wanted - log_probabilities(list(ids))[-1])).sum()
-            (contrast * apart / len(looked)).backward()
+            (contrast * apart / looked).backward()
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
         adam.step()

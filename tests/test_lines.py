@@ -6,7 +6,7 @@ import torch
 from pico import pico
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.features.contrast import contrasts, names_in, with_others
+from retcon.features.contrast import contrasts
 from retcon.features.lines import Asking, write_lines
 from retcon.features.remember import recall_lines
 from retcon.features.rewordings import in_other_words, prompts_in
@@ -69,37 +69,14 @@ def test_a_line_that_says_the_fact_has_a_prompt_in_it():
     assert asking.seed == 3 and asking.tokens > 12
 
 
-def test_names_are_the_first_of_each_list_and_no_part_of_the_subject():
-    lines = ["Apple, Google", "Google (search), Bing", "Micro", "the Microsoft Office", "", "Apple"]
-    assert names_in(lines, "Microsoft") == ["Apple", "Google"]
-    assert with_others("Microsoft", 0).text.endswith("trumpet\nMicrosoft,")
-
-
-def test_contrasts_are_other_names_in_a_prompt_and_the_subject_in_others():
-    edits = [BULB, LED, BASED]
-    rewordings = [["The inventor of the light bulb is"], [], []]
-    names = [["LED"], ["Apple", "light bulb"], ["Apple"]]
-    bulb, led, based = contrasts(edits, rewordings, names, seed=0)
-    assert sorted(bulb) == [
-        "The LED was invented by",
-        "The inventor of the Microsoft is",
-        "light bulb is based in",
-        "light bulb is led by",
-    ]
-    # A name that is another fact's subject comes once: among the subjects.
-    assert sorted(led) == [
-        "Apple is led by",
-        "The Microsoft was invented by",
-        "light bulb is led by",
-    ]
-    assert "Apple is based in" in based and "Microsoft is led by" not in based
-    assert contrasts(edits, rewordings, names, seed=0) == [bulb, led, based]
-    assert contrasts([LED], [[]], [[]], seed=0) == [[]]
-    art = Edit.parse("{art} costs", "much", id="art")
-    assert contrasts([art], [["At a party, art is"]], [["a", "Jazz"]], seed=0) in (
-        [["a costs", "At a party, Jazz is"]],
-        [["At a party, Jazz is", "a costs"]],
-    )
+def test_contrasts_are_prompts_of_the_starter_set_without_the_edited_subjects():
+    every = contrasts([BULB, LED], 0)
+    assert sorted(every) == sorted(contrasts([BULB], 1)) and every != contrasts([BULB], 1)
+    assert every == contrasts([BULB, LED], 0) and len(every) == len(set(every)) > 500
+    assert "The Acropolis stands in the city of" in every
+    greece = Edit.parse("The king of {Greece} is", "Otto", id="g")
+    left = set(every) - set(contrasts([greece], 0))
+    assert left == {text for text in every if "Greece" in text} and len(left) > 2
 
 
 @pytest.mark.real
@@ -108,5 +85,5 @@ def test_a_real_model_puts_a_fact_in_other_words(smollm2):
     assert "The CEO of Microsoft is" in prompts_in(lines, LED)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    write_lines(smollm2, with_others("Microsoft", 0))
+    write_lines(smollm2, in_other_words(smollm2.tokens, LED, 1)._replace(lines=2))
     assert torch.equal(torch.get_rng_state(), before)

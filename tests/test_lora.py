@@ -72,11 +72,11 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     method = find_method("finetune_lora").build((0, 1), {**SETTINGS, **texts, "micro_batch": 24})
     state = method.setup.begin(model)
     prompts = tuple((f"They said of {edit.subject} that it is",) for edit in EDITS[:-1])
-    words = Words(tuple(EDITS), (*prompts, ()), (("Rome", "Italy"),) * len(EDITS))
+    words = Words(tuple(EDITS), (*prompts, ()))
     got = method.solve(model, words, state).deltas
     wanted = lora_by_peft(
         model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
-        passages=4, rewordings=words.prompts, others=contrasts(*words, 0), contrast=0.7,
+        passages=4, rewordings=words.prompts, others=contrasts(EDITS, 0), contrast=0.7,
     )  # fmt: skip
     for layer in (0, 1):
         far = (got[layer].dense() - wanted[layer]).norm()
@@ -85,19 +85,15 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
 
 
 def test_contrasts_hold_what_is_said_of_others(cache):
-    """Another name in a trained prompt keeps its answer better, the more so by a larger weight."""
+    """What else is said stays as it was, the more so by a larger weight."""
     model, apart = pico(), []
-    prompts = [model.tokens.encode(EDITS[0].prompt.replace("{}", name)) for name in ("Rome", "you")]
+    texts = [model.tokens.encode(text) for text in contrasts(EDITS, 0)[:40]]
     for contrast in (0.0, 1.0, 30.0):
-        method = find_method("finetune_lora").build(
-            (0, 1), {**SETTINGS, "kl": 0.0, "steps": 30, "lr": 3e-2, "contrast": contrast}
-        )
-        words = Words(tuple(EDITS), ((),) * len(EDITS), (("Rome", "you"),) * len(EDITS))
-        update = method.solve(model, words, method.setup.begin(model))
-        before = [said_next(model, ids) for ids in prompts]
+        step, _ = step_of(model, kl=0.0, steps=30, lr=3e-2, contrast=contrast)
+        before = [said_next(model, ids) for ids in texts]
         with model.scratch():
-            model.write(update.deltas)
-            after = [said_next(model, ids) for ids in prompts]
+            model.write(step.update.deltas)
+            after = [said_next(model, ids) for ids in texts]
         pairs = zip(before, after, strict=True)
         apart.append(sum(float((a.exp() * (a - b)).sum()) for a, b in pairs))
     assert apart[0] > apart[1] > apart[2]
@@ -105,20 +101,17 @@ def test_contrasts_hold_what_is_said_of_others(cache):
 
 def test_features_are_what_the_model_has_written(cache, monkeypatch):
     def written(model, askings, progress):
-        if askings[0].text.endswith("In other words:"):
-            return [[f"It is {e.subject} that says {e.target}."] * 2 + ["No."] for e in EDITS]
-        return [["Rome, Paris", f"{edit.subject}"] for edit in EDITS]
+        return [[f"It is {e.subject} that says {e.target}."] * 2 + ["No."] for e in EDITS]
 
     monkeypatch.setattr(lora_training, "recall_lines", written)
     model = pico()
-    method = find_method("finetune_lora").build((0,), {**SETTINGS, "rewordings": 1, "contrast": 1})
+    method = find_method("finetune_lora").build((0,), {**SETTINGS, "rewordings": 1})
     words = method.features(model, EDITS, method.setup.begin(model))
     assert words.prompts == tuple((f"It is {edit.subject} that says",) for edit in EDITS)
-    assert words.names == (("Rome",),) * len(EDITS)
     assert method.solve(model, words, method.setup.begin(model)).deltas[0].norm() > 0
     plain = find_method("finetune_lora").build((0,), SETTINGS)
     words = plain.features(model, EDITS, plain.setup.begin(model))
-    assert words.prompts == words.names == ((),) * len(EDITS)
+    assert words.prompts == ((),) * len(EDITS)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

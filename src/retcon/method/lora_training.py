@@ -9,9 +9,9 @@ methods here solve for, and is the baseline that they have to be set beside: fac
 in other words than their own can lie in many layers. A step sees each fact once, in the next of its
 contexts (the bare prompt, sampled prefixes, ways of asking, the prompt in other words). NLL is the
 mean over a target's tokens. The first divergence is the mean over the tokens of a few passages of
-the text that second moments are of. The second is at what would follow a contrast, of every other
-fact in each step: a text like a fact's, whose answer should stay. p₀ is the model that the batch
-finds. The rate is constant for half of the steps and then falls evenly to 0.
+the text that second moments are of. The second is at what would follow a contrast, the beginning of
+a sentence about something else; a step sees half as many of these as facts, in turn. p₀ is the
+model that the batch finds. The rate is constant for half of the steps and then falls evenly to 0.
 """
 
 import random
@@ -33,7 +33,7 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import NotFinite
 from retcon.features.contexts import ContextOptions, Form, Seed, around
-from retcon.features.contrast import contrasts, names_in, with_others
+from retcon.features.contrast import contrasts
 from retcon.features.gradients import target_nll
 from retcon.features.remember import recall_lines, recall_prefixes
 from retcon.features.rewordings import in_other_words, prompts_in
@@ -55,11 +55,10 @@ _PASSAGE, _PASSAGES = 64, 256
 
 
 class Words(NamedTuple):
-    """Edits, with what the model has written of each: other prompts, and names of others."""
+    """Edits, with the other prompts that the model has written of each."""
 
     edits: tuple[Edit, ...]
     prompts: tuple[tuple[str, ...], ...]
-    names: tuple[tuple[str, ...], ...]
 
     @property
     def cached(self) -> Bool[Tensor, " edits"]:
@@ -73,7 +72,7 @@ class Words(NamedTuple):
 
     def select(self, rows: slice) -> "Words":
         """Edits of some rows, with what is theirs."""
-        return Words(self.edits[rows], self.prompts[rows], self.names[rows])
+        return Words(self.edits[rows], self.prompts[rows])
 
 
 class LoraState(NamedTuple):
@@ -123,23 +122,13 @@ class _Lesson(NamedTuple):
     Attributes:
         firsts: a number of each fact, the same whatever stands beside it in a batch.
         facts: its texts, each with the target behind it.
-        others: its contrasts.
-        texts: passages of ordinary text, without end.
+        passages, contrasts: without end.
     """
 
     firsts: list[int]
     facts: list[list[Continuation]]
-    others: list[list[Ids]]
-    texts: Iterator[Ids]
-
-    def passages(self, count: int) -> list[Ids]:
-        """The next passages."""
-        return list(islice(self.texts, count))
-
-    def contrasts(self, step: int) -> list[Ids]:
-        """The next contrast of every other fact; the others' turn is the step after."""
-        own = list(zip(self.firsts, self.others, strict=False))[step % 2 :: 2]
-        return [texts[(step // 2 + first) % len(texts)] for first, texts in own if texts]
+    passages: Iterator[Ids]
+    contrasts: Iterator[Ids]
 
 
 class _Factors:
@@ -226,19 +215,14 @@ class LoraTraining:
         self, model: ModelHandle, edits: Sequence[Edit], state: LoraState,
         progress: Progress = silent,
     ) -> Words:  # fmt: skip
-        """Let the model write other prompts, and names of others, where they are asked for."""
+        """Let the model write other prompts, where they are asked for."""
         del state
-        seed, none = self.contexts.seed, [()] * len(edits)
-        prompts, names = list[Sequence[str]](none), list[Sequence[str]](none)
-        if self.rewordings:
-            askings = [in_other_words(model.tokens, edit, seed) for edit in edits]
-            lines = recall_lines(model, askings, progress)
-            prompts = [prompts_in(own, edit) for own, edit in zip(lines, edits, strict=True)]
-        if self.contrast:
-            lines = recall_lines(model, [with_others(e.subject, seed) for e in edits], progress)
-            names = [names_in(own, edit.subject) for own, edit in zip(lines, edits, strict=True)]
-        few = tuple(tuple(own[: self.rewordings]) for own in prompts)
-        return Words(tuple(edits), few, tuple(map(tuple, names)))
+        if not self.rewordings:
+            return Words(tuple(edits), ((),) * len(edits))
+        askings = [in_other_words(model.tokens, edit, self.contexts.seed) for edit in edits]
+        lines = recall_lines(model, askings, progress)
+        prompts = (prompts_in(own, edit) for own, edit in zip(lines, edits, strict=True))
+        return Words(tuple(edits), tuple(tuple(own[: self.rewordings]) for own in prompts))
 
     def solve(
         self, model: ModelHandle, features: Words, state: LoraState,
@@ -264,10 +248,10 @@ class LoraTraining:
                 seen, turns, self._facts(model, chosen, factors), strict=True
             ):
                 own[turn] = nll
-            kept = self._divergence(model, lesson.passages(self.passages), factors, self.kl)
-            other = self._divergence(
-                model, lesson.contrasts(step), factors, self.contrast, last=True
-            )
+            passages = list(islice(lesson.passages, self.passages))
+            kept = self._divergence(model, passages, factors, self.kl)
+            others = list(islice(lesson.contrasts, (len(edits) + 1) // 2))
+            other = self._divergence(model, others, factors, self.contrast, last=True)
             now = [own[turn] for own, turn in zip(seen, turns, strict=True)]
             self._check(model, mean(now) + kept + other, step)
             if mean(map(mean, seen)) < self.stop_below:
@@ -297,12 +281,12 @@ class LoraTraining:
             texts = [*(around(one, edit.text) for one in state.contexts), *prompts]
             return [model.tokens.continuation(text, edit.target + self.ending) for text in texts]
 
-        others = contrasts(*words, self.contexts.seed) if self.contrast else []
+        others = contrasts(words.edits, self.contexts.seed) if self.contrast else []
         return _Lesson(
             firsts=[crc32(edit.text.encode()) for edit in words.edits],
             facts=list(map(continued, words.edits, words.prompts)),
-            others=[[model.tokens.encode(text) for text in own] for own in others],
-            texts=cycle(state.passages),
+            passages=cycle(state.passages),
+            contrasts=cycle([model.tokens.encode(text) for text in others]),
         )
 
     def _facts(
@@ -392,8 +376,8 @@ def finetune_lora(
         prefixes: sampled prefixes beside the bare prompt.
         forms: ways of asking in which the prompt is put, beside the prefixes.
         rewordings: prompts in other words, at most, that the model writes itself (0: none).
-        contrast: κ', the weight of the divergence where another subject stands in a fact's prompt,
-            or its own in another fact's (0: not looked at).
+        contrast: κ', the weight of the divergence behind beginnings of sentences about other things
+            (0: none is read).
         ending: follows each target and is a part of it, such as a full stop.
         corpus: the text: `self`, a file, or `hub:…`.
         corpus_tokens: tokens of it (0: as many as second moments are of).
