@@ -53,6 +53,9 @@ RULES: dict[str, dict[str, Any]] = {
     "fast_16": {**_FAST, "steps": 16},
     "fast_30": {**_FAST, "steps": 30},
     "fast_by_loss": {**_FAST, "stop_below": 0.2, "stop_margin": None},
+    "fast_clamp_1": {**_FAST, "clamp": 1.0},
+    "fast_clamp_2": {**_FAST, "clamp": 2.0},
+    "fast_clamp_4": {**_FAST, "clamp": 4.0},
     "fast_two_contexts": {**_FAST, "contexts_per_step": 2, "steps": 14},
 }
 
@@ -93,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     standard: dict[str, list[Observation]] = {}
     for name in dict.fromkeys(["standard", *chosen.rules]):
-        settings = {"micro_batch": MICRO_BATCH, **RULES[name]}
+        given = {"rule": name} if name == "fast" else RULES[name]
+        settings = {"micro_batch": MICRO_BATCH, **given}
         found: dict[str, Any] = {"settings": settings}
         for kind, cases, when in kinds:
             if not cases:

@@ -17,6 +17,7 @@ from retcon.errors import (
     UnsupportedModel,
 )
 from retcon.features.targets import Targets
+from retcon.method import presets
 from retcon.method.entries import find_method, methods
 from retcon.method.key_features import KeyFeatures
 from retcon.method.presets import families, resolve, rules
@@ -359,6 +360,23 @@ def test_a_rule_for_targets_is_its_settings_and_what_is_given_stands():
         resolved(rule="fats")
     with pytest.raises(InvalidSetting, match="finetune optimises no targets"):
         resolve(outline, method="finetune", layers=(1,), settings={"rule": "fast"})
+
+
+def test_turns_on_a_sphere_have_a_length_that_somebody_chose(monkeypatch):
+    """A clamp that other descents stop short of is no length: facts before would be lost."""
+    outline = pico().outline
+
+    def resolved(method, layer=1, **settings):
+        return resolve(outline, method=method, layers=(layer,), settings=settings).settings
+
+    with pytest.raises(InvalidSetting, match=r"as long as its clamp, here 4\.0 times.*--set clamp"):
+        resolved("rome", rule="fast")
+    assert resolved("rome", rule="fast", clamp=4.0)["clamp"] == 4.0
+    toy = next(family for family in families() if family.name == "toyworld")
+    monkeypatch.setattr(presets, "family_of", lambda model: toy)
+    assert resolved("emmet", 0)["clamp"] == 4.0
+    assert resolved("emmet", 0, rule="fast")["clamp"] == 2.0
+    assert resolved("emmet", 0, rule="fast", clamp=3.0)["clamp"] == 3.0
 
 
 def test_every_rule_says_why_a_target_ended():

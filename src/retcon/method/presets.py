@@ -22,6 +22,8 @@ _LR_OF_ADAM = (
     "lr does nothing with descent=sphere, where a turn is as long as the loss asks for. Leave it "
     "out, or set descent=adam; reach makes turns longer or shorter."
 )
+# Clamps above this are bounds that δ seldom reaches: as published for ROME, 4.
+_BOUND = 1.0
 
 
 class _Row(BaseModel):
@@ -46,12 +48,17 @@ class Shape(_Row):
 
 
 class Preset(_Row):
-    """Settings of one method for one model, and where they were published."""
+    """Settings of one method for one model, and where they were published.
+
+    Attributes:
+        rules: settings beside those of a rule for targets, by its name.
+    """
 
     method: str
     layers: tuple[int, ...]
     settings: dict[str, object]
     source: str
+    rules: dict[str, dict[str, object]] = {}
 
 
 class Family(_Row):
@@ -156,15 +163,29 @@ def resolve(
     else:
         _check_layers(model, taken)
     base = dict(preset.settings) if preset else {}
-    resolved = chosen.resolve({**base, **_with_rule(chosen, settings or {})})
-    if resolved.get("descent") == "sphere" and resolved["lr"] != chosen.resolve(base)["lr"]:
-        raise InvalidSetting(_LR_OF_ADAM)
+    own = _with_rule(chosen, settings or {}, preset)
+    resolved = chosen.resolve({**base, **own})
+    if resolved.get("descent") == "sphere":
+        _check_sphere(own, resolved, chosen.resolve(base))
     if not resolved.get("micro_batch", 1):
         resolved["micro_batch"] = default_micro_batch(model)
     return Recipe(chosen, taken, resolved, preset)
 
 
-def _with_rule(method: MethodEntry, given: Settings) -> dict[str, object]:
+def _check_sphere(own: Settings, resolved: Settings, base: Settings) -> None:
+    """Refuse an lr that does nothing, and a length of δ that nobody has chosen."""
+    if resolved["lr"] != base["lr"]:
+        raise InvalidSetting(_LR_OF_ADAM)
+    if "clamp" not in own and float(str(resolved["clamp"])) > _BOUND:
+        raise InvalidSetting(
+            f"descent=sphere makes every δ as long as its clamp, here {resolved['clamp']} times "
+            f"what stands at the lookup. That is a bound for other descents, which stop short of "
+            f"it; δ would be too long, and harm what was written before. Say how long it should "
+            f"be, as with --set clamp=0.75, or leave out --fast."
+        )
+
+
+def _with_rule(method: MethodEntry, given: Settings, preset: Preset | None) -> dict[str, object]:
     """The settings of the rule for targets that is named, if one is, below those that are given."""
     own = {name: value for name, value in given.items() if name != "rule"}
     if "rule" not in given:
@@ -178,7 +199,7 @@ def _with_rule(method: MethodEntry, given: Settings) -> dict[str, object]:
             f"{method.name} optimises no targets, so there is no rule {name!r} for them. Leave it "
             f"out, or name another method (retcon methods)."
         )
-    return {**row, **own}
+    return {**row, **(preset.rules.get(name, {}) if preset else {}), **own}
 
 
 def _check_layers(model: Outline, layers: tuple[int, ...]) -> None:
