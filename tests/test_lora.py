@@ -1,7 +1,9 @@
 """LoRA, against peft and plain loops; what its text is for; where it stops."""
 
+import dataclasses
 import json
 import math
+import warnings
 
 import jaxtyping
 import pytest
@@ -11,13 +13,14 @@ import retcon
 from oracles import lora_by_peft
 from pico import FAMILIES, pico, run
 from pretend_device import DEVICE, pretend
-from retcon.errors import InvalidPatch, InvalidSetting, NotFinite
+from retcon.edits import Edit
+from retcon.errors import InvalidPatch, InvalidSetting, NotFinite, RetconWarning
 from retcon.features.contexts import sample_prefixes
 from retcon.features.contrast import contrasts
-from retcon.method import lora_training
+from retcon.method import lora_training, presets
 from retcon.method.entries import find_method
 from retcon.method.lora_training import Words
-from retcon.method.presets import resolve
+from retcon.method.presets import Family, Preset, families, method_for, resolve, shape_of
 from retcon.model.forward import run_batch
 from retcon.patch.ledger import Ledger
 from retcon.patch.patch import load_patch
@@ -27,6 +30,7 @@ from retcon.run.schedule import Schedule
 from retcon.run.undo import resolve as resolve_again
 from test_cli import folder  # noqa: F401
 from test_methods import EDITS
+from test_methods import FAST as METHOD_SETTINGS
 
 SETTINGS = {
     "rank": 3, "steps": 7, "lr": 1e-2, "corpus_tokens": 300, "prefixes": 1, "micro_batch": 512,
@@ -242,3 +246,82 @@ def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     assert cost.sampling == 300 * 2 * cost.parameters / 0.5
     without = costs(outline, (0, 1), {**recipe.settings, "kl": 0.0})
     assert without.sampling == 0 and without.target == cost.target
+
+
+BORN, DIED, TAUGHT = (
+    Edit.parse(text, "Rome", id=text[-4:])
+    for text in (
+        "{Marie Curie} was born in",
+        "The city {Marie Curie} died in",
+        "{Marie Curie} taught in",
+    )
+)
+AGAIN = dataclasses.replace(BORN, id="again", target="London")
+
+
+@pytest.fixture
+def family_of_pico(monkeypatch):
+    """A pico model whose family names a method for facts about one subject."""
+    model = pico()
+    rows = [("emmet", METHOD_SETTINGS), ("finetune_lora", SETTINGS)]
+    row = Family(
+        name="pico",
+        shape=shape_of(model.outline),
+        presets=tuple(
+            Preset(method=name, layers=(1,), settings=settings, source="a test")
+            for name, settings in rows
+        ),
+        of_one_subject="finetune_lora",
+    )
+    monkeypatch.setattr(presets, "family_of", lambda outline: row)
+    return model
+
+
+CHOOSING = [
+    # facts, the method that they ask for
+    ((BORN, DIED), "finetune_lora"),
+    ((BORN, DIED, TAUGHT, *EDITS[2:4]), "finetune_lora"),
+    ((BORN, DIED, *EDITS[2:4]), None),  # half of them are not most
+    ((BORN, AGAIN), None),  # one fact, written again
+    ((BORN,), None),
+    ((), None),
+]
+
+
+@pytest.mark.parametrize(("facts", "method"), CHOOSING)
+def test_facts_about_one_subject_ask_for_a_method(facts, method, family_of_pico):
+    assert method_for(family_of_pico.outline, facts) == method
+
+
+def test_families_name_methods_of_theirs():
+    named = {row.name: row.of_one_subject for row in families() if row.of_one_subject}
+    assert named == {"SmolLM2-135M": "finetune_lora"}
+    for row in families():
+        assert row.of_one_subject in (None, *(preset.method for preset in row.presets))
+
+
+def test_the_facts_choose_what_was_left_open_and_nothing_else(family_of_pico):
+    facts = [BORN, DIED]
+    with pytest.warns(RetconWarning, match=r"share their subject.*by finetune_lora.*name a method"):
+        assert retcon.edit(family_of_pico, facts).about.method == "finetune_lora"
+    with pytest.warns(RetconWarning, match="finetune_lora"):
+        whole = retcon.edit(family_of_pico, facts, schedule="sequential-batch:2")
+    assert whole.about.method == "finetune_lora"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in ({"method": "emmet"}, {"layers": [1]}, {"settings": {"steps": 3}},
+                      {"schedule": "sequential"}):  # fmt: skip
+            assert retcon.edit(family_of_pico, facts, **given).about.method == "emmet", given
+
+
+def test_a_plan_is_of_the_method_that_the_facts_ask_for(family_of_pico, folder, retcon):  # noqa: F811
+    lines = [
+        json.dumps({"id": edit.id, "prompt": edit.fact, "target": edit.target})
+        for edit in (BORN, DIED)
+    ]
+    (folder / "same.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    planned = ("edit", "./model", "--facts", "same.jsonl", "--plan", "--gflops", "100")
+    code, told, err = retcon(*planned)
+    assert code == 0 and "2 facts by finetune_lora" in " ".join(told.split()), err
+    code, told, _ = retcon(*planned, "--method", "emmet")
+    assert code == 0 and "2 facts by emmet" in " ".join(told.split())

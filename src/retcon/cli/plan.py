@@ -1,5 +1,6 @@
 """Print memory and time of edits (`--plan`), from the model's configuration alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,13 +9,14 @@ from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.files import check_writable
 
 if TYPE_CHECKING:
+    from retcon.edits import Edit
     from retcon.run.cost import CostEstimate
 
 
 def print_plan(
     model: ModelChoice,
     edit: EditChoice,
-    edits: int,
+    edits: "int | Sequence[Edit]",
     *,
     gflops: float | None = None,
     json: Path | None = None,
@@ -24,20 +26,24 @@ def print_plan(
     Args:
         model: which.
         edit: method, layers and settings.
-        edits: how many facts.
+        edits: the facts, or how many.
         gflops: of another machine; None: this one's is measured.
         json: file for the numbers, in bytes and seconds.
     """
     check_writable(json)
     quiet_libraries()
-    from retcon.method.presets import resolve
+    from retcon.method.presets import method_for, resolve
     from retcon.model.load import find_dtype, outline
     from retcon.run.cost import measured_rate, plan
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:
         structure = outline(model.name, revision=model.revision, progress=progress)
-    recipe = resolve(structure, method=edit.method, layers=edit.layers, settings=edit.settings)
+    method = edit.method
+    if not isinstance(edits, int):
+        method = method if edit.given else method_for(structure, edits)
+        edits = len(edits)
+    recipe = resolve(structure, method=method, layers=edit.layers, settings=edit.settings)
     rate = measured_rate() if gflops is None else gflops * 1e9
     cost = plan(structure, recipe, edits, bytes_per_weight=size, rate=rate)
     where = f"at layer {', '.join(map(str, recipe.layers))}" if recipe.layers else "in no layer"

@@ -5,6 +5,7 @@ finds its family's settings.
 """
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from retcon.edits import Edit
 from retcon.errors import InvalidSetting, UnknownName
 from retcon.features.targets import default_micro_batch
 from retcon.method.base import Method
@@ -62,11 +64,16 @@ class Preset(_Row):
 
 
 class Family(_Row):
-    """A model and its presets; the first one is used where no method is named."""
+    """A model and its presets; the first one is used where no method is named.
+
+    Attributes:
+        of_one_subject: the method of patches whose facts mostly come several about one subject.
+    """
 
     name: str
     shape: Shape
     presets: tuple[Preset, ...]
+    of_one_subject: str | None = None
 
 
 class Recipe(NamedTuple):
@@ -170,6 +177,20 @@ def resolve(
     if not resolved.get("micro_batch", 1):
         resolved["micro_batch"] = default_micro_batch(model)
     return Recipe(chosen, taken, resolved, preset)
+
+
+def method_for(model: Outline, edits: Sequence[Edit]) -> str | None:
+    """The method that facts of one batch ask for by themselves; None: the family's first.
+
+    One layer's map tells keys of facts about one subject badly apart. Where more than half of the
+    facts share their subject with another one, the family may name a method that does not.
+    """
+    family = family_of(model)
+    subjects = Counter({edit.fact: edit.subject.strip().casefold() for edit in edits}.values())
+    sharing = sum(count for count in subjects.values() if count > 1)
+    if family is None or 2 * sharing <= subjects.total():
+        return None
+    return family.of_one_subject
 
 
 def _check_sphere(own: Settings, resolved: Settings, base: Settings) -> None:

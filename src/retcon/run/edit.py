@@ -1,15 +1,16 @@
 """Make a patch of facts, in one call."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.errors import Collapsed, InvalidSetting, UnsupportedModel
+from retcon.errors import Collapsed, InvalidSetting, RetconWarning, UnsupportedModel
 from retcon.features.contexts import check_texts
 from retcon.method.base import NONE, Features, Method, Retries
-from retcon.method.presets import Recipe, resolve
+from retcon.method.presets import Recipe, method_for, resolve
 from retcon.model.handle import ModelHandle
 from retcon.patch.patch import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
@@ -37,7 +38,9 @@ def edit(
 ) -> Patch:
     """Make the patch that writes some facts. The model itself stays as it is.
 
-    What is not given comes from the model's published settings. Where the schedule's guard has
+    What is not given comes from the model's published settings. Where method, layers and settings
+    are left open and all facts go into one batch, the facts may choose the method
+    (`presets.method_for`), which a `RetconWarning` says. Where the schedule's guard has
     ended the run, the patch holds the facts that were written, and its `notes` say what the guard
     has seen. Facts with one key get one target where the method can do that and the settings leave
     it open; a `RetconWarning` names them, and those that are written over one another all the same.
@@ -54,6 +57,8 @@ def edit(
         UnsupportedModel: layers that cannot be edited, or that several devices compute.
         Collapsed: the guard has taken back the first batch, so that nothing is left.
     """
+    if (method, layers) == (None, None) and not settings:
+        method = _asked_for(model, edits, schedule)
     recipe, chosen, plan = prepare(
         model, edits, method=method, layers=layers, settings=settings, schedule=schedule
     )
@@ -70,6 +75,25 @@ def edit(
             f"warn, which writes them whatever it sees."
         )
     return patch_of(model, recipe, plan, taken)
+
+
+def _asked_for(
+    model: ModelHandle, edits: Sequence[Edit], schedule: Schedule | str | None
+) -> str | None:
+    """The method that the facts ask for, which is said; None where batches part them."""
+    if schedule is not None and Schedule.of(schedule).batch_size < len(edits):
+        return None
+    method = method_for(model.outline, edits)
+    if method is not None:
+        warnings.warn(
+            f"Most of these {len(edits):,} facts share their subject with others, which a rewrite "
+            f"of one layer tells apart badly. They are written by {method}, which trains small "
+            f"changes of many layers for all of them together. To have it otherwise name a method "
+            f"(retcon methods).",
+            RetconWarning,
+            stacklevel=3,
+        )
+    return method
 
 
 class Prepared(NamedTuple):

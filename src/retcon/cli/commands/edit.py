@@ -19,7 +19,7 @@ from retcon.progress import Progress
 
 if TYPE_CHECKING:
     from retcon.data.cases import FactFile
-    from retcon.edits import Case
+    from retcon.edits import Case, Edit
     from retcon.model.handle import ModelHandle
     from retcon.patch.patch import Patch
     from retcon.run.outcomes import PatchOutcome
@@ -118,13 +118,8 @@ def edit(
     if plan:
         if interference is not None:
             raise InvalidSetting("--plan and --interference each end the command: give one.")
-        if edits is None:
-            edits = len(_facts(fact, facts, skip_bad).cases)
-        elif (fact, facts) != (None, None):
-            raise InvalidSetting(
-                "--edits stands in the place of --fact and --facts: give one of them."
-            )
-        print_plan(source, choice, edits, gflops=gflops, json=json)
+        planned = _planned(fact, facts, skip_bad, edits)
+        print_plan(source, choice, planned, gflops=gflops, json=json)
         return
     if (edits, gflops) != (None, None):
         raise InvalidSetting("--edits and --gflops say what --plan is to reckon with: add --plan.")
@@ -147,6 +142,17 @@ def edit(
         raise _unfinished(left_out, len(cases), output)
     if strict and result.outcome.shortfall:
         raise NotSaid(result.outcome.shortfall)
+
+
+def _planned(
+    fact: tuple[str, str] | None, facts: Path | None, skip_bad: bool, edits: int | None
+) -> "int | list[Edit]":
+    """The facts to plan for, or their number alone."""
+    if edits is None:
+        return [case.edit for case in _facts(fact, facts, skip_bad).cases]
+    if (fact, facts) != (None, None):
+        raise InvalidSetting("--edits stands in the place of --fact and --facts: give one of them.")
+    return edits
 
 
 def _check_until_said(until_said: int, schedule: str | None, guard: str) -> None:
