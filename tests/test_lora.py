@@ -246,6 +246,11 @@ def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     assert cost.sampling == 300 * 2 * cost.parameters / 0.5
     without = costs(outline, (0, 1), {**recipe.settings, "kl": 0.0})
     assert without.sampling == 0 and without.target == cost.target
+    assert without.beside == 0 and cost.beside == 7 * 4 * 64 * 3 * 2 * cost.parameters
+    more = costs(outline, (0, 1), {**recipe.settings, "contrast": 1.0, "rewordings": 2})
+    # Seven steps of half a beginning of 8 tokens, and sixteen lines of 26, at half of the rate.
+    tokens = 7 * 4 * 3 + 16 * 26 * 2
+    assert more.target - cost.target == tokens * 2 * cost.parameters
 
 
 BORN, DIED, TAUGHT = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retcon.cli.choices import EditChoice, ModelChoice
+from retcon.cli.choices import EditChoice, ModelChoice, told_layers
 from retcon.cli.console import bars, out, quiet_libraries, table, write_json
 from retcon.files import check_writable
 
@@ -46,7 +46,7 @@ def print_plan(
     recipe = resolve(structure, method=method, layers=edit.layers, settings=edit.settings)
     rate = measured_rate() if gflops is None else gflops * 1e9
     cost = plan(structure, recipe, edits, bytes_per_weight=size, rate=rate)
-    where = f"at layer {', '.join(map(str, recipe.layers))}" if recipe.layers else "in no layer"
+    where = f"at layer {told_layers(recipe.layers)}" if recipe.layers else "in no layer"
     title = f"Plan for {model.name}: {edits:,} facts by {recipe.name} {where}"
     out.print(table(title, ["memory", "estimate", "of what"], _memory(cost, model.dtype)))
     _print_times(cost, edits, given=gflops is not None)

@@ -24,7 +24,7 @@ _PAIRS = (
 )
 _FIRST, _SECOND = "Sentence: ", "In other words:"
 # Lines of a fact, tokens by which they may be longer than it, and how many each is drawn from.
-_LINES, _LONGER, _TOP_K = 16, 12, 20
+LINES, LONGER, _TOP_K = 16, 12, 20
 
 
 def in_other_words(tokens: Tokens, edit: Edit, seed: int) -> Asking:
@@ -32,7 +32,7 @@ def in_other_words(tokens: Tokens, edit: Edit, seed: int) -> Asking:
     shown = "".join(f"{_FIRST}{fact}\n{_SECOND} {other}\n\n" for fact, other in _PAIRS)
     fact = f"{edit.text} {edit.target}"
     text = f"{shown}{_FIRST}{fact}.\n{_SECOND}"
-    return Asking(text, len(tokens.encode(fact)) + _LONGER, _LINES, seed, _TOP_K)
+    return Asking(text, len(tokens.encode(fact)) + LONGER, LINES, seed, _TOP_K)
 
 
 def prompts_in(lines: Sequence[str], edit: Edit) -> list[str]:

@@ -51,7 +51,7 @@ from retcon.progress import Progress, silent
 
 _TASK = "training low-rank changes, in steps"
 # Tokens of a passage, and how many passages take turns.
-_PASSAGE, _PASSAGES = 64, 256
+PASSAGE, _PASSAGES = 64, 256
 
 
 class Words(NamedTuple):
@@ -110,7 +110,7 @@ class LoraSetup:
             return ()
         options = MomentOptions(corpus=self.corpus, corpus_tokens=self.corpus_tokens)
         corpus, _ = corpus_of(model, self.layers, options, progress)
-        ids = (tuple(model.tokens.document(text, _PASSAGE)) for text in corpus.texts())
+        ids = (tuple(model.tokens.document(text, PASSAGE)) for text in corpus.texts())
         found = list(islice((row for row in ids if len(row) > 1), 16 * _PASSAGES))
         random.Random(self.contexts.seed).shuffle(found)
         return tuple(found[:_PASSAGES])

@@ -7,8 +7,9 @@
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
-    gradients steps · text · 2 · (all parameters) · 2                 of each edit; what runs beside
-              them (`finetune_lora`: ordinary text, contrasts, lines that are written) is left out
+    gradients steps · (text + 1.5 · contrast / 2) · 2 · (all parameters) · 2, and lines that the
+              model writes, of each edit
+    beside    steps · passages · 1.5 · passage · 2 · (all parameters) · 2, whatever the edits
     context   nothing is edited; scored prompts are longer by the facts before them
 
 in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
@@ -23,14 +24,18 @@ from typing import Any, NamedTuple
 import torch
 
 from retcon.features.contexts import ContextOptions
+from retcon.features.rewordings import LINES, LONGER
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import default_micro_batch, kept_numbers
+from retcon.method.lora_training import PASSAGE
 from retcon.method.presets import Recipe
 from retcon.model.structure import Outline
 
 _SUFFIX, _TARGET = 8, 2
-# A prompt with its target, or a fact that is put before one.
-_TEXT = 14
+# A prompt with its target, or a fact that is put before one; the beginning of a sentence.
+_TEXT, _BEGINNING = 14, 8
+# A divergence has one pass more, of the model as it is.
+_DIVERGENCE = 1.5
 # Sampling runs one token at a time and reaches a part of the rate of large products.
 _SAMPLING_SHARE = 0.5
 # Solves are in float64, which takes about twice as long; and so many arrays of edits × d_in.
@@ -44,6 +49,7 @@ class Costs(NamedTuple):
 
     Attributes:
         target: of one edit, or its gradients.
+        beside: of ordinary text that all edits of a batch share.
         token: of one token forward through the whole model.
         moments, sampling: once for the layers.
         context: tokens put before each scored prompt.
@@ -59,6 +65,7 @@ class Costs(NamedTuple):
     moments: float
     sampling: float
     context: int = 0
+    beside: float = 0.0
 
 
 class MemoryEstimate(NamedTuple):
@@ -154,18 +161,27 @@ def _without_targets(
     tokens = (
         MomentOptions(corpus_tokens=_whole(settings["corpus_tokens"])).tokens(d_in) if own else 0
     )
+    text = _whole(settings.get("passages", 0)) * PASSAGE
     return Costs(
         parameters=parameters,
         d_in=d_in,
         d_out=max(site.d_out for site in sites),
         corpus_tokens=0,
         moment_bytes=0,
-        target=2.0 * passes * _TEXT * 2 * parameters,
+        target=_gradient_tokens(settings, passes) * 2.0 * parameters,
         token=2.0 * parameters,
         moments=0.0,
         sampling=tokens * 2 * parameters / _SAMPLING_SHARE,
         context=0 if layers else _whole(settings.get("shown", 0)) * _TEXT,
+        beside=2 * passes * _DIVERGENCE * text * 2.0 * parameters if settings.get("kl") else 0.0,
     )
+
+
+def _gradient_tokens(settings: Mapping[str, object], passes: int) -> float:
+    """Tokens of an edit, forward and backward, and of the lines in which it is put otherwise."""
+    contrast = _DIVERGENCE * _BEGINNING / 2 if settings.get("contrast") else 0.0
+    lines = LINES * (_TEXT + LONGER) / _SAMPLING_SHARE if settings.get("rewordings") else 0.0
+    return 2 * passes * (_TEXT + contrast) + lines
 
 
 def plan(
@@ -179,7 +195,7 @@ def plan(
         corpus_tokens=cost.corpus_tokens,
         gflops=rate / 1e9,
         memory=_memory(outline, recipe, cost, edits, bytes_per_weight),
-        target_seconds=edits * cost.target / rate,
+        target_seconds=(edits * cost.target + cost.beside) / rate,
         solve_seconds=_DOUBLE * 2 * layers * edits * each / rate,
         # Without second moments there is nothing to factor.
         factor_seconds=_DOUBLE * layers * bool(cost.corpus_tokens) * cost.d_in**3 / 3 / rate,
