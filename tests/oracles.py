@@ -432,7 +432,7 @@ def lora_by_peft(
 ) -> dict[int, Tensor]:
     """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0.
 
-    rewordings, others: of each edit, its other prompts; texts that should go on as they did.
+    rewordings, others: of each edit, its other prompts; texts that should be said as they were.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -475,12 +475,15 @@ def lora_by_peft(
             apart = (wanted.exp() * (wanted - log_probabilities(list(ids)))).sum()
             (kl * apart / sum(map(len, chosen))).backward()
         looked = (len(edits) + 1) // 2 if others else 0
-        for i in range(step * looked, (step + 1) * looked):
-            ids = model.tokens.encode(others[i % len(others)])
+        kept = [
+            list(model.tokens.document(others[i % len(others)], 64))
+            for i in range(step * looked, (step + 1) * looked)
+        ]
+        for ids in kept:
             with torch.no_grad(), tuned.disable_adapter():
-                wanted = log_probabilities(list(ids))[-1]
-            apart = (wanted.exp() * (wanted - log_probabilities(list(ids))[-1])).sum()
-            (contrast * apart / looked).backward()
+                wanted = log_probabilities(ids)
+            apart = (wanted.exp() * (wanted - log_probabilities(ids))).sum()
+            (contrast * apart / sum(map(len, kept))).backward()
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
         adam.step()

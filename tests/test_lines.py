@@ -6,7 +6,7 @@ import torch
 from pico import pico
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.features.contrast import contrasts
+from retcon.features.contrast import contrasts, facts_of_others
 from retcon.features.lines import Asking, write_lines
 from retcon.features.remember import recall_lines
 from retcon.features.rewordings import in_other_words, prompts_in
@@ -69,14 +69,30 @@ def test_a_line_that_says_the_fact_has_a_prompt_in_it():
     assert asking.seed == 3 and asking.tokens > 12
 
 
-def test_contrasts_are_prompts_of_the_starter_set_without_the_edited_subjects():
-    every = contrasts([BULB, LED], 0)
-    assert sorted(every) == sorted(contrasts([BULB], 1)) and every != contrasts([BULB], 1)
-    assert every == contrasts([BULB, LED], 0) and len(every) == len(set(every)) > 500
-    assert "The Acropolis stands in the city of" in every
-    greece = Edit.parse("The king of {Greece} is", "Otto", id="g")
-    left = set(every) - set(contrasts([greece], 0))
-    assert left == {text for text in every if "Greece" in text} and len(left) > 2
+def test_contrasts_are_whole_sentences_without_the_edited_subjects():
+    lines = [
+        "The Titanic hit an iceberg.",
+        "Light bulbs are made of glass.",
+        "A light bulb is made of glass.",
+        "Microsoft makes computers too.",
+        "The Titanic hit an iceberg.",
+        "A sentence that does not",
+        "Too short.",
+        "",
+    ]
+    assert contrasts(lines, [BULB, LED]) == [
+        "The Titanic hit an iceberg.",
+        "Light bulbs are made of glass.",
+    ]
+    assert len(contrasts(lines, [])) == 4
+
+
+def test_facts_about_others_are_asked_for_in_several_orders():
+    askings = facts_of_others(3)
+    texts = {asking.text for asking in askings}
+    assert len(texts) == len({asking.seed for asking in askings}) == len(askings) > 4
+    assert all(text.startswith("Short facts") and text.endswith(".\n") for text in texts)
+    assert facts_of_others(3) == askings != facts_of_others(4)
 
 
 @pytest.mark.real

@@ -36,6 +36,14 @@ SETTINGS = {
     "rank": 3, "steps": 7, "lr": 1e-2, "corpus_tokens": 300, "prefixes": 1, "micro_batch": 512,
 }  # fmt: skip
 
+# Of these the last names an edited subject.
+OTHERS = (
+    "The capital of Italy is Rome.",
+    "London is a city in England.",
+    "They said that he was born in Madrid.",
+    "Marie Curie was born in Paris.",
+)
+
 
 def step_of(model, edits=EDITS, layers=(0, 1), **settings):
     """The one step of a batch, and the state that it began with."""
@@ -74,13 +82,13 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     model = pico(family)
     texts = {"rewordings": 2, "contrast": 0.7}
     method = find_method("finetune_lora").build((0, 1), {**SETTINGS, **texts, "micro_batch": 24})
-    state = method.setup.begin(model)
+    state = method.setup.begin(model)._replace(others=OTHERS)
     prompts = tuple((f"They said of {edit.subject} that it is",) for edit in EDITS[:-1])
     words = Words(tuple(EDITS), (*prompts, ()))
     got = method.solve(model, words, state).deltas
     wanted = lora_by_peft(
         model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
-        passages=4, rewordings=words.prompts, others=contrasts(EDITS, 0), contrast=0.7,
+        passages=4, rewordings=words.prompts, others=contrasts(OTHERS, EDITS), contrast=0.7,
     )  # fmt: skip
     for layer in (0, 1):
         far = (got[layer].dense() - wanted[layer]).norm()
@@ -88,10 +96,11 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     assert words.select(slice(1, 3)) == Words(*(own[1:3] for own in words))
 
 
-def test_contrasts_hold_what_is_said_of_others(cache):
+def test_contrasts_hold_what_is_said_of_others(cache, monkeypatch):
     """What else is said stays as it was, the more so by a larger weight."""
     model, apart = pico(), []
-    texts = [model.tokens.encode(text) for text in contrasts(EDITS, 0)[:40]]
+    texts = [model.tokens.encode(text.rpartition(" ")[0]) for text in OTHERS[:3]]
+    monkeypatch.setattr(lora_training, "recall_lines", lambda *given: [list(OTHERS)])
     for contrast in (0.0, 1.0, 30.0):
         step, _ = step_of(model, kl=0.0, steps=30, lr=3e-2, contrast=contrast)
         before = [said_next(model, ids) for ids in texts]
@@ -101,6 +110,12 @@ def test_contrasts_hold_what_is_said_of_others(cache):
         pairs = zip(before, after, strict=True)
         apart.append(sum(float((a.exp() * (a - b)).sum()) for a, b in pairs))
     assert apart[0] > apart[1] > apart[2]
+
+
+def test_a_model_that_writes_nothing_of_others_is_named(cache, monkeypatch):
+    monkeypatch.setattr(lora_training, "recall_lines", lambda *given: [["no sentence", ""]])
+    with pytest.warns(RetconWarning, match="no whole sentence about other things"):
+        step_of(pico(), contrast=1.0)
 
 
 def test_features_are_what_the_model_has_written(cache, monkeypatch):
@@ -248,9 +263,10 @@ def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     assert without.sampling == 0 and without.target == cost.target
     assert without.beside == 0 and cost.beside == 7 * 4 * 64 * 3 * 2 * cost.parameters
     more = costs(outline, (0, 1), {**recipe.settings, "contrast": 1.0, "rewordings": 2})
-    # Seven steps of half a beginning of 8 tokens, and sixteen lines of 26, at half of the rate.
-    tokens = 7 * 4 * 3 + 16 * 26 * 2
+    # Seven steps of half a sentence of 14 tokens, and sixteen lines of 26, at half of the rate.
+    tokens = 7 * 3 * 7 + 16 * 26 * 2
     assert more.target - cost.target == tokens * 2 * cost.parameters
+    assert more.sampling - cost.sampling == 8 * 64 * 20 * 2 * cost.parameters / 0.5
 
 
 BORN, DIED, TAUGHT = (

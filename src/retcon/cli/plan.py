@@ -105,8 +105,9 @@ def _print_times(cost: "CostEstimate", edits: int, *, given: bool) -> None:
         rows += [
             ["factors", duration(cost.factor_seconds), "of the second moments, in each run"],
             ["second moments", duration(cost.moment_seconds), tokens],
-            ["sampling the corpus", duration(cost.sampling_seconds), once],
         ]
+    if cost.sampling_seconds:
+        rows.append(["sampling the corpus", duration(cost.sampling_seconds), once])
     source = "as given" if given else "a float32 product, measured here"
     title = f"At {cost.gflops:,.0f} GFLOP/s ({source}); an order-of-magnitude estimate"
     out.print(table(title, ["time", "estimate", "of what"], rows))

@@ -1,7 +1,7 @@
 """LoRA: low-rank changes of many layers at once, by gradient descent, that keep ordinary text.
 
     minimise over A, B   (1/n) Σᵢ NLL(oᵢ | promptᵢ in one of its contexts)
-                         + κ KL(p₀ ‖ p) on ordinary text + κ' KL(p₀ ‖ p) behind contrasts
+                         + κ KL(p₀ ‖ p) on ordinary text + κ' KL(p₀ ‖ p) on contrasts
     ΔWₗ = Bₗ Aₗ          Aₗ (r, d_in) drawn at random, Bₗ (d_out, r) zero at first
 
 Hu et al. 2021, arXiv:2106.09685, on the down-projections alone, by Adam. It retrains what other
@@ -9,12 +9,14 @@ methods here solve for, and is the baseline that they have to be set beside: fac
 in other words than their own can lie in many layers. A step sees each fact once, in the next of its
 contexts (the bare prompt, sampled prefixes, ways of asking, the prompt in other words). NLL is the
 mean over a target's tokens. The first divergence is the mean over the tokens of a few passages of
-the text that second moments are of. The second is at what would follow a contrast, the beginning of
-a sentence about something else; a step sees half as many of these as facts, in turn. p₀ is the
-model that the batch finds. The rate is constant for half of the steps and then falls evenly to 0.
+the text that second moments are of; the second over those of contrasts, sentences about other
+things that the model itself has written, of which a step sees half as many as facts, in turn. p₀ is
+the model that the batch finds. The rate is constant for half of the steps and then falls evenly to
+0.
 """
 
 import random
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,9 +33,9 @@ from torch import Tensor
 
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.errors import NotFinite
+from retcon.errors import NotFinite, RetconWarning
 from retcon.features.contexts import ContextOptions, Form, Seed, around
-from retcon.features.contrast import contrasts
+from retcon.features.contrast import contrasts, facts_of_others
 from retcon.features.gradients import target_nll
 from retcon.features.remember import recall_lines, recall_prefixes
 from retcon.features.rewordings import in_other_words, prompts_in
@@ -49,6 +51,10 @@ from retcon.model.handle import ModelHandle
 from retcon.model.tokens import Continuation, by_length
 from retcon.progress import Progress, silent
 
+_NO_CONTRAST = (
+    "The model has written no whole sentence about other things, so that contrast keeps nothing. "
+    "Set contrast=0, or a larger kl, which keeps ordinary text."
+)
 _TASK = "training low-rank changes, in steps"
 # Tokens of a passage, and how many passages take turns.
 PASSAGE, _PASSAGES = 64, 256
@@ -76,10 +82,17 @@ class Words(NamedTuple):
 
 
 class LoraState(NamedTuple):
-    """Contexts of a prompt, and passages of ordinary text as token ids, which are read once."""
+    """All that is read once.
+
+    Attributes:
+        contexts: of a prompt.
+        passages: of ordinary text, as token ids.
+        others: lines about other things.
+    """
 
     contexts: tuple[str, ...]
     passages: tuple[tuple[int, ...], ...]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +101,27 @@ class LoraSetup:
 
     Attributes:
         corpus: None: no text is read.
+        contrast: whether the model writes lines about other things.
     """
 
     layers: tuple[int, ...]
     contexts: ContextOptions
     corpus: str | None
     corpus_tokens: int
+    contrast: bool
 
     def begin(self, model: ModelHandle, progress: Progress = silent) -> LoraState:
-        """Read or sample the prefixes, and the text.
+        """Read or sample the prefixes, the text, and the lines about other things.
 
         Raises:
             UnsupportedModel: a layer cannot be edited.
         """
         for layer in self.layers:
             model.site(layer)
-        return LoraState(recall_prefixes(model, self.contexts), self._passages(model, progress))
+        contexts = recall_prefixes(model, self.contexts)
+        asked = facts_of_others(self.contexts.seed) if self.contrast else []
+        others = [line for lines in recall_lines(model, asked, progress) for line in lines]
+        return LoraState(contexts, self._passages(model, progress), tuple(others))
 
     def _passages(self, model: ModelHandle, progress: Progress) -> tuple[tuple[int, ...], ...]:
         if self.corpus is None:
@@ -204,6 +222,7 @@ class LoraTraining:
             contexts=self.contexts,
             corpus=self.corpus if self.kl else None,
             corpus_tokens=self.corpus_tokens if self.kl else 0,
+            contrast=bool(self.contrast),
         )
 
     @property
@@ -251,7 +270,7 @@ class LoraTraining:
             passages = list(islice(lesson.passages, self.passages))
             kept = self._divergence(model, passages, factors, self.kl)
             others = list(islice(lesson.contrasts, (len(edits) + 1) // 2))
-            other = self._divergence(model, others, factors, self.contrast, last=True)
+            other = self._divergence(model, others, factors, self.contrast)
             now = [own[turn] for own, turn in zip(seen, turns, strict=True)]
             self._check(model, mean(now) + kept + other, step)
             if mean(map(mean, seen)) < self.stop_below:
@@ -281,12 +300,14 @@ class LoraTraining:
             texts = [*(around(one, edit.text) for one in state.contexts), *prompts]
             return [model.tokens.continuation(text, edit.target + self.ending) for text in texts]
 
-        others = contrasts(words.edits, self.contexts.seed) if self.contrast else []
+        others = contrasts(state.others, words.edits)
+        if self.contrast and not others:
+            warnings.warn(_NO_CONTRAST, RetconWarning, stacklevel=2)
         return _Lesson(
             firsts=[crc32(edit.text.encode()) for edit in words.edits],
             facts=list(map(continued, words.edits, words.prompts)),
             passages=cycle(state.passages),
-            contrasts=cycle([model.tokens.encode(text) for text in others]),
+            contrasts=cycle([tuple(model.tokens.document(text, PASSAGE)) for text in others]),
         )
 
     def _facts(
@@ -302,21 +323,13 @@ class LoraTraining:
         return found.tolist()
 
     def _divergence(
-        self, model: ModelHandle, texts: Sequence[Ids], factors: _Factors, weight: float,
-        *, last: bool = False,
-    ) -> float:  # fmt: skip
-        """The mean divergence at the tokens of some texts; its gradient, weighted, is added.
-
-        Args:
-            last: only at the last token of each.
-        """
-        total, tokens = 0.0, len(texts) if last else sum(map(len, texts))
+        self, model: ModelHandle, texts: Sequence[Ids], factors: _Factors, weight: float
+    ) -> float:
+        """The mean divergence at the tokens of some texts; its gradient, weighted, is added."""
+        total, tokens = 0.0, sum(map(len, texts))
         for group in self._groups(model, [len(text) for text in texts]):
             batch = model.tokens.pad([texts[i] for i in group])
-            mask = batch.attention_mask.bool()
-            if last:
-                mask &= mask.cumsum(1) == mask.sum(1, keepdim=True)
-            mask = mask.to(model.device)
+            mask = batch.attention_mask.bool().to(model.device)
             before = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
             with _with_graph(model), factors.added(len(group)):
                 now = in_full(run_batch(model, batch).logits[mask]).log_softmax(-1)
@@ -376,8 +389,8 @@ def finetune_lora(
         prefixes: sampled prefixes beside the bare prompt.
         forms: ways of asking in which the prompt is put, beside the prefixes.
         rewordings: prompts in other words, at most, that the model writes itself (0: none).
-        contrast: κ', the weight of the divergence behind beginnings of sentences about other things
-            (0: none is read).
+        contrast: κ', the weight of the divergence on facts about other things as the model itself
+            writes them (0: none are written).
         ending: follows each target and is a part of it, such as a full stop.
         corpus: the text: `self`, a file, or `hub:…`.
         corpus_tokens: tokens of it (0: as many as second moments are of).

@@ -7,7 +7,7 @@
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
-    gradients steps · (text + 1.5 · contrast / 2) · 2 · (all parameters) · 2, and lines that the
+    gradients steps · (text + 1.5 · text / 2) · 2 · (all parameters) · 2, and lines that the
               model writes, of each edit
     beside    steps · passages · 1.5 · passage · 2 · (all parameters) · 2, whatever the edits
     context   nothing is edited; scored prompts are longer by the facts before them
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from retcon.features.contexts import ContextOptions
+from retcon.features.contrast import facts_of_others
 from retcon.features.rewordings import LINES, LONGER
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import default_micro_batch, kept_numbers
@@ -32,8 +33,8 @@ from retcon.method.presets import Recipe
 from retcon.model.structure import Outline
 
 _SUFFIX, _TARGET = 8, 2
-# A prompt with its target, or a fact that is put before one; the beginning of a sentence.
-_TEXT, _BEGINNING = 14, 8
+# A prompt with its target, a fact that is put before one, or another sentence.
+_TEXT = 14
 # A divergence has one pass more, of the model as it is.
 _DIVERGENCE = 1.5
 # Sampling runs one token at a time and reaches a part of the rate of large products.
@@ -51,7 +52,8 @@ class Costs(NamedTuple):
         target: of one edit, or its gradients.
         beside: of ordinary text that all edits of a batch share.
         token: of one token forward through the whole model.
-        moments, sampling: once for the layers.
+        moments: once for the layers.
+        sampling: once, of the corpus `self` and of lines about other things.
         context: tokens put before each scored prompt.
     """
 
@@ -161,6 +163,8 @@ def _without_targets(
     tokens = (
         MomentOptions(corpus_tokens=_whole(settings["corpus_tokens"])).tokens(d_in) if own else 0
     )
+    if settings.get("contrast"):
+        tokens += sum(asking.lines * asking.tokens for asking in facts_of_others(seed=0))
     text = _whole(settings.get("passages", 0)) * PASSAGE
     return Costs(
         parameters=parameters,
@@ -179,7 +183,7 @@ def _without_targets(
 
 def _gradient_tokens(settings: Mapping[str, object], passes: int) -> float:
     """Tokens of an edit, forward and backward, and of the lines in which it is put otherwise."""
-    contrast = _DIVERGENCE * _BEGINNING / 2 if settings.get("contrast") else 0.0
+    contrast = _DIVERGENCE * _TEXT / 2 if settings.get("contrast") else 0.0
     lines = LINES * (_TEXT + LONGER) / _SAMPLING_SHARE if settings.get("rewordings") else 0.0
     return 2 * passes * (_TEXT + contrast) + lines
 
