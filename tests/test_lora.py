@@ -330,8 +330,11 @@ def test_the_facts_choose_what_was_left_open_and_nothing_else(family_of_pico):
     assert whole.about.method == "finetune_lora"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for given in ({"method": "emmet"}, {"layers": [1]}, {"settings": {"steps": 3}},
-                      {"schedule": "sequential"}):  # fmt: skip
+        assert retcon.edit(family_of_pico, facts, schedule="sequential").about.method == "emmet"
+        assert retcon.edit(family_of_pico, facts, method="memit", layers=[1],
+                           settings=METHOD_SETTINGS).about.method == "memit"  # fmt: skip
+    for given in ({"method": "emmet"}, {"layers": [1]}, {"settings": {"steps": 3}}):
+        with pytest.warns(RetconWarning, match=r"emmet writes each.*finetune_lora or memit"):
             assert retcon.edit(family_of_pico, facts, **given).about.method == "emmet", given
 
 
@@ -343,6 +346,9 @@ def test_a_plan_is_of_the_method_that_the_facts_ask_for(family_of_pico, folder, 
     (folder / "same.jsonl").write_text("\n".join(lines), encoding="utf-8")
     planned = ("edit", "./model", "--facts", "same.jsonl", "--plan", "--gflops", "100")
     code, told, err = retcon(*planned)
-    assert code == 0 and "2 facts by finetune_lora" in " ".join(told.split()), err
+    assert code == 0 and "2 facts by finetune_lora" in " ".join(told.split())
+    assert "Most of these 2 facts share their subject" in " ".join(err.split())
+    code, told, _ = retcon(*planned, "--schedule", "sequential")
+    assert code == 0 and "2 facts by emmet" in " ".join(told.split())
     code, told, _ = retcon(*planned, "--method", "emmet")
     assert code == 0 and "2 facts by emmet" in " ".join(told.split())

@@ -32,16 +32,18 @@ def print_plan(
     """
     check_writable(json)
     quiet_libraries()
-    from retcon.method.presets import method_for, resolve
+    from retcon.method.presets import resolve
     from retcon.model.load import find_dtype, outline
     from retcon.run.cost import measured_rate, plan
+    from retcon.run.edit import asked_for
 
     size = find_dtype(model.dtype).itemsize
     with bars() as progress:
         structure = outline(model.name, revision=model.revision, progress=progress)
     method = edit.method
     if not isinstance(edits, int):
-        method = method if edit.given else method_for(structure, edits)
+        if (method, edit.layers) == (None, None) and not edit.settings:
+            method = asked_for(structure, edits, edit.schedule)
         edits = len(edits)
     recipe = resolve(structure, method=method, layers=edit.layers, settings=edit.settings)
     rate = measured_rate() if gflops is None else gflops * 1e9

@@ -7,8 +7,8 @@
 
 Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
-    gradients steps · (text + 1.5 · text / 2) · 2 · (all parameters) · 2, and lines that the
-              model writes, of each edit
+    gradients steps · text · 2 · (all parameters) · 2, of each edit; `finetune_lora` has half a
+              contrast beside it (1.5 times, for its pass of the model as it is), and lines to write
     beside    steps · passages · 1.5 · passage · 2 · (all parameters) · 2, whatever the edits
     context   nothing is edited; scored prompts are longer by the facts before them
 

@@ -9,9 +9,10 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import Collapsed, InvalidSetting, RetconWarning, UnsupportedModel
 from retcon.features.contexts import check_texts
-from retcon.method.base import NONE, Features, Method, Retries
+from retcon.method.base import NONE, Features, Method, Retries, WritesKeys
 from retcon.method.presets import Recipe, method_for, resolve
 from retcon.model.handle import ModelHandle
+from retcon.model.structure import Outline
 from retcon.patch.patch import EditRecord, Patch, Provenance
 from retcon.progress import Progress, silent
 from retcon.run.driver import check, fold
@@ -22,6 +23,11 @@ from retcon.run.steps import Step
 _NOTHING = (
     "Nothing is written: ΔW is 0 in every layer, and the model stays as it is. Either every target "
     "was said already, or no update was made (steps=1 makes none)."
+)
+_CLOSE = (
+    "Most of these facts share their subject with others. {name} writes each of them exactly "
+    "(ridge 0) at keys that nearly coincide, which can move everything else: look at what else the "
+    "model says, or take --method {better} or memit."
 )
 
 
@@ -58,7 +64,7 @@ def edit(
         Collapsed: the guard has taken back the first batch, so that nothing is left.
     """
     if (method, layers) == (None, None) and not settings:
-        method = _asked_for(model, edits, schedule)
+        method = asked_for(model.outline, edits, schedule)
     recipe, chosen, plan = prepare(
         model, edits, method=method, layers=layers, settings=settings, schedule=schedule
     )
@@ -77,13 +83,11 @@ def edit(
     return patch_of(model, recipe, plan, taken)
 
 
-def _asked_for(
-    model: ModelHandle, edits: Sequence[Edit], schedule: Schedule | str | None
-) -> str | None:
+def asked_for(model: Outline, edits: Sequence[Edit], schedule: Schedule | str | None) -> str | None:
     """The method that the facts ask for, which is said; None where batches part them."""
     if schedule is not None and Schedule.of(schedule).batch_size < len(edits):
         return None
-    method = method_for(model.outline, edits)
+    method = method_for(model, edits)
     if method is not None:
         warnings.warn(
             f"Most of these {len(edits):,} facts share their subject with others, which a rewrite "
@@ -126,6 +130,10 @@ def prepare(
         if schedule is None
         else Schedule.of(schedule).carried()
     )
+    better = method_for(model.outline, edits)
+    hard = isinstance(chosen, WritesKeys) and chosen.ridge == 0
+    if hard and better not in (None, recipe.name) and plan.batch_size >= len(edits):
+        warnings.warn(_CLOSE.format(name=recipe.name, better=better), RetconWarning, stacklevel=3)
     check(chosen, edits, plan)
     check_texts(model.tokens, edits)
     if "merge_subjects" in recipe.settings and "merge_subjects" not in (settings or {}):
