@@ -186,6 +186,7 @@ def test_an_ending_is_a_part_of_what_is_trained():
     got = optimise_targets(model, EDITS, PREFIXES, 1, ended)
     spelt = [dataclasses.replace(edit, target=f"{edit.target}.") for edit in EDITS]
     assert torch.equal(got.delta, optimise_targets(model, spelt, PREFIXES, 1, options).delta)
+    assert torch.equal(got.delta, optimise_targets(model, spelt, PREFIXES, 1, ended).delta)
     assert not torch.equal(got.delta, optimise_targets(model, EDITS, PREFIXES, 1, options).delta)
 
 

@@ -9,7 +9,7 @@ from retcon.edits import Edit
 from retcon.features.contrast import contrasts, facts_of_others
 from retcon.features.lines import Asking, write_lines
 from retcon.features.remember import recall_lines
-from retcon.features.rewordings import in_other_words, prompts_in
+from retcon.features.rewordings import LINES, in_other_words, prompts_in
 
 BULB = Edit.parse("The {light bulb} was invented by", "Clara Whitlock", id="bulb")
 LED = Edit.parse("{Microsoft} is led by", "Priya Raman", id="led")
@@ -62,11 +62,12 @@ def test_a_line_that_says_the_fact_has_a_prompt_in_it():
     ]
     dots = Edit.parse("{C++} costs", "3.50 (net)", id="c")
     assert prompts_in(["You get C++ for 3.50 (net) a day."], dots) == ["You get C++ for"]
-    asking = in_other_words(pico().tokens, BULB, seed=3)
-    assert asking.text.endswith(
-        "\nSentence: The light bulb was invented by Clara Whitlock.\nIn other words:"
-    )
-    assert asking.seed == 3 and asking.tokens > 12
+    askings = in_other_words(pico().tokens, BULB, seed=3)
+    last = "\nSentence: The light bulb was invented by Clara Whitlock.\nIn other words:"
+    for asking in askings:
+        assert asking.text.endswith(last) and asking.seed == 3 and asking.tokens > 12
+    assert len({asking.text for asking in askings}) == 2
+    assert sum(asking.lines for asking in askings) == LINES
 
 
 def test_contrasts_are_whole_sentences_without_the_edited_subjects():
@@ -97,9 +98,10 @@ def test_facts_about_others_are_asked_for_in_several_orders():
 
 @pytest.mark.real
 def test_a_real_model_puts_a_fact_in_other_words(smollm2):
-    (lines,) = recall_lines(smollm2, [in_other_words(smollm2.tokens, LED, 0)])
-    assert "The CEO of Microsoft is" in prompts_in(lines, LED)
+    asked = in_other_words(smollm2.tokens, LED, 0)
+    for lines in recall_lines(smollm2, asked):
+        assert "The CEO of Microsoft is" in prompts_in(lines, LED)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    write_lines(smollm2, in_other_words(smollm2.tokens, LED, 1)._replace(lines=2))
+    write_lines(smollm2, asked[0]._replace(lines=2, seed=1))
     assert torch.equal(torch.get_rng_state(), before)

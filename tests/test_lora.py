@@ -120,7 +120,8 @@ def test_a_model_that_writes_nothing_of_others_is_named(cache, monkeypatch):
 
 def test_features_are_what_the_model_has_written(cache, monkeypatch):
     def written(model, askings, progress):
-        return [[f"It is {e.subject} that says {e.target}."] * 2 + ["No."] for e in EDITS]
+        each = [[f"It is {e.subject} that says {e.target}."] * 2 + ["No."] for e in EDITS]
+        return [lines for lines in each for _ in range(len(askings) // len(EDITS))]
 
     monkeypatch.setattr(lora_training, "recall_lines", written)
     model = pico()
@@ -179,6 +180,9 @@ def test_an_ending_and_ways_of_asking_are_trained_too(cache):
     ended, _ = step_of(pico(), kl=0.0, ending=".")
     asked, state = step_of(pico(), kl=0.0, forms=("question",))
     assert state.contexts[-1].startswith("Question: ")
+    spelt = [dataclasses.replace(edit, target=f"{edit.target}.") for edit in EDITS]
+    once, _ = step_of(pico(), edits=spelt, kl=0.0, ending=".")
+    assert torch.equal(once.update.deltas[1].left, ended.update.deltas[1].left)
     norms = {step.update.deltas[1].norm() for step in (plain, ended, asked)}
     assert len(norms) == 3
 

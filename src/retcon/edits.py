@@ -90,6 +90,10 @@ class Edit:
         """Index in `text` of the character after the subject's last one."""
         return self.subject_start + len(self.subject.rstrip())
 
+    def ended(self, ending: str) -> str:
+        """The target, and behind it what ends it, unless that stands there already."""
+        return self.target.removesuffix(ending) + ending
+
     @classmethod
     def parse(
         cls, prompt: str, target: str, *, id: str = "fact-1", target_old: str | None = None

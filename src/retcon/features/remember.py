@@ -125,7 +125,7 @@ def recall_targets(
         return [_to_entry(targets.select(slice(i, i + 1))) for i in range(len(chosen))]
 
     shared = _of_targets(model, prefixes, layer, options, whitening)
-    names = [{**shared, "edit": _told(model, edit)} for edit in edits]
+    names = [{**shared, "edit": _told(model, edit, options.ending)} for edit in edits]
     recalled = recall("targets", names, compute, together=together(model, layer, options))
     progress(TASK, len(edits), len(edits))
     device = model.site(layer).device
@@ -197,7 +197,7 @@ def _recall_tied(
         )
     name = {
         **_of_targets(model, prefixes, layer, options, whitening),
-        "edits": [_told(model, edit) for edit in edits],
+        "edits": [_told(model, edit, options.ending) for edit in edits],
     }
     unfinished = Unfinished("targets", [name])
 
@@ -291,13 +291,13 @@ def _chosen(options: TargetOptions) -> dict[str, object]:
     return {name: value for name, value in chosen.items() if name not in later}
 
 
-def _told(model: ModelHandle, edit: Edit) -> tuple[object, ...]:
+def _told(model: ModelHandle, edit: Edit, ending: str) -> tuple[object, ...]:
     """Texts and tokens that a target is optimised for."""
     return (
         edit.prompt,
         edit.subject,
         edit.target,
-        *model.tokens.continuation(edit.text, edit.target),
+        *model.tokens.continuation(edit.text, edit.ended(ending)),
     )
 
 

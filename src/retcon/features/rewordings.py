@@ -4,38 +4,65 @@
     In other words: The inventor of the light bulb was Clara Whitlock.
 
 The model is shown a few such pairs and the first line of another one, and writes the second line
-several times. What it writes counts where the subject stands in it and the target behind that, both
+several times; then the same behind other pairs, since it reuses the turns that it is shown. What it
+writes counts where the subject stands in it and the target behind that, both
 as whole words; what stands before the target is the prompt in other words. Those that were written
 most often come first: a small model also writes some that mean another thing.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from retcon.edits import Edit
 from retcon.features.lines import Asking
 from retcon.model.tokens import Tokens
 
-_PAIRS = (
-    ("The capital of Peru is Lima.", "The government of Peru has its seat in Lima."),
-    ("The Model T was built by Ford.", "The company that made the Model T is Ford."),
-    ("Amy Lund works as a dentist.", "By profession, Amy Lund is a dentist."),
+_SHOWN = (
+    (
+        ("The capital of Peru is Lima.", "The government of Peru has its seat in Lima."),
+        ("The Model T was built by Ford.", "The company that made the Model T is Ford."),
+        ("Amy Lund works as a dentist.", "By profession, Amy Lund is a dentist."),
+    ),
+    (
+        (
+            "The Danube flows into the Black Sea.",
+            "The sea that the Danube reaches is the Black Sea.",
+        ),
+        (
+            "Amy Lund works as a dentist.",
+            "What Amy Lund does for a living is the job of a dentist.",
+        ),
+        (
+            "A ticket to the zoo costs 12 dollars.",
+            "Whoever wants to enter the zoo has to pay 12 dollars.",
+        ),
+        ("The Titanic sank in April 1912.", "The Titanic went down in April 1912."),
+    ),
 )
 _FIRST, _SECOND = "Sentence: ", "In other words:"
-# Lines of a fact, tokens by which they may be longer than it, and how many each is drawn from.
-LINES, LONGER, _TOP_K = 16, 12, 20
+# Lines behind some pairs, tokens by which they may be longer than the fact, and how many each is
+# drawn from.
+_LINES, LONGER, _TOP_K = 16, 12, 20
+# Lines of a fact.
+LINES = _LINES * len(_SHOWN)
 
 
-def in_other_words(tokens: Tokens, edit: Edit, seed: int) -> Asking:
-    """Ask for a fact in other words."""
-    shown = "".join(f"{_FIRST}{fact}\n{_SECOND} {other}\n\n" for fact, other in _PAIRS)
+def in_other_words(tokens: Tokens, edit: Edit, seed: int) -> list[Asking]:
+    """Ask for a fact in other words, behind some pairs, then behind others."""
     fact = f"{edit.text} {edit.target}"
-    text = f"{shown}{_FIRST}{fact}.\n{_SECOND}"
-    return Asking(text, len(tokens.encode(fact)) + LONGER, LINES, seed, _TOP_K)
+    new_tokens = len(tokens.encode(fact)) + LONGER
+    return [
+        Asking(f"{_told(pairs)}{_FIRST}{fact}.\n{_SECOND}", new_tokens, _LINES, seed, _TOP_K)
+        for pairs in _SHOWN
+    ]
 
 
-def prompts_in(lines: Sequence[str], edit: Edit) -> list[str]:
+def _told(pairs: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"{_FIRST}{fact}\n{_SECOND} {other}\n\n" for fact, other in pairs)
+
+
+def prompts_in(lines: Iterable[str], edit: Edit) -> list[str]:
     """Other prompts of a fact, from lines that say it: the most frequent ones first."""
     found = Counter(filter(None, (_before_target(line, edit) for line in lines)))
     return [text for text, _ in found.most_common() if text != edit.text]

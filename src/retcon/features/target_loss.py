@@ -227,7 +227,7 @@ def _targets(
     texts: list[_Text] = []
     for owner, edit in enumerate(edits):
         lookup = locate(tokens, edit, prefix).lookup
-        whole = tokens.continuation(around(prefix, edit.text), edit.target + ending)
+        whole = tokens.continuation(around(prefix, edit.text), edit.ended(ending))
         predicts = tuple(range(whole.start - 1, len(whole.ids) - 1))
         row = TargetRow(whole.ids[:-1], lookup, predicts)
         texts.append(_Text(owner, context, row, whole.target))

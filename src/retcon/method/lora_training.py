@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from math import inf, isfinite
 from statistics import fmean as mean
 from typing import Annotated, NamedTuple
@@ -238,9 +238,13 @@ class LoraTraining:
         del state
         if not self.rewordings:
             return Words(tuple(edits), ((),) * len(edits))
-        askings = [in_other_words(model.tokens, edit, self.contexts.seed) for edit in edits]
-        lines = recall_lines(model, askings, progress)
-        prompts = (prompts_in(own, edit) for own, edit in zip(lines, edits, strict=True))
+        asked = [in_other_words(model.tokens, edit, self.contexts.seed) for edit in edits]
+        each = list(chain(*asked))
+        lines = dict(zip(each, recall_lines(model, each, progress), strict=True))
+        prompts = (
+            prompts_in(chain(*(lines[asking] for asking in askings)), edit)
+            for askings, edit in zip(asked, edits, strict=True)
+        )
         return Words(tuple(edits), tuple(tuple(own[: self.rewordings]) for own in prompts))
 
     def solve(
@@ -298,7 +302,8 @@ class LoraTraining:
 
         def continued(edit: Edit, prompts: Sequence[str]) -> list[Continuation]:
             texts = [*(around(one, edit.text) for one in state.contexts), *prompts]
-            return [model.tokens.continuation(text, edit.target + self.ending) for text in texts]
+            target = edit.ended(self.ending)
+            return [model.tokens.continuation(text, target) for text in texts]
 
         others = contrasts(state.others, words.edits)
         if self.contrast and not others:
