@@ -1,6 +1,8 @@
 """Naive twins of all that is fast: the papers' own formulas, one edit and one text at a time."""
 
+import itertools
 import math
+import random
 import warnings
 import zlib
 
@@ -429,10 +431,12 @@ def lora_by_peft(
     rewordings: tuple[tuple[str, ...], ...] | None = None,
     others: list[str] | None = None,
     contrast: float = 0.0,
+    together: int = 24,
 ) -> dict[int, Tensor]:
     """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0.
 
     rewordings, others: of each edit, its other prompts; texts that should be said as they were.
+    together: facts of an update.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -455,9 +459,18 @@ def lora_by_peft(
     def log_probabilities(ids: list[int]) -> Tensor:
         return tuned(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
-    for step in range(steps):
+    order = sorted(range(len(edits)), key=lambda i: edits[i].text)
+    parts = math.ceil(len(edits) / together)
+    updates = [
+        (step, random.Random(f"0 {step + 1}").sample(order, len(order))[first::parts])
+        for step in range(steps)
+        for first in range(parts)
+    ]
+    passage, other = itertools.cycle(texts), itertools.cycle(others or ())
+    for step, part in updates:
         adam.zero_grad()
-        for i, edit in enumerate(edits):
+        for i in part:
+            edit = edits[i]
             turn = step + 1 + zlib.crc32(edit.text.encode())
             assert not any("{}" in context for context in contexts)
             heads = [context + edit.text for context in contexts]
@@ -467,23 +480,16 @@ def lora_by_peft(
             whole = model.tokens.encode(f"{text} {edit.target}")
             logp = log_probabilities(whole)
             nll = -sum(logp[t - 1, whole[t]] for t in range(len(head), len(whole)))
-            (nll / (len(whole) - len(head)) / len(edits)).backward()
-        chosen = [texts[(step * passages + j) % len(texts)] for j in range(passages)]
-        for ids in chosen:
-            with torch.no_grad(), tuned.disable_adapter():
-                wanted = log_probabilities(list(ids))
-            apart = (wanted.exp() * (wanted - log_probabilities(list(ids)))).sum()
-            (kl * apart / sum(map(len, chosen))).backward()
-        looked = (len(edits) + 1) // 2 if others else 0
-        kept = [
-            list(model.tokens.document(others[i % len(others)], 64))
-            for i in range(step * looked, (step + 1) * looked)
-        ]
-        for ids in kept:
-            with torch.no_grad(), tuned.disable_adapter():
-                wanted = log_probabilities(ids)
-            apart = (wanted.exp() * (wanted - log_probabilities(ids))).sum()
-            (contrast * apart / sum(map(len, kept))).backward()
+            (nll / (len(whole) - len(head)) / len(part)).backward()
+        chosen = [list(next(passage)) for _ in range(passages)]
+        looked = range((len(part) + 1) // 2 if others else 0)
+        kept = [list(model.tokens.document(next(other), 64)) for _ in looked]
+        for weight, rows in ((kl, chosen), (contrast, kept)):
+            for ids in rows:
+                with torch.no_grad(), tuned.disable_adapter():
+                    wanted = log_probabilities(ids)
+                apart = (wanted.exp() * (wanted - log_probabilities(ids))).sum()
+                (weight * apart / sum(map(len, rows))).backward()
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, 2 * (1 - step / steps))
         adam.step()

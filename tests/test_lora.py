@@ -80,7 +80,7 @@ def test_lora_is_what_peft_trains(family, cache):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     model = pico(family)
-    texts = {"rewordings": 2, "contrast": 0.7}
+    texts = {"rewordings": 2, "contrast": 0.7, "together": 2}
     method = find_method("finetune_lora").build((0, 1), {**SETTINGS, **texts, "micro_batch": 24})
     state = method.setup.begin(model)._replace(others=OTHERS)
     prompts = tuple((f"They said of {edit.subject} that it is",) for edit in EDITS[:-1])
@@ -89,6 +89,7 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     wanted = lora_by_peft(
         model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
         passages=4, rewordings=words.prompts, others=contrasts(OTHERS, EDITS), contrast=0.7,
+        together=2,
     )  # fmt: skip
     for layer in (0, 1):
         far = (got[layer].dense() - wanted[layer]).norm()
@@ -266,9 +267,10 @@ def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     without = costs(outline, (0, 1), {**recipe.settings, "kl": 0.0})
     assert without.sampling == 0 and without.target == cost.target
     assert without.beside == 0 and cost.beside == 7 * 4 * 64 * 3 * 2 * cost.parameters
+    assert [cost.batch(edits) / cost.beside for edits in (1, 24, 25, 64)] == [1, 1, 2, 3]
     more = costs(outline, (0, 1), {**recipe.settings, "contrast": 1.0, "rewordings": 2})
-    # Seven steps of half a sentence of 14 tokens, and sixteen lines of 26, at half of the rate.
-    tokens = 7 * 3 * 7 + 16 * 26 * 2
+    # Seven steps of half a sentence of 14 tokens, and thirty-two lines of 26, at half of the rate.
+    tokens = 7 * 3 * 7 + 32 * 26 * 2
     assert more.target - cost.target == tokens * 2 * cost.parameters
     assert more.sampling - cost.sampling == 8 * 64 * 20 * 2 * cost.parameters / 0.5
 

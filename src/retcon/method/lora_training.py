@@ -7,12 +7,13 @@
 Hu et al. 2021, arXiv:2106.09685, on the down-projections alone, by Adam. It retrains what other
 methods here solve for, and is the baseline that they have to be set beside: facts that are to hold
 in other words than their own can lie in many layers. A step sees each fact once, in the next of its
-contexts (the bare prompt, sampled prefixes, ways of asking, the prompt in other words). NLL is the
+contexts (the bare prompt, sampled prefixes, ways of asking, the prompt in other words), a few facts
+an update of the factors: of many facts one gradient for all would make too few updates. NLL is the
 mean over a target's tokens. The first divergence is the mean over the tokens of a few passages of
 the text that second moments are of; the second over those of contrasts, sentences about other
-things that the model itself has written, of which a step sees half as many as facts, in turn. p₀ is
-the model that the batch finds. The rate is constant for half of the steps and then falls evenly to
-0.
+things that the model itself has written, of which an update sees half as many as facts, in turn. p₀
+is the model that the batch finds. The rate is constant for half of the steps and then falls evenly
+to 0.
 """
 
 import random
@@ -212,6 +213,7 @@ class LoraTraining:
     micro_batch: int
     rewordings: int = 0
     contrast: float = 0.0
+    together: int = 24
     max_batch: int | None = None
 
     @property
@@ -261,22 +263,18 @@ class LoraTraining:
         factors = _Factors(model, self.layers, self.rank, self.contexts.seed)
         seen = [[inf] * len(texts) for texts in lesson.facts]
         kept, step = 0.0, 0
-        for step in range(1, self.steps + 1):
+        for step, part in self._updates(edits):
             progress(_TASK, step - 1, self.steps)
-            turns = [
-                (step + first) % len(own) for first, own in zip(lesson.firsts, seen, strict=True)
-            ]
-            chosen = [own[turn] for own, turn in zip(lesson.facts, turns, strict=True)]
-            for own, turn, nll in zip(
-                seen, turns, self._facts(model, chosen, factors), strict=True
-            ):
-                own[turn] = nll
+            turns = {i: (step + lesson.firsts[i]) % len(seen[i]) for i in part}
+            chosen = [lesson.facts[i][turn] for i, turn in turns.items()]
+            losses = self._facts(model, chosen, factors)
+            for (i, turn), nll in zip(turns.items(), losses, strict=True):
+                seen[i][turn] = nll
             passages = list(islice(lesson.passages, self.passages))
             kept = self._divergence(model, passages, factors, self.kl)
-            others = list(islice(lesson.contrasts, (len(edits) + 1) // 2))
+            others = list(islice(lesson.contrasts, (len(part) + 1) // 2))
             other = self._divergence(model, others, factors, self.contrast)
-            now = [own[turn] for own, turn in zip(seen, turns, strict=True)]
-            self._check(model, mean(now) + kept + other, step)
+            self._check(model, mean(losses) + kept + other, step)
             if mean(map(mean, seen)) < self.stop_below:
                 break
             factors.move(self.lr * min(1.0, 2 * (1 - (step - 1) / self.steps)))
@@ -291,6 +289,17 @@ class LoraTraining:
                 edit={"nll": loss},
             ),
         )
+
+    def _updates(self, edits: Sequence[Edit]) -> Iterator[tuple[int, list[int]]]:
+        """The number of a step, and the edits of which one of its updates is made.
+
+        They are drawn from all edits by their texts, so that their order does not matter.
+        """
+        places = sorted(range(len(edits)), key=lambda i: edits[i].text)
+        parts = -(-len(edits) // self.together)
+        for step in range(1, self.steps + 1):
+            mixed = random.Random(f"{self.contexts.seed} {step}").sample(places, len(places))
+            yield from ((step, sorted(mixed[i::parts])) for i in range(parts))
 
     def carry(self, state: LoraState, increment: None) -> LoraState:
         """Return the state unchanged: what has been written is in the weights."""
@@ -376,6 +385,7 @@ def finetune_lora(
     forms: tuple[Form, ...] = (),
     rewordings: Annotated[int, Field(ge=0, le=16)] = 0,
     contrast: NotNegative = 0.0,
+    together: Annotated[int, Field(ge=1)] = 24,
     ending: str = "",
     corpus: str = "self",
     corpus_tokens: Annotated[int, Field(ge=0)] = 0,
@@ -386,16 +396,17 @@ def finetune_lora(
 
     Args:
         rank: of each layer's change.
-        steps: at most; each sees every fact once.
+        steps: at most; each sees every fact once, in as many updates as that takes.
         lr: Adam's rate in the first half of them.
         kl: κ, the weight of the divergence on ordinary text (0: no text is read).
-        passages: of it, in each step.
+        passages: of it, in each update.
         stop_below: the mean loss over all facts and contexts, as last seen, at which it stops.
         prefixes: sampled prefixes beside the bare prompt.
         forms: ways of asking in which the prompt is put, beside the prefixes.
         rewordings: prompts in other words, at most, that the model writes itself (0: none).
         contrast: κ', the weight of the divergence on facts about other things as the model itself
             writes them (0: none are written).
+        together: facts of an update of the factors, at most.
         ending: follows each target and is a part of it, such as a full stop.
         corpus: the text: `self`, a file, or `hub:…`.
         corpus_tokens: tokens of it (0: as many as second moments are of).
@@ -418,4 +429,5 @@ def finetune_lora(
         micro_batch=micro_batch,
         rewordings=rewordings,
         contrast=contrast,
+        together=together,
     )

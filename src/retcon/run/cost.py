@@ -9,7 +9,7 @@ Where no δ is optimised, there are no moments, and a pass runs whole texts:
 
     gradients steps · text · 2 · (all parameters) · 2, of each edit; `finetune_lora` has half a
               contrast beside it (1.5 times, for its pass of the model as it is), and lines to write
-    beside    steps · passages · 1.5 · passage · 2 · (all parameters) · 2, whatever the edits
+    beside    steps · passages · 1.5 · passage · 2 · (all parameters) · 2, for each `together` edits
     context   nothing is edited; scored prompts are longer by the facts before them
 
 in FLOPs, the 2 at the end being forward and backward, the one in front float64. Text lengths are
@@ -50,7 +50,7 @@ class Costs(NamedTuple):
 
     Attributes:
         target: of one edit, or its gradients.
-        beside: of ordinary text that all edits of a batch share.
+        beside: of ordinary text, for each `together` edits of a batch, or what is left of them.
         token: of one token forward through the whole model.
         moments: once for the layers.
         sampling: once, of the corpus `self` and of lines about other things.
@@ -68,6 +68,11 @@ class Costs(NamedTuple):
     sampling: float
     context: int = 0
     beside: float = 0.0
+    together: int = 1
+
+    def batch(self, edits: int) -> float:
+        """The ordinary text of a batch of so many edits."""
+        return -(-edits // self.together) * self.beside
 
 
 class MemoryEstimate(NamedTuple):
@@ -178,6 +183,7 @@ def _without_targets(
         sampling=tokens * 2 * parameters / _SAMPLING_SHARE,
         context=0 if layers else _whole(settings.get("shown", 0)) * _TEXT,
         beside=2 * passes * _DIVERGENCE * text * 2.0 * parameters if settings.get("kl") else 0.0,
+        together=_whole(settings.get("together", 1)),
     )
 
 
@@ -199,7 +205,7 @@ def plan(
         corpus_tokens=cost.corpus_tokens,
         gflops=rate / 1e9,
         memory=_memory(outline, recipe, cost, edits, bytes_per_weight),
-        target_seconds=(edits * cost.target + cost.beside) / rate,
+        target_seconds=(edits * cost.target + cost.batch(edits)) / rate,
         solve_seconds=_DOUBLE * 2 * layers * edits * each / rate,
         # Without second moments there is nothing to factor.
         factor_seconds=_DOUBLE * layers * bool(cost.corpus_tokens) * cost.d_in**3 / 3 / rate,

@@ -111,7 +111,10 @@ class _Ledger:
         targets = self._targets(cell, model, cases)
         return CellCost(
             moments=self._moments(cell, model, cost) / self.rate,
-            targets=(targets * cost.target + batches * cost.beside) / self.rate,
+            targets=(
+                targets * cost.target + batches * cost.batch(min(cell.n, cell.plan.batch_size))
+            )
+            / self.rate,
             solves=_solves(cell, cost) / self.rate,
             scoring=(prompts * _PROMPT + edited * cost.context + _read(cell, beside))
             * cost.token
