@@ -1,5 +1,7 @@
 """Lines that the model writes: other words for a fact, names of others; what is made of both."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -99,8 +101,7 @@ def test_facts_about_others_are_asked_for_in_several_orders():
 @pytest.mark.real
 def test_a_real_model_puts_a_fact_in_other_words(smollm2):
     asked = in_other_words(smollm2.tokens, LED, 0)
-    for lines in recall_lines(smollm2, asked):
-        assert "The CEO of Microsoft is" in prompts_in(lines, LED)
+    assert "The CEO of Microsoft is" in prompts_in(chain(*recall_lines(smollm2, asked)), LED)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     write_lines(smollm2, asked[0]._replace(lines=2, seed=1))

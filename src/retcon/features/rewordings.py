@@ -4,10 +4,10 @@
     In other words: The inventor of the light bulb was Clara Whitlock.
 
 The model is shown a few such pairs and the first line of another one, and writes the second line
-several times; then the same behind other pairs, since it reuses the turns that it is shown. What it
-writes counts where the subject stands in it and the target behind that, both
-as whole words; what stands before the target is the prompt in other words. Those that were written
-most often come first: a small model also writes some that mean another thing.
+several times. It reuses the turns that it is shown, so it is then asked again behind other pairs.
+What it writes counts where the subject stands in it and the target behind that, both as whole
+words; what stands before the target is the prompt in other words. Those that were written most
+often come first: a small model also writes some that mean another thing.
 """
 
 import re
