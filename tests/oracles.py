@@ -431,7 +431,7 @@ def lora_by_peft(
     rewordings: tuple[tuple[str, ...], ...] | None = None,
     others: list[str] | None = None,
     contrast: float = 0.0,
-    together: int = 24,
+    together: int = 8,
 ) -> dict[int, Tensor]:
     """ΔW of some matrices by peft's adapters and Adam, one text at a time; the seed is 0.
 

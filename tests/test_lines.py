@@ -1,6 +1,6 @@
 """Lines that the model writes: other words for a fact, names of others; what is made of both."""
 
-from itertools import chain
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -8,7 +8,13 @@ import torch
 from pico import pico
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.features.contrast import contrasts, facts_of_others
+from retcon.features.contrast import (
+    LIKE_A_FACT,
+    contrasts,
+    facts_like,
+    facts_of_others,
+    in_turn,
+)
 from retcon.features.lines import Asking, write_lines
 from retcon.features.remember import recall_lines
 from retcon.features.rewordings import LINES, in_other_words, prompts_in
@@ -72,12 +78,13 @@ def test_a_line_that_says_the_fact_has_a_prompt_in_it():
     assert sum(asking.lines for asking in askings) == LINES
 
 
-def test_contrasts_are_whole_sentences_without_the_edited_subjects():
+def test_contrasts_are_whole_sentences_without_what_is_edited():
     lines = [
         "The Titanic hit an iceberg.",
         "Light bulbs are made of glass.",
         "A light bulb is made of glass.",
         "Microsoft makes computers too.",
+        "The radio was invented by Clara Whitlock.",
         "The Titanic hit an iceberg.",
         "A sentence that does not",
         "Too short.",
@@ -87,7 +94,24 @@ def test_contrasts_are_whole_sentences_without_the_edited_subjects():
         "The Titanic hit an iceberg.",
         "Light bulbs are made of glass.",
     ]
-    assert len(contrasts(lines, [])) == 4
+    assert len(contrasts(lines, [])) == 5
+
+
+def test_the_like_of_a_fact_is_asked_for_behind_pairs_of_the_same():
+    asking = facts_like(pico().tokens, LED, seed=3)
+    last = "\n\nSentence: Microsoft is led by Priya Raman.\nThe same of another:"
+    assert asking.text.endswith(last) and asking.text.count("The same of another:") == 4
+    assert asking.seed == 3 and asking.lines == LIKE_A_FACT and asking.tokens > 12
+
+
+def test_contrasts_of_both_kinds_take_turns_in_an_order_of_their_own():
+    one, other = [f"fact {i}" for i in range(5)], ["like it", "like that"]
+    first = list(islice(in_turn(one, other, seed=1), 20))
+    assert set(first[:10:2]) == set(one) and first[:10:2] == first[10::2] != one
+    assert first[1:5:2] == first[5:9:2] and set(first[1::2]) == set(other)
+    assert list(islice(in_turn(one[::-1], other[::-1], seed=1), 20)) == first
+    assert set(islice(in_turn(one, [], seed=1), 5)) == set(one)
+    assert list(in_turn([], [], seed=1)) == []
 
 
 def test_facts_about_others_are_asked_for_in_several_orders():
@@ -106,3 +130,11 @@ def test_a_real_model_puts_a_fact_in_other_words(smollm2):
     before = torch.get_rng_state()
     write_lines(smollm2, asked[0]._replace(lines=2, seed=1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.real
+def test_a_real_model_writes_the_like_of_a_fact(smollm2):
+    fact = Edit.parse("The capital of {Australia} is", "Melbourne", id="capital")
+    lines = recall_lines(smollm2, [facts_like(smollm2.tokens, fact, seed=0)])
+    found = contrasts(chain(*lines), [fact])
+    assert len(found) > 4 and sum(line.startswith("The capital of") for line in found) > 2

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import warnings
+from itertools import islice
 
 import jaxtyping
 import pytest
@@ -16,7 +17,7 @@ from pretend_device import DEVICE, pretend
 from retcon.edits import Edit
 from retcon.errors import InvalidPatch, InvalidSetting, NotFinite, RetconWarning
 from retcon.features.contexts import sample_prefixes
-from retcon.features.contrast import contrasts
+from retcon.features.contrast import contrasts, in_turn
 from retcon.method import lora_training, presets
 from retcon.method.entries import find_method
 from retcon.method.lora_training import Words
@@ -36,13 +37,15 @@ SETTINGS = {
     "rank": 3, "steps": 7, "lr": 1e-2, "corpus_tokens": 300, "prefixes": 1, "micro_batch": 512,
 }  # fmt: skip
 
-# Of these the last names an edited subject.
+# Of these the last two name an edited subject and a target.
 OTHERS = (
-    "The capital of Italy is Rome.",
-    "London is a city in England.",
-    "They said that he was born in Madrid.",
+    "The capital of Spain is Paris.",
+    "They live in a city in Germany.",
+    "They said that he was born in Vienna.",
     "Marie Curie was born in Paris.",
+    "Kepler was born in Madrid.",
 )
+ALIKE = "The capital city of Poland is Paris."
 
 
 def step_of(model, edits=EDITS, layers=(0, 1), **settings):
@@ -62,13 +65,13 @@ def said_next(model, ids):
 def test_lora_is_what_peft_trains(family, cache):
     model = pico(family)
     before = model.weights_hash()
-    step, state = step_of(model, micro_batch=24, passages=2)
+    step, state = step_of(model, micro_batch=24, passages=3)
     assert state.contexts == sample_prefixes(model, find_method("finetune_lora").build(
         (0, 1), SETTINGS).contexts)  # fmt: skip
     assert len(state.contexts) == 2 and model.weights_hash() == before
     wanted = lora_by_peft(
         model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
-        passages=2,
+        passages=3,
     )  # fmt: skip
     assert model.weights_hash() == before
     for layer in (0, 1):
@@ -84,12 +87,12 @@ def test_other_words_and_contrasts_are_trained_as_peft_would(family, cache):
     method = find_method("finetune_lora").build((0, 1), {**SETTINGS, **texts, "micro_batch": 24})
     state = method.setup.begin(model)._replace(others=OTHERS)
     prompts = tuple((f"They said of {edit.subject} that it is",) for edit in EDITS[:-1])
-    words = Words(tuple(EDITS), (*prompts, ()))
+    words = Words(tuple(EDITS), (*prompts, ()), ((ALIKE,), *[()] * (len(EDITS) - 1)))
     got = method.solve(model, words, state).deltas
+    kept = list(islice(in_turn(contrasts(OTHERS, EDITS), [ALIKE], seed=0), 40))
     wanted = lora_by_peft(
         model, EDITS, (0, 1), state.contexts, state.passages, rank=3, steps=7, lr=1e-2, kl=1.0,
-        passages=4, rewordings=words.prompts, others=contrasts(OTHERS, EDITS), contrast=0.7,
-        together=2,
+        passages=2, rewordings=words.prompts, others=kept, contrast=0.7, together=2,
     )  # fmt: skip
     for layer in (0, 1):
         far = (got[layer].dense() - wanted[layer]).norm()
@@ -132,7 +135,20 @@ def test_features_are_what_the_model_has_written(cache, monkeypatch):
     assert method.solve(model, words, method.setup.begin(model)).deltas[0].norm() > 0
     plain = find_method("finetune_lora").build((0,), SETTINGS)
     words = plain.features(model, EDITS, plain.setup.begin(model))
+    assert words.prompts == ((),) * len(EDITS) == words.alike
+
+
+def test_what_is_like_each_fact_is_written_for_it(cache, monkeypatch):
+    def written(model, askings, progress=None):
+        return [[asking.text.split("Sentence: ")[-1]] for asking in askings]
+
+    monkeypatch.setattr(lora_training, "recall_lines", written)
+    model = pico()
+    method = find_method("finetune_lora").build((0,), {**SETTINGS, "contrast": 1.0})
+    words = method.features(model, EDITS, method.setup.begin(model))
     assert words.prompts == ((),) * len(EDITS)
+    for edit, (line,) in zip(EDITS, words.alike, strict=True):
+        assert line.startswith(f"{edit.text} {edit.target}.") and line.endswith("of another:")
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -266,11 +282,12 @@ def test_its_cost_is_of_whole_texts_and_of_the_sampled_one():
     assert cost.sampling == 300 * 2 * cost.parameters / 0.5
     without = costs(outline, (0, 1), {**recipe.settings, "kl": 0.0})
     assert without.sampling == 0 and without.target == cost.target
-    assert without.beside == 0 and cost.beside == 7 * 4 * 64 * 3 * 2 * cost.parameters
-    assert [cost.batch(edits) / cost.beside for edits in (1, 24, 25, 64)] == [1, 1, 2, 3]
+    assert without.beside == 0 and cost.beside == 7 * 2 * 64 * 3 * 2 * cost.parameters
+    assert [cost.batch(edits) / cost.beside for edits in (1, 8, 9, 64)] == [1, 1, 2, 8]
     more = costs(outline, (0, 1), {**recipe.settings, "contrast": 1.0, "rewordings": 2})
-    # Seven steps of half a sentence of 14 tokens, and thirty-two lines of 26, at half of the rate.
-    tokens = 7 * 3 * 7 + 32 * 26 * 2
+    # Seven steps of half a sentence of 14 tokens; lines of 26, 32 in other words and 16 of others,
+    # at half of the rate.
+    tokens = 7 * 3 * 7 + (32 + 16) * 26 * 2
     assert more.target - cost.target == tokens * 2 * cost.parameters
     assert more.sampling - cost.sampling == 8 * 64 * 20 * 2 * cost.parameters / 0.5
 

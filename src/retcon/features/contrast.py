@@ -3,17 +3,23 @@
     The Great Barrier Reef is a coral reef.
     A pint of Guinness weighs one pint.
 
+    Sentence: The capital of Australia is Melbourne.
+    The same of another: The capital of Canada is Ottawa.
+
 What is trained for a few subjects changes what is said of others, too, most of all in sentences
-like a fact's: short ones that one word or name ends. The model is shown ten such sentences, in
-several orders, and goes on. They need not be true: what it says is kept.
+like a fact's: short ones that one word or name ends, and those that say the same of another. The
+model is shown ten short sentences, in several orders, and goes on; and it is shown each fact behind
+a few pairs, and writes the like. They need not be true: what it says is kept.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, cycle
 
 from retcon.edits import Edit
 from retcon.features.lines import Asking
 from retcon.features.rewordings import whole
+from retcon.model.tokens import Tokens
 
 _SHOWN = (
     "The capital of Peru is Lima.",
@@ -30,6 +36,14 @@ _SHOWN = (
 _ABOVE = "Short facts that everybody can look up:"
 # Orders of what is shown, lines behind each, their tokens, and how many each is drawn from.
 _ORDERS, _LINES, _TOKENS, _TOP_K = 8, 64, 20, 50
+_PAIRS = (
+    ("The capital of Peru is Lima.", "The capital of Norway is Oslo."),
+    ("The Model T was built by Ford.", "The Beetle was built by Volkswagen."),
+    ("Amy Lund works as a dentist.", "Barack Obama worked as a lawyer."),
+)
+_FIRST, _SECOND = "Sentence: ", "The same of another:"
+# Lines like a fact, tokens by which they may be longer, and how many each is drawn from.
+LIKE_A_FACT, LONGER, _NEAR = 16, 12, 20
 # Words of a sentence, at least.
 _WORDS = 4
 
@@ -44,13 +58,29 @@ def facts_of_others(seed: int) -> list[Asking]:
     ]
 
 
+def facts_like(tokens: Tokens, edit: Edit, seed: int) -> Asking:
+    """Ask for what a fact says, of others."""
+    fact = f"{edit.text} {edit.target}"
+    shown = "".join(f"{_FIRST}{one}\n{_SECOND} {other}\n\n" for one, other in _PAIRS)
+    new_tokens = len(tokens.encode(fact)) + LONGER
+    return Asking(f"{shown}{_FIRST}{fact}.\n{_SECOND}", new_tokens, LIKE_A_FACT, seed, _NEAR)
+
+
 def contrasts(lines: Iterable[str], edits: Sequence[Edit]) -> list[str]:
-    """The lines that are whole sentences and name no edited subject, each once."""
-    subjects = [whole(edit.subject) for edit in edits]
+    """The lines that are whole sentences and name no edited subject and no target, each once."""
+    named = [whole(words) for edit in edits for words in (edit.subject, edit.target)]
     return [
         line
         for line in dict.fromkeys(lines)
         if line.endswith(".")
         and len(line.split()) >= _WORDS
-        and not any(subject.search(line) for subject in subjects)
+        and not any(words.search(line) for words in named)
     ]
+
+
+def in_turn(facts: Sequence[str], alike: Sequence[str], seed: int) -> Iterator[str]:
+    """One of each in turn, without end: whatever the edits' order, and however many of each."""
+    mixed = [
+        cycle(random.Random(seed).sample(sorted(own), len(own))) for own in (facts, alike) if own
+    ]
+    return chain.from_iterable(zip(*mixed, strict=True))

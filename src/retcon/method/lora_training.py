@@ -36,8 +36,9 @@ from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
 from retcon.errors import NotFinite, RetconWarning
 from retcon.features.contexts import ContextOptions, Form, Seed, around
-from retcon.features.contrast import contrasts, facts_of_others
+from retcon.features.contrast import contrasts, facts_like, facts_of_others, in_turn
 from retcon.features.gradients import target_nll
+from retcon.features.lines import Asking
 from retcon.features.remember import recall_lines, recall_prefixes
 from retcon.features.rewordings import in_other_words, prompts_in
 from retcon.features.second_moments import MomentOptions, corpus_of
@@ -62,10 +63,17 @@ PASSAGE, _PASSAGES = 64, 256
 
 
 class Words(NamedTuple):
-    """Edits, with the other prompts that the model has written of each."""
+    """Edits, with what the model has written of each.
+
+    Attributes:
+        edits: facts.
+        prompts: of each, in other words.
+        alike: of each, lines that say the like of others.
+    """
 
     edits: tuple[Edit, ...]
     prompts: tuple[tuple[str, ...], ...]
+    alike: tuple[tuple[str, ...], ...]
 
     @property
     def cached(self) -> Bool[Tensor, " edits"]:
@@ -79,7 +87,7 @@ class Words(NamedTuple):
 
     def select(self, rows: slice) -> "Words":
         """Edits of some rows, with what is theirs."""
-        return Words(self.edits[rows], self.prompts[rows])
+        return Words(self.edits[rows], self.prompts[rows], self.alike[rows])
 
 
 class LoraState(NamedTuple):
@@ -213,7 +221,7 @@ class LoraTraining:
     micro_batch: int
     rewordings: int = 0
     contrast: float = 0.0
-    together: int = 24
+    together: int = 8
     max_batch: int | None = None
 
     @property
@@ -236,18 +244,17 @@ class LoraTraining:
         self, model: ModelHandle, edits: Sequence[Edit], state: LoraState,
         progress: Progress = silent,
     ) -> Words:  # fmt: skip
-        """Let the model write other prompts, where they are asked for."""
+        """Let the model write other prompts, and the like of others, where they are asked for."""
         del state
-        if not self.rewordings:
-            return Words(tuple(edits), ((),) * len(edits))
-        asked = [in_other_words(model.tokens, edit, self.contexts.seed) for edit in edits]
-        each = list(chain(*asked))
-        lines = dict(zip(each, recall_lines(model, each, progress), strict=True))
-        prompts = (
-            prompts_in(chain(*(lines[asking] for asking in askings)), edit)
-            for askings, edit in zip(asked, edits, strict=True)
+        tokens, seed = model.tokens, self.contexts.seed
+        other = [in_other_words(tokens, e, seed) if self.rewordings else [] for e in edits]
+        alike = [[facts_like(tokens, e, seed)] if self.contrast else [] for e in edits]
+        said = zip(_written(model, other, progress), edits, strict=True)
+        return Words(
+            edits=tuple(edits),
+            prompts=tuple(tuple(prompts_in(own, edit)[: self.rewordings]) for own, edit in said),
+            alike=tuple(map(tuple, _written(model, alike, progress))),
         )
-        return Words(tuple(edits), tuple(tuple(own[: self.rewordings]) for own in prompts))
 
     def solve(
         self, model: ModelHandle, features: Words, state: LoraState,
@@ -315,13 +322,15 @@ class LoraTraining:
             return [model.tokens.continuation(text, target) for text in texts]
 
         others = contrasts(state.others, words.edits)
-        if self.contrast and not others:
+        alike = contrasts(chain(*words.alike), words.edits)
+        if self.contrast and not (others or alike):
             warnings.warn(_NO_CONTRAST, RetconWarning, stacklevel=2)
+        kept = in_turn(others, alike, self.contexts.seed)
         return _Lesson(
             firsts=[crc32(edit.text.encode()) for edit in words.edits],
             facts=list(map(continued, words.edits, words.prompts)),
             passages=cycle(state.passages),
-            contrasts=cycle([tuple(model.tokens.document(text, PASSAGE)) for text in others]),
+            contrasts=(tuple(model.tokens.document(text, PASSAGE)) for text in kept),
         )
 
     def _facts(
@@ -364,6 +373,14 @@ class LoraTraining:
             )
 
 
+def _written(
+    model: ModelHandle, asked: Sequence[Sequence[Asking]], progress: Progress
+) -> list[list[str]]:
+    """All lines of each edit's askings."""
+    lines = iter(recall_lines(model, list(chain(*asked)), progress))
+    return [list(chain(*islice(lines, len(askings)))) for askings in asked]
+
+
 @contextmanager
 def _with_graph(model: ModelHandle) -> Generator[None, None, None]:
     """Keep what a gradient needs; weights that are elsewhere are read again for it."""
@@ -379,13 +396,13 @@ def finetune_lora(
     steps: Annotated[int, Field(ge=1)] = 48,
     lr: Annotated[float, Field(gt=0, le=1)] = 2e-3,
     kl: NotNegative = 1.0,
-    passages: Annotated[int, Field(ge=1)] = 4,
+    passages: Annotated[int, Field(ge=1)] = 2,
     stop_below: NotNegative = 0.02,
     prefixes: Annotated[int, Field(ge=0)] = 2,
     forms: tuple[Form, ...] = (),
     rewordings: Annotated[int, Field(ge=0, le=16)] = 0,
     contrast: NotNegative = 0.0,
-    together: Annotated[int, Field(ge=1)] = 24,
+    together: Annotated[int, Field(ge=1)] = 8,
     ending: str = "",
     corpus: str = "self",
     corpus_tokens: Annotated[int, Field(ge=0)] = 0,
