@@ -8,14 +8,8 @@ import torch
 from pico import pico
 from retcon.algebra.delta import LowRankDelta
 from retcon.edits import Edit
-from retcon.features.contrast import (
-    LIKE_A_FACT,
-    contrasts,
-    facts_like,
-    facts_of_others,
-    in_turn,
-)
-from retcon.features.lines import Asking, write_lines
+from retcon.features.contrast import contrasts, facts_like, facts_of_others, in_turn
+from retcon.features.lines import BEHIND_PAIRS, Asking, write_lines
 from retcon.features.remember import recall_lines
 from retcon.features.rewordings import LINES, in_other_words, prompts_in
 
@@ -101,7 +95,7 @@ def test_the_like_of_a_fact_is_asked_for_behind_pairs_of_the_same():
     asking = facts_like(pico().tokens, LED, seed=3)
     last = "\n\nSentence: Microsoft is led by Priya Raman.\nThe same of another:"
     assert asking.text.endswith(last) and asking.text.count("The same of another:") == 4
-    assert asking.seed == 3 and asking.lines == LIKE_A_FACT and asking.tokens > 12
+    assert asking.seed == 3 and asking.lines == BEHIND_PAIRS and asking.tokens > 12
 
 
 def test_contrasts_of_both_kinds_take_turns_in_an_order_of_their_own():

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, cycle
 
 from retcon.edits import Edit
-from retcon.features.lines import Asking
+from retcon.features.lines import Asking, behind_pairs
 from retcon.features.rewordings import whole
 from retcon.model.tokens import Tokens
 
@@ -41,9 +41,7 @@ _PAIRS = (
     ("The Model T was built by Ford.", "The Beetle was built by Volkswagen."),
     ("Amy Lund works as a dentist.", "Barack Obama worked as a lawyer."),
 )
-_FIRST, _SECOND = "Sentence: ", "The same of another:"
-# Lines like a fact, tokens by which they may be longer, and how many each is drawn from.
-LIKE_A_FACT, LONGER, _NEAR = 16, 12, 20
+_SECOND = "The same of another:"
 # Words of a sentence, at least.
 _WORDS = 4
 
@@ -60,10 +58,7 @@ def facts_of_others(seed: int) -> list[Asking]:
 
 def facts_like(tokens: Tokens, edit: Edit, seed: int) -> Asking:
     """Ask for what a fact says, of others."""
-    fact = f"{edit.text} {edit.target}"
-    shown = "".join(f"{_FIRST}{one}\n{_SECOND} {other}\n\n" for one, other in _PAIRS)
-    new_tokens = len(tokens.encode(fact)) + LONGER
-    return Asking(f"{shown}{_FIRST}{fact}.\n{_SECOND}", new_tokens, LIKE_A_FACT, seed, _NEAR)
+    return behind_pairs(tokens, edit, _PAIRS, _SECOND, seed)
 
 
 def contrasts(lines: Iterable[str], edits: Sequence[Edit]) -> list[str]:
@@ -79,7 +74,7 @@ def contrasts(lines: Iterable[str], edits: Sequence[Edit]) -> list[str]:
 
 
 def in_turn(facts: Sequence[str], alike: Sequence[str], seed: int) -> Iterator[str]:
-    """One of each in turn, without end: whatever the edits' order, and however many of each."""
+    """One text of either kind in turn, without end, in an order that the edits' has no part in."""
     mixed = [
         cycle(random.Random(seed).sample(sorted(own), len(own))) for own in (facts, alike) if own
     ]

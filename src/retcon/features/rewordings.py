@@ -12,10 +12,10 @@ often come first: a small model also writes some that mean another thing.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from retcon.edits import Edit
-from retcon.features.lines import Asking
+from retcon.features.lines import BEHIND_PAIRS, Asking, behind_pairs
 from retcon.model.tokens import Tokens
 
 _SHOWN = (
@@ -40,26 +40,14 @@ _SHOWN = (
         ("The Titanic sank in April 1912.", "The Titanic went down in April 1912."),
     ),
 )
-_FIRST, _SECOND = "Sentence: ", "In other words:"
-# Lines behind some pairs, tokens by which they may be longer than the fact, and how many each is
-# drawn from.
-_LINES, LONGER, _TOP_K = 16, 12, 20
+_SECOND = "In other words:"
 # Lines of a fact.
-LINES = _LINES * len(_SHOWN)
+LINES = BEHIND_PAIRS * len(_SHOWN)
 
 
 def in_other_words(tokens: Tokens, edit: Edit, seed: int) -> list[Asking]:
     """Ask for a fact in other words, behind some pairs, then behind others."""
-    fact = f"{edit.text} {edit.target}"
-    new_tokens = len(tokens.encode(fact)) + LONGER
-    return [
-        Asking(f"{_told(pairs)}{_FIRST}{fact}.\n{_SECOND}", new_tokens, _LINES, seed, _TOP_K)
-        for pairs in _SHOWN
-    ]
-
-
-def _told(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"{_FIRST}{fact}\n{_SECOND} {other}\n\n" for fact, other in pairs)
+    return [behind_pairs(tokens, edit, pairs, _SECOND, seed) for pairs in _SHOWN]
 
 
 def prompts_in(lines: Iterable[str], edit: Edit) -> list[str]:

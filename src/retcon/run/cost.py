@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from retcon.features import contrast, rewordings
 from retcon.features.contexts import ContextOptions
+from retcon.features.contrast import facts_of_others
+from retcon.features.lines import BEHIND_PAIRS, LONGER
+from retcon.features.rewordings import LINES
 from retcon.features.second_moments import MomentOptions
 from retcon.features.targets import default_micro_batch, kept_numbers
 from retcon.method.lora_training import PASSAGE
@@ -168,7 +170,7 @@ def _without_targets(
         MomentOptions(corpus_tokens=_whole(settings["corpus_tokens"])).tokens(d_in) if own else 0
     )
     if settings.get("contrast"):
-        tokens += sum(asking.lines * asking.tokens for asking in contrast.facts_of_others(seed=0))
+        tokens += sum(asking.lines * asking.tokens for asking in facts_of_others(seed=0))
     text = _whole(settings.get("passages", 0)) * PASSAGE
     return Costs(
         parameters=parameters,
@@ -188,13 +190,13 @@ def _without_targets(
 
 def _gradient_tokens(settings: Mapping[str, object], passes: int) -> float:
     """Tokens of an edit, forward and backward, and of the lines that are written for it."""
-    trained, written = float(_TEXT), 0
+    trained, lines = float(_TEXT), 0
     if settings.get("contrast"):
         trained += _DIVERGENCE * _TEXT / 2
-        written += contrast.LIKE_A_FACT * (_TEXT + contrast.LONGER)
+        lines += BEHIND_PAIRS
     if settings.get("rewordings"):
-        written += rewordings.LINES * (_TEXT + rewordings.LONGER)
-    return 2 * passes * trained + written / _SAMPLING_SHARE
+        lines += LINES
+    return 2 * passes * trained + lines * (_TEXT + LONGER) / _SAMPLING_SHARE
 
 
 def plan(
